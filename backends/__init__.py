@@ -1,0 +1,42 @@
+"""The backend contract: how to teach concurrent_prompts.py another HTTP client.
+
+A live backend is one function, an async context manager factory:
+
+    @asynccontextmanager
+    async def connect(base_url, headers, concurrency):
+        ...                     # open a session, a pool, a client
+        yield post              # the run happens here
+        ...                     # close it
+
+    async def post(path, body) -> (status, headers, body)
+
+`connect` is given
+    base_url     str, without a trailing slash: "https://api.openai.com/v1"
+    headers      dict of str to str, to send with every request: Content-Type, Authorization, ...
+    concurrency  int, the most calls that will ever be in flight; a pool must not be smaller
+
+`post` is given the path below the base URL ("/chat/completions", maybe with a "?query") and the
+body, JSON as bytes; it returns the status as an int, a mapping whose get() finds a header by its
+lower-case name, and the body as bytes, content and transfer encodings undone.
+
+The rules:
+  * Every HTTP status is returned as a value, redirects too: none is followed, none is an exception.
+  * Whatever goes wrong below HTTP (refused, reset, cut short, not HTTP at all, a certificate that is
+    not verified, a limit on size exceeded) is raised as the built-in ConnectionError, or TimeoutError,
+    from the library's own exception; the message is one line that says what happened.
+  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. The one
+    exception: a kept-alive connection that the server had closed before it answered is
+    replaced and the request sent again at once, because that is a matter of connections.
+  * `post` may be cancelled at any await; a connection with half an answer on it is never used again.
+  * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
+  * One `connect` serves one event loop. It needs nothing from the core.
+
+`-b NAME` loads `connect` from backends/NAME.py (dashes become underscores), `-b package.module:name`
+from anywhere else: a third party's backend is used exactly as the built-in ones are.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]
+Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]]

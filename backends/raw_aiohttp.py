@@ -1,0 +1,32 @@
+"""The raw-aiohttp backend: one aiohttp session, a pool as large as the run needs. Needs: pip install aiohttp."""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from . import Post
+
+
+@asynccontextmanager
+async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
+    """Open a session; see the contract in the package's docstring."""
+    connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context())
+    async with aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=True,  # the proxy variables
+        middlewares=(),
+    ) as session:
+
+        async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+            try:
+                async with session.post(base_url + path, data=body, allow_redirects=False) as reply:
+                    return reply.status, reply.headers, await reply.read()
+            except aiohttp.ClientError as failure:
+                raise ConnectionError(f"{type(failure).__name__}: {failure}") from failure
+
+        yield post

@@ -1,0 +1,945 @@
+"""Stand-in for an OpenAI-compatible API: made-up answers over real HTTP/1.1, limits and faults to order.
+
+Usage: python -m backends.stand_in [options]
+
+Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings, GET /v1/models, and
+GET /v1/stand_in/stats: what the server saw of the others, as JSON. Answers say that they are made up; their
+text, usage and finish_reason follow from the request body alone. A token is taken to be four characters.
+
+Where it listens:
+  --host ADDRESS         default 127.0.0.1
+  --port N               default 8000; 0 is any free one
+  --tls FILE             serve https with the certificate and key in this PEM file
+  --exit-on-eof          stop when standard input ends, as it does when the parent process dies
+How fast it is:
+  --latency SECONDS      median time to an answer, default 0
+  --sigma S              shape of the lognormal latency, default 0: always the median
+  --knee N               work on N requests at a time and queue the others; latency starts with the work
+Whom it turns away:
+  --rpm N, --tpm N       requests, tokens per minute, refilled continuously. In tokens a request costs its
+                         prompt plus its maximum output (if it sets none, the real one) times n
+  --burst SHARE          what can be saved up, as a share of a minute's worth, default 0.1; a request that
+                         is larger (up to the limit) passes when nothing has been used, and leaves a debt
+  --no-limit-headers     no x-ratelimit-*, no retry-after, no numbers in the message
+  --count-rejected       rejected requests use up the limits too
+  --max-in-flight N      beyond N at once, answer --reject-status
+  --reject-status N      429 (default) or 503
+  --quota N              after N requests that get an answer, 429 insufficient_quota for ever
+  --require-key KEY      without "Authorization: Bearer KEY", 401
+  --models A,B           any other model is 404
+What goes wrong:
+  --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
+                         reset, truncated, hang, null-choices, error-200, malformed, empty-html (the last four
+                         with status 200)
+  --seed N               default 0. The fault and the latency of a request follow from the seed, its JSON and
+                         how often the same was let in before, so every client meets the same fate
+  --close-every N        close each connection after its N-th answer, unannounced
+  --chunked, --gzip      encode the answers so, asked or not
+
+Prints its base URL when it is ready; SIGINT, SIGTERM or the end of input stop it, with the counts on stderr.
+In Python: ``async with serve(latency=0.1, fault={"500": 0.05}) as server:`` has server.url and server.stats.
+It does not stream, call tools, or check parameters that it does not use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import gzip
+import json
+import math
+import os
+import random
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from hashlib import blake2b
+from http import HTTPStatus
+from itertools import count
+from statistics import NormalDist
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+__all__ = ["FAULTS", "Options", "Server", "Stats", "main", "serve"]
+
+HEAD_LIMIT = 64 * 1024
+BODY_LIMIT = 32 * 1024 * 1024
+WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
+LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
+FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
+          "null-choices", "error-200", "malformed", "empty-html")
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+SERIAL = (f"{random.SystemRandom().getrandbits(48):012x}{number:012x}" for number in count(1))
+encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+# --- Options ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags, by the same names; the parser is made from these fields, the manual above describes them."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: str | None = None
+    latency: float = 0.0
+    sigma: float = 0.0
+    knee: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    burst: float = 0.1
+    no_limit_headers: bool = False
+    count_rejected: bool = False
+    max_in_flight: int | None = None
+    reject_status: int = 429
+    quota: int | None = None
+    require_key: str | None = None
+    models: tuple[str, ...] = ()
+    fault: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    close_every: int | None = None
+    chunked: bool = False
+    gzip: bool = False
+
+    def __post_init__(self) -> None:
+        lowest = {"port": 0, "latency": 0, "sigma": 0, "burst": 0, "quota": 0,
+                  "knee": 1, "rpm": 1, "tpm": 1, "max_in_flight": 1, "close_every": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
+        if self.reject_status not in (429, 503):
+            raise ValueError(f"--reject-status must be 429 or 503, not {self.reject_status}")
+        if unknown := sorted(self.fault.keys() - set(FAULTS)):
+            raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join(FAULTS)}")
+        if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
+            raise ValueError("--fault takes shares of 0 to 1 that sum up to 1 at most")
+
+
+# --- Requests and answers -----------------------------------------------------------------------------------
+
+Prompts = list[tuple[str, str]]  # for each, the text that an answer quotes and the text that it answers
+
+
+class Reply(NamedTuple):
+    """A response, before its encodings and the headers that all have."""
+
+    status: int
+    body: str
+    headers: str = ""
+    content_type: str = "application/json"
+
+
+def error(status: int, message: str, kind: str = "invalid_request_error", *,
+          param: str | None = None, code: str | int | None = None, headers: str = "") -> Reply:
+    """Put an error into OpenAI's form."""
+    detail = {"message": message, "type": kind, "param": param, "code": code}
+    return Reply(status, encode_json({"error": detail}), headers)
+
+
+class Refusal(Exception):
+    """Raised wherever a request is found wanting; takes the arguments of error()."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args)
+        self.reply = error(*args, **more)
+
+
+class Ask:
+    """What a request body asks for, checked as far as this server uses it."""
+
+    def __init__(self, path: str, raw: bytes) -> None:
+        try:
+            self.body = json.loads(raw)
+        except (ValueError, RecursionError):
+            self.body = None
+        if not isinstance(self.body, dict):
+            raise Refusal(400, "We could not parse the JSON body of your request: it must be a JSON object.")
+        subject, read_prompts, self.answer = ENDPOINTS[path]
+        for name in ("model", subject):
+            if self.body.get(name) in (None, "", []):
+                code = "missing_required_parameter"
+                raise Refusal(400, f"Missing required parameter: '{name}'.", param=name, code=code)
+        self.model = self.body["model"]
+        if not isinstance(self.model, str):
+            raise invalid("model", "a string")
+        if self.body.get("stream"):
+            raise invalid("stream", "false: the stand-in server does not stream")
+        caps = [self.number(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
+        self.cap = next(filter(None, caps), None)
+        self.prompts: Prompts = read_prompts(self.body)
+        self.prompt_tokens = sum(estimate(whole) for _, whole in self.prompts)
+        self.texts = [] if self.answer is embeddings else self.invent_texts(self.number("n", 128) or 1)
+
+    def number(self, name: str, most: int = 10**9) -> int | None:
+        value = self.body.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise invalid(name, f"an integer from 1 to {most}")
+        return value
+
+    def invent_texts(self, n: int) -> list[tuple[str, str]]:
+        """Return n texts for each prompt, every one with its finish reason."""
+        texts = [invent(*prompt, f", choice {k + 1} of {n}" if n > 1 else "") for prompt in self.prompts for k in range(n)]
+        if self.cap is None:
+            return [(text, "stop") for text in texts]
+        return [(text[: 4 * self.cap], "stop" if estimate(text) <= self.cap else "length") for text in texts]
+
+    def cost(self) -> int:
+        """Return the tokens as a rate limiter counts them: what may come out, not what does."""
+        return self.prompt_tokens + sum(self.cap or estimate(text) for text, _ in self.texts)
+
+
+def invalid(param: str, wanted: str) -> Refusal:
+    return Refusal(400, f"Invalid value for '{param}': expected {wanted}.", param=param, code="invalid_value")
+
+
+def estimate(text: str) -> int:
+    """Guess how many tokens a text has."""
+    return (len(text) + 3) // 4 or 1
+
+
+def checksum(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def invent(shown: str, whole: str, suffix: str) -> str:
+    """Write an answer that no one mistakes for a real one, nor for the answer to another prompt."""
+    words = shown.split()
+    return (f"[made up by the stand-in server] {len(words)} word{'s'[: len(words) != 1]}, "
+            f'beginning "{" ".join(words[:6])[:60]}" (checksum {checksum(whole):08x}){suffix}')
+
+
+def conversation(items: Any, name: str, preface: str = "") -> Prompts:
+    """Read a list of messages as one prompt, which quotes the last of the user's."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise invalid(name, "an array of objects")
+    texts = [content_text(item.get("content")) for item in items]
+    asked = [text for text, item in zip(texts, items, strict=True) if item.get("role") == "user"]
+    return [((asked or texts)[-1], "\n".join([preface, *texts] if preface else texts))]
+
+
+def content_text(content: Any) -> str:
+    """Return the text of a message, whose content is a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return " ".join(part for part in parts if isinstance(part, str))
+
+
+def responses_input(body: dict[str, Any]) -> Prompts:
+    given = body["input"]
+    items = [{"content": given}] if isinstance(given, str) else given
+    return conversation(items, "input", content_text(body.get("instructions")))
+
+
+def several(value: Any, name: str) -> Prompts:
+    """Read a string, an array of token numbers, or an array of either: one prompt each."""
+    items = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
+    texts = [" ".join(map(str, item)) if isinstance(item, list) else item for item in items]
+    if len(texts) > 2048 or not all(isinstance(text, str) for text in texts):
+        raise invalid(name, "a string or an array of at most 2048 strings")
+    return [(text, text) for text in texts]
+
+
+def chat(ask: Ask) -> dict[str, Any]:
+    return completion(ask, "chatcmpl", "chat.completion", [
+        {"index": index, "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
+         "logprobs": None, "finish_reason": reason} for index, (text, reason) in enumerate(ask.texts)])
+
+
+def legacy(ask: Ask) -> dict[str, Any]:
+    return completion(ask, "cmpl", "text_completion", [
+        {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+        for index, (text, reason) in enumerate(ask.texts)])
+
+
+def completion(ask: Ask, prefix: str, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    output = sum(estimate(text) for text, _ in ask.texts)
+    details = {"reasoning_tokens": 0, "audio_tokens": 0,
+               "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
+    usage = {"prompt_tokens": ask.prompt_tokens, "completion_tokens": output,
+             "total_tokens": ask.prompt_tokens + output, "completion_tokens_details": details,
+             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0}}
+    return {"id": f"{prefix}-{next(SERIAL)}", "object": kind, "created": int(time.time()), "model": ask.model,
+            "choices": choices, "usage": usage, "service_tier": "default", "system_fingerprint": "fp_stand_in"}
+
+
+def response(ask: Ask) -> dict[str, Any]:
+    text, reason = ask.texts[0]
+    output, now, whole = estimate(text), int(time.time()), reason == "stop"
+    status = "completed" if whole else "incomplete"
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    message = {"type": "message", "id": f"msg_{next(SERIAL)}", "status": status, "role": "assistant", "content": [part]}
+    usage = {"input_tokens": ask.prompt_tokens, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+             "output_tokens": output, "output_tokens_details": {"reasoning_tokens": 0},
+             "total_tokens": ask.prompt_tokens + output}
+    return {"id": f"resp_{next(SERIAL)}", "object": "response", "created_at": now, "status": status,
+            "completed_at": now if whole else None, "background": False, "error": None,
+            "incomplete_details": None if whole else {"reason": "max_output_tokens"},
+            "instructions": ask.body.get("instructions"), "max_output_tokens": ask.cap, "metadata": {},
+            "model": ask.model, "output": [message], "parallel_tool_calls": True, "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None}, "service_tier": "default", "store": True,
+            "temperature": 1.0, "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [],
+            "top_p": 1.0, "truncation": "disabled", "usage": usage, "user": None}
+
+
+def embeddings(ask: Ask) -> dict[str, Any]:
+    size, packed = ask.number("dimensions", 4096) or 8, ask.body.get("encoding_format") == "base64"
+    data = [{"object": "embedding", "index": index, "embedding": vector(text, size, packed)}
+            for index, (text, _) in enumerate(ask.prompts)]
+    usage = {"prompt_tokens": ask.prompt_tokens, "total_tokens": ask.prompt_tokens}
+    return {"object": "list", "data": data, "model": ask.model, "usage": usage}
+
+
+def vector(text: str, size: int, packed: bool) -> str | list[float]:
+    """Make a unit vector from a text; of 32-bit floats, so that both encodings agree."""
+    draw = random.Random(checksum(text)).random
+    raw = [2 * draw() - 1 for _ in range(size)]
+    length = math.hypot(*raw)
+    binary = struct.pack(f"<{size}f", *(value / length for value in raw))
+    return base64.b64encode(binary).decode() if packed else list(struct.unpack(f"<{size}f", binary))
+
+
+# path: the parameter with the prompt, how to read the prompts from the body, how to answer
+ENDPOINTS: dict[str, tuple[str, Callable[[dict[str, Any]], Prompts], Callable[[Ask], dict[str, Any]]]] = {
+    "/v1/chat/completions": ("messages", lambda body: conversation(body["messages"], "messages"), chat),
+    "/v1/responses": ("input", responses_input, response),
+    "/v1/completions": ("prompt", lambda body: several(body["prompt"], "prompt"), legacy),
+    "/v1/embeddings": ("input", lambda body: several(body["input"], "input"), embeddings),
+}
+
+
+# --- Faults and limits --------------------------------------------------------------------------------------
+
+
+def html(status: int, title: str) -> Reply:
+    page = f"<html><head><title>{title}</title></head><body><center><h1>{title}</h1></center></body></html>\r\n"
+    return Reply(status, page, content_type="text/html")
+
+
+CRASHED = "The server had an error while processing your request. Sorry about that!"
+READY_MADE = {
+    "429": error(429, "Rate limit reached.", "requests", code="rate_limit_exceeded"),
+    "500": error(500, CRASHED, "server_error"),
+    "502": error(502, "Bad gateway.", "cf_bad_gateway", code=502),
+    "503-html": html(503, "503 Service Temporarily Unavailable"),
+    "error-200": error(200, CRASHED, "server_error", code="server_error"),
+    "empty-html": html(200, "Sign in to continue"),
+}
+
+
+def fate(options: Options, body: bytes, before: int) -> tuple[str, float]:
+    """Draw the fault, if any, and the latency of a body that was let in so many times before."""
+    digest = blake2b(b"%d %d " % (options.seed, before) + body, digest_size=16).digest()
+    # 52 bits and a half: never 0 or 1, which have no place on the normal curve.
+    choice, quantile = ((word >> 12) / 2**52 + 2**-53 for word in struct.unpack("<2Q", digest))
+    latency = options.latency * math.exp(options.sigma * NormalDist().inv_cdf(quantile))
+    for kind in FAULTS:
+        choice -= options.fault.get(kind, 0.0)
+        if choice < 0:
+            return kind, latency
+    return "", latency
+
+
+class Bucket:
+    """A limit per minute that refills all the time and holds a share of a minute's worth."""
+
+    def __init__(self, name: str, limit: int, burst: float, clock: Callable[[], float]) -> None:
+        self.name, self.limit = name, limit
+        self._rate, self._capacity = limit / 60, max(1.0, limit * burst)
+        self._clock = clock
+        self._held, self._stamp = self._capacity, clock()
+
+    def __repr__(self) -> str:
+        return f"<Bucket of {self.name}: {self.level():.3f} of {self._capacity:g}>"
+
+    def level(self) -> float:
+        now = self._clock()
+        self._held = min(self._capacity, self._held + (now - self._stamp) * self._rate)
+        self._stamp = now
+        return self._held
+
+    def wait(self, amount: float) -> float:
+        """Return the seconds until the amount may be taken; what exceeds the bucket waits for a full one."""
+        lack = min(amount, self._capacity) - self.level()
+        return lack / self._rate if lack > 1e-6 else 0.0
+
+    def take(self, amount: float) -> None:
+        self._held = self.level() - amount
+
+    def drain(self, amount: float) -> None:
+        """Count a rejected request, but not into debt: a crowd that hammers would be shut out for hours."""
+        self._held = max(min(self.level(), 0.0), self._held - amount)
+
+    def remaining(self) -> int:
+        return max(0, math.floor(self.level() + 1e-6))
+
+    def headers(self) -> str:
+        full = duration((self._capacity - self.level()) / self._rate)
+        return (f"x-ratelimit-limit-{self.name}: {self.limit}\r\nx-ratelimit-remaining-{self.name}: "
+                f"{self.remaining()}\r\nx-ratelimit-reset-{self.name}: {full}\r\n")
+
+    def refusal(self, model: str, amount: int, hints: bool) -> Refusal:
+        where = f"on {self.name} per min ({self.name[0].upper()}PM): Limit {self.limit}"
+        message, headers, wait = f"Rate limit reached for {model}.", "", self.wait(amount)
+        if amount > self.limit:
+            message = f"Request too large for {model} {where}, Requested {amount}."
+        elif hints:
+            message = (f"Rate limit reached for {model} {where}, Used {self.limit - self.remaining()}, "
+                       f"Requested {amount}. Please try again in {duration(wait)}.")
+            headers = f"retry-after: {math.ceil(wait)}\r\nretry-after-ms: {milliseconds(wait)}\r\n"
+        return Refusal(429, message, self.name, code="rate_limit_exceeded", headers=headers)
+
+
+def milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000 - 1e-6)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as Go does, in whole milliseconds: 12ms, 1.5s, 6m0s."""
+    total = milliseconds(seconds)
+    if 0 < total < 1000:
+        return f"{total}ms"
+    minutes, rest = divmod(total, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{f'{hours}h' * (hours > 0)}{f'{minutes}m' * (total >= 60_000)}{rest / 1000:g}s"
+
+
+# --- Server -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stats:
+    """What the server saw of requests; one that met a fault counts as a fault, not as answered or rejected."""
+
+    requests: int = 0
+    answered: int = 0
+    rejected: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    by_status: Counter[int] = field(default_factory=Counter)
+    in_flight: int = 0
+    max_in_flight: int = 0
+    mean_in_flight: float = 0.0
+    seconds: float = 0.0  # from the first request to the last answer
+    _first: float = 0.0
+    _busy: float = 0.0
+
+    def enter(self, now: float) -> None:
+        self._first = self._first or now
+        self.requests += 1
+        self.in_flight += 1
+        if self.in_flight > self.max_in_flight:
+            self.max_in_flight = self.in_flight
+
+    def leave(self, started: float, now: float) -> None:
+        self.in_flight -= 1
+        self._busy += now - started
+        self.seconds = now - self._first
+        self.mean_in_flight = self._busy / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        faults = sum(self.faults.values())
+        return f"requests {self.requests}, answered {self.answered}, rejected {self.rejected}, faults {faults}"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request, from its arrival to its answer."""
+
+    link: Connection
+    head: Head
+    started: float
+    ask: Ask | None = None
+    fault: str = ""
+    latency: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
+class Server:
+    """Decides what becomes of each request; its connections do the reading and writing."""
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self.options, self.stats, self.url = options, Stats(), ""
+        self.links: set[Connection] = set()
+        self._limits = [Bucket(name, limit, options.burst, clock)
+                        for name, limit in (("requests", options.rpm), ("tokens", options.tpm)) if limit]
+        self._seen: Counter[bytes] = Counter()
+        self._granted = 0
+        self._working = 0
+        self._queue: deque[Job] = deque()
+
+    async def start(self) -> None:
+        context = None
+        if self.options.tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.options.tls)
+        self._loop = asyncio.get_running_loop()
+        self._listener = await self._loop.create_server(
+            lambda: Connection(self), self.options.host, self.options.port, ssl=context, backlog=4096)
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        self.url = f"http{'s' if context else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    async def close(self) -> None:
+        """Stop listening and abort what is open; nothing is left behind."""
+        self._listener.close()
+        for link in self.links:
+            link.abort()
+        while self.links:  # each leaves in a callback that is scheduled already
+            await asyncio.sleep(0)
+
+    def accept(self, job: Job, raw: bytes) -> None:
+        """Answer a request now, or set the timer that will."""
+        if job.head.path == "/v1/stand_in/stats":
+            shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
+            job.link.send(Reply(200, encode_json(shown)))
+            return
+        self.stats.enter(job.started)
+        try:
+            self._check_head(job.head)
+            if job.head.method == "GET":
+                self._leave(job, self._models())
+                return
+            job.ask = Ask(job.head.path, raw)
+            self._admit(job.ask)
+            job.fault, job.latency = self._draw(job.ask)
+        except Refusal as refusal:
+            self._leave(job, refusal.reply)
+        else:
+            self._granted += not job.fault
+            self._begin(job)
+
+    def refuse(self, job: Job, reply: Reply) -> None:
+        """Answer a request that could not even be read."""
+        self.stats.enter(job.started)
+        self._leave(job, reply)
+
+    def drop(self, job: Job) -> None:
+        """Forget a request whose client has gone."""
+        if job.timer:
+            job.timer.cancel()
+        with suppress(ValueError):
+            self._queue.remove(job)
+        self._leave(job, None)
+
+    def _check_head(self, head: Head) -> None:
+        right = "GET" if head.path == "/v1/models" else "POST"
+        if head.path not in ENDPOINTS and right == "POST":
+            raise Refusal(404, f"Invalid URL ({head.method} {head.path})")
+        if head.method != right:
+            raise Refusal(405, f"Not allowed to {head.method} on {head.path}.", headers=f"allow: {right}\r\n")
+        key = self.options.require_key
+        if key is not None and head.authorization != f"Bearer {key}":
+            raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    def _admit(self, ask: Ask) -> None:
+        """Let a request in, or raise because of one of the limits."""
+        options = self.options
+        if options.models and ask.model not in options.models:
+            raise Refusal(404, f"The model `{ask.model}` does not exist or you do not have access to it.",
+                          code="model_not_found")
+        self.stats.rejected += 1  # until it has passed
+        if options.quota is not None and self._granted >= options.quota:
+            raise Refusal(429, "You exceeded your current quota, please check your plan and billing details.",
+                          "insufficient_quota", code="insufficient_quota")
+        if options.max_in_flight is not None and self.stats.in_flight > options.max_in_flight:
+            code = "rate_limit_exceeded" if options.reject_status == 429 else "server_is_overloaded"
+            raise Refusal(options.reject_status, "Too many requests at once. Please retry later.", "requests", code=code)
+        self._charge([(bucket, 1 if bucket.name == "requests" else ask.cost()) for bucket in self._limits], ask.model)
+        self.stats.rejected -= 1
+
+    def _charge(self, costs: list[tuple[Bucket, int]], model: str) -> None:
+        """Take the costs from all the buckets or from none."""
+        refused = [(bucket.wait(cost), bucket, cost) for bucket, cost in costs
+                   if cost > bucket.limit or bucket.wait(cost)]
+        if not refused:
+            for bucket, cost in costs:
+                bucket.take(cost)
+            return
+        _, bucket, cost = max(refused, key=lambda item: (item[2] > item[1].limit, item[0]))
+        refusal = bucket.refusal(model, cost, hints=not self.options.no_limit_headers)
+        if self.options.count_rejected:
+            for bucket, cost in costs:
+                bucket.drain(cost)
+        raise refusal
+
+    def _draw(self, ask: Ask) -> tuple[str, float]:
+        if not (self.options.sigma or self.options.fault):
+            return "", self.options.latency
+        # Sorted and spaced anew, because clients differ in that.
+        body = json.dumps(ask.body, sort_keys=True).encode()
+        key = blake2b(body, digest_size=8).digest()
+        self._seen[key] += 1
+        return fate(self.options, body, self._seen[key] - 1)
+
+    def _begin(self, job: Job) -> None:
+        if job.fault == "hang":
+            self.stats.faults["hang"] += 1
+        elif not job.latency:
+            self._finish(job)
+        elif self.options.knee and self._working >= self.options.knee:
+            self._queue.append(job)
+        else:
+            self._working += 1
+            job.timer = self._loop.call_later(job.latency, self._ripen, job)
+
+    def _ripen(self, job: Job) -> None:
+        self._finish(job)
+        job.link.advance()
+
+    def _finish(self, job: Job) -> None:
+        if job.fault:
+            self.stats.faults[job.fault] += 1
+        else:
+            self.stats.answered += 1
+        self._leave(job, READY_MADE.get(job.fault) or self._answer(job))
+
+    def _answer(self, job: Job) -> Reply:
+        assert job.ask
+        answer = job.ask.answer(job.ask)
+        if job.fault == "null-choices":
+            answer |= {name: None for name in ("choices", "output", "data") if name in answer}
+        text = encode_json(answer)
+        return Reply(200, text[: len(text) // 2] if job.fault == "malformed" else text)
+
+    def _models(self) -> Reply:
+        names = self.options.models or ("gpt-6-luna", "text-embedding-3-small")
+        return Reply(200, encode_json({"object": "list", "data": [
+            {"id": name, "object": "model", "created": 0, "owned_by": "stand-in", "shutdown_date": None}
+            for name in names]}))
+
+    def _leave(self, job: Job, reply: Reply | None) -> None:
+        """Count a request out, let the next one in the queue begin, and answer."""
+        now = time.monotonic()
+        self.stats.leave(job.started, now)
+        if job.timer:
+            self._working -= 1
+            if self._queue:
+                self._begin(self._queue.popleft())
+        if job.fault == "reset":
+            job.link.reset()
+        elif reply:
+            self.stats.by_status[reply.status] += 1
+            job.link.send(self._dress(reply, now - job.started), cut=job.fault == "truncated")
+
+    def _dress(self, reply: Reply, took: float) -> Reply:
+        """Add the headers of the API, which the error page of a proxy in front of it lacks."""
+        if reply.content_type != "application/json":
+            return reply
+        limits = "" if self.options.no_limit_headers else "".join(bucket.headers() for bucket in self._limits)
+        return reply._replace(headers=(
+            f"{reply.headers}x-request-id: req_{next(SERIAL)}\r\nopenai-processing-ms: {milliseconds(took)}\r\n"
+            f"openai-version: 2020-10-01\r\n{limits}"))
+
+
+# --- HTTP ---------------------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """What matters of a request's head."""
+
+    method: str
+    path: str
+    length: int | None  # None: chunked
+    old: bool  # HTTP/1.0
+    keep: bool  # the connection
+    expect: bool  # 100-continue
+    authorization: str
+
+
+UNREADABLE = Head("", "", 0, old=False, keep=False, expect=False, authorization="")
+UNREPEATABLE = {"content-length", "transfer-encoding", "host"}
+
+
+@lru_cache(256)  # a client's heads are all alike, and reading one costs as much as the rest of HTTP
+def parse_head(raw: bytes) -> Head:
+    line, *lines = raw.decode("latin-1").split("\r\n")
+    found: dict[str, str] = {}
+    for name, colon, value in (text.partition(":") for text in lines):
+        name = name.lower()
+        if not colon or not name or name != name.strip() or (name in found and name in UNREPEATABLE):
+            raise Refusal(400, "Malformed header.")
+        found[name] = value.strip(" \t")
+    try:
+        method, target, version = line.split(" ")
+        old = {"HTTP/1.0": True, "HTTP/1.1": False}[version]
+        path = urlsplit(target).path  # the target is a whole URL when this server is taken for a proxy
+    except (ValueError, KeyError):
+        raise Refusal(400, "Malformed request line.") from None
+    connection = found.get("connection", "").lower()
+    return Head(method, path, body_length(found), old, authorization=found.get("authorization", ""),
+                keep="keep-alive" in connection if old else "close" not in connection,
+                expect=not old and found.get("expect", "").lower() == "100-continue")
+
+
+def body_length(headers: dict[str, str]) -> int | None:
+    length, coding = headers.get("content-length", "0"), headers.get("transfer-encoding")
+    if coding is not None and ("content-length" in headers or coding.lower() != "chunked"):
+        raise Refusal(400, "Only 'Transfer-Encoding: chunked' is understood, and without Content-Length.")
+    if not (length.isascii() and length.isdigit()):
+        raise Refusal(400, "Malformed Content-Length.")
+    if len(length) > 15 or int(length) > BODY_LIMIT:
+        raise Refusal(413, f"Request body larger than {BODY_LIMIT} bytes.")
+    return None if coding else int(length)
+
+
+def encode(reply: Reply, head: Head, options: Options) -> tuple[bytes, bytes]:
+    """Return the head and the body of a response as they go over the wire."""
+    body, more = reply.body.encode(), reply.headers
+    if not head.keep:
+        more += "connection: close\r\n"
+    elif head.old:
+        more += "connection: keep-alive\r\n"
+    if options.gzip:
+        body = gzip.compress(body, 1, mtime=0)
+        more += "content-encoding: gzip\r\n"
+    if options.chunked and not head.old:
+        half = len(body) // 2
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+        more += "transfer-encoding: chunked\r\n"
+    else:
+        more += f"content-length: {len(body)}\r\n"
+    start = f"HTTP/1.1 {reply.status} {REASONS[reply.status]}\r\ncontent-type: {reply.content_type}\r\n{more}\r\n"
+    return start.encode("latin-1"), b"" if head.method == "HEAD" else body
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Takes requests one after the other, so that pipelined ones are answered in order."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._job: Job | None = None  # the request that is being answered
+        self._window = memoryview(bytearray(WINDOW))
+        self._inbox = bytearray()
+        self._reader = self._read()
+        self._choked = False
+        self._answers = 0
+        self._farewell: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.abort = transport.abort
+        self._server.links.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.links.discard(self)
+        if self._farewell:
+            self._farewell.cancel()
+        if self._job:
+            self._server.drop(self._job)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._window
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inbox += self._window[:nbytes]
+        self.advance()
+
+    def pause_writing(self) -> None:
+        self._choked = True
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self.advance()
+
+    def advance(self) -> None:
+        """Read on: there are more bytes, or the last request has been answered."""
+        try:
+            next(self._reader)
+        except Refusal as refusal:
+            self._job = Job(self, UNREADABLE, time.monotonic())
+            self._server.refuse(self._job, refusal.reply)
+        except StopIteration:
+            self._inbox.clear()  # the connection is on its way out
+        if (self._job or self._choked) and len(self._inbox) > HEAD_LIMIT:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def send(self, reply: Reply, cut: bool = False) -> None:
+        """Write the response to the current request, or half of it, and hang up when it is time to."""
+        assert self._job
+        head, self._job = self._job.head, None
+        start, body = encode(reply, head, self._server.options)
+        self._transport.write(start + (body[: len(body) // 2] if cut else body))
+        self._answers += 1
+        if head is UNREADABLE and self._transport.can_write_eof():
+            # The rest of the request may be on its way, and would reset a closed connection under the answer.
+            self._transport.write_eof()
+            self._farewell = asyncio.get_running_loop().call_later(LINGER, self.abort)
+        elif cut or not head.keep or self._answers == self._server.options.close_every:
+            self._transport.close()
+
+    def reset(self) -> None:
+        """Hang up with a RST, as a crashed server or an impatient router does."""
+        self._job = None
+        linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._transport.abort()
+
+    def _read(self) -> Generator[None, None, None]:
+        """Take the stream apart; each ``yield`` waits for more bytes."""
+        while not self._transport.is_closing():
+            raw = (yield from self._until(b"\r\n\r\n")).lstrip(b"\r\n")
+            if not raw:
+                continue
+            head = parse_head(raw)
+            if head.expect and not self._inbox:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = yield from (self._chunks() if head.length is None else self._exactly(head.length))
+            self._job = Job(self, head, time.monotonic())
+            self._server.accept(self._job, body)
+            while self._job or self._choked:
+                yield
+
+    def _until(self, mark: bytes) -> Generator[None, None, bytes]:
+        seen = 0
+        while (end := self._inbox.find(mark, seen)) < 0 and len(self._inbox) <= HEAD_LIMIT:
+            if self._inbox[:1].strip() and not self._inbox[:1].isalnum():
+                raise Refusal(400, "This is not HTTP.")  # most likely TLS, whose client would wait for ever
+            seen = max(0, len(self._inbox) - len(mark) + 1)
+            yield
+        if not 0 <= end <= HEAD_LIMIT:
+            raise Refusal(431, f"Request header larger than {HEAD_LIMIT} bytes.")
+        line = bytes(self._inbox[:end])
+        del self._inbox[: end + len(mark)]
+        return line
+
+    def _exactly(self, size: int) -> Generator[None, None, bytes]:
+        while len(self._inbox) < size:
+            yield
+        data = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        return data
+
+    def _chunks(self) -> Generator[None, None, bytes]:
+        body = bytearray()
+        while True:
+            digits = (yield from self._until(b"\r\n")).partition(b";")[0].strip()
+            if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+                raise Refusal(400, "Malformed chunk.")
+            size = int(digits, 16)
+            if len(body) + size > BODY_LIMIT:
+                raise Refusal(413, f"Request body larger than {BODY_LIMIT} bytes.")
+            if not size:
+                break
+            body += yield from self._exactly(size)
+            if (yield from self._exactly(2)) != b"\r\n":
+                raise Refusal(400, "Malformed chunk.")
+        while (yield from self._until(b"\r\n")):
+            pass  # trailers
+        return bytes(body)
+
+
+@asynccontextmanager
+async def serve(options: Options | None = None, *, clock: Callable[[], float] = time.monotonic,
+                **settings: Any) -> AsyncIterator[Server]:
+    """Serve in this event loop while the block runs; the settings are fields of Options and override it."""
+    server = Server(replace(options or Options(), **settings), clock)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+# --- Command line -------------------------------------------------------------------------------------------
+
+
+def fault_share(text: str) -> tuple[str, float]:
+    kind, _, share = text.partition("=")
+    return kind, float(share)
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "int": int, "int | None": int, "float": float, "str": str, "str | None": str,
+    "tuple[str, ...]": lambda text: tuple(text.split(",")), "Mapping[str, float]": fault_share,
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make a flag of each field of Options; the help is the manual above."""
+    parser = argparse.ArgumentParser("stand_in", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exit-on-eof", action="store_true", help=argparse.SUPPRESS)
+    for item in fields(Options):
+        how: dict[str, Any] = {"type": READERS.get(str(item.type)), "default": item.default}
+        if item.type == "bool":
+            how = {"action": "store_true"}
+        elif item.name == "fault":
+            how |= {"action": "append", "default": []}
+        parser.add_argument(f"--{item.name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
+    parser.set_defaults(port=8000)
+    return parser
+
+
+def allow_many_connections() -> None:
+    """Raise the number of open files, 256 on macOS, to what can be had everywhere."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 10_240)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def await_eof(tell: Callable[[], None]) -> None:
+    # Not sys.stdin.read(): the interpreter cannot exit while a thread holds its lock.
+    with suppress(OSError, ValueError):
+        while sys.stdin and os.read(sys.stdin.fileno(), 4096):
+            pass
+    tell()
+
+
+async def serve_until_told(options: Options, exit_on_eof: bool) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell(*_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so it has been told
+            loop.call_soon_threadsafe(stop.set)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, tell)  # on Windows too, where there is no loop.add_signal_handler
+    async with serve(options) as server:
+        print(f"stand-in server at {server.url}", flush=True)
+        if exit_on_eof:
+            threading.Thread(target=await_eof, args=(tell,), daemon=True).start()
+        await stop.wait()
+    print(server.stats, file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    parser = make_parser()
+    settings = vars(parser.parse_args(argv))
+    exit_on_eof, settings["fault"] = settings.pop("exit_on_eof"), dict(settings["fault"])
+    try:
+        options = Options(**settings)
+    except ValueError as problem:
+        parser.error(str(problem))
+    allow_many_connections()
+    try:
+        asyncio.run(serve_until_told(options, exit_on_eof))
+    except (OSError, OverflowError) as problem:
+        print(f"stand_in: cannot serve at {options.host}:{options.port}: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

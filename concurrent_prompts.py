@@ -1,0 +1,1977 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# ///
+"""Send a file of prompts to an OpenAI-compatible API, one by one or all at once, and lose none.
+
+    python concurrent_prompts.py prompts.txt                the answers, as concurrently as the server will take
+    python concurrent_prompts.py prompts.txt --sequential   one at a time: the baseline
+    python concurrent_prompts.py prompts.txt --compare      both, side by side
+    python concurrent_prompts.py --demo --compare           the same with no key and no network
+
+PROMPTS is a file with a prompt a line (.txt), a JSON string or object a line (.jsonl: `prompt`, `messages` or
+`input`, maybe an `id`; other keys are columns), a table with a header (.csv, .tsv), a file of OpenAI Batch API
+requests, any of these gzipped, or - for standard input. Answers go to a JSON Lines file beside it, each as soon as
+it is there; the same command again asks only what is still open.
+
+In Python, with your own coroutine function or with a backend:
+
+    from concurrent_prompts import run, load_backend
+    results = run(["Why is the sky blue?", "Why is grass green?"], load_backend(model="gpt-6-luna"))
+    print([result.text for result in results])
+
+Exit status: 0 every prompt is answered, 1 some failed, 2 unusable arguments or input, 3 stopped early (key, quota,
+address, disk), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import asyncio
+import codecs
+import collections
+import contextlib
+import csv
+import dataclasses
+import datetime
+import email.utils
+import functools
+import gzip
+import hashlib
+import importlib
+import importlib.util
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple, TypeVar
+
+__version__ = "0.1.0"
+__all__ = [
+    "Api",
+    "Error",
+    "Prompt",
+    "PromptError",
+    "Result",
+    "UsageError",
+    "as_completed",
+    "load_backend",
+    "main",
+    "read_prompts",
+    "run",
+    "run_concurrent",
+    "run_sequential",
+]
+
+PROGRAM = "concurrent_prompts.py"
+DEFAULT_MODEL = "gpt-6-luna"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
+DEFAULT_ATTEMPTS = 8
+AUTO_CONCURRENCY = 256  # the most that `auto` tries; the official SDK's pool keeps 100 connections alive
+log = logging.getLogger("concurrent_prompts")
+
+T = TypeVar("T")
+
+
+# ---- Data types ----------------------------------------------------------------------------------------------
+
+
+class Error(NamedTuple):
+    """Why a prompt has no answer.
+
+    `type` is the server's own code where it gave one ("context_length_exceeded"), `status` its HTTP status, and
+    `retryable` whether asking again may help.
+    """
+
+    type: str
+    message: str
+    status: int | None = None
+    retryable: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Prompt:
+    """One prompt: what is asked, where it stood, and what goes back out beside its answer.
+
+    `kind` is the key that `content` stood under ("prompt", "messages", "input", "batch", or "" where there was
+    none). `path` and `body` are the request as it will be sent. `error` is set where there is nothing to send.
+    """
+
+    number: int  # place in the input, from 0
+    content: Any
+    id: str | int = 0
+    kind: str = "prompt"
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = ""  # "prompts.csv line 7", for messages
+    named: bool = False  # the id is the input's own, not a line number
+    path: str = ""
+    body: bytes = b""
+    error: Error | None = None
+
+
+class Reply(NamedTuple):
+    """An answer as the server gave it; `extra` is what only some endpoints have (`embedding`, `texts`)."""
+
+    text: Any
+    finish_reason: str | None = None
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    http: tuple[int, str, Any] | None = None  # status, request id, parsed body: what a Batch output line needs
+
+
+@dataclasses.dataclass(slots=True)
+class Result:
+    """What became of one prompt: `text`, or else `error`.
+
+    The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
+    place among the calls in flight), `limit_wait` (a pause the server asked for), `retry_wait` (back-off) and `lost`
+    (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a Unix time.
+    """
+
+    prompt: Prompt
+    text: Any = None
+    error: Error | None = None
+    attempts: int = 0
+    latency: float = 0.0
+    started: float = 0.0
+    slot_wait: float = 0.0
+    limit_wait: float = 0.0
+    retry_wait: float = 0.0
+    lost: float = 0.0
+    usage: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    http: tuple[int, str, Any] | None = None
+    done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
+
+    @property
+    def id(self) -> str | int:
+        """The prompt's `id` column, or else its line number; in Python its place in the list, from 1."""
+        return self.prompt.id
+
+    def take(self, reply: Reply) -> None:
+        """Fill in the answer."""
+        self.text, self.finish_reason, self.model, self.usage, self.extra, self.http = reply
+
+    def as_row(self) -> dict[str, Any]:
+        """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
+        row: dict[str, Any] = {"id": self.id, "text": self.text, "error": self.error and self.error._asdict()}
+        row["attempts"] = self.attempts
+        for clock in CLOCKS:
+            row[clock] = round(getattr(self, clock), 6)
+        row |= {"usage": self.usage, "finish_reason": self.finish_reason, "model": self.model, **self.extra}
+        row["request"] = fingerprint(self.prompt)
+        row |= {(f"input_{name}" if name in row else name): value for name, value in self.prompt.columns.items()}
+        return row
+
+    def as_batch_row(self) -> dict[str, Any]:
+        """This result as a line of a Batch API output file, field for field."""
+        response = None
+        if self.http is not None:
+            status, request_id, body = self.http
+            response = {"status_code": status, "request_id": request_id, "body": body}
+        failed = self.error is not None and (response is None or response["status_code"] == 200)
+        error = {"code": self.error.type, "message": self.error.message} if failed and self.error else None
+        row_id = f"batch_req_{fingerprint(self.prompt)}"
+        return {"id": row_id, "custom_id": self.id, "response": None if failed else response, "error": error}
+
+
+CLOCKS = ("latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
+
+
+def fingerprint(prompt: Prompt) -> str:
+    """Return what a result is recognised by in a later run: 16 hex digits of the request and of the given id.
+
+    A line number is not part of it, so that lines may be inserted, removed and moved between runs.
+    """
+    digest = hashlib.blake2b(prompt.body or repr(prompt.content).encode("utf-8", "replace"), digest_size=8)
+    digest.update(prompt.path.encode())
+    if prompt.named:
+        digest.update(repr(prompt.id).encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+encode_line = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def to_line(row: dict[str, Any]) -> bytes:
+    """Return the row as a line of JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays escaped."""
+    try:
+        return encode_line(row).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
+# ---- Errors --------------------------------------------------------------------------------------------------
+
+
+class UsageError(Exception):
+    """Arguments, a file or an environment that cannot be used; the message says what to do. Exit status 2."""
+
+
+class PromptError(Exception):
+    """A call that brought no answer, and what follows from it.
+
+    `verdict` is "fail" (this prompt cannot be answered), "retry" (asking again may help) or "stop" (every prompt
+    would fail: the run ends). `wait` is the seconds that the server asked for, `slow` whether it said that it has
+    too much to do, `http` the status, request id and body, where there were any.
+    """
+
+    def __init__(self, kind: str, message: str, verdict: str = "fail", status: int | None = None) -> None:
+        super().__init__(message)
+        self.error = Error(kind, message, status, verdict != "fail")
+        self.verdict = verdict
+        self.wait: float | None = None
+        self.slow = False
+        self.heard = status is not None  # the server is there and speaks
+        self.http: tuple[int, str, Any] | None = None
+
+
+# What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
+STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
+RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
+SLOW_STATUSES = frozenset({429, 503, 529})
+STOP_CODES = re.compile(
+    r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
+    r"billing_not_active|billing_hard_limit_reached|invalid_api_key|account_deactivated|model_not_found"
+)
+RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
+LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
+WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+HINTS = {
+    "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
+    "402": "the account has no credit left; add some, then run the same command to continue",
+    "403": "this key may not use this model or project; check both, then run the same command to continue",
+    "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
+    "405": "the base URL is not an API's (--base-url; most end in /v1)",
+    "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
+    "413": "the request is too large for this server; shorten the prompt",
+    "429": "the server's rate limit; run the same command later, or with a smaller -c",
+    "5xx": "the server's own fault; run again with --retry-failed",
+    "insufficient_quota": "the account's credit or spending limit is used up; run the same command when there is more",
+    "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
+    "content_filter": "the provider's content policy refused it; reword the prompt",
+    "redirect": "give the address that it redirects to as --base-url",
+    "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
+    "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
+    "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
+    "unreachable": "check that the server runs and that --base-url is its address; then run the same command",
+    "timeout": "no answer within --timeout seconds; raise it, or run again with --retry-failed",
+    "unreadable": "mend these lines and run the same command; the others are kept",
+    "no_answer": "the server answered with nothing in it; run again with --retry-failed",
+    "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
+}
+
+
+def hint(error: Error) -> str:
+    """Return what the user can do about the error, in plain words, or ''."""
+    status = str(error.status or "")
+    return HINTS.get(error.type) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
+
+
+def seconds(text: str) -> float | None:
+    """Return the seconds in a Go duration such as '6m0s' or '599ms', or None."""
+    parts = re.findall(r"([\d.]+)(ms|s|m|h)", text)
+    try:
+        return sum(float(number) * UNITS[unit] for number, unit in parts) if parts else None
+    except ValueError:
+        return None
+
+
+def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float] = time.time) -> float | None:
+    """Return the seconds that a reply asks to wait, from its headers or else its text; None where it does not say.
+
+    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK.
+    """
+    candidates: list[float | None] = []
+    with contextlib.suppress(TypeError, ValueError):
+        candidates.append(float(headers.get("retry-after-ms", "")) / 1000)
+    after = headers.get("retry-after", "")
+    try:
+        candidates.append(float(after))
+    except (TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            candidates.append(email.utils.parsedate_to_datetime(after).timestamp() - now())
+    found = WAIT_TEXT.search(message)
+    candidates.append(seconds(found[1]) if found else None)
+    return next((wait for wait in candidates if wait is not None and 0 <= wait < math.inf), None)
+
+
+def error_of(data: Any) -> tuple[str, str]:
+    """Return the code and the message of an error body, in all the shapes that are seen in the wild."""
+    if not isinstance(data, dict):
+        return "", ""
+    inner = data.get("error", data)
+    if not isinstance(inner, dict):
+        return "", str(inner)
+    code = next((inner[key] for key in ("code", "type") if isinstance(inner.get(key), str)), "")
+    message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
+    return code, message if isinstance(message, str) else json.dumps(message)
+
+
+def short(text: str, width: int = 300) -> str:
+    """Return the text on one line, without control characters, cut to the width."""
+    return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
+
+
+def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
+    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run."""
+    data = parse_json(body) if isinstance(body, bytes | str) else body
+    code, message = error_of(data)
+    if not message:
+        message = page_title(body) or f"HTTP {status}"
+    verdict = verdict_of(status, code, headers.get("x-should-retry", ""))
+    numbers = LIMIT_TEXT.search(message)
+    if verdict == "retry" and numbers and int(numbers[2]) > int(numbers[1]):
+        verdict, code = "fail", "larger_than_limit"
+    if 300 <= status < 400:
+        code, message = "redirect", f"HTTP {status}, redirected to {headers.get('location', 'nowhere')}"
+    error = PromptError(code or f"http_{status}", short(message), verdict, status)
+    error.slow = status in SLOW_STATUSES and verdict == "retry"
+    error.wait = asked_wait(headers, message) if verdict == "retry" else None
+    error.http = (status, headers.get("x-request-id", ""), data)
+    return error
+
+
+def verdict_of(status: int, code: str, should_retry: str) -> str:
+    """Return "fail", "retry" or "stop"; the server's x-should-retry overrides the status, but not a lack of credit."""
+    if STOP_CODES.fullmatch(code) or 300 <= status < 400:
+        return "stop"
+    if should_retry in ("true", "false"):
+        return "retry" if should_retry == "true" else "stop" if status in STOP_STATUSES else "fail"
+    if status in STOP_STATUSES:
+        return "stop"
+    return "retry" if status in RETRY_STATUSES or status >= 500 else "fail"
+
+
+def page_title(body: bytes | str | Any) -> str:
+    """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
+    title = re.search(r"<title>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+    return short(title[1] if title else re.sub(r"<[^>]*>", " ", text[:2000]), 120)
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Return the parsed body, or None where it is no JSON."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_prompt_error(failure: Exception) -> PromptError:
+    """Classify whatever a call raised: ours, a connection's, or that of a library that the reader's own code uses."""
+    if isinstance(failure, PromptError):
+        return failure
+    text = short(str(failure)) or type(failure).__name__
+    causes = [failure, failure.__cause__, failure.__context__]
+    if any(type(cause).__name__ in ("SSLCertVerificationError", "CertificateError") for cause in causes):
+        return PromptError("certificate", text, "stop")
+    if isinstance(failure, TimeoutError):
+        return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
+    if isinstance(failure, ConnectionError):
+        return PromptError("connection_error", text, "retry")
+    status = getattr(failure, "status_code", None) or getattr(failure, "status", None)
+    if isinstance(status, int):  # openai.APIStatusError, httpx.HTTPStatusError, aiohttp.ClientResponseError
+        headers = getattr(getattr(failure, "response", failure), "headers", None) or {}
+        return http_error(status, headers, getattr(failure, "body", None) or text)
+    names = " ".join(base.__name__ for base in type(failure).__mro__)
+    passing = re.search("Timeout|Connect|Transport", names)
+    return PromptError(type(failure).__name__, text, "retry" if passing else "fail")
+
+
+# ---- Reading prompts -----------------------------------------------------------------------------------------
+
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+CONTENT_KEYS = ("prompt", "messages", "input")
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _refuse(text)
+
+
+decode_row = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
+
+
+def read_prompts(path: str | os.PathLike[str]) -> Iterator[Prompt]:
+    """Yield the prompts of a file, lazily and in order; what cannot be read becomes a prompt with an `error`.
+
+    Raises UsageError, when the first is asked for, where the file as a whole cannot be used.
+    """
+    with open_input(path) as (file, form, name):
+        rows = csv_rows(file, SEPARATORS[form], name) if form in SEPARATORS else line_rows(file, form, name)
+        for number, (line, row) in enumerate(rows):
+            yield as_prompt(row, number, line, f"{name} line {line}")
+
+
+@contextlib.contextmanager
+def open_input(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str, str]]:
+    """Open a prompts file; yield it as bytes after any byte order mark, its form (a suffix) and its name."""
+    name = "standard input" if str(path) == "-" else str(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(spool(sys.stdin.buffer) if str(path) == "-" else open(path, "rb"))
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # type: ignore[arg-type]
+            start = file.peek(4096)[:4096]
+        except (OSError, EOFError) as failure:
+            raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UsageError(f"{name} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+        if b"\0" in start:
+            raise UsageError(f"{name} holds binary data; PROMPTS is a text, JSON Lines or CSV file")
+        if start.startswith(codecs.BOM_UTF8):
+            file.read(3)
+        yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
+
+
+def spool(stream: IO[bytes]) -> Any:
+    """Return a seekable copy of a pipe, so that waiting for its writer never holds up the calls in flight."""
+    if stream.isatty():
+        print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    while block := stream.read(1 << 16):
+        copy.write(block)
+    copy.seek(0)
+    return io.BufferedReader(copy)  # type: ignore[arg-type]
+
+
+def form_of(name: str, start: bytes) -> str:
+    """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
+    suffix = pathlib.PurePath(name.removesuffix(".gz")).suffix.lower()
+    if suffix in SEPARATORS or suffix == ".txt":
+        return suffix
+    first = start.lstrip()[:1]
+    if suffix in JSON_SUFFIXES or first in (b"{", b'"'):
+        return ".jsonl"
+    if first == b"[" and suffix == ".json":
+        raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
+    return ".txt"
+
+
+def line_rows(file: IO[bytes], form: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
+    decode = decode_row if form == ".jsonl" else str
+    lines = enumerate(file, 1)
+    number = 0
+    while True:
+        try:
+            number, line = next(lines)
+            text = line.decode().rstrip("\r\n")
+            if text and not text.isspace():
+                yield number, decode(text.strip() if form == ".jsonl" else text)
+        except StopIteration:
+            return
+        except UnicodeDecodeError:
+            yield number, Error("unreadable", "not UTF-8")
+        except (ValueError, RecursionError) as failure:
+            yield number, Error("unreadable", f"not JSON: {failure}")
+        except (OSError, EOFError) as failure:
+            yield number + 1, Error("unreadable", f"{name} ends here: {failure}")
+            return
+
+
+def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the line number and the columns, as a dict, of each record below the header."""
+    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=separator)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except (csv.Error, OSError, EOFError) as failure:
+            yield line, Error("unreadable", str(failure))
+            if not isinstance(failure, csv.Error):
+                return
+            continue
+        if record and header is None:
+            header = record
+        elif record:
+            yield line, columns_of(header or [], record)
+
+
+def columns_of(header: list[str], record: list[str]) -> dict[str, Any] | Error:
+    """Return the record as a dict, or an Error where it does not fit the header."""
+    if len(header) != len(record):
+        return Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
+    if not all(field.isascii() or field.encode("utf-8", "replace").decode() == field for field in record):
+        return Error("unreadable", "not UTF-8")
+    return dict(zip(header, record, strict=True))
+
+
+def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
+    """Return the prompt that a row holds: a text, an object, an OpenAI Batch request, or an Error."""
+    prompt = Prompt(number, row, line, where=where)
+    if isinstance(row, str):
+        return prompt
+    if not isinstance(row, dict):
+        row = row if isinstance(row, Error) else Error("unreadable", "neither a text nor an object")
+        prompt.error = row._replace(message=f"{where}: {row.message}")
+    elif "custom_id" in row and "body" in row:
+        prompt.kind, prompt.id, prompt.named = "batch", row["custom_id"], True
+    else:
+        prompt.kind = next((key for key in CONTENT_KEYS if key in row), "")
+        prompt.content = row.get(prompt.kind)
+        prompt.columns = {key: value for key, value in row.items() if key not in ("id", prompt.kind)}
+        if row.get("id") not in (None, ""):
+            prompt.id, prompt.named = row["id"], True
+    if isinstance(prompt.id, bool) or not isinstance(prompt.id, str | int):
+        prompt.id, prompt.named = line, False
+        prompt.error = Error("unreadable", f"{where}: the id is neither a text nor a whole number")
+    return prompt
+
+
+def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
+    """Yield a Prompt for each text, object or Prompt of the reader's own iterable."""
+    if isinstance(items, str | bytes | os.PathLike):
+        raise TypeError("prompts is one text; pass a list of them, or read_prompts(path)")
+    for number, item in enumerate(items):
+        if isinstance(item, Prompt):
+            yield dataclasses.replace(item, number=number)
+        else:
+            yield as_prompt(item, number, number + 1, f"prompt {number + 1}")
+
+
+# ---- Backend loading -----------------------------------------------------------------------------------------
+
+
+ENDPOINTS = {
+    "chat": "/chat/completions",
+    "responses": "/responses",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+}
+LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp"}
+
+
+def load_backend(name: str | None = None, **settings: Any) -> Api:
+    """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
+
+    Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. Raises UsageError where there is no
+    such backend, or its library is missing.
+    """
+    name = name or default_backend()
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        module, attribute = f"backends.{name.replace('-', '_')}", "connect"
+    try:
+        connect = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except ModuleNotFoundError as missing:
+        raise UsageError(missing_backend(name, missing.name or "")) from None
+    except (ImportError, AttributeError, ValueError) as failure:
+        raise UsageError(f"backend {name}: {failure}") from None
+    return Api(connect, name=name, **settings)
+
+
+def default_backend() -> str:
+    """Return the name of the backend that is used where none is asked for."""
+    return "raw-aiohttp" if importlib.util.find_spec("aiohttp") else "stdlib"
+
+
+def missing_backend(name: str, module: str) -> str:
+    """Return the sentence that says why a backend cannot be loaded and what to do."""
+    if module == LIBRARIES.get(name, module) and not module.startswith("backends"):
+        return f"backend {name} needs {module}: pip install {module}"
+    if module == "backends":
+        return f"backend {name} is in the folder backends/, which goes beside {PROGRAM}"
+    return f"there is no backend {name}; choose openai-sdk, raw-aiohttp, stdlib or package.module:name"
+
+
+class Api:
+    """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
+
+    An async context manager: entering it opens the backend. `model`, `system`, `template`, `params` and `endpoint`
+    are as on the command line; a Batch request line keeps its own unless `model` or `params` are given.
+    The key is read from the environment variable `api_key_env` and is in no message and no repr.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[..., Any],
+        *,
+        name: str = "",
+        model: str | None = None,
+        system: str | None = None,
+        template: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        endpoint: str = "chat",
+        base_url: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+    ) -> None:
+        if endpoint not in ENDPOINTS:
+            raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
+        if system is not None and endpoint in ("completions", "embeddings"):
+            raise UsageError(f"{endpoint} takes no system text (-s)")
+        self.name = name
+        self.base_url, self.query = split_url(base_url or environment_url())
+        self.model = model
+        self.system = system
+        self.template = template
+        self.params = dict(params or {})
+        self.endpoint = endpoint
+        self.concurrency = 1
+        self._connect = connect
+        self._key = os.environ.get(api_key_env, "")
+        if not self._key and self.base_url == DEFAULT_BASE_URL:
+            raise UsageError(f"{api_key_env} is not set; export it, or try --demo, which needs no key")
+        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
+            raise UsageError(f"{api_key_env} holds characters that no key has; set it anew")
+        self._headers = request_headers(self.base_url, self._key)
+
+    def __repr__(self) -> str:
+        return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
+
+    async def __aenter__(self) -> Api:
+        self._stack = contextlib.AsyncExitStack()
+        try:
+            context = self._connect(self.base_url, self._headers, self.concurrency)
+            self._post = await self._stack.enter_async_context(context)
+        except ValueError as failure:
+            raise UsageError(f"{self.base_url}: {failure}") from None
+        return self
+
+    async def __aexit__(self, *failure: Any) -> None:
+        await self._stack.aclose()
+
+    def prepare(self, prompt: Prompt) -> Prompt:
+        """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
+        if prompt.error is None and not prompt.body:
+            try:
+                path, body = self._request(prompt)
+                prompt.body = encode_json(body).encode()
+                prompt.path = path + self.query
+            except (ValueError, TypeError, RecursionError) as failure:
+                reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
+                prompt.error = Error("unreadable", f"{prompt.where}: {reason}")
+        return prompt
+
+    def _request(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
+        if prompt.kind == "batch":
+            return self._batch_request(prompt.content)
+        content = self._content(prompt)
+        body: dict[str, Any] = {"model": self.model or DEFAULT_MODEL}
+        if self.endpoint == "chat":
+            body["messages"] = self._messages(content)
+        elif self.endpoint == "completions":
+            body["prompt"] = content
+        else:
+            body["input"] = content
+            if self.system is not None:
+                body["instructions"] = self.system
+        return ENDPOINTS[self.endpoint], body | self.params
+
+    def _content(self, prompt: Prompt) -> Any:
+        content = prompt.content
+        if self.template is not None:
+            if prompt.kind == "messages":
+                raise ValueError("a template (-t) and `messages` do not go together")
+            return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
+        if not prompt.kind:
+            raise ValueError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
+        listed = isinstance(content, list) and bool(content)
+        fits = prompt.kind == "messages" and self.endpoint in ("chat", "responses")
+        fits = fits or (prompt.kind == "input" and self.endpoint in ("responses", "embeddings"))
+        if not (listed and fits) and (prompt.kind == "messages" or not isinstance(content, str)):
+            raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
+        return content
+
+    def _messages(self, content: Any) -> list[Any]:
+        messages = content if isinstance(content, list) else [{"role": "user", "content": content}]
+        return messages if self.system is None else [{"role": "system", "content": self.system}, *messages]
+
+    def _batch_request(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        url, body = row.get("url"), row["body"]
+        if not isinstance(url, str) or not url.startswith("/v1/") or row.get("method", "POST") != "POST":
+            raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
+        if not isinstance(body, dict):
+            raise ValueError("the body of a Batch request is an object")
+        if self.system is not None or self.template is not None:
+            raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
+        model = {"model": self.model} if self.model else {}
+        return url.removeprefix("/v1"), body | model | self.params
+
+    async def call(self, prompt: Prompt) -> Reply:
+        """Send the prompt's request and return the answer. Raises PromptError, ConnectionError or TimeoutError."""
+        status, headers, body = await self._post(prompt.path, prompt.body)
+        try:
+            if status != 200:
+                raise http_error(status, headers, body)
+            return read_reply(prompt.path, headers, body)
+        except PromptError as failure:
+            if self._key:  # some servers quote it
+                failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
+            if prompt.kind == "batch" and failure.error.status == 404 and not self.model:
+                failure.verdict = "fail"  # the line's own model or path, not everybody's
+            raise
+
+
+def say(names: Iterable[str]) -> str:
+    """Return the column names for a message: {a}, {b}."""
+    return ", ".join(f"{{{short(str(name), 30)}}}" for name in itertools.islice(names, 8))
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        if match[1] not in values:
+            raise ValueError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
+        found = values[match[1]]
+        return found if isinstance(found, str) else encode_line(found)
+
+    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
+
+
+def environment_url() -> str:
+    """Return the base URL of the official SDK's environment variables, or OpenAI's own."""
+    return os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE") or DEFAULT_BASE_URL
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
+    base, mark, query = url.strip().partition("?")
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", base):
+        raise UsageError(f"--base-url {short(url)} is not of the form https://host/v1")
+    for path in ENDPOINTS.values():
+        base = base.rstrip("/").removesuffix(path)
+    return base, mark + query
+
+
+def request_headers(base_url: str, key: str) -> dict[str, str]:
+    """Return the headers of every request, from the official SDK's environment variables."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    headers["User-Agent"] = f"concurrent_prompts/{__version__}"
+    if key and "/deployments" in base_url:  # Azure
+        headers["api-key"] = key
+    elif key:
+        headers["Authorization"] = f"Bearer {key}"
+    for header, name in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+        if os.environ.get(name):
+            headers[header] = os.environ[name]
+    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
+        header, colon, text = line.partition(":")
+        if colon and header.strip():
+            headers[header.strip()] = text.strip()
+    return headers
+
+
+def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
+    data = parse_json(body)
+    if not isinstance(data, dict):
+        if "html" in (headers.get("content-type") or ""):
+            raise PromptError("web_page", page_title(body) or "a web page", "stop", 200)
+        raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
+    if data.get("error"):
+        raise error_in_answer(data)
+    http = (200, headers.get("x-request-id") or "", data)
+    readers = {"chat/completions": chat_text, "responses": response_text, "completions": completion_text}
+    reader = readers.get(path.partition("?")[0].strip("/"), other_text)
+    try:
+        text, reason, extra = reader(data)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200) from None
+    usage = data.get("usage")
+    return Reply(text, reason, data.get("model"), usage if isinstance(usage, dict) else None, extra, http)
+
+
+def error_in_answer(data: dict[str, Any]) -> PromptError:
+    """Classify an error that came with HTTP 200, by its code; where that says nothing, it is worth another try."""
+    inner = data["error"]
+    number = inner.get("code") if isinstance(inner, dict) else None
+    if isinstance(number, int) and 400 <= number < 600:
+        return http_error(number, {}, data)
+    code, message = error_of(data)
+    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry"
+    if code and verdict == "retry" and not RETRY_CODES.fullmatch(code) and data.get("status") == "failed":
+        verdict = "fail"  # the Responses API: invalid_prompt, image_parse_error, ...
+    error = PromptError(code or "no_answer", short(message) or "HTTP 200 with an error in it", verdict, 200)
+    error.slow = code in ("rate_limit_exceeded", "slow_down")
+    return error
+
+
+def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the text, the finish reason and what else there is of a chat completion."""
+    texts = [message_text(choice["message"]) for choice in data["choices"]]
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content)
+    if content is None and message.get("tool_calls"):
+        content = encode_line(message["tool_calls"])
+    return str(content if content is not None else message.get("refusal") or "")
+
+
+def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the text and the finish reason of a Responses API object; calls of tools are kept as JSON."""
+    output = data["output"]
+    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
+    text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
+    calls = [item for item in output if str(item.get("type")).endswith("_call")]
+    reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
+    if not output and reason == "completed":
+        raise KeyError("output")
+    return text or (encode_line(calls) if calls else ""), reason, {}
+
+
+def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the text, the finish reason and what else there is of a completion."""
+    texts = [choice["text"] for choice in data["choices"]]
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
+
+
+def other_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the vectors of an embeddings reply (one, or a list of them for a list of inputs), or just what came."""
+    if data.get("object") != "list" or "data" not in data:
+        return None, None, {"reply": data}
+    vectors = [item["embedding"] for item in data["data"]]
+    return None, None, {"embedding": vectors[0] if len(vectors) == 1 else vectors}
+
+
+# ---- Limits and retries --------------------------------------------------------------------------------------
+
+
+BACKOFF_BASE = 0.5  # seconds
+BACKOFF_CEILING = 60.0  # seconds
+PAUSE_CEILING = 120.0  # seconds of Retry-After that are slept through; what is above is said and tried earlier
+
+
+def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
+    """Return the seconds to wait after an attempt (from 1): full jitter below a ceiling that doubles each time."""
+    return draw() * min(BACKOFF_CEILING, BACKOFF_BASE * 2 ** min(attempt, 30))
+
+
+class Limiter:
+    """How many calls may be in flight, and from when: the run's state, not each prompt's.
+
+    It starts at `start` calls, doubles each round trip until the server first says that it has too much to do, then
+    gives way by a third, at most once a round trip, and comes back by one call a round trip, up to `ceiling`.
+    A wait that the server asks for is a pause of the whole run, with jitter behind it so that nobody comes in a herd.
+    Waiters are woken in order; nothing polls.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        ceiling: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.allowed = float(start)
+        self.ceiling = ceiling
+        self.in_flight = 0
+        self.pause_end = -math.inf
+        self._clock, self._sleep = clock, sleep
+        self._doubling = True
+        self._last_cut = -math.inf
+        self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    def __repr__(self) -> str:
+        pause = max(0.0, self.pause_end - self._clock())
+        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed, pause {pause:.1f} s>"
+
+    async def acquire(self) -> float:
+        """Wait for a place in flight; return the seconds of it that were a pause the server had asked for."""
+        paused = 0.0
+        while True:
+            pause = self.pause_end - self._clock()
+            if pause > 0:
+                pause += random.random() * min(1.0, pause / 10)
+                await self._sleep(pause)
+                paused += pause
+            elif self.in_flight < int(self.allowed):
+                self.in_flight += 1
+                return paused
+            else:
+                await self._turn()
+
+    async def _turn(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake()  # the turn goes to the next one
+            raise
+
+    def _wake(self) -> None:
+        free = int(self.allowed) - self.in_flight
+        while self._waiters and free > 0:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                free -= 1
+
+    def settle(self, started: float, failure: PromptError | None) -> None:
+        """Take back the place of a call that began at `started`, and learn from how it ended."""
+        if failure is None and self.allowed < self.ceiling and self.in_flight >= int(self.allowed) / 2:
+            self.allowed = min(self.ceiling, self.allowed + (1 if self._doubling else 1 / self.allowed))
+        elif failure is not None and failure.slow and started > self._last_cut:
+            self._doubling, self._last_cut = False, self._clock()
+            self.allowed = max(1.0, min(self.allowed, self.in_flight) * 2 / 3)
+            log.info("the server has too much to do (%s): now %d in flight", failure.error.type, self.allowed)
+        if failure is not None and failure.wait is not None and failure.slow:
+            self.pause_end = max(self.pause_end, self._clock() + min(failure.wait, PAUSE_CEILING))
+        self.in_flight -= 1
+        self._wake()
+
+
+class Run:
+    """One pass over the prompts: how each is answered, and when to stop.
+
+    `answer` does the attempts of one prompt and always returns a Result. An error that would meet every prompt stops
+    the run: what is in flight finishes, what waits gives up, nothing more is admitted.
+    """
+
+    def __init__(
+        self,
+        send: Any,
+        *,
+        concurrency: int | str = "auto",
+        max_attempts: int = DEFAULT_ATTEMPTS,
+        timeout: float = DEFAULT_TIMEOUT,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        auto = concurrency == "auto"
+        self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
+        if self.concurrency < 1 or max_attempts < 1 or not timeout > 0:
+            raise ValueError("concurrency, max_attempts and timeout are greater than 0")
+        self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep)
+        self.stopped: PromptError | None = None
+        self.most_in_flight = 0
+        self._send = send
+        self._max_attempts, self._timeout = max_attempts, timeout
+        self._clock, self._sleep = clock, sleep
+        self._epoch = time.time() - clock()
+        self._heard = False  # has the server ever said anything?
+        self._resting: set[asyncio.Task[Any]] = set()
+        self._warned: set[str] = set()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Run:
+        if isinstance(self._send, Api):
+            self._send.concurrency = self.concurrency
+            await self._stack.enter_async_context(self._send)
+        return self
+
+    async def __aexit__(self, *failure: Any) -> None:
+        await self._stack.aclose()
+
+    def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+        """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
+        prepare = self._send.prepare if isinstance(self._send, Api) else lambda prompt: prompt
+        rest = iter(prompts)
+        while self.stopped is None and (prompt := next(rest, None)) is not None:
+            yield prepare(prompt)
+        for prompt in rest if self.stopped else ():
+            yield dataclasses.replace(prompt, error=not_sent(self.stopped))
+
+    async def answer(self, prompt: Prompt) -> Result:
+        """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
+        result = Result(prompt, error=prompt.error)
+        if prompt.error is not None:
+            result.done = prompt.error.type != "not_sent"
+            await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
+            return result
+        while (failure := await self._attempt(prompt, result)) is not None:
+            result.error, result.http = failure.error, failure.http
+            if failure.verdict == "retry" and not self._heard and result.attempts >= 3:
+                failure = unreachable(failure)
+            if failure.verdict == "stop":
+                self.stop(failure)
+            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not self.stopped):
+                return result
+            if self.stopped or not await self._back_off(failure, result):
+                result.done = False
+                return result
+            result.lost, result.latency = result.lost + result.latency, 0.0
+        return result
+
+    async def _attempt(self, prompt: Prompt, result: Result) -> PromptError | None:
+        asked = self._clock()
+        result.started = result.started or self._epoch + asked
+        paused = await self._rest(self.limiter.acquire())
+        if paused is None:
+            return self.stopped
+        started = self._clock()
+        result.limit_wait += paused
+        result.slot_wait += max(0.0, started - asked - paused)
+        result.attempts += 1
+        self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
+        failure = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._call(prompt)
+        except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
+            failure = as_prompt_error(exc)
+        finally:
+            result.latency = self._clock() - started
+            self.limiter.settle(started, failure)
+        self._heard = self._heard or failure is None or failure.heard
+        if failure is None:
+            result.error = None
+            result.take(reply)
+        return failure
+
+    async def _call(self, prompt: Prompt) -> Reply:
+        if isinstance(self._send, Api):
+            return await self._send.call(prompt)
+        return Reply(await self._send(prompt.content))
+
+    async def _back_off(self, failure: PromptError, result: Result) -> bool:
+        """Wait before the next attempt; return False where the run was stopped meanwhile."""
+        wait = backoff(result.attempts)
+        if failure.wait is not None:
+            if failure.wait > PAUSE_CEILING:
+                self.warn(f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s")
+            wait += min(failure.wait, PAUSE_CEILING)
+        log.info("%s: %s; attempt %d in %.1f s", result.id, failure, result.attempts + 1, wait)
+        asked = self._clock()
+        awake = await self._rest(self._sleep(wait))
+        result.retry_wait += self._clock() - asked
+        return awake is not None
+
+    async def _rest(self, waiting: Awaitable[T]) -> T | bool | None:
+        """Await something that `stop` may cut short; return what it gave (True for nothing), or None when stopped."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self.stopped:
+            if asyncio.iscoroutine(waiting):
+                waiting.close()
+            return None
+        self._resting.add(task)
+        try:
+            found = await waiting
+            return True if found is None else found
+        except asyncio.CancelledError:
+            if self.stopped and task not in self._resting and task.uncancel() == 0:
+                return None
+            raise
+        finally:
+            self._resting.discard(task)
+
+    def stop(self, reason: PromptError) -> None:
+        """Admit nothing more, wake what waits, and let the calls in flight finish."""
+        self.stopped = self.stopped or reason
+        while self._resting:
+            self._resting.pop().cancel()
+
+    def warn(self, text: str) -> None:
+        """Log a warning, each text once a run."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning(text)
+
+
+def not_sent(reason: PromptError | None) -> Error:
+    """Return the error of a prompt that was never sent because the run was stopped."""
+    return Error("not_sent", f"the run was stopped: {reason}", None, True)
+
+
+def unreachable(failure: PromptError) -> PromptError:
+    """Return the failure as one that stops the run: nobody has ever answered there."""
+    kind = "timeout" if failure.error.type == "timeout" else "unreachable"
+    return PromptError(kind, failure.error.message, "stop")
+
+
+Record = Callable[[Result], Awaitable[None] | None]
+
+
+async def _record(record: Record, result: Result) -> None:
+    waiting = record(result)
+    if waiting is not None:
+        await waiting
+
+
+# ---- Journal -------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """The results file: a line is appended as soon as a prompt is done, so that nothing answered is ever lost.
+
+    Opening one that exists continues it: `left` passes over the prompts that it already holds. `finish` puts the
+    lines into the input's order by an atomic replace; results of prompts that are no longer in the input, or were
+    asked otherwise, go to FILE.superseded.jsonl, since they were paid for. Raises UsageError where the file cannot be
+    written or holds something else.
+    """
+
+    def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
+        self.path = path
+        self.kept = 0  # answers of an earlier run
+        self.kept_errors: list[Error] = []
+        self._retry_failed = retry_failed
+        self._earlier: dict[str, collections.deque[tuple[int, Any, Error | None]]] = {}
+        self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
+        self._new_ids: dict[int, str | int] = {}
+        try:
+            self._file = open(path, "w+b" if overwrite else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+        except OSError as failure:
+            raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
+        self._size = self._load()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._file.close()
+
+    def _load(self) -> int:
+        """Index the lines that are there; return the size without a last line that was cut short."""
+        size = 0
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                row = parse_json(line)
+                if not line.endswith(b"\n"):
+                    self._file.truncate(size)
+                    break
+                key, row_id, error = self._recognise(row)
+                self._earlier.setdefault(key, collections.deque()).append((size, row_id, error))
+                size += len(line)
+        return size
+
+    def _recognise(self, row: Any) -> tuple[str, Any, Error | None]:
+        """Return a result line's fingerprint, id and error."""
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            if "custom_id" in row:
+                key, status = row["id"].removeprefix("batch_req_"), (row["response"] or {}).get("status_code")
+                if status == 200 and not row["error"]:
+                    return key, row["custom_id"], None
+                return key, row["custom_id"], Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
+            error = row["error"] and Error(**row["error"])
+            return row["request"] + "", row["id"], error
+        self._file.close()
+        raise UsageError(f"{self.path} holds something other than results; choose another file (-o) or --overwrite")
+
+    def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+        """Yield the prompts that have no line yet; count the others as kept."""
+        for prompt in prompts:
+            self._offsets.append(-1)
+            earlier = self._earlier.get(fingerprint(prompt)) if self._earlier else None
+            if not earlier:
+                yield prompt
+                continue
+            offset, row_id, error = earlier.popleft()
+            if prompt.error or (error and self._retry_failed):
+                yield prompt
+                continue
+            self._offsets[prompt.number] = offset
+            if row_id != prompt.id:
+                self._new_ids[prompt.number] = prompt.id
+            self.kept += error is None
+            self.kept_errors += [error] if error else []
+
+    def append(self, result: Result) -> None:
+        """Write a result's line. Raises OSError where the disk will not take it; then no part of it counts."""
+        line = to_line(result.as_batch_row() if result.prompt.kind == "batch" else result.as_row())
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(28, "no space left")
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._offsets[result.prompt.number] = self._size
+        self._size += len(line)
+
+    def finish(self) -> None:
+        """Put the complete file into the input's order, all of it or nothing."""
+        os.fsync(self._file.fileno())
+        stale = sorted(place[0] for places in self._earlier.values() for place in places if place[2] is None)
+        ordered = all(one < two for one, two in itertools.pairwise(self._offsets))
+        if ordered and not self._new_ids and sum(1 for _ in open_lines(self.path)) == len(self._offsets):
+            return
+        draft = self.path.with_name(self.path.name + ".tmp")
+        with open(self.path, "rb") as lines, open(draft, "wb") as file:
+            for number, offset in enumerate(self._offsets):
+                line = line_at(lines, offset)
+                if number in self._new_ids:
+                    line = to_line({**json.loads(line), "id": self._new_ids[number]})
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            if stale:
+                self._set_aside(line_at(lines, offset) for offset in stale)
+        self._file.close()  # Windows replaces no open file
+        os.replace(draft, self.path)
+
+    def _set_aside(self, lines: Iterable[bytes]) -> None:
+        place = self.path.with_suffix(".superseded.jsonl")
+        with open(place, "ab") as file:
+            file.writelines(lines)
+            os.fsync(file.fileno())
+        log.warning("answers to prompts that are no longer asked were moved to %s", place)
+
+
+def open_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the lines of a file."""
+    with open(path, "rb") as file:
+        yield from file
+
+
+def line_at(file: IO[bytes], offset: int) -> bytes:
+    """Return the line that begins at the offset."""
+    file.seek(offset)
+    return file.readline()
+
+
+class Printer:
+    """The same for standard output, where nothing can be kept or continued: lines in the input's order, as they can."""
+
+    kept = 0
+    kept_errors: tuple[Error, ...] = ()
+    path = None
+
+    def __init__(self) -> None:
+        self._early: dict[int, bytes] = {}
+        self._next = 0
+
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        for _, line in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
+            self._write(line)
+
+    def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+        """Yield all the prompts."""
+        return iter(prompts)
+
+    def append(self, result: Result) -> None:
+        """Print a result's line once all before it are printed."""
+        row = result.as_batch_row() if result.prompt.kind == "batch" else result.as_row()
+        self._early[result.prompt.number] = to_line(row)
+        while line := self._early.pop(self._next, None):
+            self._write(line)
+            self._next += 1
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _write(self, line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+
+# ---- Sequential run ------------------------------------------------------------------------------------------
+
+
+async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
+    """Answer one prompt after the other: it takes the sum of the latencies."""
+    for prompt in run.admit(prompts):
+        await _record(record, await run.answer(prompt))
+
+
+async def run_sequential(
+    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
+) -> list[Result]:
+    """Answer the prompts one by one; return their Results in input order. The baseline: arguments as `run`'s."""
+    return await _collect(sequentially, prompts, send, return_exceptions, **options | {"concurrency": 1})
+
+
+# ---- Concurrent run ------------------------------------------------------------------------------------------
+
+
+async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
+    """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
+    admitted = run.admit(prompts)
+
+    async def worker() -> None:
+        for prompt in admitted:
+            await _record(record, await run.answer(prompt))
+
+    workers = [asyncio.ensure_future(worker()) for _ in range(run.concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:  # after an error gather leaves the others running
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def run_concurrent(
+    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
+) -> list[Result]:
+    """Answer the prompts concurrently; return their Results in input order. Arguments as `run`'s."""
+    return await _collect(concurrently, prompts, send, return_exceptions, **options)
+
+
+async def _collect(way: Any, prompts: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
+    results: dict[int, Result] = {}
+
+    def record(result: Result) -> None:
+        if result.error is not None and not return_exceptions:
+            failure = PromptError(result.error.type, result.error.message, "fail", result.error.status)
+            failure.error = result.error
+            raise failure
+        results[result.prompt.number] = result
+
+    async with Run(send, **options) as run:
+        await way(run, as_prompts(prompts), record)
+    return [results[number] for number in sorted(results)]
+
+
+async def as_completed(prompts: Iterable[Any], send: Any, **options: Any) -> AsyncIterator[Result]:
+    """Yield the Results as the answers come, with no more than `concurrency` of them waiting to be taken."""
+    async with Run(send, **options) as run:
+        results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
+        work = asyncio.ensure_future(concurrently(run, as_prompts(prompts), results.put))
+        end = asyncio.ensure_future(_close(work, results))
+        try:
+            while (result := await results.get()) is not None:
+                yield result
+            await work
+        finally:
+            work.cancel()
+            end.cancel()
+            await asyncio.gather(work, end, return_exceptions=True)
+
+
+async def _close(work: asyncio.Future[None], results: asyncio.Queue[Result | None]) -> None:
+    await asyncio.wait([work])
+    await results.put(None)
+
+
+def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+    """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
+
+    `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
+    its text, or a loaded backend (`load_backend`). Options:
+    `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
+    attempt; `return_exceptions`: True (a failed prompt's Result has an `error`, the others their answers) or False
+    (the first failure is raised as PromptError and ends the run); `clock` and `sleep`, for tests.
+    What `send` raises is classified: ConnectionError, TimeoutError and HTTP errors worth another try are retried.
+    """
+    work = run_concurrent(prompts, send, **options)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    return _run_in_thread(work)
+
+
+def _run_in_thread(work: Coroutine[Any, Any, list[Result]]) -> list[Result]:
+    """Run the coroutine on an event loop of its own: where one is running already, asyncio.run refuses."""
+    outcome: list[Any] = []
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+
+    def target() -> None:
+        try:
+            outcome.append(loop.run_until_complete(task))
+        except BaseException as failure:  # handed over to the caller's thread
+            outcome.append(failure)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return list(outcome[0])
+
+
+# ---- Report --------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Return the seconds in words: '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def quantile(ordered: list[float], share: float) -> float | None:
+    """Return the value that the share of the sorted values does not exceed; None for too few to know it."""
+    if len(ordered) * (1 - share) < 1 - 1e-9:
+        return None
+    return ordered[math.ceil(len(ordered) * share) - 1]
+
+
+def times(ratio: float) -> str:
+    """Return 'N times' with as many digits as mean something."""
+    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
+
+
+class Tally:
+    """What the report is made of, counted as the results come."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.answered = self.failed = self.unsent = self.attempts = 0
+        self.latencies = array.array("d")
+        self.waits = dict.fromkeys(("slot_wait", "limit_wait", "retry_wait", "lost"), 0.0)
+        self.tokens: collections.Counter[str] = collections.Counter()
+        self.errors: collections.Counter[str] = collections.Counter()
+        self.examples: dict[str, Error] = {}
+        self.marked: collections.Counter[str] = collections.Counter()
+        self.wall = self.cpu = 0.0
+        self._clock = clock
+        self._start = clock(), time.process_time()
+
+    def stop(self) -> None:
+        """Take the time."""
+        self.wall, self.cpu = self._clock() - self._start[0], time.process_time() - self._start[1]
+
+    def add(self, result: Result) -> None:
+        """Count a result."""
+        self.attempts += result.attempts
+        for name in self.waits:
+            self.waits[name] += getattr(result, name)
+        if not result.done:
+            self.unsent += 1
+        elif result.error is not None:
+            self.fail(result.error)
+        else:
+            self.answered += 1
+            self.latencies.append(result.latency)
+            if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
+                self.marked[result.finish_reason] += 1
+            self.tokens.update(token_counts(result.usage or {}))
+
+    def fail(self, error: Error) -> None:
+        """Count a failure."""
+        self.failed += 1
+        self.errors[error.type] += 1
+        self.examples.setdefault(error.type, error)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of the report."""
+        total = sum(self.latencies)
+        yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
+        if self.answered > 1 and self.wall > 0:
+            ratio = f" ({times(total / self.wall)} the wall time)" if total > 1.05 * self.wall else ""
+            yield f"sum of latencies {duration(total)}{ratio}, {self.answered / self.wall:,.1f} answers/s"
+        spread = [f"{name} {duration(value)}" for name, value in self.percentiles().items() if value is not None]
+        if spread:
+            yield f"latency {', '.join(spread)}"
+        if self.tokens:
+            yield "tokens " + ", ".join(f"{count:,} {name}" for name, count in self.tokens.items() if count)
+        waits = [f"{duration(self.waits[key])} {text}" for key, text in WAIT_TEXTS.items() if self.waits[key] >= 0.005]
+        lost = self.attempts - self.answered
+        yield f"{self.attempts:,} attempts" + (f", {lost:,} of them without an answer" if lost > 0 else "")
+        if waits:
+            yield f"waited (all calls added up): {', '.join(waits)}"
+
+    def percentiles(self) -> dict[str, float | None]:
+        """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
+        ordered = sorted(self.latencies)
+        return {f"p{share * 100:.0f}": quantile(ordered, share) for share in (0.5, 0.9, 0.99)}
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line for each kind of failure, with what to do, and for answers that are not whole."""
+        for kind, count in self.errors.most_common():
+            error = self.examples[kind]
+            advice = hint(error)
+            yield f"{count:,} × {kind}: {error.message}" + (f"\n    -> {advice}" if advice else "")
+        for reason, count in self.marked.items():
+            advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
+            yield f"{count:,} answered but ended by {reason}: {advice}"
+
+
+WAIT_TEXTS = {
+    "slot_wait": "for a place in flight",
+    "limit_wait": "for the server's limit",
+    "retry_wait": "between attempts",
+    "lost": "on the wire for nothing",
+}
+
+
+def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
+    """Return the tokens in, out, cached and for reasoning of a usage object, whichever endpoint's."""
+    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    made = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+    counts = {
+        "in": usage.get("prompt_tokens") or usage.get("input_tokens"),
+        "out": usage.get("completion_tokens") or usage.get("output_tokens"),
+        "cached": given.get("cached_tokens") if isinstance(given, dict) else 0,
+        "for reasoning": made.get("reasoning_tokens") if isinstance(made, dict) else 0,
+    }
+    return {name: count for name, count in counts.items() if isinstance(count, int)}
+
+
+class Progress:
+    """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds; nothing when quiet."""
+
+    EVERY = 5.0  # seconds between lines
+
+    def __init__(self, total: int | None, done: int, run: Run, quiet: bool, stream: IO[str] | None = None) -> None:
+        self._total, self._done, self._failed, self._run = total, done, 0, run
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._bar: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._began, self._new = time.monotonic(), 0
+        if not quiet:
+            if self._terminal:
+                with contextlib.suppress(ImportError):
+                    from tqdm import tqdm
+
+                    self._bar = tqdm(total=total, initial=done, unit="prompt", file=self._stream, leave=False)
+            if self._bar is None:
+                self._tick()
+
+    def _tick(self) -> None:
+        """Write a line and set the timer for the next one."""
+        if self._timer is not None or self._terminal:
+            self._stream.write(("\r" if self._terminal else "") + self.text() + ("\x1b[K" if self._terminal else "\n"))
+            self._stream.flush()
+        every = 0.2 if self._terminal else self.EVERY
+        self._timer = asyncio.get_running_loop().call_later(every, self._tick)
+
+    def text(self) -> str:
+        """Return what the line says."""
+        share = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
+        rate = self._new / max(0.001, time.monotonic() - self._began)
+        left = f", {duration((self._total - self._done) / rate)} left" if self._total and rate > 0 else ""
+        failed = f", {self._failed:,} failed" if self._failed else ""
+        return f"{share} done{failed}, {self._run.limiter.in_flight} in flight, {rate:,.1f}/s{left}"
+
+    def update(self, result: Result) -> None:
+        """Count a result."""
+        self._done += result.done
+        self._new += result.done
+        self._failed += result.done and result.error is not None
+        if self._bar is not None:
+            self._bar.update(result.done)
+            self._bar.set_postfix(failed=self._failed, refresh=False)
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._timer is not None:
+            self._timer.cancel()
+            if self._terminal:
+                self._stream.write("\r\x1b[K")
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Ran(NamedTuple):
+    """One run of a comparison."""
+
+    backend: str
+    way: str  # sequential or concurrent
+    tally: Tally
+    texts: list[str]  # the first few answers
+
+
+COLUMNS = ("backend", "", "wall", "sum", "req/s", "CPU/req", "p50", "p90", "p99", "failed")
+
+
+def table(ran: list[Ran]) -> Iterator[str]:
+    """Yield the lines of the comparison, aligned, seconds as s and CPU time in ms; '-' for what cannot be known."""
+    rows = [list(COLUMNS)]
+    for backend, way, tally, _ in ran:
+        done = tally.answered + tally.failed
+        rate = f"{tally.answered / tally.wall:,.1f}" if tally.wall else "-"
+        cpu = f"{1000 * tally.cpu / done:.2f} ms" if done else "-"
+        spread = [f"{value:.2f} s" if value is not None else "-" for value in tally.percentiles().values()]
+        walls = [f"{tally.wall:.2f} s", f"{sum(tally.latencies):.2f} s"]
+        rows.append([backend, way, *walls, rate, cpu, *spread, str(tally.failed)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) if n < 2 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        yield "  ".join(cells).rstrip()
+
+
+def verdicts(ran: list[Ran]) -> Iterator[str]:
+    """Yield the sentences that say who won and by how much."""
+    for one, two in itertools.pairwise(ran):
+        if one.backend == two.backend and one.tally.answered and two.tally.answered:
+            ratio = one.tally.wall / two.tally.wall
+            won = f"ran {times(ratio)} faster than" if ratio >= 1.05 else "was no faster than"
+            count = f"{two.tally.answered:,} prompts" if two.tally.answered > 1 else "1 prompt"
+            walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)} for {count}"
+            yield f"{one.backend}: concurrent {won} sequential: {walls}."
+    concurrent = [one for one in ran if one.way == "concurrent" and one.tally.answered]
+    if len(concurrent) > 1:
+        cheap, *_, dear = sorted(concurrent, key=lambda one: one.tally.cpu / one.tally.answered)
+        ratio = (dear.tally.cpu / dear.tally.answered) / (cheap.tally.cpu / cheap.tally.answered)
+        yield f"{cheap.backend} used the least CPU time per request, {times(ratio)} less than {dear.backend}."
+
+
+def as_in_the_article(ran: Ran) -> Iterator[str]:
+    """Yield the first results of a run and its time."""
+    yield f"{ran.way.capitalize()} results ({ran.backend}):"
+    yield from (f"  {number}. {short(text, 90)}" for number, text in enumerate(ran.texts, 1))
+    rest = ran.tally.answered + ran.tally.failed - len(ran.texts)
+    if rest > 0:
+        yield f"  ... and {rest:,} more"
+    yield f"{ran.way.capitalize()} time: {ran.tally.wall:.2f} seconds"
+
+
+# ---- Command line --------------------------------------------------------------------------------------------
+
+
+DEMO_PROMPTS = [f"In one sentence, what is {thing}?" for thing in (
+    "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit",
+    "exponential back-off", "jitter", "a deadline", "a connection pool", "keep-alive", "a token bucket", "a queue",
+    "a journal", "idempotence", "a race condition", "a straggler", "Little's law", "a token",
+)]  # fmt: skip
+DEMO_SERVER = ("--port", "0", "--latency", "0.5", "--sigma", "0.3", "--exit-on-eof")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        args = parse_arguments(argv)
+        log.setLevel(logging.INFO if args.verbose else logging.WARNING)
+        with demo_server(args) if args.demo else contextlib.nullcontext():
+            return asyncio.run(compare(args) if args.compare else answer_file(args))
+    except UsageError as problem:
+        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"{PROGRAM}: interrupted; run the same command to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has had enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the parsed and checked command line."""
+    args = build_parser().parse_args(argv)
+    if args.prompts is None and not args.demo:
+        raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
+    args.backends = args.backend.split(",") if args.backend else [default_backend()]
+    if len(args.backends) > 1 and not args.compare:
+        raise UsageError("several backends (-b a,b) are for --compare")
+    if args.compare and args.sequential:
+        raise UsageError("--compare runs sequentially too; leave out --sequential")
+    args.params = dict(parameter(text) for text in args.param)
+    if args.output is None:
+        stdout = args.prompts in (None, "-")
+        args.output = "-" if stdout else default_output(args.prompts)
+    if args.output != "-" and args.prompts and pathlib.Path(args.output).resolve() == pathlib.Path(args.prompts).resolve():
+        raise UsageError(f"{args.output} is the input; choose another file with -o")
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; the module's docstring is its manual."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} PROMPTS [options]",
+        description=__doc__,
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=100),
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
+    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib or package.module:name "
+           "(default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c with --compare")  # fmt: skip
+    option("--sequential", action="store_true", help="one at a time: the baseline")
+    option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
+    option("-c", "--concurrency", metavar="N", type=concurrency, default="auto",
+           help="calls in flight at the most (default: auto, up to %d)" % AUTO_CONCURRENCY)  # noqa: UP031 # fmt: skip
+    option("-m", "--model", help=f"model (default: {DEFAULT_MODEL})")
+    option("-s", "--system", metavar="TEXT", help="system text before each prompt")
+    option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
+    option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
+    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", help="API endpoint (default: chat)")
+    option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
+    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
+    option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
+           help="attempts for each prompt (default: %(default)s)")  # fmt: skip
+    option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
+           help="for one attempt (default: %(default).0f)")  # fmt: skip
+    option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is stdout")
+    option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
+    option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
+    option("--overwrite", action="store_true", help="begin the output file anew")
+    option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
+    option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
+    option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
+    option("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def positive(number: type[T]) -> Callable[[str], T]:
+    """Return a parser of numbers above 0, for argparse."""
+
+    def parse(text: str) -> T:
+        value: Any = number(text)  # type: ignore[call-arg]
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value  # type: ignore[no-any-return]
+
+    parse.__name__ = number.__name__  # what argparse calls it in its message
+    return parse
+
+
+def concurrency(text: str) -> int | str:
+    """Return a number of calls, or "auto"."""
+    return "auto" if text == "auto" else positive(int)(text)
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Return the name and the value of NAME=JSON."""
+    name, _, value = text.partition("=")
+    try:
+        parsed = decode_row(value)
+    except (ValueError, RecursionError):
+        raise UsageError(f"-p {text}: not NAME=JSON; a text needs its quotes: -p '{name or 'stop'}=\"…\"'") from None
+    if not name or (name == "stream" and parsed):
+        raise UsageError(f"-p {text}: " + ("answers are not streamed here" if name else "no name"))
+    return name, parsed
+
+
+def default_output(prompts: str) -> str:
+    """Return PROMPTS' stem + .results.jsonl."""
+    path = pathlib.Path(prompts.removesuffix(".gz"))
+    return str(path.with_name(path.stem + ".results.jsonl"))
+
+
+@contextlib.contextmanager
+def demo_server(args: argparse.Namespace) -> Iterator[None]:
+    """Run the stand-in server in a process of its own and point the arguments at it."""
+    script = pathlib.Path(__file__).resolve().parent / "backends" / "stand_in.py"
+    if not script.exists():
+        raise UsageError(f"--demo needs the folder backends/ beside {PROGRAM}")
+    command = [sys.executable, str(script), *DEMO_SERVER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            ready = server.stdout.readline() if server.stdout else ""
+            if not ready:
+                raise UsageError("the stand-in server did not start")
+            args.base_url, args.api_key_env = ready.split()[-1], "CONCURRENT_PROMPTS_DEMO_HAS_NO_KEY"
+            yield
+        finally:
+            server.terminate()
+
+
+def prompts_of(args: argparse.Namespace) -> Iterator[Prompt]:
+    """Yield the prompts of the file, or the demo's own, up to --limit."""
+    prompts = read_prompts(args.prompts) if args.prompts else as_prompts(DEMO_PROMPTS)
+    return itertools.islice(prompts, args.limit)
+
+
+def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt]:
+    """Yield the prepared prompts. Raises UsageError where there are none or the first cannot be used as asked."""
+    first = next(prompts, None)
+    if first is None:
+        raise UsageError(f"{source} holds no prompts")
+    readable = first.error is None
+    if api.prepare(first).error and readable:
+        raise UsageError(first.error.message if first.error else "")
+    return map(api.prepare, itertools.chain([first], prompts))
+
+
+def make_api(args: argparse.Namespace, backend: str) -> Api:
+    """Return the API that the arguments ask for."""
+    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env")
+    return load_backend(backend, **{name: getattr(args, name) for name in names})
+
+
+def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
+    """Return a run as the arguments ask for."""
+    names = ("concurrency", "max_attempts", "timeout")
+    return Run(api, **{name: getattr(args, name) for name in names} | changes)
+
+
+async def answer_file(args: argparse.Namespace) -> int:
+    """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
+    api = make_api(args, args.backends[0])
+    prompts = checked(prompts_of(args), api, args.prompts or "the demo")
+    way = sequentially if args.sequential else concurrently
+    run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
+    sink = Printer() if args.output == "-" else open_journal(args)
+    with sink, interruptible(run):
+        tally = Tally()
+        async with run:
+            progress = Progress(count_prompts(args), 0, run, args.quiet)
+            try:
+                await way(run, sink.left(prompts), functools.partial(record, run, sink, tally, progress))
+            finally:
+                progress.close()
+        tally.stop()
+        if run.stopped is None:
+            sink.finish()
+    return report(args, run, api, tally, sink)
+
+
+def open_journal(args: argparse.Namespace) -> Journal:
+    """Return the journal of the output file."""
+    return Journal(pathlib.Path(args.output), overwrite=args.overwrite, retry_failed=args.retry_failed)
+
+
+def record(run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result) -> None:
+    """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
+    if result.done:
+        try:
+            sink.append(result)
+        except BrokenPipeError:
+            raise
+        except OSError as failure:
+            result.done = False
+            run.stop(PromptError("disk", f"cannot write {sink.path or 'the output'}: {failure.strerror}", "stop"))
+    tally.add(result)
+    progress.update(result)
+
+
+def count_prompts(args: argparse.Namespace) -> int | None:
+    """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
+    if args.prompts == "-":
+        return args.limit  # type: ignore[no-any-return]
+    if args.prompts is None:
+        return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
+    with contextlib.suppress(UsageError, OSError, EOFError), open_input(args.prompts) as (file, form, _):
+        lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
+        return min(lines, args.limit or lines)
+    return None
+
+
+@contextlib.contextmanager
+def interruptible(run: Run) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) stop the run in good order, and the second at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        if run.stopped is None:
+            run.stop(PromptError("interrupted", "interrupted", "stop"))
+            count = run.limiter.in_flight
+            print(f"\nstopping: {count} calls in flight will finish; once more to stop at once", file=sys.stderr)
+        else:
+            task.cancel()
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Journal | Printer) -> int:
+    """Print the report and the warnings; return the exit status."""
+    for error in sink.kept_errors:
+        tally.fail(error)
+    if not args.quiet:
+        way = "one at a time" if args.sequential else f"up to {run.most_in_flight} in flight"
+        say_error(f"{api.name} at {api.base_url}, {way}")
+        say_error(*tally.lines(), indent="  ")
+        if sink.kept:
+            say_error(f"{sink.kept:,} answers of an earlier run were kept", indent="  ")
+        if sink.path:
+            say_error(f"results in {sink.path}", indent="  ")
+    for warning in tally.warnings():
+        say_error(warning, indent="  ")
+    if run.stopped is not None:
+        return stopped_status(run.stopped)
+    return 1 if tally.failed else 0
+
+
+def stopped_status(reason: PromptError) -> int:
+    """Say why the run was stopped and what to do; return the exit status."""
+    if reason.error.type == "interrupted":
+        say_error(f"{PROGRAM}: interrupted; run the same command to continue")
+        return 130
+    say_error(f"{PROGRAM}: stopped: {reason.error.message}")
+    advice = hint(reason.error) or "run the same command to continue"
+    say_error(f"-> {advice}", indent="  ")
+    return 3
+
+
+def say_error(*lines: str, indent: str = "") -> None:
+    """Print lines on standard error."""
+    for line in lines:
+        print(indent + line, file=sys.stderr)
+
+
+async def compare(args: argparse.Namespace) -> int:
+    """Run the prompts sequentially and concurrently with each backend; print the results, the table and who won."""
+    ran: list[Ran] = []
+    apis = [make_api(args, name) for name in args.backends]
+    prompts = list(checked(prompts_of(args), apis[0], args.prompts or "the demo"))
+    for api in apis:
+        for way in (sequentially, concurrently):
+            one, stopped = await measure(args, api, way, prompts)
+            ran.append(one)
+            if stopped is not None:
+                return stopped_status(stopped)
+    blocks: list[Iterable[str]] = [as_in_the_article(ran[0]), as_in_the_article(ran[1]), table(ran), verdicts(ran)]
+    for lines in blocks:
+        print(*lines, "", sep="\n")
+    for one in ran:
+        say_error(*(f"{one.backend}, {one.way}: {warning}" for warning in one.tally.warnings()))
+    return 1 if any(one.tally.failed for one in ran) else 0
+
+
+async def measure(args: argparse.Namespace, api: Api, way: Any, prompts: list[Prompt]) -> tuple[Ran, PromptError | None]:
+    """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
+    name = "sequential" if way is sequentially else "concurrent"
+    run = make_run(args, api, **({"concurrency": 1} if way is sequentially else {}))
+    texts: dict[int, str] = {}
+    with interruptible(run):
+        async with run:
+            await run.answer(prompts[0])
+            progress = Progress(len(prompts), 0, run, args.quiet)
+            tally = Tally()
+
+            def note(result: Result) -> None:
+                tally.add(result)
+                progress.update(result)
+                if result.prompt.number < 3:
+                    texts[result.prompt.number] = str(result.error.message if result.error else result.text)
+
+            await way(run, iter(prompts), note)
+            tally.stop()
+            progress.close()
+    return Ran(api.name, name, tally, [text for _, text in sorted(texts.items())]), run.stopped
+
+
+if __name__ == "__main__":
+    sys.modules["concurrent_prompts"] = sys.modules["__main__"]  # so that a backend's import finds this very module
+    sys.exit(main())
