@@ -35,7 +35,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import datetime
 import email.utils
 import functools
 import gzip
@@ -385,9 +384,11 @@ def as_prompt_error(failure: Exception) -> PromptError:
     if isinstance(failure, PromptError):
         return failure
     text = short(str(failure)) or type(failure).__name__
-    causes = [failure, failure.__cause__, failure.__context__]
-    if any(type(cause).__name__ in ("SSLCertVerificationError", "CertificateError") for cause in causes):
-        return PromptError("certificate", text, "stop")
+    cause: BaseException | None = failure
+    while cause is not None:  # not verified looks like any lost connection, but will be the same for every prompt
+        if type(cause).__name__ == "SSLCertVerificationError":
+            return PromptError("certificate", text, "stop")
+        cause = cause.__cause__
     if isinstance(failure, TimeoutError):
         return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
     if isinstance(failure, ConnectionError):
@@ -437,9 +438,9 @@ def open_input(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str, s
     name = "standard input" if str(path) == "-" else str(path)
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(spool(sys.stdin.buffer) if str(path) == "-" else open(path, "rb"))
+            file: Any = stack.enter_context(spool(sys.stdin.buffer) if str(path) == "-" else open(path, "rb"))  # noqa: SIM115
             if file.peek(2)[:2] == b"\x1f\x8b":
-                file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # type: ignore[arg-type]
+                file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # noqa: SIM115
             start = file.peek(4096)[:4096]
         except (OSError, EOFError) as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
@@ -456,11 +457,11 @@ def spool(stream: IO[bytes]) -> Any:
     """Return a seekable copy of a pipe, so that waiting for its writer never holds up the calls in flight."""
     if stream.isatty():
         print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    copy: Any = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     while block := stream.read(1 << 16):
         copy.write(block)
     copy.seek(0)
-    return io.BufferedReader(copy)  # type: ignore[arg-type]
+    return io.BufferedReader(copy)
 
 
 def form_of(name: str, start: bytes) -> str:
@@ -586,7 +587,7 @@ def load_backend(name: str | None = None, **settings: Any) -> Api:
     if not attribute:
         module, attribute = f"backends.{name.replace('-', '_')}", "connect"
     try:
-        connect = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        connect: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except ModuleNotFoundError as missing:
         raise UsageError(missing_backend(name, missing.name or "")) from None
     except (ImportError, AttributeError, ValueError) as failure:
@@ -875,7 +876,7 @@ PAUSE_CEILING = 120.0  # seconds of Retry-After that are slept through; what is 
 
 def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
     """Return the seconds to wait after an attempt (from 1): full jitter below a ceiling that doubles each time."""
-    return draw() * min(BACKOFF_CEILING, BACKOFF_BASE * 2 ** min(attempt, 30))
+    return draw() * min(BACKOFF_CEILING, BACKOFF_BASE * 2.0 ** min(attempt, 30))
 
 
 class Limiter:
@@ -1002,14 +1003,11 @@ class Run:
         rest = iter(prompts)
         while self.stopped is None and (prompt := next(rest, None)) is not None:
             yield prepare(prompt)
-        for prompt in rest if self.stopped else ():
-            yield dataclasses.replace(prompt, error=not_sent(self.stopped))
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
         result = Result(prompt, error=prompt.error)
         if prompt.error is not None:
-            result.done = prompt.error.type != "not_sent"
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
         while (failure := await self._attempt(prompt, result)) is not None:
@@ -1102,11 +1100,6 @@ class Run:
             log.warning(text)
 
 
-def not_sent(reason: PromptError | None) -> Error:
-    """Return the error of a prompt that was never sent because the run was stopped."""
-    return Error("not_sent", f"the run was stopped: {reason}", None, True)
-
-
 def unreachable(failure: PromptError) -> PromptError:
     """Return the failure as one that stops the run: nobody has ever answered there."""
     kind = "timeout" if failure.error.type == "timeout" else "unreachable"
@@ -1120,6 +1113,15 @@ async def _record(record: Record, result: Result) -> None:
     waiting = record(result)
     if waiting is not None:
         await waiting
+
+
+async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
+    """Answer the reader's own prompts in that way; those that a stopped run never sent get a Result too."""
+    prompts = as_prompts(items)
+    await way(run, prompts, record)
+    for prompt in prompts:
+        error = Error("not_sent", f"the run was stopped: {run.stopped}", None, True)
+        await _record(record, Result(prompt, error=error, done=False))
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -1212,39 +1214,46 @@ class Journal:
         self._offsets[result.prompt.number] = self._size
         self._size += len(line)
 
-    def finish(self) -> None:
-        """Put the complete file into the input's order, all of it or nothing."""
-        os.fsync(self._file.fileno())
-        stale = sorted(place[0] for places in self._earlier.values() for place in places if place[2] is None)
-        ordered = all(one < two for one, two in itertools.pairwise(self._offsets))
-        if ordered and not self._new_ids and sum(1 for _ in open_lines(self.path)) == len(self._offsets):
-            return
-        draft = self.path.with_name(self.path.name + ".tmp")
-        with open(self.path, "rb") as lines, open(draft, "wb") as file:
-            for number, offset in enumerate(self._offsets):
-                line = line_at(lines, offset)
-                if number in self._new_ids:
-                    line = to_line({**json.loads(line), "id": self._new_ids[number]})
-                file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-            if stale:
-                self._set_aside(line_at(lines, offset) for offset in stale)
-        self._file.close()  # Windows replaces no open file
-        os.replace(draft, self.path)
+    def finish(self, whole: bool = True) -> None:
+        """Put the complete file into the input's order, all of it or nothing.
 
-    def _set_aside(self, lines: Iterable[bytes]) -> None:
+        Not `whole`: only the first prompts of the input were asked for, so that answers to others stay in the file.
+        """
+        draft = self.path.with_name(self.path.name + ".tmp")
+        try:
+            os.fsync(self._file.fileno())
+            with open(self.path, "rb") as lines, open(draft, "wb") as file:
+                file.writelines(self._ordered(lines))
+                stale = [line_at(lines, offset) for offset in self._stale()]
+                file.writelines([] if whole else stale)
+                file.flush()
+                os.fsync(file.fileno())
+            if whole and stale:
+                self._set_aside(stale)
+            self._file.close()  # Windows replaces no open file
+            os.replace(draft, self.path)
+        except OSError as failure:
+            log.warning("%s is complete, but not in the input's order: %s", self.path, failure.strerror)
+            draft.unlink(missing_ok=True)
+
+    def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
+        for number, offset in enumerate(self._offsets):
+            line = line_at(lines, offset)
+            if number in self._new_ids:
+                line = to_line({**json.loads(line), "id": self._new_ids[number]})
+            yield line
+
+    def _stale(self) -> list[int]:
+        """Return where the answers stand that are to nothing in the input."""
+        return sorted(place[0] for places in self._earlier.values() for place in places if place[2] is None)
+
+    def _set_aside(self, lines: list[bytes]) -> None:
         place = self.path.with_suffix(".superseded.jsonl")
         with open(place, "ab") as file:
             file.writelines(lines)
+            file.flush()
             os.fsync(file.fileno())
-        log.warning("answers to prompts that are no longer asked were moved to %s", place)
-
-
-def open_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the lines of a file."""
-    with open(path, "rb") as file:
-        yield from file
+        log.warning("%d answers to what is no longer asked were moved to %s", len(lines), place)
 
 
 def line_at(file: IO[bytes], offset: int) -> bytes:
@@ -1283,7 +1292,7 @@ class Printer:
             self._write(line)
             self._next += 1
 
-    def finish(self) -> None:
+    def finish(self, whole: bool = True) -> None:
         """Nothing is left to do."""
 
     def _write(self, line: bytes) -> None:
@@ -1334,7 +1343,7 @@ async def run_concurrent(
     return await _collect(concurrently, prompts, send, return_exceptions, **options)
 
 
-async def _collect(way: Any, prompts: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
+async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
     results: dict[int, Result] = {}
 
     def record(result: Result) -> None:
@@ -1345,7 +1354,7 @@ async def _collect(way: Any, prompts: Iterable[Any], send: Any, return_exception
         results[result.prompt.number] = result
 
     async with Run(send, **options) as run:
-        await way(run, as_prompts(prompts), record)
+        await _work(way, run, items, record)
     return [results[number] for number in sorted(results)]
 
 
@@ -1353,7 +1362,7 @@ async def as_completed(prompts: Iterable[Any], send: Any, **options: Any) -> Asy
     """Yield the Results as the answers come, with no more than `concurrency` of them waiting to be taken."""
     async with Run(send, **options) as run:
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
-        work = asyncio.ensure_future(concurrently(run, as_prompts(prompts), results.put))
+        work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
         end = asyncio.ensure_future(_close(work, results))
         try:
             while (result := await results.get()) is not None:
@@ -1507,7 +1516,7 @@ class Tally:
         for kind, count in self.errors.most_common():
             error = self.examples[kind]
             advice = hint(error)
-            yield f"{count:,} × {kind}: {error.message}" + (f"\n    -> {advice}" if advice else "")
+            yield f"{count:,} x {kind}: {error.message}" + (f"\n    -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
             yield f"{count:,} answered but ended by {reason}: {advice}"
@@ -1539,19 +1548,20 @@ class Progress:
 
     EVERY = 5.0  # seconds between lines
 
-    def __init__(self, total: int | None, done: int, run: Run, quiet: bool, stream: IO[str] | None = None) -> None:
-        self._total, self._done, self._failed, self._run = total, done, 0, run
+    def __init__(self, total: int | None, run: Run, sink: Any, quiet: bool, stream: IO[str] | None = None) -> None:
+        self._total, self._run, self._sink = total, run, sink
+        self._new = self._failed = 0
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
-        self._began, self._new = time.monotonic(), 0
+        self._began = time.monotonic()
         if not quiet:
             if self._terminal:
                 with contextlib.suppress(ImportError):
                     from tqdm import tqdm
 
-                    self._bar = tqdm(total=total, initial=done, unit="prompt", file=self._stream, leave=False)
+                    self._bar = tqdm(total=total, unit=" prompts", file=self._stream, leave=False)
             if self._bar is None:
                 self._tick()
 
@@ -1565,19 +1575,22 @@ class Progress:
 
     def text(self) -> str:
         """Return what the line says."""
-        share = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
+        done = self._done()
+        share = f"{done:,}" + (f" of {self._total:,}" if self._total else "")
         rate = self._new / max(0.001, time.monotonic() - self._began)
-        left = f", {duration((self._total - self._done) / rate)} left" if self._total and rate > 0 else ""
+        left = f", {duration(max(0, self._total - done) / rate)} left" if self._total and rate > 0 else ""
         failed = f", {self._failed:,} failed" if self._failed else ""
         return f"{share} done{failed}, {self._run.limiter.in_flight} in flight, {rate:,.1f}/s{left}"
 
+    def _done(self) -> int:
+        return self._new + (self._sink.kept + len(self._sink.kept_errors) if self._sink else 0)
+
     def update(self, result: Result) -> None:
         """Count a result."""
-        self._done += result.done
         self._new += result.done
         self._failed += result.done and result.error is not None
         if self._bar is not None:
-            self._bar.update(result.done)
+            self._bar.update(self._done() - self._bar.n)
             self._bar.set_postfix(failed=self._failed, refresh=False)
 
     def close(self) -> None:
@@ -1614,8 +1627,9 @@ def table(ran: list[Ran]) -> Iterator[str]:
         rows.append([backend, way, *walls, rate, cpu, *spread, str(tally.failed)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [cell.ljust(width) if n < 2 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        yield "  ".join(cells).rstrip()
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        yield "  ".join(names + numbers)
 
 
 def verdicts(ran: list[Ran]) -> Iterator[str]:
@@ -1657,7 +1671,8 @@ DEMO_SERVER = ("--port", "0", "--latency", "0.5", "--sigma", "0.3", "--exit-on-e
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    log.addHandler(handler)
     try:
         args = parse_arguments(argv)
         log.setLevel(logging.INFO if args.verbose else logging.WARNING)
@@ -1673,6 +1688,8 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
+    finally:
+        log.removeHandler(handler)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -1689,7 +1706,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.output is None:
         stdout = args.prompts in (None, "-")
         args.output = "-" if stdout else default_output(args.prompts)
-    if args.output != "-" and args.prompts and pathlib.Path(args.output).resolve() == pathlib.Path(args.prompts).resolve():
+    if args.output != "-" and args.prompts and os.path.realpath(args.output) == os.path.realpath(args.prompts):
         raise UsageError(f"{args.output} is the input; choose another file with -o")
     return args
 
@@ -1717,7 +1734,8 @@ def build_parser() -> argparse.ArgumentParser:
     option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
     option("-e", "--endpoint", choices=ENDPOINTS, default="chat", help="API endpoint (default: chat)")
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
+    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
+           help="variable with the key (default: %(default)s)")  # fmt: skip
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
            help="attempts for each prompt (default: %(default)s)")  # fmt: skip
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
@@ -1827,14 +1845,14 @@ async def answer_file(args: argparse.Namespace) -> int:
     with sink, interruptible(run):
         tally = Tally()
         async with run:
-            progress = Progress(count_prompts(args), 0, run, args.quiet)
+            progress = Progress(count_prompts(args), run, sink, args.quiet)
             try:
                 await way(run, sink.left(prompts), functools.partial(record, run, sink, tally, progress))
             finally:
                 progress.close()
         tally.stop()
         if run.stopped is None:
-            sink.finish()
+            sink.finish(whole=args.limit is None)
     return report(args, run, api, tally, sink)
 
 
@@ -1949,7 +1967,9 @@ async def compare(args: argparse.Namespace) -> int:
     return 1 if any(one.tally.failed for one in ran) else 0
 
 
-async def measure(args: argparse.Namespace, api: Api, way: Any, prompts: list[Prompt]) -> tuple[Ran, PromptError | None]:
+async def measure(
+    args: argparse.Namespace, api: Api, way: Any, prompts: list[Prompt]
+) -> tuple[Ran, PromptError | None]:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     name = "sequential" if way is sequentially else "concurrent"
     run = make_run(args, api, **({"concurrency": 1} if way is sequentially else {}))
@@ -1957,7 +1977,7 @@ async def measure(args: argparse.Namespace, api: Api, way: Any, prompts: list[Pr
     with interruptible(run):
         async with run:
             await run.answer(prompts[0])
-            progress = Progress(len(prompts), 0, run, args.quiet)
+            progress = Progress(len(prompts), run, None, args.quiet)
             tally = Tally()
 
             def note(result: Result) -> None:

@@ -19,18 +19,18 @@ from . import Post
 @asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a client; see the contract in the package's docstring."""
-    own = {"Authorization": openai.Omit(), "Content-Type": openai.Omit(), **headers}  # no key, no header
+    keyless: dict[str, Any] = {} if "Authorization" in headers else {"Authorization": openai.Omit()}
     pool = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     transport: Any = openai.DefaultAioHttpClient if has_aiohttp() else openai.DefaultAsyncHttpxClient
     async with openai.AsyncOpenAI(
         base_url=base_url,
         api_key="the key is in the headers",
-        default_headers=own,
+        default_headers=headers,
         max_retries=0,
         timeout=None,
         http_client=transport(limits=pool, follow_redirects=False, timeout=None),
     ) as client:
-        create = {
+        create: dict[str, Any] = {
             "/chat/completions": client.chat.completions.with_raw_response.create,
             "/responses": client.responses.with_raw_response.create,
             "/completions": client.completions.with_raw_response.create,
@@ -42,7 +42,7 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
             arguments: dict[str, Any] = json.loads(body)
             extra = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
             try:
-                reply = await create[url](**arguments, extra_query=extra)
+                reply = await create[url](**arguments, extra_query=extra, extra_headers=keyless)
             except openai.APIStatusError as failure:
                 return failure.status_code, failure.response.headers, failure.response.content
             except openai.APITimeoutError as failure:

@@ -158,7 +158,7 @@ class Refusal(Exception):
 
 
 class Ask:
-    """What a request body asks for, checked as far as this server uses it."""
+    """What a request body asks for, checked here as far as this server uses it; answering cannot fail."""
 
     def __init__(self, path: str, raw: bytes) -> None:
         try:
@@ -179,6 +179,7 @@ class Ask:
             raise invalid("stream", "false: the stand-in server does not stream")
         caps = [self.number(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
         self.cap = next(filter(None, caps), None)
+        self.size = self.number("dimensions", 4096) or 8
         self.prompts: Prompts = read_prompts(self.body)
         self.prompt_tokens = sum(estimate(whole) for _, whole in self.prompts)
         self.texts = [] if self.answer is embeddings else self.invent_texts(self.number("n", 128) or 1)
@@ -191,7 +192,8 @@ class Ask:
 
     def invent_texts(self, n: int) -> list[tuple[str, str]]:
         """Return n texts for each prompt, every one with its finish reason."""
-        texts = [invent(*prompt, f", choice {k + 1} of {n}" if n > 1 else "") for prompt in self.prompts for k in range(n)]
+        suffixes = [f", choice {k} of {n}" for k in range(1, n + 1)] if n > 1 else [""]
+        texts = [invent(*prompt, suffix) for prompt in self.prompts for suffix in suffixes]
         if self.cap is None:
             return [(text, "stop") for text in texts]
         return [(text[: 4 * self.cap], "stop" if estimate(text) <= self.cap else "length") for text in texts]
@@ -296,8 +298,8 @@ def response(ask: Ask) -> dict[str, Any]:
 
 
 def embeddings(ask: Ask) -> dict[str, Any]:
-    size, packed = ask.number("dimensions", 4096) or 8, ask.body.get("encoding_format") == "base64"
-    data = [{"object": "embedding", "index": index, "embedding": vector(text, size, packed)}
+    packed = ask.body.get("encoding_format") == "base64"
+    data = [{"object": "embedding", "index": index, "embedding": vector(text, ask.size, packed)}
             for index, (text, _) in enumerate(ask.prompts)]
     usage = {"prompt_tokens": ask.prompt_tokens, "total_tokens": ask.prompt_tokens}
     return {"object": "list", "data": data, "model": ask.model, "usage": usage}
@@ -555,7 +557,8 @@ class Server:
                           "insufficient_quota", code="insufficient_quota")
         if options.max_in_flight is not None and self.stats.in_flight > options.max_in_flight:
             code = "rate_limit_exceeded" if options.reject_status == 429 else "server_is_overloaded"
-            raise Refusal(options.reject_status, "Too many requests at once. Please retry later.", "requests", code=code)
+            raise Refusal(options.reject_status, "Too many requests at once. Please try again later.",
+                          "requests", code=code)
         self._charge([(bucket, 1 if bucket.name == "requests" else ask.cost()) for bucket in self._limits], ask.model)
         self.stats.rejected -= 1
 
@@ -873,8 +876,9 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Make a flag of each field of Options; the help is the manual above."""
-    parser = argparse.ArgumentParser("stand_in", usage=argparse.SUPPRESS, description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("stand_in", usage=argparse.SUPPRESS, description=__doc__, add_help=False,
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--exit-on-eof", action="store_true", help=argparse.SUPPRESS)
     for item in fields(Options):
         how: dict[str, Any] = {"type": READERS.get(str(item.type)), "default": item.default}

@@ -4,14 +4,14 @@ It keeps connections alive, verifies TLS certificates (SSL_CERT_FILE and SSL_CER
 through the proxies that the environment names, reads Content-Length, chunked and close-delimited
 bodies, undoes gzip and deflate, and bounds whatever a server may send.
 
-One request costs one write, usually one read, one future, and a parser that is a generator: it is
-sent the bytes as they come, waits for more wherever it stands, and returns the answer. A parser
-lives for one answer, so nothing of one can be left over for the next. Header lines are checked by
-one regular expression and are otherwise left as they came until somebody asks for one.
+A request costs one write, usually one read, one future and one parser. The parser is a generator:
+it is sent the bytes as they come, waits for more wherever it stands, and returns the answer. It
+lives for that one answer, so that nothing can be left over for the next. Header lines are checked by
+a regular expression and then stay as they came until somebody asks for one.
 
-No request ever gets another's answer: a connection is used again only if its last answer was framed
-beyond doubt, nothing came after it, and the request had been sent in full; anything else closes it,
-and so does a byte that arrives while it is idle, an error, or the cancellation of `post`.
+No request ever gets another's answer: a connection is used again only if the end of its last answer
+was beyond doubt, nothing came after it and the request had been sent in full. Anything else closes
+it, and so do a byte that arrives while it is idle, an error, and the cancellation of `post`.
 
 It does not:
   * speak HTTP/2, pipeline, or send anything but POST
@@ -37,46 +37,49 @@ from . import Post
 
 __all__ = ["connect"]
 
-MAX_HEAD = 64 * 1024  # bytes of status line and header lines
-MAX_LINES = 100  # header lines of an answer, and trailer lines of a chunked body
+MAX_HEAD = 64 * 1024  # bytes of a status line and its header lines
+MAX_LINES = 100  # header lines of an answer, or trailer lines of a chunked body
 MAX_INTERIM = 20  # answers 1xx before the one that counts
-MAX_LINE = 4096  # bytes of one chunk-size or trailer line
-MAX_BODY = 256 * 1024 * 1024  # bytes of a body, both as sent and as decompressed
-MAX_MEMBERS = 100  # gzip members in a body
-BUFFER = 16 * 1024  # bytes of one read; each connection has its own, so small is kind to the cache
+MAX_LINE = 4096  # bytes of a chunk-size or trailer line
+MAX_BODY = 256 * 1024 * 1024  # bytes of a body, as sent and as decompressed
+MAX_MEMBERS = 100  # gzip members of a body
+BUFFER = 16 * 1024  # bytes of one read; every connection has its own, so that small is kind to the cache
 
 Answer = tuple[int, Mapping[str, str], bytes]
 T = TypeVar("T")
-Reading = Generator[None, bytes, T]  # is sent bytes, returns a T; the end of the stream is thrown in as EOFError
+Reading = Generator[None, bytes, T]  # is sent bytes and returns a T; the end of the stream is thrown in as EOFError
+Split = tuple[bytes, bytes]  # what was looked for, and the bytes that came after it
 
-_TEXT = rb"[^\0-\x08\n-\x1f\x7f]*+"  # a reason phrase or a header value: no control character but the tab
+_TEXT = rb"[^\0-\x08\n-\x1f\x7f]*+"  # a reason phrase or a value: no control character but the tab
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:" + _TEXT + rb"\r\n"
 _is_field = re.compile(_FIELD).fullmatch
 _is_head = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r\n(?:%b){0,%d}+" % (_TEXT, _FIELD, MAX_LINES)).fullmatch
+_chunk_size = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?\r\n" % _TEXT).fullmatch
+_bare_line_feed = re.compile(rb"(?<!\r)\n").search
 _framing_fields = re.compile(
     rb"\r\n(content-length|transfer-encoding|content-encoding|connection):([^\r]*)", re.IGNORECASE
 ).findall
-_chunk_size = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?\r\n" % _TEXT).fullmatch
-_bare_line_feed = re.compile(rb"(?<!\r)\n").search
 
 
 class _UnansweredError(ConnectionError):
     """The connection ended before the first byte of an answer."""
 
+    def __init__(self, message: str = "the server closed the connection without answering") -> None:
+        super().__init__(message)
+
 
 class Headers(Mapping[str, str]):
-    """The header lines of one answer, found by lower-case name; of lines with the same name, the first."""
+    """The header lines of one answer, found by lower-case name; of several with one name, the first."""
 
     __slots__ = ("_head", "_lower")
 
     def __init__(self, head: bytes) -> None:
         self._head = head
-        self._lower: bytes | None = None
+        self._lower = b""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Search the lines as they stand: cheaper than a dictionary of which little is ever used."""
-        if self._lower is None:
-            self._lower = self._head.lower()
+        self._lower = self._lower or self._head.lower()
         at = self._lower.find(b"\r\n%b:" % name.encode())
         if at < 0:
             return default
@@ -96,23 +99,27 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def __repr__(self) -> str:
-        return f"Headers({dict(self)})"
-
 
 # ---- Parsing: generators that are sent the bytes of one answer -------------------------------------------------------
 
 
 def _answer(tunnel: bool = False) -> Reading[tuple[Answer, bool]]:
-    """Read one answer; return it, and whether the connection may be used again.
+    """Read one answer; return it, and whether its connection may be used again.
 
-    The answer to CONNECT (`tunnel`) has no body, whatever its header says.
+    The answer to CONNECT (`tunnel`) has no body, whatever its header lines say.
     """
     try:
         data = yield
-    except (EOFError, ConnectionError) as error:
-        raise _UnansweredError(str(error) or "the server closed the connection without answering") from error
-    head, data = yield from _final_head(data)
+    except EOFError:
+        raise _UnansweredError from None
+    except ConnectionError as error:
+        raise _UnansweredError(str(error)) from error
+    for _ in range(MAX_INTERIM):
+        head, data = yield from _head(data)
+        if head[9:10] != b"1":
+            break
+    else:
+        raise ConnectionError(f"{MAX_INTERIM} interim answers (1xx) and no other")
     status, headers = int(head[9:12]), Headers(head)
     if tunnel:
         return (status, headers, b""), not data
@@ -120,28 +127,18 @@ def _answer(tunnel: bool = False) -> Reading[tuple[Answer, bool]]:
     for name, value in _framing_fields(head):
         name, value = name.lower(), value.strip(b" \t").lower()
         fields[name] = fields[name] + b"," + value if name in fields else value
-    body, data = yield from _body(status, fields, data)
+    bodiless = status in (204, 304)
+    body, data = (b"", data) if bodiless else (yield from _body(data, fields))
     if b"content-encoding" in fields:
         body = _decompress(body, fields[b"content-encoding"])
-    return (status, headers, body), not data and _persistent(head, fields)
+    return (status, headers, body), not data and _persistent(head, fields, bodiless)
 
 
-def _final_head(data: bytes) -> Reading[tuple[bytes, bytes]]:
-    """Read heads up to the first that is not interim; return it and what came after it."""
-    for _ in range(MAX_INTERIM):
-        head, data = yield from _head(data)
-        if head[9:10] != b"1":
-            return head, data
-        if head[9:12] == b"101":
-            raise ConnectionError("the server switched protocols, which it was not asked to")
-    raise ConnectionError(f"the server sent {MAX_INTERIM} interim answers (1xx) and no other")
-
-
-def _head(data: bytes) -> Reading[tuple[bytes, bytes]]:
-    """Read a status line and header lines; return them, without the empty line, and what came after."""
+def _head(data: bytes) -> Reading[Split]:
+    """Read a status line and its header lines, without the empty line after them."""
     end, seen = data.find(b"\r\n\r\n"), 0
     while end < 0 and len(data) <= MAX_HEAD:
-        # What cannot become a head is refused now, since its server may wait for us in silence.
+        # What can no longer become a head is refused at once, since its server may send no more.
         if not data.startswith(b"HTTP/1."[: len(data)]) or _bare_line_feed(data, seen):
             raise ConnectionError(_complaint(data))
         seen = max(0, len(data) - 3)
@@ -156,7 +153,7 @@ def _head(data: bytes) -> Reading[tuple[bytes, bytes]]:
 
 
 def _complaint(head: bytes) -> str:
-    """Say what is wrong with a head that is not one."""
+    """Say what is wrong with a head that is none."""
     status, *fields = head.splitlines(keepends=True) or [b""]
     if not _is_head(status):
         return f"not an HTTP/1.1 answer: {status[:60]!r}"
@@ -165,46 +162,39 @@ def _complaint(head: bytes) -> str:
     return f"malformed header line: {next((field for field in fields if not _is_field(field)), b'')[:60]!r}"
 
 
-def _persistent(head: bytes, fields: dict[bytes, bytes]) -> bool:
-    """Whether the server keeps the connection open, and its end of the body was beyond doubt."""
-    if head.startswith(b"HTTP/1.0") or (b"transfer-encoding" in fields and b"content-length" in fields):
+def _persistent(head: bytes, fields: dict[bytes, bytes], bodiless: bool) -> bool:
+    """Whether the server keeps the connection open, and told the end of the body beyond doubt."""
+    lengths = (b"content-length" in fields) + (b"transfer-encoding" in fields)
+    if head.startswith(b"HTTP/1.0") or lengths != (0 if bodiless else 1):
         return False
     return b"connection" not in fields or b"close" not in re.split(rb"[ \t]*,[ \t]*", fields[b"connection"])
 
 
-def _body(status: int, fields: dict[bytes, bytes], data: bytes) -> Reading[tuple[bytes, bytes]]:
-    """Read the body, framed as RFC 9112 (6.3) has it; return it and what came after it."""
-    if status in (204, 304):
-        return b"", data
-    if b"transfer-encoding" in fields:  # it wins over Content-Length
-        if fields[b"transfer-encoding"] != b"chunked":
-            raise ConnectionError(f"unknown transfer coding: {fields[b'transfer-encoding'][:60]!r}")
+def _body(data: bytes, fields: dict[bytes, bytes]) -> Reading[Split]:
+    """Read a body by the rules of RFC 9112, 6.3: chunked wins over Content-Length, and without either it is endless."""
+    if coding := fields.get(b"transfer-encoding"):
+        if coding != b"chunked":
+            raise ConnectionError(f"unknown transfer coding: {coding[:60]!r}")
         return (yield from _chunked_body(data))
-    if b"content-length" in fields:
-        return (yield from _counted_body(data, _length(fields[b"content-length"])))
-    return (yield from _endless_body(data)), b""
+    if b"content-length" not in fields:
+        return (yield from _endless_body(data))
+    digits = fields[b"content-length"]
+    if not digits.isdigit() or len(digits) > 18:  # several fields were joined by a comma, so that they fail too
+        raise ConnectionError(f"bad Content-Length: {digits[:60]!r}")
+    return (yield from _counted_body(data, _bounded(int(digits))))
 
 
-def _length(value: bytes) -> int:
-    """Return the length that Content-Length gives; several fields or values must agree."""
-    values = set(re.split(rb"[ \t]*,[ \t]*", value))
-    digits = values.pop()
-    if values or not digits.isdigit() or len(digits) > 18:
-        raise ConnectionError(f"bad Content-Length: {value[:60]!r}")
-    return _checked(int(digits))
-
-
-def _checked(size: int) -> int:
-    """Return the size of a body if that is within the limit."""
+def _bounded(size: int) -> int:
+    """Return the size of a body, or refuse it."""
     if size > MAX_BODY:
         raise ConnectionError(f"the body is longer than {MAX_BODY} bytes")
     return size
 
 
-def _counted_body(data: bytes, length: int) -> Reading[tuple[bytes, bytes]]:
-    """Read a body of a known length; return it and what came after it."""
+def _counted_body(data: bytes, length: int) -> Reading[Split]:
+    """Read a body of known length."""
     if len(data) < length:
-        body = bytearray(data)  # grows with what has come, not with what was announced
+        body = bytearray(data)  # grows with what has come: what was announced may never come
         try:
             while len(body) < length:
                 body += yield
@@ -215,19 +205,20 @@ def _counted_body(data: bytes, length: int) -> Reading[tuple[bytes, bytes]]:
     return data[:length], data[length:]
 
 
-def _endless_body(data: bytes) -> Reading[bytes]:
-    """Read a body that ends where the connection does."""
+def _endless_body(data: bytes) -> Reading[Split]:
+    """Read a body that ends with the connection."""
     body = bytearray(data)
     try:
-        while _checked(len(body)) >= 0:
+        while True:
             body += yield
+            _bounded(len(body))
     except EOFError:
         pass
-    return bytes(body)
+    return bytes(body), b""
 
 
-def _chunked_body(data: bytes) -> Reading[tuple[bytes, bytes]]:
-    """Undo the chunked transfer coding; return the body and what came after its trailer."""
+def _chunked_body(data: bytes) -> Reading[Split]:
+    """Read a body in chunks and the trailer lines after it, which are dropped."""
     body = bytearray()
     while True:
         line, data = yield from _line(data)
@@ -236,51 +227,43 @@ def _chunked_body(data: bytes) -> Reading[tuple[bytes, bytes]]:
             raise ConnectionError(f"bad chunk size: {line[:60]!r}")
         size = int(match[1], 16)
         if not size:
-            return bytes(body), (yield from _trailer(data))
-        _checked(len(body) + size)
+            break
+        _bounded(len(body) + size)
         while len(data) < size:
             body += data
             size -= len(data)
             data = yield
         body += data[:size]
-        data = data[size:]
-        while len(data) < 2:
-            data += yield
-        if not data.startswith(b"\r\n"):
-            raise ConnectionError("a chunk is longer than its size says")
-        data = data[2:]
-
-
-def _trailer(data: bytes) -> Reading[bytes]:
-    """Skip the trailer lines and the empty line that ends them; return what came after."""
+        line, data = yield from _line(data[size:], limit=2)
+        if line != b"\r\n":
+            raise ConnectionError("a chunk is longer than its size")
     for _ in range(MAX_LINES + 1):
         line, data = yield from _line(data)
         if line == b"\r\n":
-            return data
+            return bytes(body), data
         if not _is_field(line):
             raise ConnectionError(f"malformed trailer line: {line[:60]!r}")
     raise ConnectionError(f"more than {MAX_LINES} trailer lines")
 
 
-def _line(data: bytes) -> Reading[tuple[bytes, bytes]]:
-    """Read a line; return it, line end and all, and what came after it."""
-    end = data.find(b"\n")
-    while end < 0 and len(data) <= MAX_LINE:
+def _line(data: bytes, limit: int = MAX_LINE) -> Reading[Split]:
+    """Read a line with its end; of one that is too long, so much that this shows."""
+    end = data.find(b"\n", 0, limit)
+    while end < 0 and len(data) < limit:
         data += yield
-        end = data.find(b"\n")
-    if not 0 <= end <= MAX_LINE:
-        raise ConnectionError(f"a line of a chunked body is longer than {MAX_LINE} bytes")
-    return data[: end + 1], data[end + 1 :]
+        end = data.find(b"\n", 0, limit)
+    length = end + 1 or limit
+    return data[:length], data[length:]
 
 
 def _decompress(data: bytes, coding: bytes) -> bytes:
-    """Undo gzip, one member or several, or deflate, with or without the zlib header that it should have."""
-    if coding in (b"", b"identity"):
+    """Undo gzip, of one member or several, or deflate, with or without the zlib header that it should have."""
+    if coding == b"identity":
         return data
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         raise ConnectionError(f"unknown content coding: {coding[:60]!r}")
-    has_header = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
-    window = 31 if coding != b"deflate" else 15 if has_header else -15
+    headed = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
+    window = 31 if coding != b"deflate" else 15 if headed else -15
     body = bytearray()
     for _ in range(MAX_MEMBERS):
         if not data:
@@ -290,7 +273,7 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
             body += stream.decompress(data, MAX_BODY + 1 - len(body))
         except zlib.error as error:
             raise ConnectionError(f"the body is not {coding.decode()}: {error}") from error
-        _checked(len(body))
+        _bounded(len(body))
         if not stream.eof:
             raise ConnectionError(f"the {coding.decode()} body was cut short after {len(body)} bytes")
         data = stream.unused_data
@@ -301,21 +284,21 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """One connection with at most one request on it."""
+    """A connection with at most one request on it."""
 
     transport: asyncio.Transport
+    _waiter: asyncio.Future[Answer]
 
     def __init__(self, idle: dict["_Connection", None]) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._buffer = memoryview(bytearray(BUFFER))
         self._parser: Reading[tuple[Answer, bool]] | None = None
-        self._waiter: asyncio.Future[Answer]
 
     def send(self, request: bytes, tunnel: bool = False) -> asyncio.Future[Answer]:
         """Write the request; the future is for its answer."""
         if self.transport.is_closing():
-            raise _UnansweredError("the server closed the connection without answering")
+            raise _UnansweredError
         self._waiter = self._loop.create_future()
         self._parser = _answer(tunnel)
         next(self._parser)
@@ -324,7 +307,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport  # type: ignore[assignment]  # it is a Transport, though typed as less
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Called by the event loop: where the next bytes go."""
@@ -337,32 +320,42 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             self.transport.abort()  # nobody asked for this, and the next request must not take it for its answer
 
+    def eof_received(self) -> None:
+        """Called by the event loop: no more bytes will come."""
+        self._end(None)  # now, for connection_lost may have to wait until a large request has been written
+        self.transport.abort()
+
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop: the connection was closed (None) or broken."""
         self._idle.pop(self, None)
+        self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        """Tell the parser, if there is one, that no more bytes will come."""
+        end: Exception = EOFError()
+        if error:
+            end = ConnectionError(f"connection lost: {_reason(error)}")
+            end.__cause__ = error
         if self._parser:
-            lost = ConnectionError(f"connection lost: {_reason(error)}") if error else EOFError()
-            lost.__cause__ = error
-            self._advance(self._parser.throw, lost)
+            self._advance(self._parser.throw, end)
 
     def _advance(self, step: Callable[[Any], None], value: bytes | Exception) -> None:
-        """Let the parser take a step, and settle the future if that was the last."""
+        """Let the parser take a step, and settle the future if that was its last."""
         try:
             step(value)
-            return
         except StopIteration as end:
             answer, reusable = end.value
+            self._parser = None
             if not reusable or self.transport.get_write_buffer_size():
                 self.transport.abort()
             if not self._waiter.done():
                 self._waiter.set_result(answer)
         except (ConnectionError, EOFError) as error:
+            self._parser = None
             self.transport.abort()
-            if isinstance(error, EOFError):
-                error = ConnectionError("the server closed the connection in the middle of its answer")
             if not self._waiter.done():
-                self._waiter.set_exception(error)
-        self._parser = None
+                cut = "the server closed the connection in the middle of its answer"
+                self._waiter.set_exception(ConnectionError(cut) if isinstance(error, EOFError) else error)
 
 
 def _reason(error: Exception) -> str:
@@ -378,7 +371,7 @@ def _reason(error: Exception) -> str:
     return os.strerror(int(code)).lower() if code else str(error) or "connection closed"
 
 
-# ---- Client ----------------------------------------------------------------------------------------------------------
+# ---- Origins, proxies, header lines ----------------------------------------------------------------------------------
 
 
 class _Origin(NamedTuple):
@@ -396,8 +389,13 @@ class _Origin(NamedTuple):
         """Host and port as the Host field wants them: without the scheme's own port."""
         return str(self).removesuffix({"http": ":80", "https": ":443"}[self.scheme])
 
+    @property
+    def is_name(self) -> bool:
+        """Whether the host must be looked up."""
+        return ":" not in self.host and not self.host.replace(".", "").isdigit()
 
-def _split(url: str, what: str) -> tuple[_Origin, SplitResult]:
+
+def _origin(url: str, what: str) -> tuple[_Origin, SplitResult]:
     """Take a URL apart, or say what it should be without quoting it: it may hold a password."""
     try:
         parts = urlsplit(url)
@@ -414,17 +412,16 @@ def _proxy_for(target: _Origin) -> tuple[_Origin | None, dict[str, str]]:
     """Return the proxy that the environment names for the target, and the header field that it wants."""
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None, {}
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # slow to import, seldom needed
+    from urllib import request  # slow to import and seldom needed
 
-    proxies = getproxies_environment()
+    proxies = request.getproxies_environment()
+    bypassed: Callable[..., bool] = request.proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
     url = proxies.get(target.scheme) or proxies.get("all")
-    if not url or any(proxy_bypass_environment(name, proxies) for name in (target.host, str(target))):
+    if not url or bypassed(target.host, proxies) or bypassed(str(target), proxies):
         return None, {}
-    if "://" not in url:
-        url = f"http://{url}"
     if url.lower().startswith("socks"):
-        raise ConnectionError("a SOCKS proxy is set in the environment; the stdlib backend uses HTTP proxies only")
-    proxy, parts = _split(url, f"the proxy for {target.scheme}")
+        raise ConnectionError("the environment names a SOCKS proxy; the stdlib backend can use HTTP proxies only")
+    proxy, parts = _origin(url if "://" in url else f"http://{url}", f"the proxy for {target.scheme}")
     if parts.username is None:
         return proxy, {}
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
@@ -432,14 +429,14 @@ def _proxy_for(target: _Origin) -> tuple[_Origin | None, dict[str, str]]:
 
 
 def _lines(fields: Mapping[str, str]) -> bytes:
-    """Write header lines; a field that could smuggle in another is refused, its value unquoted: it may be a key."""
-    for name, value in fields.items():
-        line = f"{name}: {value}\r\n"
+    """Write header lines; what would break them is refused without quoting the value: it may be a key."""
+    lines = {name: f"{name}: {value}\r\n" for name, value in fields.items()}
+    for name, line in lines.items():
         if not line.isascii() or not _is_field(line.encode()):
             raise ValueError(f"header {name!r} holds a line end or another character that HTTP cannot carry")
         if name.lower() in ("content-length", "transfer-encoding", "connection"):
-            raise ValueError(f"header {name!r} is not for callers to set")
-    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+            raise ValueError(f"header {name!r} is not the caller's to set")
+    return "".join(lines.values()).encode()
 
 
 def _request_fields(target: _Origin, login: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
@@ -450,30 +447,31 @@ def _request_fields(target: _Origin, login: Mapping[str, str], headers: Mapping[
     return _lines({name: value for name, value in own.items() if name.lower() not in given} | dict(headers))
 
 
-def _tls_context() -> ssl.SSLContext:
-    """Trust what OpenSSL trusts by default, SSL_CERT_FILE and SSL_CERT_DIR included."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+# ---- Client ----------------------------------------------------------------------------------------------------------
 
 
 class _Client:
     """A pool of connections to one origin, straight or through a proxy."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], concurrency: int) -> None:
-        target, parts = _split(base_url, "the base URL")
+        self._target, parts = _origin(base_url, "the base URL")
         if parts.query or parts.fragment:
             raise ValueError("the base URL must not hold a query or a fragment")
-        proxy, login = _proxy_for(target)
-        self._target, self._first_hop = target, proxy or target
-        self._tunnelled = proxy is not None and target.scheme == "https"
-        self._greeting = b"CONNECT %b HTTP/1.1\r\n%b\r\n" % (str(target).encode(), _lines({"Host": str(target)} | login))
-        # Told the whole URL, a proxy forwards the request; a tunnel's proxy never sees it, nor may the server see `login`.
-        forwarded = proxy is not None and not self._tunnelled
-        self._prefix = (f"http://{target.netloc}" if forwarded else "") + parts.path
-        self._fields = _request_fields(target, login if forwarded else {}, headers)
+        proxy, login = _proxy_for(self._target)
+        self._hop = proxy or self._target
+        secure = self._target.scheme == "https"
+        # Through a tunnel the proxy sees no request and the server no `login`; without, the proxy needs the whole URL.
+        self._tunnel = b""
+        if proxy and secure:
+            lines = _lines({"Host": str(self._target), **login})
+            self._tunnel = b"CONNECT %b HTTP/1.1\r\n%b\r\n" % (str(self._target).encode(), lines)
+        self._prefix = f"http://{self._target.netloc}{parts.path}" if proxy and not secure else parts.path
+        self._fields = _request_fields(self._target, {} if secure else login, headers)
         self._head = lru_cache(maxsize=64)(self._write_head)
-        self._tls = _tls_context() if "https" in (target.scheme, self._first_hop.scheme) else None
+        self._tls: ssl.SSLContext | None = None
+        if secure or self._hop.scheme == "https":  # loading the certificates takes its time
+            self._tls = ssl.create_default_context()  # OpenSSL itself minds SSL_CERT_FILE and SSL_CERT_DIR
+            self._tls.set_alpn_protocols(["http/1.1"])
         self._concurrency = concurrency
         self._idle: dict[_Connection, None] = {}  # a stack from which a lost connection can be taken at once
 
@@ -488,26 +486,25 @@ class _Client:
         return await self._exchange(await self._open(), request)
 
     async def close(self) -> None:
-        """Close the idle connections; one that is still at work is closed when it is done."""
+        """Close the idle connections, and from now on each one that has done its work."""
         self._concurrency = 0
         for connection in list(self._idle):
             connection.transport.abort()
-        while self._idle:  # connection_lost takes them out, in the event loop's next round
+        while self._idle:  # connection_lost takes them out, in the next round of the event loop
             await asyncio.sleep(0)
 
     def _write_head(self, path: str) -> bytes:
-        """Write everything of a request up to the number of bytes of its body."""
-        url = self._prefix + path
-        if not path.startswith("/") or not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError(f"a path must start with a slash, and hold neither spaces nor letters with accents: {path!r}")
-        return b"POST %b HTTP/1.1\r\n%bContent-Length: " % (url.encode(), self._fields)
+        """Write all of a request up to the number of its body's bytes."""
+        if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+            raise ValueError(f"a path must start with a slash and be plain ASCII without spaces: {path!r}")
+        return b"POST %b HTTP/1.1\r\n%bContent-Length: " % ((self._prefix + path).encode(), self._fields)
 
     async def _exchange(self, connection: _Connection, request: bytes) -> Answer:
-        """Send a request and wait for the answer; keep the connection if it may be kept."""
+        """Send a request and wait for its answer; keep the connection if it may be kept."""
         try:
             answer = await connection.send(request)
         except BaseException:
-            connection.transport.abort()  # an answer on its way must not become the next request's
+            connection.transport.abort()  # the answer may be on its way, and is nobody else's
             raise
         if len(self._idle) >= self._concurrency:
             connection.transport.abort()
@@ -517,43 +514,45 @@ class _Client:
 
     async def _open(self) -> _Connection:
         """Connect, through a tunnel if need be."""
-        loop, hop = asyncio.get_running_loop(), self._first_hop
+        loop, hop = asyncio.get_running_loop(), self._hop
         tls = self._tls if hop.scheme == "https" else None
-        # Of a name's several addresses the first may be silent. (uvloop knows no race; it tries them in turn.)
-        race = {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        # Of a name's several addresses the first may be dead. uvloop knows no race: it tries them in turn.
+        race = hop.is_name and isinstance(loop, asyncio.BaseEventLoop)
+        options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if race else {}
         try:
             _, connection = await loop.create_connection(
-                lambda: _Connection(self._idle), hop.host, hop.port, ssl=tls, **race
+                lambda: _Connection(self._idle), hop.host, hop.port, ssl=tls, **options
             )
         except OSError as error:
             raise ConnectionError(f"cannot connect to {hop}: {_reason(error)}") from error
-        if self._tunnelled:
+        if self._tunnel:
             await self._dig(connection)
         return connection
 
     async def _dig(self, connection: _Connection) -> None:
-        """Have the proxy connect to the target, and speak TLS with that."""
+        """Have the proxy connect to the target, and start TLS with that."""
+        assert self._tls
         loop, host = asyncio.get_running_loop(), self._target.host
         try:
-            status, _, _ = await connection.send(self._greeting, tunnel=True)
+            status, _, _ = await connection.send(self._tunnel, tunnel=True)
             if not 200 <= status < 300:
                 raise ConnectionError(f"it answered CONNECT with status {status}")
             if not connection.transport.is_closing():
                 tls = await loop.start_tls(connection.transport, connection, self._tls, server_hostname=host)
-                connection.transport = tls or connection.transport  # None: lost as soon as it was made
+                connection.transport = tls or connection.transport  # None: lost in the very moment
             if connection.transport.is_closing():
-                raise ConnectionError("it closed the tunnel, or sent something of its own down it")
+                raise ConnectionError("it closed the tunnel or sent something of its own down it")
         except BaseException as error:
             connection.transport.abort()
             if isinstance(error, OSError):
-                message = f"cannot connect to {self._target} through the proxy {self._first_hop}: {_reason(error)}"
+                message = f"cannot connect to {self._target} through the proxy {self._hop}: {_reason(error)}"
                 raise ConnectionError(message) from error
             raise
 
 
 @asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
-    """Open a pool of at most `concurrency` connections and yield its `post`; see the package for the contract."""
+    """Open a pool of at most `concurrency` connections and yield its `post`; the package has the contract."""
     client = _Client(base_url, headers, concurrency)
     try:
         yield client.post
