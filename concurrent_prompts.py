@@ -602,11 +602,13 @@ def default_backend() -> str:
 
 def missing_backend(name: str, module: str) -> str:
     """Return the sentence that says why a backend cannot be loaded and what to do."""
-    if module == LIBRARIES.get(name, module) and not module.startswith("backends"):
-        return f"backend {name} needs {module}: pip install {module}"
     if module == "backends":
         return f"backend {name} is in the folder backends/, which goes beside {PROGRAM}"
-    return f"there is no backend {name}; choose openai-sdk, raw-aiohttp, stdlib or package.module:name"
+    if module.startswith("backends."):
+        return f"there is no backend {name}; choose openai-sdk, raw-aiohttp, stdlib or package.module:name"
+    if name in LIBRARIES:
+        return f"backend {name} needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}"
+    return f"backend {name}: there is no module {module}"
 
 
 class Api:

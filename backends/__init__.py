@@ -35,8 +35,24 @@ The rules:
 from anywhere else: a third party's backend is used exactly as the built-in ones are.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from urllib.parse import urlsplit
 
 Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]]
+
+
+def proxy_for(base_url: str) -> str | None:
+    """Return the URL of the proxy that the environment names for this base URL, or None."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    import urllib.request as request  # slow to import, seldom needed
+
+    parts = urlsplit(base_url)
+    proxies = request.getproxies_environment()
+    if request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):  # type: ignore[attr-defined]
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"

@@ -5,30 +5,39 @@ the SDK costs; the core then reads the same bytes. Retries and redirects are off
 for both. Where aiohttp is installed too, the SDK's aiohttp transport is used, several times lighter than its default.
 """
 
+import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2  # the SDK's own HTTP library since 3.0
 import openai
 
-from . import Post
+from . import Post, proxy_for
+
+BELOW_HTTP: tuple[type[Exception], ...] = (openai.APIConnectionError, httpx2.HTTPError)
+Transport: Any = openai.DefaultAsyncHttpxClient
+with contextlib.suppress(ImportError):
+    import aiohttp
+
+    BELOW_HTTP += (aiohttp.ClientError,)  # some pass through the SDK as they are
+    Transport = openai.DefaultAioHttpClient
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a client; see the contract in the package's docstring."""
     keyless: dict[str, Any] = {} if "Authorization" in headers else {"Authorization": openai.Omit()}
     pool = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    transport: Any = openai.DefaultAioHttpClient if has_aiohttp() else openai.DefaultAsyncHttpxClient
+    network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": ssl.create_default_context(), "trust_env": False}
     async with openai.AsyncOpenAI(
         base_url=base_url,
         api_key="the key is in the headers",
         default_headers=headers,
         max_retries=0,
         timeout=None,
-        http_client=transport(limits=pool, follow_redirects=False, timeout=None),
+        http_client=Transport(limits=pool, follow_redirects=False, timeout=None, **network),
     ) as client:
         create: dict[str, Any] = {
             "/chat/completions": client.chat.completions.with_raw_response.create,
@@ -40,28 +49,25 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             url, _, query = path.partition("?")
             arguments: dict[str, Any] = json.loads(body)
+            if url == "/embeddings":
+                arguments.setdefault("encoding_format", "float")  # the API's default; the SDK's own is base64
             extra = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
             try:
                 reply = await create[url](**arguments, extra_query=extra, extra_headers=keyless)
             except openai.APIStatusError as failure:
                 return failure.status_code, failure.response.headers, failure.response.content
-            except openai.APITimeoutError as failure:
-                raise TimeoutError("the SDK's time-out") from failure
-            except openai.APIConnectionError as failure:
-                cause = failure.__cause__ or failure
-                raise ConnectionError(f"{type(cause).__name__}: {cause}") from cause
-            http = reply.http_response
-            content = http.content
-            reply.parse()
-            return http.status_code, http.headers, content
+            except BELOW_HTTP as failure:
+                raise below_http(failure) from failure
+            with contextlib.suppress(ValueError, TypeError, openai.OpenAIError):
+                reply.parse()  # into typed objects, as its users do; what that cannot read is for the core
+            return reply.http_response.status_code, reply.http_response.headers, reply.http_response.content
 
         yield post
 
 
-def has_aiohttp() -> bool:
-    """Say whether the SDK's aiohttp transport can be used."""
-    try:
-        import aiohttp  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def below_http(failure: BaseException) -> Exception:
+    """Return the built-in exception for what the SDK wraps; its aiohttp transport calls a refusal a time-out."""
+    while (cause := failure.__cause__ or failure.__context__) is not None:
+        failure = cause
+    text = " ".join(f"{type(failure).__name__}: {failure}".split())
+    return TimeoutError(text) if isinstance(failure, TimeoutError) else ConnectionError(text)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from . import Post
+from . import Post, proxy_for
 
 
 @asynccontextmanager
@@ -16,16 +16,17 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
     async with aiohttp.ClientSession(
         connector=connector,
         headers=headers,
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the core keeps the time
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,  # the proxy variables
-        middlewares=(),
+        proxy=proxy_for(base_url),  # trust_env knows no ALL_PROXY, and would take passwords from ~/.netrc
     ) as session:
 
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             try:
                 async with session.post(base_url + path, data=body, allow_redirects=False) as reply:
                     return reply.status, reply.headers, await reply.read()
+            except TimeoutError as failure:
+                raise TimeoutError(str(failure)) from failure
             except aiohttp.ClientError as failure:
                 raise ConnectionError(f"{type(failure).__name__}: {failure}") from failure
 

@@ -258,10 +258,10 @@ def _line(data: bytes, limit: int = MAX_LINE) -> Reading[Split]:
 
 def _decompress(data: bytes, coding: bytes) -> bytes:
     """Undo gzip, of one member or several, or deflate, with or without the zlib header that it should have."""
-    if coding == b"identity":
-        return data
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise ConnectionError(f"unknown content coding: {coding[:60]!r}")
+        if re.search(rb"\b(gzip|deflate|br|zstd|compress)\b", coding):
+            raise ConnectionError(f"content coding that was not asked for: {coding[:60]!r}")
+        return data  # "identity", or a charset: some servers know no better
     headed = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
     window = 31 if coding != b"deflate" else 15 if headed else -15
     body = bytearray()

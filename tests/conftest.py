@@ -1,0 +1,38 @@
+"""What the tests share: a clean environment, the stand-in server, and a mend for aioresponses."""
+
+import functools
+import inspect
+import types
+
+import pytest
+
+VARIABLES = (
+    "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "
+    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR"
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Keep the developer's own keys and proxies out of the tests."""
+    for name in VARIABLES.split():
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def mended_aioresponses():
+    """Let aioresponses 0.7.9 make responses for aiohttp >= 3.14, where `stream_writer` became a required argument.
+
+    To be deleted when a release of aioresponses passes it.
+    """
+    aiohttp = pytest.importorskip("aiohttp")
+    original = aiohttp.ClientResponse.__init__
+    if "stream_writer" in inspect.signature(original).parameters:
+
+        @functools.wraps(original)
+        def init(self, *args, stream_writer=types.SimpleNamespace(output_size=0), **kwargs):
+            original(self, *args, stream_writer=stream_writer, **kwargs)
+
+        aiohttp.ClientResponse.__init__ = init
+    yield
+    aiohttp.ClientResponse.__init__ = original

@@ -1,0 +1,291 @@
+"""The contract of a live backend, the same tests for all three, against real servers on loopback."""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import socket
+import sys
+
+import pytest
+
+import concurrent_prompts
+from backends.stand_in import serve
+from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
+
+NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Gr\xc3\xbc\xc3\x9fe \xf0\x9f\x91\x8b"}]}'
+ANSWER = b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}'
+
+
+@pytest.fixture(params=NAMES)
+def connect(request):
+    """The backend under test."""
+    module = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(request.param, "asyncio")
+    pytest.importorskip(module)
+    return importlib.import_module(f"backends.{request.param.replace('-', '_')}").connect
+
+
+@contextlib.asynccontextmanager
+async def scripted(answer, tls=None):
+    """Serve each request on loopback with answer(head, body) -> bytes, or None to reset; yield the URL and the log."""
+    log, sessions = [], {}
+
+    async def session(reader, writer):
+        sessions[asyncio.current_task()] = writer
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+                body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
+                log.append((head, body))
+                reply = answer(head, body)
+                if reply is None:
+                    writer.transport.abort()
+                    return
+                writer.write(reply)
+                if b"connection: close" in reply.lower():
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(session, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", log
+    finally:
+        server.close()
+        for writer in sessions.values():
+            writer.transport.abort()
+        await asyncio.gather(*sessions, return_exceptions=True)
+        await server.wait_closed()
+
+
+def reply(body=ANSWER, status=b"200 OK", headers=b""):
+    """Return a whole HTTP reply."""
+    length = str(len(body)).encode()
+    return b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\n" + headers + (
+        b"content-length: " + length + b"\r\n\r\n" + body
+    )  # fmt: skip
+
+
+async def test_what_is_sent_and_what_comes_back(connect):
+    async with scripted(lambda head, body: reply(headers=b"X-Request-ID: req_7\r\n")) as (url, log):
+        own = {"Authorization": "Bearer k", "X-Own": "1", "Content-Type": "application/json"}
+        async with connect(url, own, 2) as post:
+            status, headers, body = await post("/chat/completions", BODY)
+    assert (status, headers.get("x-request-id"), body) == (200, "req_7", ANSWER)
+    head = log[0][0].lower()
+    assert head.startswith(b"post /v1/chat/completions http/1.1\r\n")
+    assert head.count(b"authorization: bearer k\r\n") == head.count(b"authorization") == 1
+    assert b"x-own: 1\r\n" in head and b"content-type: application/json\r\n" in head
+    assert json.loads(log[0][1]) == json.loads(BODY)
+
+
+async def test_no_key_no_header(connect):
+    async with scripted(lambda head, body: reply()) as (url, log):
+        async with connect(url, {}, 1) as post:
+            await post("/chat/completions", BODY)
+    assert b"authorization" not in log[0][0].lower()
+
+
+async def test_a_query_stays_behind_the_path(connect):
+    async with scripted(lambda head, body: reply()) as (url, log):
+        async with connect(url, {}, 1) as post:
+            await post("/chat/completions?api-version=2026-01-01", BODY)
+    assert log[0][0].startswith(b"POST /v1/chat/completions?api-version=2026-01-01 ")
+
+
+@pytest.mark.parametrize("status", [204, 301, 307, 308, 400, 401, 404, 408, 409, 422, 429, 500, 503, 529])
+async def test_every_status_is_a_value_and_nothing_is_tried_twice(connect, status):
+    line = str(status).encode() + b" "
+    extra = b"location: http://127.0.0.1:9/v1/elsewhere\r\nretry-after: 7\r\n"
+    body = b"" if status == 204 else b'{"error": {"message": "no"}}'
+    async with scripted(lambda head, _: reply(body, line, extra)) as (url, log):
+        async with connect(url, {}, 1) as post:
+            got, headers, content = await post("/chat/completions", BODY)
+    assert (got, headers.get("retry-after"), content, len(log)) == (status, "7", body, 1)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\nconnection: close\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n5\r\nhal",
+        b"SSH-2.0-OpenSSH_9.2 connection: close\r\n\r\n",
+    ],
+    ids=["reset", "truncated", "truncated chunk", "not HTTP"],
+)
+async def test_below_http_it_is_a_connection_error(connect, broken):
+    async with scripted(lambda head, body: broken) as (url, _), connect(url, {}, 1) as post:
+        with pytest.raises(ConnectionError) as caught:
+            await post("/chat/completions", BODY)
+    assert str(caught.value) and "\n" not in str(caught.value)
+
+
+async def test_refused_connection(connect):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        async with connect(url, {}, 1) as post:
+            with pytest.raises(ConnectionError):
+                await post("/chat/completions", BODY)
+
+
+async def test_the_certificate_is_verified(connect, monkeypatch, tmp_path):
+    trustme = pytest.importorskip("trustme")
+    import ssl
+
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with scripted(lambda head, body: reply(), context) as (url, _):
+        async with connect(url, {}, 1) as post:
+            with pytest.raises(ConnectionError) as caught:
+                await post("/chat/completions", BODY)
+        assert concurrent_prompts.as_prompt_error(caught.value).error.type == "certificate"
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with connect(url, {}, 1) as post:
+            assert (await post("/chat/completions", BODY))[2] == ANSWER
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, for what the SDK's own transport does
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variable):
+    async with scripted(lambda head, body: reply()) as (proxy, log):
+        monkeypatch.setenv(variable, proxy.removesuffix("/v1").replace("//", "//user:word@"))
+        async with connect("http://api.invalid/v1", {}, 1) as post:
+            assert (await post("/chat/completions", BODY))[0] == 200
+        assert log[0][0].startswith(b"POST http://api.invalid/v1/chat/completions ")
+        assert b"proxy-authorization: basic dxnlcjp3b3jk" in log[0][0].lower()
+        async with scripted(lambda head, body: reply()) as (url, direct):
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            async with connect(url, {}, 1) as post:
+                await post("/chat/completions", BODY)
+            assert len(direct) == 1 and len(log) == 1
+
+
+async def test_the_pool_is_as_large_as_the_concurrency_and_no_answer_is_swapped(connect):
+    async with serve(latency=0.05) as server, connect(server.url, {}, 150) as post:
+
+        async def ask(number):
+            body = json.dumps({"model": "m", "messages": [{"role": "user", "content": f"question {number}"}]})
+            return json.loads((await post("/chat/completions", body.encode()))[2])
+
+        answers = await asyncio.gather(*map(ask, range(150)))
+        assert server.stats.max_in_flight == 150
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    assert all(f"question {number}" in text for number, text in enumerate(texts))
+
+
+async def test_a_cancelled_call_leaves_no_answer_for_the_next(connect):
+    gate = asyncio.Event()
+    seen = asyncio.Event()
+
+    async def session(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        seen.set()
+        if b"slow" in body:
+            await gate.wait()
+        with contextlib.suppress(ConnectionError):
+            writer.write(reply(b'{"choices": [], "echo": "%s"}' % (b"slow" if b"slow" in body else b"fast")))
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(session, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with connect(url, {}, 1) as post:
+            first = asyncio.ensure_future(post("/chat/completions", b'{"model": "slow", "messages": []}'))
+            await seen.wait()
+            first.cancel()
+            await asyncio.wait([first])
+            second = asyncio.ensure_future(post("/chat/completions", b'{"model": "fast", "messages": []}'))
+            gate.set()
+            assert b"fast" in (await second)[2]
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "responses", "completions", "embeddings"])
+async def test_all_endpoints(connect, endpoint):
+    async with serve() as server:
+        params = {"max_tokens": 9} if endpoint == "chat" else {}
+        api = Api(connect, endpoint=endpoint, base_url=server.url, params=params)
+        (result,) = await run_concurrent(["What is a coroutine?"], api)
+    assert result.error is None and result.model == "gpt-6-luna" and result.usage["total_tokens"] > 0
+    if endpoint == "embeddings":
+        assert all(isinstance(number, float) for number in result.extra["embedding"])
+    else:
+        assert "made up" in result.text
+
+
+async def test_identical_results_through_faults(tmp_path, monkeypatch):
+    """The same prompts and a server that mixes faults: the same results but for clocks and attempts."""
+    for library in ("aiohttp", "openai"):
+        pytest.importorskip(library)
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.01)
+    (tmp_path / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(200)))
+    faults = {"429": 0.05, "500": 0.05, "truncated": 0.03, "reset": 0.03, "null-choices": 0.03, "malformed": 0.03}
+    outcomes = []
+    for name in NAMES:
+        async with serve(fault=faults, seed=7) as server:
+            send = load_backend(name, base_url=server.url)
+            results = await run_concurrent(read_prompts(tmp_path / "p.txt"), send, concurrency=20, max_attempts=50)
+        own = ("attempts", *concurrent_prompts.CLOCKS)
+        outcomes.append([{k: v for k, v in result.as_row().items() if k not in own} for result in results])
+        assert sum(result.attempts for result in results) > 220, "the faults did not come through"
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert all(row["error"] is None for row in outcomes[0])
+
+
+async def test_aiohttp_failures_that_a_server_cannot_be_made_to_do():
+    aiohttp = pytest.importorskip("aiohttp")
+    from aioresponses import aioresponses
+
+    from backends.raw_aiohttp import connect
+
+    with aioresponses() as mocked:
+        mocked.post("http://h/v1/x", exception=aiohttp.ClientPayloadError("not whole"))
+        mocked.post("http://h/v1/x", exception=aiohttp.ServerTimeoutError("slow"))
+        mocked.post("http://h/v1/x", status=200, body="{}")
+        async with connect("http://h/v1", {}, 1) as post:
+            with pytest.raises(ConnectionError, match="not whole"):
+                await post("/x", b"{}")
+            with pytest.raises(TimeoutError, match="slow"):
+                await post("/x", b"{}")
+            assert (await post("/x", b"{}"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nonsense", "there is no backend nonsense"),
+        ("no.such:thing", "backend no.such:thing: there is no module no"),
+        ("json:nothing", "backend json:nothing: "),
+    ],
+)
+def test_a_backend_that_is_not_there(name, text):
+    with pytest.raises(UsageError, match=text):
+        load_backend(name, base_url="http://127.0.0.1:1/v1")
+
+
+@pytest.mark.parametrize(("name", "library"), [("raw-aiohttp", "aiohttp"), ("openai-sdk", "openai")])
+def test_a_missing_library_is_one_sentence(monkeypatch, name, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"backends.{name.replace('-', '_')}", raising=False)
+    with pytest.raises(UsageError, match=f"^backend {name} needs {library}: pip install {library}$"):
+        load_backend(name, base_url="http://127.0.0.1:1/v1")
+
+
+async def test_a_third_partys_backend(monkeypatch, tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from contextlib import asynccontextmanager\n"
+        "@asynccontextmanager\n"
+        "async def connect(base_url, headers, concurrency):\n"
+        "    async def post(path, body):\n"
+        '        return 200, {}, b\'{"choices": [{"message": {"content": "from afar"}}]}\'\n'
+        "    yield post\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (result,) = await run_concurrent(["x"], load_backend("theirs:connect", base_url="http://h/v1"))
+    assert result.text == "from afar"

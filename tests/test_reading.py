@@ -1,0 +1,457 @@
+"""Prompts files of every kind, and the requests that are made of them."""
+
+import gzip
+import io
+import json
+import re
+import sys
+import types
+
+import pytest
+
+from concurrent_prompts import Api, UsageError, as_prompts, load_backend, read_prompts
+
+CHAT = "/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Return a function that writes a file and reads it as prompts."""
+
+    def read(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return list(read_prompts(path))
+
+    return read
+
+
+def api(**settings):
+    return Api(None, base_url="http://test/v1", **settings)
+
+
+def contents(prompts):
+    """Return each prompt's content, or "!" for one that could not be read."""
+    return ["!" if prompt.error else prompt.content for prompt in prompts]
+
+
+def line_of(prompt):
+    """Return the line number that a prompt's error names, after checking that the message names the file too."""
+    assert prompt.error.type == "unreadable" and not prompt.error.retryable
+    where, _, reason = prompt.error.message.partition(": ")
+    assert where == prompt.where and reason
+    return int(where.rpartition(" line ")[2])
+
+
+# ---- Forms ---------------------------------------------------------------------------------------------------
+
+FORMS = {
+    "text": ("p.txt", "a\nb\n", ["a", "b"]),
+    "no newline at the end": ("p.txt", "a\nb", ["a", "b"]),
+    "CRLF": ("p.txt", "a\r\nb\r\n", ["a", "b"]),
+    "blank lines": ("p.txt", "\na\n\n  \t\nb\n\n", ["a", "b"]),
+    "spaces are kept in text": ("p.txt", "  a \n", ["  a "]),
+    "other line separators are text": ("p.txt", "a\u2028b\x0cc\x85d\n", ["a\u2028b\x0cc\x85d"]),
+    "text that looks like JSON": ("p.txt", '{"prompt": "a"}\n"b"\n', ['{"prompt": "a"}', '"b"']),
+    "BOM": ("p.txt", b"\xef\xbb\xbfa\n", ["a"]),
+    "only a BOM": ("p.txt", b"\xef\xbb\xbf", []),
+    "empty": ("p.txt", "", []),
+    "NUL far into a text": ("p.txt", b"a\n" * 9000 + b"b\0c\n", ["a"] * 9000 + ["b\0c"]),
+    "JSON strings and objects": ("p.jsonl", '"a"\n{"prompt": "b"}\n  {"input": "c"}  \n', ["a", "b", "c"]),
+    "JSON messages": ("p.jsonl", '{"messages": [{"role": "user"}]}', [[{"role": "user"}]]),
+    "JSON with BOM, CRLF, blank lines": ("p.jsonl", b'\xef\xbb\xbf"a"\r\n\r\n"b"\r\n', ["a", "b"]),
+    "ndjson": ("p.ndjson", '"a"\n', ["a"]),
+    "upper-case suffix": ("P.JSONL", '"a"\n', ["a"]),
+    "prompt before messages before input": ("p.jsonl", '{"input": "c", "messages": [], "prompt": "a"}', ["a"]),
+    "CSV": ("p.csv", "lang,prompt\nde,a\nfr,b\n", ["a", "b"]),
+    "CSV with BOM and CRLF": ("p.csv", b"\xef\xbb\xbfprompt\r\na\r\n\r\nb\r\n", ["a", "b"]),
+    "CSV blank lines before the header": ("p.csv", "\n\nprompt\na\n", ["a"]),
+    "CSV quotes": ("p.csv", 'prompt,x\n"a ""b"", c",1\n"d\ne",2\n', ['a "b", c', "d\ne"]),
+    "CSV with a large field": ("p.csv", "prompt\n" + "a" * 200_000 + "\n", ["a" * 200_000]),
+    "CSV, only a header": ("p.csv", "prompt\n", []),
+    "TSV": ("p.tsv", "x\tprompt\n1,5\ta, b\n", ["a, b"]),
+    "unknown suffix, text": ("p.md", "a\nb\n", ["a", "b"]),
+    "unknown suffix, JSON": ("p", '\n {"prompt": "a"}\n', ["a"]),
+    "JSON objects in a .json": ("p.json", '{"prompt": "a"}\n{"prompt": "b"}\n', ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("name", "content", "expected"), FORMS.values(), ids=FORMS)
+def test_forms(read, name, content, expected, packed):
+    content = content if isinstance(content, bytes) else content.encode()
+    prompts = read(name + ".gz", gzip.compress(content)) if packed else read(name, content)
+    assert contents(prompts) == expected
+    assert [prompt.number for prompt in prompts] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("p.csv", True), ("p.csv.gz", False), ("P.CSV.GZ", True), ("P.CSV.GZ", False)],
+    ids=["gzip without .gz", "plain with .gz", "upper-case .GZ", "plain with .GZ"],
+)
+def test_gzip_is_recognised_by_its_content(read, name, packed):
+    content = b"lang,prompt\nde,a\n"
+    prompts = read(name, gzip.compress(content) if packed else content)
+    assert contents(prompts) == ["a"] and prompts[0].columns == {"lang": "de"}
+
+
+STDIN = {
+    "text": ("a\nb\n", ["a", "b"]),
+    "JSON objects": ('{"prompt": "a"}\n"b"\n', ["a", "b"]),
+    "JSON strings": ('"a"\n"b"\n', ["a", "b"]),
+    "text with a comma": ("prompt,lang\na,de\n", ["prompt,lang", "a,de"]),
+    "BOM": (b'\xef\xbb\xbf{"prompt": "a"}\n', ["a"]),
+    "gzip": (gzip.compress(b'"a"\n'), ["a"]),
+    "nothing": ("", []),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), STDIN.values(), ids=STDIN)
+def test_standard_input(monkeypatch, content, expected):
+    buffer = io.BytesIO(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=buffer))
+    prompts = list(read_prompts("-"))
+    assert contents(prompts) == expected
+    assert all(prompt.where == f"standard input line {prompt.number + 1}" for prompt in prompts)
+
+
+def test_reading_is_lazy(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"a\n" * 200_000 + b"last\n")
+    prompts = read_prompts(path)
+    assert next(prompts).content == "a"
+    with path.open("r+b") as file:
+        file.truncate(300_000)
+    assert sum(1 for _ in prompts) < 199_999
+    read_prompts(tmp_path / "missing")  # not even opened before the first is asked for
+
+
+REFUSED = {
+    "missing": (None, "cannot read"),
+    "UTF-16": ("a\n".encode("utf-16"), "UTF-16"),
+    "UTF-16, big end first": (b"\xfe\xff\0a", "UTF-16"),
+    "UTF-16 without a mark": ("prompt".encode("utf-16-le"), "binary"),
+    "NUL": (b"PK\x03\x04\0\0", "binary"),
+    "UTF-16 in gzip": (gzip.compress("a".encode("utf-16")), "UTF-16"),
+    "gzip cut in its header": (gzip.compress(b"a\n")[:5], "cannot read"),
+    "gzip with broken data": (gzip.compress(b"a\n")[:10] + b"\xff" * 20, "cannot read"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), REFUSED.values(), ids=REFUSED)
+def test_unusable_files(tmp_path, content, reason):
+    path = tmp_path / "p.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=reason) as caught:
+        next(read_prompts(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_directory_and_a_json_array_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="directory"):
+        next(read_prompts(tmp_path))
+    (tmp_path / "p.json").write_text('["a",\n "b"]')
+    with pytest.raises(UsageError, match=r"JSON array.*jq"):
+        next(read_prompts(tmp_path / "p.json"))
+
+
+# ---- Lines that cannot be read -------------------------------------------------------------------------------
+
+BAD_LINES = {
+    "not UTF-8 in text": ("p.txt", b"a\n\xff\xfe\nb\n"),
+    "a character cut in half": ("p.txt", b"a\n\xe2\x82\nb\n"),
+    "not UTF-8 in JSON": ("p.jsonl", b'"a"\n"\xff"\n"b"\n'),
+    "not UTF-8 in CSV": ("p.csv", b"prompt\na\n\xff\nb\n"),
+    "not JSON": ("p.jsonl", b'"a"\n{prompt}\n"b"\n'),
+    "JSON cut off": ("p.jsonl", b'"a"\n{"prompt": "x\n"b"\n'),
+    "more than JSON": ("p.jsonl", b'"a"\n"x" "y"\n"b"\n'),
+    "NaN": ("p.jsonl", b'"a"\n{"prompt": "x", "y": NaN}\n"b"\n'),
+    "infinity": ("p.jsonl", b'"a"\n{"prompt": "x", "y": -Infinity}\n"b"\n'),
+    "a float too large": ("p.jsonl", b'"a"\n{"prompt": "x", "y": 1e999}\n"b"\n'),
+    "an integer too long": ("p.jsonl", b'"a"\n{"prompt": "x", "y": ' + b"9" * 5000 + b'}\n"b"\n'),
+    "nested too deeply": ("p.jsonl", b'"a"\n' + b"[" * 100_000 + b'\n"b"\n'),
+    "a number": ("p.jsonl", b'"a"\n17\n"b"\n'),
+    "null": ("p.jsonl", b'"a"\nnull\n"b"\n'),
+    "a list": ("p.jsonl", b'"a"\n["x"]\n"b"\n'),
+    "too few fields": ("p.csv", b"prompt,x\na,1\ny\nb,2\n"),
+    "too many fields": ("p.csv", b"prompt,x\na,1\ny,2,3\nb,4\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_names_itself_and_costs_no_other(read, name, content):
+    prompts = read(name, content)
+    assert contents(prompts) == ["a", "!", "b"]
+    assert line_of(prompts[1]) == prompts[1].id == (3 if name == "p.csv" else 2)
+    assert name in prompts[1].error.message
+
+
+def test_csv_line_numbers_count_lines_not_records(read):
+    prompts = read("p.csv", 'prompt,x\n"a\n\nb",1\n\nragged\nc,2\n')
+    assert contents(prompts) == ["a\n\nb", "!", "c"]
+    assert [prompt.id for prompt in prompts] == [2, 6, 7]
+    assert line_of(prompts[1]) == 6
+
+
+def test_an_open_quote_does_not_swallow_the_rest_unseen(read):
+    prompts = read("p.csv", 'prompt,x\na,1\n"b,2\nc,3\n')
+    assert contents(prompts) == ["a", "!"]
+    assert line_of(prompts[1]) == 3
+
+
+@pytest.mark.parametrize(("name", "head"), [("p.txt.gz", ""), ("p.csv.gz", "prompt\n")], ids=["text", "CSV"])
+@pytest.mark.parametrize("damage", ["cut off", "checksum", "garbage"])
+def test_a_damaged_gzip_keeps_what_came_before(read, name, head, damage):
+    lines = [f"prompt {number} {number * 7919 % 1000003}" for number in range(50_000)]
+    packed = gzip.compress((head + "\n".join(lines) + "\n").encode())
+    half = len(packed) // 2
+    damaged = {
+        "cut off": packed[:half],
+        "checksum": packed[:-8] + bytes(8),
+        "garbage": packed[:half] + b"\xff" * 4000,
+    }
+    *good, last = read(name, damaged[damage])
+    assert contents(good[:1000]) == lines[:1000]
+    assert line_of(last) == len(good) + 1 + bool(head)
+    assert len(good) > 10_000
+
+
+@pytest.mark.parametrize("depth", [200, 900, 960, 980, 990])
+def test_deep_nesting_is_a_bad_line_or_a_good_one(read, depth):
+    prompts = read("p.jsonl", '{"messages": ' + "[" * depth + "]" * depth + '}\n"b"\n')
+    assert [api().prepare(prompt).error is None for prompt in prompts][1]
+    assert prompts[0].error or json.loads(prompts[0].body)
+
+
+# ---- Ids and columns -----------------------------------------------------------------------------------------
+
+IDS = {
+    "none": ('{"prompt": "a"}', 2, False),
+    "null": ('{"prompt": "a", "id": null}', 2, False),
+    "empty": ('{"prompt": "a", "id": ""}', 2, False),
+    "text": ('{"prompt": "a", "id": "x"}', "x", True),
+    "number as text": ('{"prompt": "a", "id": "7"}', "7", True),
+    "number": ('{"prompt": "a", "id": 7}', 7, True),
+    "zero": ('{"prompt": "a", "id": 0}', 0, True),
+    "negative": ('{"prompt": "a", "id": -1}', -1, True),
+    "beyond 64 bits": ('{"prompt": "a", "id": 99999999999999999999}', 99999999999999999999, True),
+    "half a surrogate pair": ('{"prompt": "a", "id": "\\ud800"}', "\ud800", True),
+    "Batch": ('{"custom_id": "r-1", "method": "POST", "url": "/v1/x", "body": {}}', "r-1", True),
+}
+
+
+@pytest.mark.parametrize(("line", "expected", "named"), IDS.values(), ids=IDS)
+def test_ids(read, line, expected, named):
+    _, prompt = read("p.jsonl", f'"first"\n{line}\n')
+    assert (prompt.id, type(prompt.id), prompt.named, prompt.error) == (expected, type(expected), named, None)
+
+
+@pytest.mark.parametrize("value", ["true", "1.5", "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("line", ['{{"prompt": "a", "id": {}}}', '{{"custom_id": {}, "url": "/v1/x", "body": {{}}}}'])
+def test_ids_that_are_none(read, line, value):
+    (prompt,) = read("p.jsonl", line.format(value))
+    assert prompt.id == line_of(prompt) == 1 and "id" in prompt.error.message
+
+
+def test_columns_are_what_is_neither_prompt_nor_id(read):
+    (prompt,) = read("p.jsonl", '{"id": 1, "x": [1, null], "prompt": "a", "input": "b", "y": {"z": "é"}}')
+    assert prompt.columns == {"x": [1, None], "input": "b", "y": {"z": "é"}}
+    (prompt,) = read("p.csv", "id,prompt,x,y\n7,a,,é\n")
+    assert (prompt.id, prompt.columns) == ("7", {"x": "", "y": "é"})
+
+
+# ---- Requests ------------------------------------------------------------------------------------------------
+
+USER = [{"role": "user", "content": "a"}]
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+M = {"model": "gpt-6-luna"}
+REQUESTS = {
+    "chat": ({}, '"a"', CHAT, M | {"messages": USER}),
+    "chat, prompt": ({}, '{"prompt": "a"}', CHAT, M | {"messages": USER}),
+    "chat, input": ({}, '{"input": "a"}', CHAT, M | {"messages": USER}),
+    "chat, messages": ({}, {"messages": TALK}, CHAT, M | {"messages": TALK}),
+    "chat, system": ({"system": "s"}, '"a"', CHAT, M | {"messages": [{"role": "system", "content": "s"}, *USER]}),
+    "chat, system, messages": (
+        {"system": "s"}, {"messages": TALK}, CHAT, M | {"messages": [{"role": "system", "content": "s"}, *TALK]},
+    ),
+    "chat, empty system": ({"system": ""}, '"a"', CHAT, M | {"messages": [{"role": "system", "content": ""}, *USER]}),
+    "model and parameters": (
+        {"model": "m", "params": {"n": 2, "stop": None}}, '"a"', CHAT,
+        {"model": "m", "messages": USER, "n": 2, "stop": None},
+    ),
+    "responses": ({"endpoint": "responses"}, '"a"', "/responses", M | {"input": "a"}),
+    "responses, input list": ({"endpoint": "responses"}, {"input": TALK}, "/responses", M | {"input": TALK}),
+    "responses, messages": ({"endpoint": "responses"}, {"messages": TALK}, "/responses", M | {"input": TALK}),
+    "responses, system": (
+        {"endpoint": "responses", "system": "s"}, '"a"', "/responses", M | {"input": "a", "instructions": "s"},
+    ),
+    "completions": ({"endpoint": "completions"}, '"a"', "/completions", M | {"prompt": "a"}),
+    "completions, input": ({"endpoint": "completions"}, {"input": "a"}, "/completions", M | {"prompt": "a"}),
+    "embeddings": ({"endpoint": "embeddings"}, '"a"', "/embeddings", M | {"input": "a"}),
+    "embeddings, prompt": ({"endpoint": "embeddings"}, {"prompt": "a"}, "/embeddings", M | {"input": "a"}),
+    "embeddings, list": ({"endpoint": "embeddings"}, {"input": ["a", "b"]}, "/embeddings", M | {"input": ["a", "b"]}),
+    "a very long integer": ({}, {"messages": [{"n": 10**4000}]}, CHAT, M | {"messages": [{"n": 10**4000}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "line", "path", "body"), REQUESTS.values(), ids=REQUESTS)
+def test_requests(read, settings, line, path, body):
+    (prompt,) = read("p.jsonl", line if isinstance(line, str) else json.dumps(line))
+    prepared = api(**settings).prepare(prompt)
+    assert (prepared.error, prepared.path, json.loads(prepared.body)) == (None, path, body)
+
+
+def test_a_body_is_compact_utf8_and_no_parameter_is_added():
+    (prompt,) = map(api().prepare, as_prompts(["é ☃"]))
+    assert prompt.body == '{"model":"gpt-6-luna","messages":[{"role":"user","content":"é ☃"}]}'.encode()
+
+
+NO_REQUESTS = {
+    "no content": ({}, '{"question": "a"}', r"prompt, messages or input.*\{question\}"),
+    "prompt null": ({}, '{"prompt": null}', "prompt"),
+    "prompt a number": ({}, '{"prompt": 1}', "prompt"),
+    "messages a text": ({}, '{"messages": "a"}', "messages"),
+    "messages empty": ({}, '{"messages": []}', "messages"),
+    "messages for completions": ({"endpoint": "completions"}, {"messages": TALK}, "messages.*completions"),
+    "messages for embeddings": ({"endpoint": "embeddings"}, {"messages": TALK}, "messages.*embeddings"),
+    "input list for chat": ({}, {"input": ["a"]}, "input.*chat"),
+    "half a surrogate pair": ({}, '"\\ud83d"', "surrogate"),
+    "unknown column": ({"template": "{prompt} in {lang}"}, '{"prompt": "a", "x": 1}', r"\{lang\}.*\{x\}"),
+    "template and messages": ({"template": "{x}"}, {"messages": TALK, "x": "1"}, "template"),
+}
+
+
+@pytest.mark.parametrize(("settings", "line", "reason"), NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_rows_of_which_no_request_can_be_made(read, settings, line, reason):
+    line = line if isinstance(line, str) else json.dumps(line)
+    bad, good = map(api(**settings).prepare, read("p.jsonl", line + '\n{"prompt": "b", "lang": "de", "x": 2}'))
+    assert line_of(bad) == 1 and not bad.body and re.search(reason, bad.error.message)
+    assert good.error is None and good.body
+
+
+TEMPLATES = {
+    "text": ("Translate {prompt}!", "a", "Translate a!"),
+    "columns": ("{prompt} to {lang}", {"prompt": "a", "lang": "de"}, "a to de"),
+    "no prompt": ("{q}?", {"q": "why"}, "why?"),
+    "input": ("<{input}>", {"input": "a"}, "<a>"),
+    "twice": ("{prompt}{prompt}", "a", "aa"),
+    "braces": ("{{}} {{prompt}} {{{prompt}}}", "a", "{} {prompt} {a}"),
+    "a brace alone": ('{"q": "{prompt}"', "a", '{"q": "a"'),
+    "braces in the data": ("{prompt}", "{lang} {{ }} {prompt.__class__}", "{lang} {{ }} {prompt.__class__}"),
+    "backslashes in the data": ("{prompt}", r"\1 \g<0>", r"\1 \g<0>"),
+    "one filled value is not filled again": ("{prompt}", {"prompt": "{x}", "x": "no"}, "{x}"),
+    "not a text": ("{x} {y} {z}", {"x": [1, "é"], "y": None, "z": True}, '[1, "é"] null true'),
+    "a name with spaces": ("{my name}", {"my name": "a"}, "a"),
+    "nothing to fill": ("hello", "a", "hello"),
+    "empty": ("", "a", ""),
+}
+
+
+@pytest.mark.parametrize(("template", "item", "expected"), TEMPLATES.values(), ids=TEMPLATES)
+def test_templates(template, item, expected):
+    (prompt,) = map(api(template=template).prepare, as_prompts([item]))
+    assert prompt.error is None
+    assert json.loads(prompt.body)["messages"] == [{"role": "user", "content": expected}]
+
+
+# ---- OpenAI Batch requests -----------------------------------------------------------------------------------
+
+BATCH = {"custom_id": "r-1", "method": "POST", "url": "/v1/responses", "body": {"model": "m", "input": "a"}}
+BATCHES = {
+    "as it stands": (BATCH, {}, {"model": "m", "input": "a"}),
+    "no method": ({k: v for k, v in BATCH.items() if k != "method"}, {}, {"model": "m", "input": "a"}),
+    "the flags win": (BATCH, {"model": "x", "params": {"n": 1}}, {"model": "x", "input": "a", "n": 1}),
+    "the endpoint is the line's": (BATCH, {"endpoint": "embeddings"}, {"model": "m", "input": "a"}),
+    "no url": ({k: v for k, v in BATCH.items() if k != "url"}, {}, "url"),
+    "a whole url": (BATCH | {"url": "https://api.openai.com/v1/responses"}, {}, "url"),
+    "another method": (BATCH | {"method": "GET"}, {}, "POST"),
+    "body a text": (BATCH | {"body": "a"}, {}, "body"),
+    "body null": (BATCH | {"body": None}, {}, "body"),
+    "system": (BATCH, {"system": "s"}, "system"),
+    "template": (BATCH, {"template": "{prompt}"}, "template"),
+}
+
+
+@pytest.mark.parametrize(("row", "settings", "expected"), BATCHES.values(), ids=BATCHES)
+def test_batch_lines(read, row, settings, expected):
+    (prompt,) = map(api(**settings).prepare, read("p.jsonl", json.dumps(row)))
+    assert (prompt.id, prompt.named, prompt.kind) == ("r-1", True, "batch")
+    if isinstance(expected, str):
+        assert line_of(prompt) == 1 and expected in prompt.error.message
+    else:
+        assert (prompt.error, prompt.path, json.loads(prompt.body)) == (None, "/responses", expected)
+
+
+def test_batch_lines_and_others_in_one_file(read):
+    prompts = read("p.jsonl", f'"a"\n{json.dumps(BATCH)}\n')
+    assert [prompt.kind for prompt in prompts] == ["prompt", "batch"]
+
+
+# ---- Settings ------------------------------------------------------------------------------------------------
+
+URLS = {
+    "https://host/v1": ("https://host/v1", ""),
+    " https://host/v1/ ": ("https://host/v1", ""),
+    "http://localhost:8000": ("http://localhost:8000", ""),
+    "https://host/v1/chat/completions": ("https://host/v1", ""),
+    "https://host/v1/embeddings/": ("https://host/v1", ""),
+    "https://host/openai/deployments/d?api-version=1": ("https://host/openai/deployments/d", "?api-version=1"),
+}
+
+
+@pytest.mark.parametrize(("url", "expected"), URLS.items(), ids=URLS)
+def test_base_urls(url, expected):
+    found = Api(None, base_url=url)
+    (prompt,) = map(found.prepare, as_prompts(["a"]))
+    assert (found.base_url, prompt.path) == (expected[0], CHAT + expected[1])
+
+
+@pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "https://", "https:///v1", "http://a b/v1", "-"])
+def test_base_urls_that_are_none(url):
+    with pytest.raises(UsageError, match="base-url"):
+        Api(None, base_url=url)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"endpoint": "chats"}, "chats.*chat, responses"),
+        ({"endpoint": "completions", "system": "s"}, "system"),
+        ({"endpoint": "embeddings", "system": "s"}, "system"),
+        ({"base_url": None}, "OPENAI_API_KEY is not set.*--demo"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_be(settings, reason):
+    with pytest.raises(UsageError, match=reason):
+        Api(None, **{"base_url": "http://test/v1"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no-such", "no backend no-such.*raw-aiohttp"),
+        ("no_such_package:connect", "no_such_package"),
+        ("json:no_such", "no_such"),
+        (".:x", "backend"),
+    ],
+)
+def test_backends_that_cannot_be_loaded(name, reason):
+    with pytest.raises(UsageError, match=reason):
+        load_backend(name, base_url="http://test/v1")
+
+
+def test_prompts_of_the_readers_own():
+    prompts = list(as_prompts(["a", {"prompt": "b", "id": "x"}, 3, *as_prompts(["c"])]))
+    assert contents(prompts) == ["a", "b", "!", "c"]
+    assert [prompt.number for prompt in prompts] == [0, 1, 2, 3]
+    assert [prompt.id for prompt in prompts][:3] == [1, "x", 3]
+    assert "prompt 3" in prompts[2].error.message
