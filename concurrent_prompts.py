@@ -502,8 +502,7 @@ def line_rows(file: IO[bytes], form: str, name: str) -> Iterator[tuple[int, Any]
 def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the columns, as a dict, of each record below the header."""
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=separator)
+    reader = csv.reader((line.decode(errors="surrogateescape") for line in file), delimiter=separator)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -1664,9 +1663,8 @@ def as_in_the_article(ran: Ran) -> Iterator[str]:
 
 
 DEMO_PROMPTS = [f"In one sentence, what is {thing}?" for thing in (
-    "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit",
-    "exponential back-off", "jitter", "a deadline", "a connection pool", "keep-alive", "a token bucket", "a queue",
-    "a journal", "idempotence", "a race condition", "a straggler", "Little's law", "a token",
+    "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit", "jitter",
+    "a deadline", "a connection pool", "keep-alive", "a token bucket", "a journal", "a straggler", "Little's law",
 )]  # fmt: skip
 DEMO_SERVER = ("--port", "0", "--latency", "0.5", "--sigma", "0.3", "--exit-on-eof")
 
@@ -1786,7 +1784,7 @@ def parameter(text: str) -> tuple[str, Any]:
 def default_output(prompts: str) -> str:
     """Return PROMPTS' stem + .results.jsonl."""
     path = pathlib.Path(prompts.removesuffix(".gz"))
-    return str(path.with_name(path.stem + ".results.jsonl"))
+    return str(path.parent / f"{path.stem}.results.jsonl")
 
 
 @contextlib.contextmanager

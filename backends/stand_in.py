@@ -730,7 +730,6 @@ class Connection(asyncio.BufferedProtocol):
         self._reader = self._read()
         self._choked = False
         self._answers = 0
-        self._farewell: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -740,8 +739,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.links.discard(self)
-        if self._farewell:
-            self._farewell.cancel()
         if self._job:
             self._server.drop(self._job)
 
@@ -783,7 +780,7 @@ class Connection(asyncio.BufferedProtocol):
         if head is UNREADABLE and self._transport.can_write_eof():
             # The rest of the request may be on its way, and would reset a closed connection under the answer.
             self._transport.write_eof()
-            self._farewell = asyncio.get_running_loop().call_later(LINGER, self.abort)
+            asyncio.get_running_loop().call_later(LINGER, self.abort)
         elif cut or not head.keep or self._answers == self._server.options.close_every:
             self._transport.close()
 

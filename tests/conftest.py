@@ -1,10 +1,15 @@
 """What the tests share: a clean environment, the stand-in server, and a mend for aioresponses."""
 
+import asyncio
+import contextlib
 import functools
 import inspect
+import threading
 import types
 
 import pytest
+
+from backends.stand_in import serve
 
 VARIABLES = (
     "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "
@@ -30,9 +35,35 @@ def mended_aioresponses():
     if "stream_writer" in inspect.signature(original).parameters:
 
         @functools.wraps(original)
-        def init(self, *args, stream_writer=types.SimpleNamespace(output_size=0), **kwargs):
+        def init(self, *args, stream_writer=None, **kwargs):
+            stream_writer = stream_writer or types.SimpleNamespace(output_size=0)
             original(self, *args, stream_writer=stream_writer, **kwargs)
 
         aiohttp.ClientResponse.__init__ = init
     yield
     aiohttp.ClientResponse.__init__ = original
+
+
+@pytest.fixture
+def stand_in():
+    """Return a function that starts a stand-in server in a thread, for tests of what brings its own event loop."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(in_thread(options))
+
+
+@contextlib.contextmanager
+def in_thread(options):
+    ready, server = threading.Event(), {}
+
+    async def work():
+        async with serve(**options) as server["it"]:
+            server["loop"], server["end"] = asyncio.get_running_loop(), asyncio.Event()
+            ready.set()
+            await server["end"].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(work(),))
+    thread.start()
+    ready.wait(5)
+    yield server["it"]
+    server["loop"].call_soon_threadsafe(server["end"].set)
+    thread.join()

@@ -280,7 +280,7 @@ async def test_bad_requests_are_refused_as_openai_does_and_the_connection_lives_
 
 async def test_bytes_may_come_one_by_one() -> None:
     async with serving() as client:
-        wire = request(chat()) + b"\r\n" + request(chat())  # some clients send an empty line in between
+        wire = b"\r\n\r\n" + request(chat()) + b"\r\n" + request(chat())  # some clients send empty lines between
         for byte in range(len(wire)):
             client.writer.write(wire[byte : byte + 1])
             await asyncio.sleep(0)
@@ -290,7 +290,7 @@ async def test_bytes_may_come_one_by_one() -> None:
 @pytest.mark.parametrize("settings", [{}, {"latency": 0.002, "sigma": 2.0}])
 async def test_pipelined_requests_are_answered_in_order(settings: Any) -> None:
     async with serving(**settings) as client:
-        client.writer.write(b"".join(request(chat(f"number {n}.")) for n in range(20)))
+        client.writer.write(b"".join(request(chat(f"number {n}. {'x' * 10_000}")) for n in range(20)))
         for n in range(20):
             assert f"number {n}." in (await client.reply()).text
 
@@ -328,7 +328,8 @@ async def test_request_bodies_may_be_chunked(size: int) -> None:
                       for i in range(0, len(data), size))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n".encode()
     async with serving() as client:
-        client.writer.write(head + chunks + b"0\r\nTrailer: x\r\n\r\n" + request(data) + request(chat("next")))
+        client.writer.write(head + chunks + b"0\r\nTrailer: x\r\nAnother: y\r\n\r\n")
+        client.writer.write(request(data) + request(chat("next")))
         got, same, other = [await client.reply() for _ in range(3)]
         assert got.status == 200 and got.text == same.text != other.text
 
@@ -482,6 +483,7 @@ async def test_faults_that_are_answers(kind: str, status: int, check: Any) -> No
         for _ in range(2):  # they leave the connection as it was
             got = await client.post(chat())
             assert got.status == status and check(got), got
+            assert ("x-request-id" in got.headers) == ("html" not in kind)  # a proxy knows nothing of that
         assert server.stats.faults == {kind: 2} and server.stats.answered == 0
 
 
@@ -603,6 +605,11 @@ async def test_a_request_above_the_limit_can_never_pass() -> None:
         assert got.status == 429 and got.error["type"] == "tokens" and "retry-after" not in got.headers
         assert got.error["message"] == ("Request too large for m on tokens per min (TPM): Limit 6000, Requested 6001.")
         assert got.headers["x-ratelimit-remaining-requests"] == "100"  # it has cost nothing
+    async with serving(rpm=60, tpm=6000, clock=Clock()) as client:
+        for _ in range(6):
+            assert (await client.post(chat("x", max_tokens=1))).status == 200
+        assert "RPM" in (await client.post(chat("x", max_tokens=1))).error["message"]
+        assert "too large" in (await client.post(chat("x", max_tokens=6000))).error["message"]  # which no wait mends
 
 
 async def test_a_request_above_the_burst_leaves_a_debt() -> None:
@@ -633,6 +640,8 @@ async def test_rejected_requests_may_count(count_rejected: bool, answered: int) 
             await client.post(chat())
             clock.now += 0.5
         assert (server.stats.answered, server.stats.rejected) == (answered, 68 - answered)
+        clock.now += 1
+        assert (await client.post(chat())).status == 200  # rejections leave no debt
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
@@ -656,16 +665,20 @@ async def test_more_than_the_maximum_in_flight_is_turned_away(status: int, code:
 async def test_beyond_the_knee_requests_queue() -> None:
     loop = asyncio.get_running_loop()
     async with serve(knee=2, latency=0.02) as server, contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connect(server)) for _ in range(7)]
+        clients = [await stack.enter_async_context(connect(server)) for _ in range(8)]
         start = loop.time()
-        clients[-1].writer.write(request(chat()))
-        await until(lambda: server.stats.in_flight)
-        waiting = [asyncio.create_task(client.post(chat())) for client in clients[:-1]]
+        clients[0].writer.write(request(chat()))
+        await until(lambda: server.stats.in_flight == 1)
+        waiting = [asyncio.create_task(client.post(chat())) for client in clients[1:7]]
         await until(lambda: server.stats.in_flight == 7)
-        clients[-1].writer.transport.abort()  # the one who leaves frees a slot
+        clients[7].writer.write(request(chat()))
+        await until(lambda: server.stats.in_flight == 8)
+        for leaving in (clients[0], clients[7]):  # one is being worked on and frees a slot, one is in the queue
+            leaving.writer.transport.abort()
+        await until(lambda: server.stats.in_flight == 6)
         await asyncio.gather(*waiting)
-        assert 0.06 <= loop.time() - start < 0.2
-        assert server.stats.max_in_flight == 7 and server.stats.in_flight == 0
+        assert loop.time() - start >= 0.06
+        assert server.stats.max_in_flight == 8 and server.stats.in_flight == 0 and server.stats.answered == 6
 
 
 async def test_a_quota_ends_everything() -> None:
@@ -723,8 +736,8 @@ async def test_nothing_is_left_behind() -> None:
         client.writer.write(request(chat()))
         await until(lambda: server.stats.in_flight)
         await server.close()
-        assert await idle.at_end() and not server.links and server.stats.in_flight == 0
-        assert asyncio.all_tasks() == tasks
+        assert not server.links and server.stats.in_flight == 0
+        assert asyncio.all_tasks() == tasks and await idle.at_end()
         with pytest.raises(ConnectionRefusedError):
             async with connect(server):
                 pass
@@ -807,6 +820,17 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], capsys: Any) ->
         for number, handler in kept:
             signal.signal(number, handler)
     assert re.fullmatch(r"stand_in: cannot serve at .+\n", capsys.readouterr().err)
+
+
+def test_the_number_of_open_files_is_raised_but_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    endless, found = resource.RLIM_INFINITY, list[Any]()
+    limits = iter([(256, endless), (1024, 4096), (20_000, endless), (endless, endless)])
+    monkeypatch.setattr(resource, "getrlimit", lambda _: next(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: found.append(both))
+    for _ in range(4):
+        stand_in.allow_many_connections()
+    assert found == [(10_240, endless), (4096, 4096)]
 
 
 def test_the_manual_and_the_parser_agree(capsys: Any) -> None:

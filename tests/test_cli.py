@@ -1,0 +1,388 @@
+"""The command line, from the user's end: what is typed, what is on the screen, what is in the files."""
+
+import gzip
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import concurrent_prompts
+from backends.stand_in import main as stand_in_main
+from concurrent_prompts import main
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "concurrent_prompts.py")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory with a file of three prompts; no waiting between attempts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
+    (tmp_path / "prompts.txt").write_text("What is one?\nWhat is two?\nWhat is three?\n")
+    return tmp_path
+
+
+def rows(path):
+    """Return the rows of a results file."""
+    return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+
+
+def test_the_main_job(here, stand_in, capsys):
+    assert main(["prompts.txt", "--base-url", stand_in().url]) == 0
+    found = rows("prompts.results.jsonl")
+    assert [row["id"] for row in found] == [1, 2, 3]
+    assert all("made up" in row["text"] and row["error"] is None and row["attempts"] == 1 for row in found)
+    assert found[0]["usage"]["total_tokens"] > 0 and found[0]["finish_reason"] == "stop"
+    out, err = capsys.readouterr()
+    assert out == "" and "3 answered, 0 failed" in err and "results in prompts.results.jsonl" in err
+
+
+@pytest.mark.parametrize("backend", ["stdlib", "raw-aiohttp", "openai-sdk"])
+@pytest.mark.parametrize("way", [["--sequential"], ["-c", "3"], []])
+def test_every_backend_both_ways(here, stand_in, capsys, backend, way):
+    pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(backend, "asyncio"))
+    server = stand_in(latency=0.05)
+    assert main(["prompts.txt", "-b", backend, "--base-url", server.url, *way]) == 0
+    assert server.stats.max_in_flight == (1 if way == ["--sequential"] else 3)
+    assert backend in capsys.readouterr().err
+
+
+def test_a_second_run_asks_nothing_again(here, stand_in, capsys):
+    server = stand_in()
+    command = ["prompts.txt", "--base-url", server.url]
+    assert main(command) == 0
+    before = pathlib.Path("prompts.results.jsonl").read_bytes()
+    assert main(command) == 0
+    assert server.stats.requests == 3
+    assert pathlib.Path("prompts.results.jsonl").read_bytes() == before
+    assert "3 answers of an earlier run were kept" in capsys.readouterr().err
+    assert main([*command, "-m", "other"]) == 0
+    assert server.stats.requests == 6
+
+
+def test_only_the_first_n_then_the_rest(here, stand_in):
+    server = stand_in()
+    command = ["prompts.txt", "--base-url", server.url]
+    assert main([*command, "-n", "2"]) == 0
+    assert main(command) == 0
+    assert main([*command, "-n", "1"]) == 0
+    assert (server.stats.requests, [row["id"] for row in rows("prompts.results.jsonl")]) == (3, [1, 2, 3])
+
+
+def test_failed_prompts_are_kept_and_asked_again_on_request(here, stand_in, capsys):
+    broken, sound = stand_in(fault={"500": 1.0}), stand_in()
+    assert main(["prompts.txt", "--base-url", broken.url, "--max-attempts", "2"]) == 1
+    assert "run again with --retry-failed" in capsys.readouterr().err
+    assert [row["error"]["status"] for row in rows("prompts.results.jsonl")] == [500] * 3
+    assert broken.stats.requests == 6
+    assert main(["prompts.txt", "--base-url", sound.url]) == 1
+    assert sound.stats.requests == 0
+    assert main(["prompts.txt", "--base-url", sound.url, "--retry-failed"]) == 0
+    assert [row["error"] for row in rows("prompts.results.jsonl")] == [None] * 3
+
+
+FILES = {
+    "a.jsonl": '"plain"\n{"prompt": "p", "id": "x", "lang": "fr"}\n{"messages": [{"role": "user", "content": "m"}]}\n',
+    "a.csv": 'id,prompt,lang\n7,"two\nlines",fr\n8,plain,de\n9,x,y\n',
+    "a.tsv": "prompt\tlang\none\tfr\ntwo\tde\nthree\ten\n",
+    "a.ndjson": '{"input": "i"}\n{"prompt": "p"}\n"x"\n',
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, *(f"{name}.gz" for name in FILES)])
+def test_input_formats(here, stand_in, name):
+    text = FILES[name.removesuffix(".gz")].encode()
+    pathlib.Path(name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert main([name, "--base-url", stand_in().url]) == 0
+    found = rows("a.results.jsonl")
+    assert len(found) == 3 and all(row["text"] for row in found)
+    if "csv" in name:
+        assert [(row["id"], row["lang"]) for row in found] == [("7", "fr"), ("8", "de"), ("9", "y")]
+
+
+def test_standard_input_to_standard_output(here, stand_in, monkeypatch, capsysbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\nthree\n")))
+    assert main(["-", "--base-url", stand_in(latency=0.01, sigma=1.0).url, "-q"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert [json.loads(line)["id"] for line in out.splitlines()] == [1, 2, 3] and err == b""
+
+
+def test_system_template_and_parameters(here, stand_in):
+    pathlib.Path("t.csv").write_text("word,lang\n{cat},French\n")
+    seen = []
+
+    class Spy(concurrent_prompts.Api):
+        async def call(self, prompt):
+            seen.append(json.loads(prompt.body))
+            return await super().call(prompt)
+
+    original, concurrent_prompts.Api = concurrent_prompts.Api, Spy
+    try:
+        template = ["-s", "Be brief.", "-t", "Say {word} in {lang} {{ok}}", "-p", "temperature=0.5", "-p", 'stop=["x"]']
+        assert main(["t.csv", "--base-url", stand_in().url, "-m", "mine", *template]) == 0
+    finally:
+        concurrent_prompts.Api = original
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Say {cat} in French {ok}"},
+    ]
+    assert seen == [{"model": "mine", "messages": messages, "temperature": 0.5, "stop": ["x"]}]
+
+
+def test_batch_request_lines_get_batch_output_lines(here, stand_in):
+    request = {"method": "POST", "url": "/v1/chat/completions"}
+    body = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "hi"}]}
+    lines = [
+        {"custom_id": "a", **request, "body": body},
+        {"custom_id": "b", **request, "body": {**body, "messages": None}},
+        {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"model": "gpt-6-luna", "input": "x"}},
+        {"custom_id": "d", **request, "body": {**body, "model": "nobody's"}},
+        {"custom_id": "e", "method": "GET", "url": "/v1/models", "body": {}},
+    ]
+    pathlib.Path("batch.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["batch.jsonl", "--base-url", stand_in(models=("gpt-6-luna",)).url]) == 1
+    found = rows("batch.results.jsonl")
+    assert [row["custom_id"] for row in found] == list("abcde")
+    assert all(list(row) == ["id", "custom_id", "response", "error"] for row in found)
+    assert all(row["id"].startswith("batch_req_") for row in found)
+    assert [(row["response"] or {}).get("status_code") for row in found] == [200, 400, 200, 404, None]
+    assert [row["error"] and row["error"]["code"] for row in found] == [None, None, None, None, "unreadable"]
+    assert found[0]["response"]["body"]["object"] == "chat.completion" and found[0]["response"]["request_id"]
+    assert "message" in found[1]["response"]["body"]["error"]
+
+
+def test_compare(here, stand_in, capsys):
+    names = ["stdlib"]
+    for name, library in concurrent_prompts.LIBRARIES.items():
+        if concurrent_prompts.importlib.util.find_spec(library):
+            names.append(name)
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
+    server = stand_in(latency=0.02)
+    assert main(["prompts.txt", "--compare", "-b", ",".join(names), "-c", "4", "--base-url", server.url, "-q"]) == 0
+    assert server.stats.requests == 2 * len(names) * (12 + 1), "the same work for all, and a warm-up each"
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"Sequential results \(stdlib\):\n  1\. .*made up.*\n.*\n.*\n  ... and 9 more\n", out)
+    assert re.search(r"Concurrent time: \d\.\d\d seconds", out)
+    lines = out.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("backend"))
+    block = lines[header : header + 1 + 2 * len(names)]
+    assert len({len(line) for line in block}) == 1, "aligned"
+    for line in block[1:]:
+        cells = line.split()
+        assert cells[1] in ("sequential", "concurrent") and cells[-1] == "0"
+        assert cells[-2] == "-", "there is no p99 of twelve"
+    for name in names:
+        won = re.search(rf"{name}: concurrent ran ([\d.]+) times faster than sequential: .* for 12 prompts\.", out)
+        assert won and float(won[1]) > 1.5
+    assert ("used the least CPU time per request" in out) == (len(names) > 1)
+    assert not pathlib.Path("prompts.results.jsonl").exists()
+
+
+def test_compare_of_a_server_that_refuses_the_key(here, stand_in, capsys):
+    assert main(["prompts.txt", "--compare", "--base-url", stand_in(require_key="k").url]) == 3
+    assert "check the key" in capsys.readouterr().err
+
+
+UNUSABLE = {
+    "missing file": (["nothing.txt"], "cannot read nothing.txt: No such file"),
+    "a directory": (["."], "cannot read .: Is a directory"),
+    "no prompts file": ([], "no PROMPTS file given"),
+    "empty": (["empty.txt"], "empty.txt holds no prompts"),
+    "binary": (["binary.txt"], "binary.txt holds binary data"),
+    "UTF-16": (["utf16.txt"], "utf16.txt is UTF-16"),
+    "unknown column": (["prompts.txt", "-t", "{city}"], "prompts.txt line 1: the template (-t) names {city}"),
+    "no prompt column": (["table.csv"], "table.csv line 2: no column is called prompt"),
+    "bad parameter": (["prompts.txt", "-p", "stop=x"], "-p stop=x: not NAME=JSON"),
+    "nameless parameter": (["prompts.txt", "-p", "=1"], "-p =1: no name"),
+    "streaming": (["prompts.txt", "-p", "stream=true"], "answers are not streamed"),
+    "bad URL": (["prompts.txt", "--base-url", "localhost:8000"], "not of the form https://host/v1"),
+    "system for embeddings": (["prompts.txt", "-e", "embeddings", "-s", "x"], "embeddings takes no system text"),
+    "output is input": (["prompts.txt", "-o", "./prompts.txt"], "is the input"),
+    "output directory": (["prompts.txt", "-o", "no/where.jsonl"], "cannot write no/where.jsonl: No such file"),
+    "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
+    "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
+    "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
+    "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out --sequential"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_cannot_be_used_is_one_line_and_nothing_is_sent(here, stand_in, capsys, case):
+    arguments, text = UNUSABLE[case]
+    (here / "empty.txt").write_text("\n  \n")
+    (here / "binary.txt").write_bytes(b"\x89PNG\x00\x01")
+    (here / "utf16.txt").write_text("hello", "utf-16")
+    (here / "table.csv").write_text("city,word\nParis,hello\n")
+    server = stand_in()
+    base = [] if "--base-url" in arguments else ["--base-url", server.url]
+    assert main([*arguments, *base]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("concurrent_prompts.py: ") and text in err and err.count("\n") == 1
+    assert server.stats.requests == 0
+    assert (here / "table.csv").read_text() == "city,word\nParis,hello\n"
+
+
+@pytest.mark.parametrize("arguments", ["-c 0", "-c x", "--timeout nan", "-n -1", "-e moon", "-x"])
+def test_bad_numbers_and_names_are_usage_errors(here, capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(["prompts.txt", *arguments.split()])
+    assert "error: " in capsys.readouterr().err
+
+
+def test_no_key(here, capsys):
+    assert main(["prompts.txt"]) == 2
+    assert "OPENAI_API_KEY is not set; export it, or try --demo" in capsys.readouterr().err
+
+
+STOPS = {
+    "wrong key": ({"require_key": "right"}, [], "check the key", 401),
+    "wrong model": ({"models": ("m",)}, [], "check the model (-m)", 404),
+    "no credit": ({"quota": 1}, [], "credit or spending limit is used up", 429),
+    "without /v1": ({}, ["--base-url"], "most end in /v1", 404),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_what_would_meet_every_prompt_stops_the_run(here, stand_in, capsys, case, monkeypatch):
+    options, arguments, text, _ = STOPS[case]
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(500)))
+    server = stand_in(latency=0.01, **options)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    url = server.url.removesuffix("/v1") if arguments else server.url
+    assert main(["prompts.txt", "-c", "5", "--base-url", url]) == 3
+    out, err = capsys.readouterr()
+    assert text in err and "Traceback" not in err and "sk-very-secret" not in out + err
+    assert server.stats.requests <= 12
+    assert len(rows("prompts.results.jsonl")) == (1 if case == "no credit" else 0)
+
+
+def test_nobody_there(here, capsys):
+    assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "-q"]) == 3
+    err = capsys.readouterr().err
+    assert "stopped: " in err and "check that the server runs" in err and "Traceback" not in err
+
+
+def test_the_key_is_in_no_file_and_on_no_screen(here, stand_in, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    server = stand_in(require_key="sk-very-secret", fault={"500": 0.3})
+    assert main(["prompts.txt", "--base-url", server.url, "--api-key-env", "MY_KEY", "-v"]) == 0
+    assert "sk-very-secret" not in "".join(capsys.readouterr()) + pathlib.Path("prompts.results.jsonl").read_text()
+
+
+def test_unreadable_lines_fail_alone_and_name_their_place(here, stand_in, capsys):
+    lines = [b'"good"', b'{"prompt": ', b"\xff\xfe", b'{"prompt": NaN}', b'{"id": {}, "prompt": "x"}', b'"last"']
+    pathlib.Path("p.jsonl").write_bytes(b"\n".join(lines))
+    assert main(["p.jsonl", "--base-url", stand_in().url]) == 1
+    found = rows("p.results.jsonl")
+    assert [row["id"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert [row["error"] is None for row in found] == [True, False, False, False, False, True]
+    assert all(f"p.jsonl line {row['id']}: " in row["error"]["message"] for row in found[1:5])
+    assert "4 x unreadable" in capsys.readouterr().err
+
+
+def start(arguments, **options):
+    """Start the script in a process of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=pipe, stderr=pipe, text=True, **options)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+@pytest.mark.parametrize(("number", "once"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here, stand_in, number, once):
+    pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(16)))
+    server = stand_in(latency=0.15 if once else 30, max_in_flight=500)
+    command = ["p.txt", "-b", "stdlib", "-c", "4", "--base-url", server.url]
+    with start(command) as process:
+        while server.stats.requests < 4 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        while not once and "stopping: 4 calls in flight" not in process.stderr.readline():
+            assert process.poll() is None
+        if not once:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "run the same command to continue" in err
+    assert len(rows("p.results.jsonl")) == (server.stats.requests if once else 0)
+    if once:
+        assert 4 <= server.stats.requests <= 12
+        assert main(command) == 0
+        assert server.stats.requests == 16
+
+
+def test_a_closed_pipe_ends_quietly(here, stand_in):
+    url = stand_in().url
+    pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(3000)))
+    with start(["p.txt", "-o", "-", "-b", "stdlib", "--base-url", url]) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_run_as_a_script_and_on_a_bare_python(here, stand_in):
+    """Isolated from installed packages the stdlib backend is the default, and the module needs nothing."""
+    command = [sys.executable, "-I", "-S", SCRIPT]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "prompts.txt", "-b", "stdlib", "--base-url", stand_in().url],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode in (0, 2), done.stderr  # -I hides the folder backends/ as well
+    if done.returncode == 2:
+        assert "the folder backends/" in done.stderr
+    assert subprocess.run([*command, "--version"], capture_output=True).stdout.startswith(b"concurrent_prompts.py ")
+
+
+def test_demo(here):
+    with start(["--demo", "-n", "3", "-b", "stdlib"]) as process:
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert [json.loads(line)["id"] for line in out.splitlines()] == [1, 2, 3] and "made up" in out
+
+
+def test_a_copied_file_alone(here):
+    (here / "concurrent_prompts.py").write_bytes(pathlib.Path(SCRIPT).read_bytes())
+    program = (
+        "import concurrent_prompts as c\n"
+        "async def send(prompt): return prompt.upper()\n"
+        "print([r.text for r in c.run(['a', 'b'], send)])\n"
+        "print(c.main(['--demo']), c.main(['prompts.txt', '--base-url', 'http://h/v1']))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here)
+    assert done.stdout == "['A', 'B']\n2 2\n" and done.stderr.count("folder backends/") == 2
+
+
+def test_the_readme_holds_the_help_and_the_manual_is_the_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    help_text = concurrent_prompts.build_parser().format_help()
+    assert concurrent_prompts.__doc__.strip() in help_text
+    options = help_text[help_text.index("positional arguments:") :]
+    assert options.strip() in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_public_names():
+    assert all(hasattr(concurrent_prompts, name) for name in concurrent_prompts.__all__)
+    assert sorted(concurrent_prompts.__all__, key=str.lower) == sorted(set(concurrent_prompts.__all__), key=str.lower)
+
+
+def test_importing_needs_the_standard_library_alone():
+    program = "import sys, concurrent_prompts; print(*(sys.modules.keys() & {'aiohttp', 'openai', 'tqdm', 'httpx2'}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_the_stand_in_has_a_manual(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        stand_in_main(["--help"])
+    assert "--latency" in capsys.readouterr().out

@@ -1,0 +1,448 @@
+"""The results file: appended, continued, put in order; and standard output in its place."""
+
+import contextlib
+import errno
+import json
+import os
+
+import pytest
+
+import concurrent_prompts
+from concurrent_prompts import Api, Error, Journal, Printer, Result, UsageError, as_prompts, fingerprint, http_error
+
+FAILED = Error("http_500", "boom", 500, True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "p.results.jsonl"
+
+
+def prepare(items, **settings):
+    return [Api(None, base_url="http://test/v1", **settings).prepare(prompt) for prompt in as_prompts(items)]
+
+
+def result_of(prompt, text=None, error=None, **more):
+    text = f"to {prompt.content}" if text is None else text
+    return Result(prompt, text=None if error else text, error=error, attempts=1, **more)
+
+
+def session(path, items, *, fail=(), answer=None, finish=True, settings=None, **options):
+    """Do what a run does, last prompt first; return the contents of the prompts that it asked.
+
+    `fail` are the contents that fail, `answer` how many are answered before the run is interrupted.
+    """
+    with Journal(path, **options) as journal:
+        asked = list(journal.left(prepare(items, **settings or {})))
+        for prompt in asked[::-1][:answer]:
+            failed = FAILED if prompt.content in fail else prompt.error
+            journal.append(result_of(prompt, error=failed))
+        if finish:
+            journal.finish()
+    return [prompt.content for prompt in asked]
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def rows(path):
+    assert not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text("utf-8").splitlines()]
+
+
+def texts(path):
+    return [row["text"] for row in rows(path)]
+
+
+def superseded(path):
+    (place,) = path.parent.glob("*superseded.jsonl")
+    return texts(place)
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_there_as_soon_as_it_is_appended_and_in_order_at_the_end(path):
+    first, second, third = prepare(["a", "b", "c"])
+    with Journal(path) as journal:
+        assert list(journal.left([first, second, third])) == [first, second, third]
+        for done, prompt in enumerate([third, first, second], 1):
+            journal.append(result_of(prompt))
+            assert len(rows(path)) == done
+        assert texts(path) == ["to c", "to a", "to b"]
+        journal.finish()
+    assert texts(path) == ["to a", "to b", "to c"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_fields_of_a_line(path):
+    (prompt,) = prepare([{"id": "x", "prompt": "a", "lang": "de", "text": "mine", "n": None}])
+    with Journal(path) as journal:
+        list(journal.left([prompt]))
+        journal.append(result_of(prompt, usage={"total_tokens": 3}, finish_reason="stop", model="m", latency=0.5))
+    (row,) = rows(path)
+    assert list(row)[:2] == ["id", "text"]
+    assert {
+        "id": "x", "text": "to a", "error": None, "attempts": 1, "latency": 0.5, "usage": {"total_tokens": 3},
+        "finish_reason": "stop", "model": "m", "lang": "de", "input_text": "mine", "n": None,
+    }.items() <= row.items()  # fmt: skip
+    assert {"slot_wait", "limit_wait", "retry_wait"} <= row.keys()
+    failed = result_of(prompt, error=FAILED).as_row()
+    assert failed["error"] == {"type": "http_500", "message": "boom", "status": 500, "retryable": True}
+    assert failed["text"] is None
+
+
+DEEP = json.loads("[" * 900 + "]" * 900)
+ODD = {
+    "half a surrogate pair in the answer": ({"prompt": "a"}, {"text": "\ud83d"}),
+    "half a surrogate pair in a column": ({"prompt": "a", "x": "\ud83d"}, {}),
+    "line separators": ({"prompt": "a\u2028b\x85c"}, {"text": "a\u2028b\r\nc"}),
+    "not a number": ({"prompt": "a"}, {"extra": {"embedding": [0.5, float("nan"), float("inf")]}}),
+    "no text": ({"prompt": "a"}, {"extra": {"embedding": [0.5]}}),
+    "a deep column": ({"prompt": "a", "x": DEEP}, {}),
+}
+
+
+@pytest.mark.parametrize(("item", "answer"), ODD.values(), ids=ODD)
+def test_odd_content_is_a_line_of_strict_json_and_is_recognised(path, item, answer):
+    def in_a_deeper_call(levels):
+        return in_a_deeper_call(levels - 1) if levels else journal.append(result_of(prompt, **answer))
+
+    (prompt,) = prepare([item])
+    with Journal(path) as journal:
+        list(journal.left([prompt]))
+        in_a_deeper_call(50)
+    assert path.read_bytes().count(b"\n") == 1
+    json.loads(path.read_bytes(), parse_constant=refuse)
+    assert session(path, [item]) == []
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["refused", "short"])
+def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
+    """`full` is how many bytes of a line the disk still takes, None for all of them."""
+    full = None
+
+    class Disk:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if full is None:
+                return self.file.write(data)
+            written = self.file.write(data[:full])
+            if short:
+                return written
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_on_disk(name, mode="r", **options):
+        file = open(name, mode, **options)
+        return file if mode == "rb" else Disk(file)
+
+    monkeypatch.setattr(concurrent_prompts, "open", open_on_disk, raising=False)
+    prompts = prepare(["a", "b", "c"])
+    with Journal(path) as journal:
+        list(journal.left(prompts))
+        journal.append(result_of(prompts[0]))
+        for full in (0, 1, 40):
+            before = path.read_bytes()
+            with pytest.raises(OSError) as caught:
+                journal.append(result_of(prompts[1]))
+            assert caught.value.errno == errno.ENOSPC and path.read_bytes() == before
+        full = None
+        journal.append(result_of(prompts[2]))
+    assert texts(path) == ["to a", "to c"]
+    assert session(path, ["a", "b", "c"]) == ["b"]
+    assert texts(path) == ["to a", "to b", "to c"]
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_finish_that_fails_loses_nothing(path, monkeypatch, broken):
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, broken, fail)
+        with pytest.raises(OSError):
+            session(path, ["a", "b"])
+    assert sorted(texts(path)) == ["to a", "to b"]
+    assert session(path, ["a", "b"]) == []
+    assert texts(path) == ["to a", "to b"]
+
+
+def test_a_file_in_order_is_not_written_again(path):
+    session(path, ["a", "b"])
+    before = path.stat()
+    assert session(path, ["a", "b"]) == []
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_overwrite_begins_anew(path):
+    session(path, ["a", "b"])
+    assert session(path, ["b"], overwrite=True) == ["b"]
+    assert texts(path) == ["to b"] and not list(path.parent.glob("*superseded*"))
+
+
+# ---- Continuing ----------------------------------------------------------------------------------------------
+
+
+def named(*ids):
+    return [{"id": one, "prompt": "a"} for one in ids]
+
+
+CHANGES = {
+    # first input, second input, what is asked, what is set aside
+    "nothing": (["a", "b"], ["a", "b"], [], None),
+    "one more": (["a"], ["a", "b"], ["b"], None),
+    "one before": (["a", "b"], ["x", "a", "b"], ["x"], None),
+    "one between": (["a", "b"], ["a", "x", "b"], ["x"], None),
+    "one less": (["a", "b", "c"], ["a", "c"], [], ["to b"]),
+    "one edited": (["a", "b", "c"], ["a", "x", "c"], ["x"], ["to b"]),
+    "another order": (["a", "b", "c"], ["c", "a", "b"], [], None),
+    "all else": (["a", "b"], ["x"], ["x"], ["to a", "to b"]),
+    "duplicates": (["a", "b", "a"], ["a", "b", "a"], [], None),
+    "a duplicate more": (["a", "a"], ["a", "a", "b", "a"], ["b", "a"], None),
+    "a duplicate less": (["a", "a", "b"], ["a", "b"], [], ["to a"]),
+    "nothing at all before": ([], ["a"], ["a"], None),
+    "ids": (named(1, "1", "x"), named("x", 1, "1"), [], None),
+    "an id changed": (named("x", "y"), named("x", "z"), ["a"], ["to a"]),
+    "an id given": (["a"], named("x"), ["a"], ["to a"]),
+    "an id's prompt edited": ([{"id": 1, "prompt": "a"}], [{"id": 1, "prompt": "b"}], ["b"], ["to a"]),
+    "a column edited": ([{"prompt": "a", "x": 1}], [{"prompt": "a", "x": 2}], [], None),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "asked", "aside"), CHANGES.values(), ids=CHANGES)
+def test_continuing_with_a_changed_input(path, before, after, asked, aside):
+    session(path, before)
+    assert session(path, after) == asked
+    prompts = prepare(after)
+    assert texts(path) == [f"to {prompt.content}" for prompt in prompts]
+    assert [row["id"] for row in rows(path)] == [prompt.id for prompt in prompts]
+    assert [type(row["id"]) for row in rows(path)] == [type(prompt.id) for prompt in prompts]
+    assert (superseded(path) if aside else None) == aside
+    assert session(path, after) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"model": "other"}, {"params": {"n": 2}}, {"system": "s"}, {"endpoint": "responses"}, {"template": "{prompt}!"}],
+    ids=str,
+)
+def test_whatever_changes_the_request_asks_anew(path, settings):
+    session(path, ["a", "b"])
+    assert session(path, ["a", "b"], settings=settings) == ["a", "b"]
+    assert sorted(superseded(path)) == ["to a", "to b"] and len(rows(path)) == 2
+    assert session(path, ["a", "b"], settings=settings) == []
+
+
+def test_a_fingerprint_is_of_the_request_and_the_given_id_not_of_the_line():
+    first, second, third, fourth = prepare(["a", "a", {"prompt": "a", "x": 1}, {"prompt": "a", "id": 1}])
+    assert fingerprint(first) == fingerprint(second) == fingerprint(third) != fingerprint(fourth)
+
+
+def test_an_interrupted_run_goes_on(path):
+    items = list("abcdef")
+    assert session(path, items, answer=2, finish=False) == items
+    assert session(path, items, answer=3, finish=False) == list("abcd")
+    with Journal(path) as journal:
+        assert [prompt.content for prompt in journal.left(prepare(items))] == ["a"]
+        assert journal.kept == 5
+    assert session(path, items) == ["a"]
+    assert texts(path) == [f"to {item}" for item in items]
+
+
+def test_failed_rows_are_kept_or_asked_again(path):
+    session(path, ["a", "b", "c"], fail=["b"])
+    with Journal(path) as journal:
+        assert list(journal.left(prepare(["a", "b", "c"]))) == []
+        assert (journal.kept, [error.type for error in journal.kept_errors]) == (2, ["http_500"])
+    assert session(path, ["a", "b", "c"]) == []
+    assert [row["error"] and row["error"]["type"] for row in rows(path)] == [None, "http_500", None]
+    assert session(path, ["a", "b", "c"], retry_failed=True, fail=["b"]) == ["b"]
+    assert session(path, ["a", "b", "c"], retry_failed=True) == ["b"]
+    assert texts(path) == ["to a", "to b", "to c"] and not list(path.parent.glob("*superseded*"))
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_a_retry_that_was_answered_before_an_interruption_counts(path, retry_failed):
+    session(path, ["a", "b"], fail=["a", "b"])
+    assert session(path, ["a", "b"], retry_failed=True, answer=1, finish=False) == ["a", "b"]  # b is answered
+    assert session(path, ["a", "b"], retry_failed=retry_failed, fail=["a"]) == (["a"] if retry_failed else [])
+    assert texts(path) == [None, "to b"] and not list(path.parent.glob("*superseded*"))
+
+
+def test_unreadable_lines_are_read_anew_and_stand_once(path):
+    items = ["a", 17, "b"]
+    session(path, items)
+    for _ in range(2):
+        assert session(path, items) == [17]
+        assert [row["error"] and row["error"]["type"] for row in rows(path)] == [None, "unreadable", None]
+    assert session(path, ["a", "mended", "b"]) == ["mended"]
+    assert texts(path) == ["to a", "to mended", "to b"]
+
+
+BATCH = [
+    {"custom_id": one, "method": "POST", "url": "/v1/responses", "body": {"model": "m", "input": one}} for one in "xyz"
+]
+
+
+@pytest.mark.parametrize("items", [["ä"], ["ä", "b", "ć"], BATCH], ids=["one line", "three lines", "Batch"])
+def test_a_last_line_cut_at_every_byte(path, items):
+    session(path, items)
+    whole = path.read_bytes()
+    last = prepare(items)[-1].content
+    start = whole[:-1].rfind(b"\n") + 1
+    for cut in range(start + 1, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert session(path, items, finish=cut % 50 == 0) == [last], whole[start:cut]
+        assert path.read_bytes() == whole
+
+
+def test_a_last_line_that_lacks_only_its_end_is_kept(path):
+    session(path, ["a", "b"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert session(path, ["a", "b", "c"]) == ["c"]
+    assert path.read_bytes().startswith(whole) and texts(path) == ["to a", "to b", "to c"]
+
+
+# ---- Files that are not ours ---------------------------------------------------------------------------------
+
+FOREIGN = {
+    "text": b"my notes\nmore notes\n",
+    "text without an end": b"my notes",
+    "text, its last line without an end": b"my notes\nmore",
+    "JSON": b'{"prompt": "a"}\n',
+    "JSON without an end": b'{"prompt": "a"}',
+    "JSON over lines": b'{\n  "id": 1\n}\n',
+    "an array": b"[1, 2]\n",
+    "a number": b"17\n",
+    "a log": b'{"id": 1, "request": "GET /", "error": null}\n',
+    "Batch requests": json.dumps(BATCH[0]).encode() + b"\n",
+    "Batch results of OpenAI": b'{"id": "batch_req_6a0f", "custom_id": "x", "response": {"status_code": 200, '
+    b'"request_id": "r", "body": {}}, "error": null}\n',
+    "binary": b"\x00\x01\xff\n",
+    "a blank line": b"\n",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_holds_something_else_is_refused_and_left_alone(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="-o"):
+        Journal(path)
+    assert path.read_bytes() == content
+    with Journal(path, overwrite=True):
+        assert path.read_bytes() == b""
+
+
+def test_a_foreign_line_after_ours_is_refused(path):
+    session(path, ["a"])
+    with path.open("ab") as file:
+        file.write(b"my notes\n")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="something other"):
+        Journal(path)
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot write.*directory"):
+        Journal(tmp_path)
+    with pytest.raises(UsageError, match=r"cannot write.*No such file"):
+        Journal(tmp_path / "missing" / "p.jsonl")
+
+
+# ---- Batch output lines --------------------------------------------------------------------------------------
+
+BODY = {"id": "resp_1", "output": []}
+BAD = {"error": {"message": "bad", "type": "invalid_request_error", "param": None, "code": None}}
+
+
+def batch_results():
+    """Return an answer, a failure with a status, and one without; and the lines that they should be."""
+    one, two, three = prepare(BATCH)
+    failure = http_error(400, {"x-request-id": "r2"}, json.dumps(BAD).encode())
+    results = [
+        result_of(one, http=(200, "r1", BODY)),
+        result_of(two, error=failure.error, http=failure.http),
+        result_of(three, error=Error("timeout", "no answer in time", None, True)),
+    ]
+    lines = [
+        {"custom_id": "x", "response": {"status_code": 200, "request_id": "r1", "body": BODY}, "error": None},
+        {"custom_id": "y", "response": {"status_code": 400, "request_id": "r2", "body": BAD}, "error": None},
+        {"custom_id": "z", "response": None, "error": {"code": "timeout", "message": "no answer in time"}},
+    ]
+    return results, lines
+
+
+def test_batch_output_lines_and_how_they_go_on(path):
+    results, lines = batch_results()
+    with Journal(path) as journal:
+        list(journal.left(prepare(BATCH)))
+        for result in results[::-1]:
+            journal.append(result)
+        journal.finish()
+    found = rows(path)
+    assert [list(row) for row in found] == [["id", "custom_id", "response", "error"]] * 3
+    assert all(row.pop("id").startswith("batch_req_") for row in found)
+    assert found == lines
+    with Journal(path) as journal:
+        assert list(journal.left(prepare(BATCH[::-1]))) == []
+        assert (journal.kept, {(error.type, error.status) for error in journal.kept_errors}) == (
+            1, {("http_400", 400), ("timeout", None)},
+        )  # fmt: skip
+        journal.finish()
+    assert [row["custom_id"] for row in rows(path)] == ["z", "y", "x"]
+    with Journal(path, retry_failed=True) as journal:
+        assert [prompt.id for prompt in journal.left(prepare(BATCH))] == ["y", "z"]
+
+
+def test_a_200_without_an_answer_is_no_batch_response():
+    (prompt,) = prepare(BATCH[:1])
+    row = result_of(prompt, error=Error("no_answer", "m", 200, True), http=(200, "r", {})).as_batch_row()
+    assert (row["response"], row["error"]) == (None, {"code": "no_answer", "message": "m"})
+
+
+# ---- Standard output -----------------------------------------------------------------------------------------
+
+
+def printed(capsysbinary):
+    return [json.loads(line)["text"] for line in capsysbinary.readouterr().out.splitlines()]
+
+
+def test_the_printer_prints_in_input_order_as_soon_as_it_can(capsysbinary):
+    prompts = prepare("abcd")
+    steps = [(2, []), (0, ["to a"]), (1, ["to b", "to c"]), (3, ["to d"])]
+    with Printer() as printer:
+        assert list(printer.left(prompts)) == prompts
+        for number, expected in steps:
+            printer.append(result_of(prompts[number]))
+            assert printed(capsysbinary) == expected
+        printer.finish()
+    assert printed(capsysbinary) == []
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
+def test_the_printer_prints_what_is_there_when_the_run_ends_early(capsysbinary, failure):
+    prompts = prepare(list("abcd"))
+    with contextlib.suppress(KeyboardInterrupt), Printer() as printer:
+        for number in (3, 1):
+            printer.append(result_of(prompts[number]))
+        assert printed(capsysbinary) == []
+        if failure:
+            raise failure
+    assert printed(capsysbinary) == ["to b", "to d"]
+
+
+def test_the_printer_prints_batch_lines(capsysbinary):
+    results, lines = batch_results()
+    with Printer() as printer:
+        for result in results:
+            printer.append(result)
+    found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert [{key: row[key] for key in lines[0]} for row in found] == lines
