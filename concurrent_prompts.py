@@ -1662,7 +1662,7 @@ def as_in_the_article(ran: Ran) -> Iterator[str]:
 # ---- Command line --------------------------------------------------------------------------------------------
 
 
-DEMO_PROMPTS = [f"In one sentence, what is {thing}?" for thing in (
+DEMO_PROMPTS = [f"What is {thing}?" for thing in (
     "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit", "jitter",
     "a deadline", "a connection pool", "keep-alive", "a token bucket", "a journal", "a straggler", "Little's law",
 )]  # fmt: skip
@@ -1717,7 +1717,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         usage=f"{PROGRAM} PROMPTS [options]",
         description=__doc__,
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=100),
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100),
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -1728,11 +1728,12 @@ def build_parser() -> argparse.ArgumentParser:
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency, default="auto",
            help="calls in flight at the most (default: auto, up to %d)" % AUTO_CONCURRENCY)  # noqa: UP031 # fmt: skip
-    option("-m", "--model", help=f"model (default: {DEFAULT_MODEL})")
+    option("-m", "--model", metavar="NAME", help=f"model (default: {DEFAULT_MODEL})")
     option("-s", "--system", metavar="TEXT", help="system text before each prompt")
     option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
     option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
-    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", help="API endpoint (default: chat)")
+    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
+           help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip

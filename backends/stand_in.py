@@ -360,7 +360,7 @@ class Bucket:
 
     def __init__(self, name: str, limit: int, burst: float, clock: Callable[[], float]) -> None:
         self.name, self.limit = name, limit
-        self._rate, self._capacity = limit / 60, max(1.0, limit * burst)
+        self._rate, self._capacity = limit / 60, limit * burst
         self._clock = clock
         self._held, self._stamp = self._capacity, clock()
 

@@ -210,8 +210,8 @@ def _endless_body(data: bytes) -> Reading[Split]:
     body = bytearray(data)
     try:
         while True:
-            body += yield
             _bounded(len(body))
+            body += yield
     except EOFError:
         pass
     return bytes(body), b""
@@ -432,7 +432,7 @@ def _lines(fields: Mapping[str, str]) -> bytes:
     """Write header lines; what would break them is refused without quoting the value: it may be a key."""
     lines = {name: f"{name}: {value}\r\n" for name, value in fields.items()}
     for name, line in lines.items():
-        if not line.isascii() or not _is_field(line.encode()):
+        if ":" in name or not line.isascii() or not _is_field(line.encode()):
             raise ValueError(f"header {name!r} holds a line end or another character that HTTP cannot carry")
         if name.lower() in ("content-length", "transfer-encoding", "connection"):
             raise ValueError(f"header {name!r} is not the caller's to set")

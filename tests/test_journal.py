@@ -130,6 +130,12 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *failure):
+            self.file.close()
+
         def write(self, data):
             if full is None:
                 return self.file.write(data)
@@ -333,8 +339,8 @@ FOREIGN = {
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_a_file_that_holds_something_else_is_refused_and_left_alone(path, content):
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="-o"):
-        Journal(path)
+    with pytest.raises(UsageError, match="-o"), Journal(path):
+        pass
     assert path.read_bytes() == content
     with Journal(path, overwrite=True):
         assert path.read_bytes() == b""
@@ -416,7 +422,7 @@ def printed(capsysbinary):
 
 
 def test_the_printer_prints_in_input_order_as_soon_as_it_can(capsysbinary):
-    prompts = prepare("abcd")
+    prompts = prepare(list("abcd"))
     steps = [(2, []), (0, ["to a"]), (1, ["to b", "to c"]), (3, ["to d"])]
     with Printer() as printer:
         assert list(printer.left(prompts)) == prompts
