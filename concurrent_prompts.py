@@ -1642,8 +1642,8 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
             count = f"{two.tally.answered:,} prompts" if two.tally.answered > 1 else "1 prompt"
             walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)} for {count}"
             yield f"{one.backend}: concurrent {won} sequential: {walls}."
-    concurrent = [one for one in ran if one.way == "concurrent" and one.tally.answered]
-    if len(concurrent) > 1:
+    concurrent = [one for one in ran if one.way == "concurrent" and one.tally.answered >= 100]
+    if len(concurrent) > 1:  # CPU time of fewer is mostly chance
         cheap, *_, dear = sorted(concurrent, key=lambda one: one.tally.cpu / one.tally.answered)
         ratio = (dear.tally.cpu / dear.tally.answered) / (cheap.tally.cpu / cheap.tally.answered)
         yield f"{cheap.backend} used the least CPU time per request, {times(ratio)} less than {dear.backend}."

@@ -183,7 +183,7 @@ def test_compare(here, stand_in, capsys):
     for name in names:
         won = re.search(rf"{name}: concurrent ran ([\d.]+) times faster than sequential: .* for 12 prompts\.", out)
         assert won and float(won[1]) > 1.5
-    assert ("used the least CPU time per request" in out) == (len(names) > 1)
+    assert "least CPU time" not in out, "that of twelve requests is chance"
     assert not pathlib.Path("prompts.results.jsonl").exists()
 
 
