@@ -57,6 +57,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -209,15 +210,22 @@ def fingerprint(prompt: Prompt) -> str:
 
 
 encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-encode_line = json.JSONEncoder(ensure_ascii=False).encode
+encode_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def to_line(row: dict[str, Any]) -> bytes:
-    """Return the row as a line of JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays escaped."""
+    """Return the row as a line of JSON in UTF-8, whatever a server has put into it.
+
+    Half a surrogate pair, which UTF-8 cannot hold, stays escaped; NaN and what is nested too deep become null.
+    """
     try:
         return encode_line(row).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(row).encode() + b"\n"
+    except RecursionError:
+        return to_line({name: value if isinstance(value, str | int) else None for name, value in row.items()})
+    except ValueError:
+        return to_line(json.loads(json.dumps(row), parse_constant=lambda _: None))
 
 
 # ---- Errors --------------------------------------------------------------------------------------------------
@@ -244,15 +252,20 @@ class PromptError(Exception):
         self.heard = status is not None  # the server is there and speaks
         self.http: tuple[int, str, Any] | None = None
 
+    def __str__(self) -> str:
+        return self.error.message
+
 
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
 RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
 SLOW_STATUSES = frozenset({429, 503, 529})
-STOP_CODES = re.compile(
+QUOTA_CODES = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
-    r"billing_not_active|billing_hard_limit_reached|invalid_api_key|account_deactivated|model_not_found"
+    r"billing_not_active|billing_hard_limit_reached"
 )
+STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
+FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
 WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
@@ -264,10 +277,15 @@ HINTS = {
     "403": "this key may not use this model or project; check both, then run the same command to continue",
     "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
     "405": "the base URL is not an API's (--base-url; most end in /v1)",
+    "408": "the server gave up waiting; run again with --retry-failed",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
     "413": "the request is too large for this server; shorten the prompt",
     "429": "the server's rate limit; run the same command later, or with a smaller -c",
+    "4xx": "the message says what is wrong with the request; mend it and run the same command",
     "5xx": "the server's own fault; run again with --retry-failed",
+    "invalid_api_key": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
+    "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
+    "model_not_found": "check the model (-m); not every key may use every model",
     "insufficient_quota": "the account's credit or spending limit is used up; run the same command when there is more",
     "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
     "content_filter": "the provider's content policy refused it; reword the prompt",
@@ -286,7 +304,9 @@ HINTS = {
 def hint(error: Error) -> str:
     """Return what the user can do about the error, in plain words, or ''."""
     status = str(error.status or "")
-    return HINTS.get(error.type) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
+    kind = "insufficient_quota" if QUOTA_CODES.fullmatch(error.type) else error.type
+    kind = "content_filter" if kind.startswith("content_") else kind
+    return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
 
 
 def seconds(text: str) -> float | None:
@@ -314,17 +334,19 @@ def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float
             candidates.append(email.utils.parsedate_to_datetime(after).timestamp() - now())
     found = WAIT_TEXT.search(message)
     candidates.append(seconds(found[1]) if found else None)
-    return next((wait for wait in candidates if wait is not None and 0 <= wait < math.inf), None)
+    return next((wait for wait in candidates if wait is not None and 0 < wait < math.inf), None)
 
 
 def error_of(data: Any) -> tuple[str, str]:
     """Return the code and the message of an error body, in all the shapes that are seen in the wild."""
     if not isinstance(data, dict):
         return "", ""
-    inner = data.get("error", data)
+    inner = data.get("error") or data
     if not isinstance(inner, dict):
         return "", str(inner)
-    code = next((inner[key] for key in ("code", "type") if isinstance(inner.get(key), str)), "")
+    codes = [str(inner.get(key) or "") for key in ("code", "type")]
+    code = next((code for code in codes if code and not code.isdigit()), "")
+    code = next(filter(STOP_CODES.fullmatch, codes), code)
     message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
     return code, message if isinstance(message, str) else json.dumps(message)
 
@@ -393,13 +415,16 @@ def as_prompt_error(failure: Exception) -> PromptError:
         return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
     if isinstance(failure, ConnectionError):
         return PromptError("connection_error", text, "retry")
-    status = getattr(failure, "status_code", None) or getattr(failure, "status", None)
-    if isinstance(status, int):  # openai.APIStatusError, httpx.HTTPStatusError, aiohttp.ClientResponseError
-        headers = getattr(getattr(failure, "response", failure), "headers", None) or {}
-        return http_error(status, headers, getattr(failure, "body", None) or text)
+    reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
+    status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
+    if isinstance(status, int):
+        return http_error(status, getattr(reply, "headers", None) or {}, getattr(failure, "body", None) or text)
     names = " ".join(base.__name__ for base in type(failure).__mro__)
-    passing = re.search("Timeout|Connect|Transport", names)
-    return PromptError(type(failure).__name__, text, "retry" if passing else "fail")
+    if "Timeout" in names:
+        return PromptError("timeout", text, "retry")
+    if re.search("Connect|Transport|Payload", names):
+        return PromptError("connection_error", text, "retry")
+    return PromptError(type(failure).__name__, text)
 
 
 # ---- Reading prompts -----------------------------------------------------------------------------------------
@@ -408,6 +433,8 @@ def as_prompt_error(failure: Exception) -> PromptError:
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 CONTENT_KEYS = ("prompt", "messages", "input")
+BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
+DEEPEST = 200  # levels of nesting that are certain to be written as well as read
 
 
 def _refuse(constant: str) -> Any:
@@ -442,7 +469,7 @@ def open_input(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str, s
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # noqa: SIM115
             start = file.peek(4096)[:4096]
-        except (OSError, EOFError) as failure:
+        except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UsageError(f"{name} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
@@ -466,7 +493,7 @@ def spool(stream: IO[bytes]) -> Any:
 
 def form_of(name: str, start: bytes) -> str:
     """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
-    suffix = pathlib.PurePath(name.removesuffix(".gz")).suffix.lower()
+    suffix = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
     if suffix in SEPARATORS or suffix == ".txt":
         return suffix
     first = start.lstrip()[:1]
@@ -479,7 +506,7 @@ def form_of(name: str, start: bytes) -> str:
 
 def line_rows(file: IO[bytes], form: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
-    decode = decode_row if form == ".jsonl" else str
+    decode = decode_nested if form == ".jsonl" else str
     lines = enumerate(file, 1)
     number = 0
     while True:
@@ -494,9 +521,20 @@ def line_rows(file: IO[bytes], form: str, name: str) -> Iterator[tuple[int, Any]
             yield number, Error("unreadable", "not UTF-8")
         except (ValueError, RecursionError) as failure:
             yield number, Error("unreadable", f"not JSON: {failure}")
-        except (OSError, EOFError) as failure:
+        except BROKEN as failure:
             yield number + 1, Error("unreadable", f"{name} ends here: {failure}")
             return
+
+
+def decode_nested(line: str) -> Any:
+    """Return the value of a line of JSON. Raises ValueError also where it is nested too deep to be written again."""
+    if line.count("[") + line.count("{") > DEEPEST:
+        depth = 0
+        for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:\\.|[^"\\])*"', "", line)):
+            depth += 1 if bracket in "[{" else -1
+            if depth > DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+    return decode_row(line)
 
 
 def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -510,7 +548,7 @@ def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, 
             record = next(reader)
         except StopIteration:
             return
-        except (csv.Error, OSError, EOFError) as failure:
+        except (csv.Error, *BROKEN) as failure:
             yield line, Error("unreadable", str(failure))
             if not isinstance(failure, csv.Error):
                 return
@@ -589,7 +627,7 @@ def load_backend(name: str | None = None, **settings: Any) -> Api:
         connect: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except ModuleNotFoundError as missing:
         raise UsageError(missing_backend(name, missing.name or "")) from None
-    except (ImportError, AttributeError, ValueError) as failure:
+    except (ImportError, AttributeError, ValueError, TypeError) as failure:
         raise UsageError(f"backend {name}: {failure}") from None
     return Api(connect, name=name, **settings)
 
@@ -725,16 +763,20 @@ class Api:
 
     async def call(self, prompt: Prompt) -> Reply:
         """Send the prompt's request and return the answer. Raises PromptError, ConnectionError or TimeoutError."""
-        status, headers, body = await self._post(prompt.path, prompt.body)
+        return self._read(prompt, *await self._post(prompt.path, prompt.body))
+
+    def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         try:
             if status != 200:
                 raise http_error(status, headers, body)
             return read_reply(prompt.path, headers, body)
         except PromptError as failure:
-            if self._key:  # some servers quote it
-                failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
+            if self._key and self._key.encode() in body:  # some servers quote it
+                return self._read(prompt, status, headers, body.replace(self._key.encode(), b"***"))
             if prompt.kind == "batch" and failure.error.status == 404 and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
+            if self._key:
+                failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
             raise
 
 
@@ -800,8 +842,7 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     if data.get("error"):
         raise error_in_answer(data)
     http = (200, headers.get("x-request-id") or "", data)
-    readers = {"chat/completions": chat_text, "responses": response_text, "completions": completion_text}
-    reader = readers.get(path.partition("?")[0].strip("/"), other_text)
+    reader = READERS.get(path.partition("?")[0], other_reply)
     try:
         text, reason, extra = reader(data)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -817,9 +858,9 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
     if isinstance(number, int) and 400 <= number < 600:
         return http_error(number, {}, data)
     code, message = error_of(data)
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry"
-    if code and verdict == "retry" and not RETRY_CODES.fullmatch(code) and data.get("status") == "failed":
-        verdict = "fail"  # the Responses API: invalid_prompt, image_parse_error, ...
+    verdict = "stop" if STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
+    if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
+        verdict = "fail"  # the Responses API means it
     error = PromptError(code or "no_answer", short(message) or "HTTP 200 with an error in it", verdict, 200)
     error.slow = code in ("rate_limit_exceeded", "slow_down")
     return error
@@ -836,7 +877,7 @@ def message_text(message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part.get("text") or "" for part in content)
-    if content is None and message.get("tool_calls"):
+    if not content and message.get("tool_calls"):
         content = encode_line(message["tool_calls"])
     return str(content if content is not None else message.get("refusal") or "")
 
@@ -848,7 +889,7 @@ def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]
     text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
     calls = [item for item in output if str(item.get("type")).endswith("_call")]
     reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
-    if not output and reason == "completed":
+    if not output and reason in ("completed", "failed"):
         raise KeyError("output")
     return text or (encode_line(calls) if calls else ""), reason, {}
 
@@ -859,12 +900,23 @@ def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, An
     return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
 
 
-def other_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the vectors of an embeddings reply (one, or a list of them for a list of inputs), or just what came."""
-    if data.get("object") != "list" or "data" not in data:
-        return None, None, {"reply": data}
+def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
     vectors = [item["embedding"] for item in data["data"]]
-    return None, None, {"embedding": vectors[0] if len(vectors) == 1 else vectors}
+    return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
+
+
+def other_reply(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
+    return None, None, {"reply": data}
+
+
+READERS = {
+    "/chat/completions": chat_text,
+    "/responses": response_text,
+    "/completions": completion_text,
+    "/embeddings": embedding,
+}
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -918,29 +970,35 @@ class Limiter:
                 pause += random.random() * min(1.0, pause / 10)
                 await self._sleep(pause)
                 paused += pause
-            elif self.in_flight < int(self.allowed):
-                self.in_flight += 1
-                return paused
-            else:
+            if self._waiters or self.in_flight >= int(self.allowed):
                 await self._turn()
+            else:
+                self.in_flight += 1
+            if self.pause_end <= self._clock():
+                return paused
+            self._leave()  # a pause began while this one waited
 
     async def _turn(self) -> None:
+        """Wait until a place is handed over."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._wake()  # the turn goes to the next one
+                self._leave()  # the place goes to the next one
             raise
 
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        self._wake()
+
     def _wake(self) -> None:
-        free = int(self.allowed) - self.in_flight
-        while self._waiters and free > 0:
+        while self._waiters and self.in_flight < int(self.allowed):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                free -= 1
+                self.in_flight += 1
 
     def settle(self, started: float, failure: PromptError | None) -> None:
         """Take back the place of a call that began at `started`, and learn from how it ended."""
@@ -952,8 +1010,7 @@ class Limiter:
             log.info("the server has too much to do (%s): now %d in flight", failure.error.type, self.allowed)
         if failure is not None and failure.wait is not None and failure.slow:
             self.pause_end = max(self.pause_end, self._clock() + min(failure.wait, PAUSE_CEILING))
-        self.in_flight -= 1
-        self._wake()
+        self._leave()
 
 
 class Run:
@@ -1021,6 +1078,7 @@ class Run:
                 return result
             if self.stopped or not await self._back_off(failure, result):
                 result.done = False
+                result.error = result.error if result.attempts else self.not_sent()
                 return result
             result.lost, result.latency = result.lost + result.latency, 0.0
         return result
@@ -1042,6 +1100,11 @@ class Run:
                 reply = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
             failure = as_prompt_error(exc)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failure = PromptError("CancelledError", "the call was cancelled from within")
         finally:
             result.latency = self._clock() - started
             self.limiter.settle(started, failure)
@@ -1054,7 +1117,7 @@ class Run:
     async def _call(self, prompt: Prompt) -> Reply:
         if isinstance(self._send, Api):
             return await self._send.call(prompt)
-        return Reply(await self._send(prompt.content))
+        return Reply(await self._send(prompt.content if prompt.kind else prompt.columns))
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
@@ -1094,6 +1157,10 @@ class Run:
         while self._resting:
             self._resting.pop().cancel()
 
+    def not_sent(self) -> Error:
+        """Return the error of a prompt that was never sent because the run was stopped."""
+        return Error("not_sent", f"the run was stopped: {self.stopped}", None, True)
+
     def warn(self, text: str) -> None:
         """Log a warning, each text once a run."""
         if text not in self._warned:
@@ -1121,11 +1188,13 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
     prompts = as_prompts(items)
     await way(run, prompts, record)
     for prompt in prompts:
-        error = Error("not_sent", f"the run was stopped: {run.stopped}", None, True)
-        await _record(record, Result(prompt, error=error, done=False))
+        await _record(record, Result(prompt, error=run.not_sent(), done=False))
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
+
+
+LINE_START = b'{"id": '  # of every line of ours: what was cut shorter than that may still be one
 
 
 class Journal:
@@ -1142,7 +1211,7 @@ class Journal:
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
-        self._earlier: dict[str, collections.deque[tuple[int, Any, Error | None]]] = {}
+        self._earlier: dict[str, list[tuple[int, Any, Error | None]]] = {}
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
         self._new_ids: dict[int, str | int] = {}
         try:
@@ -1163,24 +1232,28 @@ class Journal:
         with open(self.path, "rb") as lines:
             for line in lines:
                 row = parse_json(line)
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and row is None and LINE_START.startswith(line[: len(LINE_START)]):
                     self._file.truncate(size)
-                    break
+                    return size
                 key, row_id, error = self._recognise(row)
-                self._earlier.setdefault(key, collections.deque()).append((size, row_id, error))
+                self._earlier.setdefault(key, []).append((size, row_id, error))
                 size += len(line)
+        if size and not line.endswith(b"\n"):  # only its end was cut off
+            self._file.write(b"\n")
+            size += 1
         return size
 
     def _recognise(self, row: Any) -> tuple[str, Any, Error | None]:
         """Return a result line's fingerprint, id and error."""
         with contextlib.suppress(AttributeError, KeyError, TypeError):
-            if "custom_id" in row:
-                key, status = row["id"].removeprefix("batch_req_"), (row["response"] or {}).get("status_code")
+            key = row["id"].removeprefix("batch_req_") if "custom_id" in row else row["request"]
+            if re.fullmatch("[0-9a-f]{16}", key):
+                if "custom_id" not in row:
+                    return key, row["id"], row["error"] and Error(**row["error"])
+                status = (row["response"] or {}).get("status_code")
                 if status == 200 and not row["error"]:
                     return key, row["custom_id"], None
                 return key, row["custom_id"], Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
-            error = row["error"] and Error(**row["error"])
-            return row["request"] + "", row["id"], error
         self._file.close()
         raise UsageError(f"{self.path} holds something other than results; choose another file (-o) or --overwrite")
 
@@ -1192,7 +1265,8 @@ class Journal:
             if not earlier:
                 yield prompt
                 continue
-            offset, row_id, error = earlier.popleft()
+            best = next((n for n, place in enumerate(earlier) if place[2] is None), 0)  # an answer before a failure
+            offset, row_id, error = earlier.pop(best)
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
@@ -1218,14 +1292,14 @@ class Journal:
     def finish(self, whole: bool = True) -> None:
         """Put the complete file into the input's order, all of it or nothing.
 
-        Not `whole`: only the first prompts of the input were asked for, so that answers to others stay in the file.
+        Not `whole`: only the first prompts of the input were asked for, so that the other lines stay in the file.
         """
         draft = self.path.with_name(self.path.name + ".tmp")
         try:
             os.fsync(self._file.fileno())
             with open(self.path, "rb") as lines, open(draft, "wb") as file:
                 file.writelines(self._ordered(lines))
-                stale = [line_at(lines, offset) for offset in self._stale()]
+                stale = [line_at(lines, offset) for offset in self._stale(whole)]
                 file.writelines([] if whole else stale)
                 file.flush()
                 os.fsync(file.fileno())
@@ -1244,9 +1318,10 @@ class Journal:
                 line = to_line({**json.loads(line), "id": self._new_ids[number]})
             yield line
 
-    def _stale(self) -> list[int]:
-        """Return where the answers stand that are to nothing in the input."""
-        return sorted(place[0] for places in self._earlier.values() for place in places if place[2] is None)
+    def _stale(self, answers: bool) -> list[int]:
+        """Return where the lines (or only the answers) stand that belong to nothing in the input."""
+        places = itertools.chain.from_iterable(self._earlier.values())
+        return sorted(offset for offset, _, error in places if error is None or not answers)
 
     def _set_aside(self, lines: list[bytes]) -> None:
         place = self.path.with_suffix(".superseded.jsonl")
@@ -1398,31 +1473,35 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     return _run_in_thread(work)
 
 
-def _run_in_thread(work: Coroutine[Any, Any, list[Result]]) -> list[Result]:
+def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on an event loop of its own: where one is running already, asyncio.run refuses."""
     outcome: list[Any] = []
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
+    started: list[Callable[[], Any]] = []
+
+    async def body() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        started.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await work
 
     def target() -> None:
         try:
-            outcome.append(loop.run_until_complete(task))
+            outcome.extend((asyncio.run(body()), None))
         except BaseException as failure:  # handed over to the caller's thread
-            outcome.append(failure)
-        finally:
-            loop.close()
+            outcome.extend((None, failure))
 
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     try:
         thread.join()
     except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
+        for cancel in started:
+            cancel()
         thread.join()
         raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return list(outcome[0])
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]
 
 
 # ---- Report --------------------------------------------------------------------------------------------------
@@ -1666,7 +1745,7 @@ DEMO_PROMPTS = [f"What is {thing}?" for thing in (
     "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit", "jitter",
     "a deadline", "a connection pool", "keep-alive", "a token bucket", "a journal", "a straggler", "Little's law",
 )]  # fmt: skip
-DEMO_SERVER = ("--port", "0", "--latency", "0.5", "--sigma", "0.3", "--exit-on-eof")
+DEMO_SERVER = ("--port", "0", "--latency", "0.4", "--sigma", "0.3", "--exit-on-eof")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1882,7 +1961,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
         return args.limit  # type: ignore[no-any-return]
     if args.prompts is None:
         return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
-    with contextlib.suppress(UsageError, OSError, EOFError), open_input(args.prompts) as (file, form, _):
+    with contextlib.suppress(UsageError, *BROKEN), open_input(args.prompts) as (file, form, _):
         lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
         return min(lines, args.limit or lines)
     return None

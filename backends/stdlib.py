@@ -322,16 +322,11 @@ class _Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Called by the event loop: no more bytes will come."""
-        self._end(None)  # now, for connection_lost may have to wait until a large request has been written
-        self.transport.abort()
+        self.transport.abort()  # left alone, it would first write out what may be a large request
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop: the connection was closed (None) or broken."""
         self._idle.pop(self, None)
-        self._end(error)
-
-    def _end(self, error: Exception | None) -> None:
-        """Tell the parser, if there is one, that no more bytes will come."""
         end: Exception = EOFError()
         if error:
             end = ConnectionError(f"connection lost: {_reason(error)}")

@@ -8,7 +8,18 @@ import os
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, Error, Journal, Printer, Result, UsageError, as_prompts, fingerprint, http_error
+from concurrent_prompts import (
+    Api,
+    Error,
+    Journal,
+    Printer,
+    Result,
+    UsageError,
+    as_prompts,
+    fingerprint,
+    http_error,
+    read_prompts,
+)
 
 FAILED = Error("http_500", "boom", 500, True)
 
@@ -93,37 +104,48 @@ def test_the_fields_of_a_line(path):
     assert failed["text"] is None
 
 
-DEEP = json.loads("[" * 900 + "]" * 900)
 ODD = {
     "half a surrogate pair in the answer": ({"prompt": "a"}, {"text": "\ud83d"}),
     "half a surrogate pair in a column": ({"prompt": "a", "x": "\ud83d"}, {}),
     "line separators": ({"prompt": "a\u2028b\x85c"}, {"text": "a\u2028b\r\nc"}),
     "not a number": ({"prompt": "a"}, {"extra": {"embedding": [0.5, float("nan"), float("inf")]}}),
     "no text": ({"prompt": "a"}, {"extra": {"embedding": [0.5]}}),
-    "a deep column": ({"prompt": "a", "x": DEEP}, {}),
 }
 
 
 @pytest.mark.parametrize(("item", "answer"), ODD.values(), ids=ODD)
 def test_odd_content_is_a_line_of_strict_json_and_is_recognised(path, item, answer):
-    def in_a_deeper_call(levels):
-        return in_a_deeper_call(levels - 1) if levels else journal.append(result_of(prompt, **answer))
-
     (prompt,) = prepare([item])
     with Journal(path) as journal:
         list(journal.left([prompt]))
-        in_a_deeper_call(50)
+        journal.append(result_of(prompt, **answer))
     assert path.read_bytes().count(b"\n") == 1
     json.loads(path.read_bytes(), parse_constant=refuse)
     assert session(path, [item]) == []
 
 
+def test_what_can_be_read_can_be_written(path, tmp_path):
+    """Nesting near the interpreter's limit: it must not be refused only when the answer is paid for."""
+    (tmp_path / "p.jsonl").write_text("".join(
+        f'{{"prompt": "a", "x": {"[" * depth}{"]" * depth}}}\n' for depth in range(5, 1005, 5)
+    ))  # fmt: skip
+
+    def in_a_deeper_call(levels, result):
+        return in_a_deeper_call(levels - 1, result) if levels else journal.append(result)
+
+    prompts = prepare(read_prompts(tmp_path / "p.jsonl"))
+    with Journal(path) as journal:
+        for prompt in journal.left(prompts):
+            in_a_deeper_call(30, result_of(prompt, error=prompt.error))
+        journal.finish()
+    assert len(rows(path)) == 200 and 0 < sum(row["error"] is None for row in rows(path)) < 200
+
+
 @pytest.mark.parametrize("short", [False, True], ids=["refused", "short"])
 def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
-    """`full` is how many bytes of a line the disk still takes, None for all of them."""
-    full = None
-
     class Disk:
+        room = None  # how many bytes of a line it still takes; None: all of them
+
         def __init__(self, file):
             self.file = file
 
@@ -137,15 +159,13 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
             self.file.close()
 
         def write(self, data):
-            if full is None:
-                return self.file.write(data)
-            written = self.file.write(data[:full])
-            if short:
+            written = self.file.write(data[: self.room])
+            if short or written == len(data):
                 return written
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def open_on_disk(name, mode="r", **options):
-        file = open(name, mode, **options)
+        file = open(name, mode, **options)  # noqa: SIM115
         return file if mode == "rb" else Disk(file)
 
     monkeypatch.setattr(concurrent_prompts, "open", open_on_disk, raising=False)
@@ -153,12 +173,12 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
     with Journal(path) as journal:
         list(journal.left(prompts))
         journal.append(result_of(prompts[0]))
-        for full in (0, 1, 40):
+        for Disk.room in (0, 1, 40):
             before = path.read_bytes()
             with pytest.raises(OSError) as caught:
                 journal.append(result_of(prompts[1]))
             assert caught.value.errno == errno.ENOSPC and path.read_bytes() == before
-        full = None
+        Disk.room = None
         journal.append(result_of(prompts[2]))
     assert texts(path) == ["to a", "to c"]
     assert session(path, ["a", "b", "c"]) == ["b"]
@@ -166,24 +186,27 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync"])
-def test_a_finish_that_fails_loses_nothing(path, monkeypatch, broken):
+def test_a_finish_that_fails_loses_nothing(path, monkeypatch, caplog, broken):
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, fail)
-        with pytest.raises(OSError):
-            session(path, ["a", "b"])
-    assert sorted(texts(path)) == ["to a", "to b"]
+        session(path, ["a", "b"])
+    assert "Input/output error" in caplog.text and str(path) in caplog.text
+    assert texts(path) == ["to b", "to a"] and [file.name for file in path.parent.iterdir()] == [path.name]
     assert session(path, ["a", "b"]) == []
     assert texts(path) == ["to a", "to b"]
 
 
-def test_a_file_in_order_is_not_written_again(path):
-    session(path, ["a", "b"])
-    before = path.stat()
-    assert session(path, ["a", "b"]) == []
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+def test_a_run_of_only_the_first_prompts_keeps_the_other_answers(path):
+    session(path, ["a", "b", "c"], fail=["c"])
+    with Journal(path) as journal:
+        assert list(journal.left(prepare(["a"]))) == []
+        journal.finish(whole=False)
+    assert not list(path.parent.glob("*superseded*"))
+    assert session(path, ["a", "b", "c"]) == []
+    assert texts(path) == ["to a", "to b", None]
 
 
 def test_overwrite_begins_anew(path):
@@ -304,7 +327,7 @@ def test_a_last_line_cut_at_every_byte(path, items):
     start = whole[:-1].rfind(b"\n") + 1
     for cut in range(start + 1, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        assert session(path, items, finish=cut % 50 == 0) == [last], whole[start:cut]
+        assert session(path, items, finish=cut % 99 == 0) == [last], whole[start:cut]
         assert path.read_bytes() == whole
 
 

@@ -6,18 +6,13 @@ import json
 import re
 import sys
 import types
+import zlib
 
 import pytest
 
 from concurrent_prompts import Api, UsageError, as_prompts, load_backend, read_prompts
 
 CHAT = "/chat/completions"
-
-
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -210,18 +205,13 @@ def test_an_open_quote_does_not_swallow_the_rest_unseen(read):
 @pytest.mark.parametrize(("name", "head"), [("p.txt.gz", ""), ("p.csv.gz", "prompt\n")], ids=["text", "CSV"])
 @pytest.mark.parametrize("damage", ["cut off", "checksum", "garbage"])
 def test_a_damaged_gzip_keeps_what_came_before(read, name, head, damage):
-    lines = [f"prompt {number} {number * 7919 % 1000003}" for number in range(50_000)]
-    packed = gzip.compress((head + "\n".join(lines) + "\n").encode())
-    half = len(packed) // 2
-    damaged = {
-        "cut off": packed[:half],
-        "checksum": packed[:-8] + bytes(8),
-        "garbage": packed[:half] + b"\xff" * 4000,
-    }
-    *good, last = read(name, damaged[damage])
-    assert contents(good[:1000]) == lines[:1000]
+    lines = [f"prompt {number}" for number in range(9000)]
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress((head + "\n".join(lines) + "\n").encode()) + packer.flush(zlib.Z_FULL_FLUSH)
+    ends = {"cut off": b"", "checksum": packer.flush()[:-8] + bytes(8), "garbage": b"\xff" * 9}
+    *good, last = read(name, packed + ends[damage])
+    assert contents(good) == lines[: len(good)] and len(good) > 5000
     assert line_of(last) == len(good) + 1 + bool(head)
-    assert len(good) > 10_000
 
 
 @pytest.mark.parametrize("depth", [200, 900, 960, 980, 990])

@@ -118,6 +118,32 @@ async def serving(
     assert not [end for end in ends if isinstance(end, Exception)]
 
 
+@asynccontextmanager
+async def listening(
+    words: bytes, *, greeting: bool = False
+) -> AsyncIterator[tuple[int, asyncio.Event, asyncio.Event]]:
+    """Accept connections and say some words, as a greeting or to the first byte; give the port, and when it was
+    spoken to and hung up on."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            if not greeting:
+                await reader.read(1)
+            writer.write(words)
+            asked.set()
+            while await reader.read(65536):
+                pass
+        writer.close()
+        ended.set()
+
+    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with asyncio.timeout(PATIENCE):
+        yield listener.sockets[0].getsockname()[1], asked, ended
+    listener.close()
+    await listener.wait_closed()
+
+
 def always(answer: bytes | None) -> Script:
     """Answer every request with the same bytes."""
 
@@ -681,33 +707,23 @@ async def test_unasked_bytes_close_an_idle_connection() -> None:
 
 
 async def test_server_that_speaks_first() -> None:
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(b"nobody asked"))
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
-
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    connection = None
-    async with connect(f"http://127.0.0.1:{port}", {}, 1) as post, asyncio.timeout(PATIENCE):
-        client = post.__self__  # type: ignore[attr-defined]
-        connection = await client._open()
-        while not connection.transport.is_closing():
-            await asyncio.sleep(0)
-        with pytest.raises(ConnectionError):
-            await client._exchange(connection, b"")
-    listener.close()
-    await listener.wait_closed()
+    async with listening(answer(b"nobody asked"), greeting=True) as (port, _, ended):
+        async with connect(f"http://127.0.0.1:{port}", {}, 1) as post:
+            client = post.__self__  # type: ignore[attr-defined]
+            connection = await client._open()
+            await ended.wait()
+            with pytest.raises(ConnectionError, match="without answering"):
+                await client._exchange(connection, b"")
 
 
-async def test_cancelled_in_the_middle_of_an_answer() -> None:
+@pytest.mark.parametrize("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
+async def test_cancelled_in_the_middle_of_an_answer(start: bytes) -> None:
     half, ended = asyncio.Event(), asyncio.Event()
 
     async def script(request: Request) -> bytes | None:
         if request.connection > 1:
             return answer(request.body)
-        request.writer.write(answer(b"first")[:-2])
+        request.writer.write(start)
         half.set()
         await request.until_closed()
         ended.set()
@@ -716,6 +732,7 @@ async def test_cancelled_in_the_middle_of_an_answer() -> None:
     async with serving(script) as server, connect(server.url, {}, 1) as post:
         task = asyncio.create_task(post("/x", b"first"))
         await half.wait()
+        await asyncio.sleep(0)  # the client reads what there is
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -743,28 +760,14 @@ async def test_cancelled_just_when_the_answer_is_there() -> None:
 
 
 async def test_cancelled_while_connecting() -> None:
-    greeted, ended = asyncio.Event(), asyncio.Event()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        greeted.set()  # and never answer: the TLS handshake waits
-        with contextlib.suppress(OSError):
-            while await reader.read(65536):
-                pass
-        ended.set()
-        writer.close()
-
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    async with connect(f"https://127.0.0.1:{port}", {}, 1) as post, asyncio.timeout(PATIENCE):
-        task = asyncio.create_task(post("/x", b""))
-        await greeted.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await ended.wait()
-    listener.close()
-    await listener.wait_closed()
+    async with listening(b"") as (port, asked, ended):  # the TLS handshake waits
+        async with connect(f"https://127.0.0.1:{port}", {}, 1) as post:
+            task = asyncio.create_task(post("/x", b""))
+            await asked.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await ended.wait()
 
 
 async def test_busy_when_the_block_ends() -> None:
@@ -917,6 +920,24 @@ async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_name_with_two_addresses_of_which_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(always(answer(b"hi"))) as server:
         resolve(monkeypatch, "::1", "127.0.0.1")
+        async with connect(f"http://localhost:{server.port}", {}, 1) as post:
+            assert (await post("/x", b""))[2] == b"hi"
+
+
+async def test_name_with_an_address_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        pytest.skip("this event loop tries addresses in turn")
+    sock_connect = loop.sock_connect
+
+    async def silent(sock: socket.socket, address: Any) -> None:
+        if address[0] == "127.0.0.2":
+            await asyncio.Event().wait()
+        await sock_connect(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", silent)
+    async with serving(always(answer(b"hi"))) as server:
+        resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
         async with connect(f"http://localhost:{server.port}", {}, 1) as post:
             assert (await post("/x", b""))[2] == b"hi"
 
@@ -1088,21 +1109,12 @@ async def test_tls_with_another_hosts_certificate(authority: Authority, monkeypa
 
 
 async def test_tls_to_a_server_that_speaks_plain_http() -> None:
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
-
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    async with connect(f"https://127.0.0.1:{port}", {}, 1) as post, asyncio.timeout(PATIENCE):
-        with pytest.raises(ConnectionError, match=f"^cannot connect to 127.0.0.1:{port}: TLS: ") as caught:
-            await post("/x", b"")
-        assert isinstance(caught.value.__cause__, ssl.SSLError)
-    listener.close()
-    await listener.wait_closed()
+    async with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _, ended):
+        async with connect(f"https://127.0.0.1:{port}", {}, 1) as post:
+            with pytest.raises(ConnectionError, match=f"^cannot connect to 127.0.0.1:{port}: TLS: ") as caught:
+                await post("/x", b"")
+            assert isinstance(caught.value.__cause__, ssl.SSLError)
+            await ended.wait()
 
 
 async def test_tls_connection_closed_while_idle(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1163,12 +1175,12 @@ async def test_https_through_a_proxy(reply: bytes, authority: Authority, monkeyp
         serving(script, tls=authority.server("api.test")) as server,
         serving(tunnel(reply), read_body=False) as proxy,
     ):
-        monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("HTTPS_PROXY", f"http://us%3Aer:p%40ss@127.0.0.1:{proxy.port}")
         async with connect(f"https://api.test:{server.port}/v1", {"Authorization": "Bearer k"}, 2) as post:
             assert [(await post("/x", b"%d" % n))[2] for n in range(3)] == [b"0", b"1", b"2"]
         assert proxy.requests[0].head.decode() == (
             f"CONNECT api.test:{server.port} HTTP/1.1\r\nHost: api.test:{server.port}\r\n"
-            f"Proxy-Authorization: Basic {base64.b64encode(b'user:p@ss').decode()}\r\n\r\n"
+            f"Proxy-Authorization: Basic {base64.b64encode(b'us:er:p@ss').decode()}\r\n\r\n"
         )
         assert len(proxy.requests) == server.connections == 1
         assert server.requests[0].head.startswith(b"POST /v1/x HTTP/1.1\r\n")
@@ -1217,13 +1229,20 @@ async def test_certificate_not_verified_through_a_proxy(authority: Authority, mo
     ],
 )
 async def test_proxy_that_refuses(reply: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(then_close(reply)) as proxy:
+    async def script(request: Request) -> None:
+        request.writer.write(reply)
+        if reply:
+            await request.until_closed()
+
+    async with serving(script) as proxy:
         monkeypatch.setenv("https_proxy", f"http://user:hunter2@127.0.0.1:{proxy.port}")
         async with connect("https://api.test/v1", {}, 1) as post:
             with pytest.raises(ConnectionError) as caught:
                 await post("/x", b"")
         assert str(caught.value) == f"cannot connect to api.test:443 through the proxy 127.0.0.1:{proxy.port}: {message}"
         assert len(proxy.requests) == 1
+        while not proxy.ended:
+            await asyncio.sleep(0)
 
 
 async def test_proxy_that_hangs_up_after_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,638 @@
+"""Runs with the reader's own coroutine, in virtual time: order, bounds, failures, retries, limits, the end."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import selectors
+import threading
+import time
+
+import pytest
+
+import concurrent_prompts
+from concurrent_prompts import (
+    Limiter,
+    PromptError,
+    as_completed,
+    http_error,
+    run,
+    run_concurrent,
+    run_sequential,
+)
+
+# ---- Virtual time --------------------------------------------------------------------------------------------
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer whenever there is nothing else to do."""
+
+    def __init__(self):
+        super().__init__(selectors.SelectSelector())
+        self.now = 1000.0
+        select = self._selector.select
+
+        def jump(timeout):
+            assert timeout is not None, "everything waits and nothing will ever happen"
+            self.now += timeout
+            return select(0)
+
+        self._selector.select = jump
+
+    def time(self):
+        return self.now
+
+
+def virtual(test):
+    """Run an async test in virtual time."""
+
+    @functools.wraps(test)
+    def run_test(*args, **kwargs):
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run_test
+
+
+def now():
+    return asyncio.get_running_loop().time() - 1000
+
+
+def options(**more):
+    """Return the options of a run on the clock of the running loop."""
+    return {"clock": asyncio.get_running_loop().time} | more
+
+
+class Server:
+    """What answers the prompts: `replies` is, for each, the list of its replies, a text or exception, after seconds."""
+
+    def __init__(self, replies=None, latency=1.0):
+        self.replies, self.latency = replies or {}, latency
+        self.calls = []  # (prompt, when)
+        self.in_flight = self.most = self.cancelled = 0
+
+    async def __call__(self, prompt):
+        self.calls.append((prompt, now()))
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        replies = self.replies.get(prompt, [])
+        reply = replies.pop(0) if len(replies) > 1 else replies[0] if replies else f"to {prompt}"
+        latency, reply = reply if isinstance(reply, tuple) else (self.latency, reply)
+        try:
+            await asyncio.sleep(latency)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.in_flight -= 1
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    def times(self, prompt):
+        return [when for what, when in self.calls if what == prompt]
+
+
+def limited(after=None, status=429, **headers):
+    """Return the error of a server that has too much to do."""
+    return http_error(status, {"retry-after": str(after)} if after is not None else {}, b"")
+
+
+def outcomes(results):
+    return [result.error.type if result.error else result.text for result in results]
+
+
+KEY = http_error(401, {}, b'{"error": {"message": "bad key", "code": "invalid_api_key"}}')
+WAYS = {"sequential": run_sequential, "concurrent": run_concurrent}
+both = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+async def gathered(prompts, send, **more):
+    """Return the results of as_completed, as a list."""
+    return [result async for result in as_completed(prompts, send, **more)]
+
+
+# ---- Order and bounds ----------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_sequential_takes_the_sum_and_concurrent_the_slowest():
+    replies = {"a": [(3, "A")], "b": [(1, "B")], "c": [(2, "C")]}
+    for way, wall in ((run_sequential, 6), (run_concurrent, 3)):
+        began, server = now(), Server({key: list(value) for key, value in replies.items()})
+        results = await way(["a", "b", "c"], server, **options())
+        assert outcomes(results) == ["A", "B", "C"]
+        assert [result.latency for result in results] == [3, 1, 2]
+        assert now() - began == pytest.approx(wall)
+        assert server.most == (1 if way is run_sequential else 3)
+
+
+@virtual
+async def test_as_completed_yields_in_the_order_of_the_answers():
+    server = Server({"a": [(3, "A")], "b": [(1, "B")], "c": [(2, "C")]})
+    found = [(result.text, now()) async for result in as_completed(list("abc"), server, **options())]
+    assert found == [("B", 1), ("C", 2), ("A", 3)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 7, 100])
+@virtual
+async def test_no_more_calls_are_in_flight_than_asked_and_no_fewer(concurrency):
+    server = Server({str(number): [(1 + number % 3, "x")] for number in range(50)})
+    results = await run_concurrent(map(str, range(50)), server, **options(concurrency=concurrency))
+    assert len(results) == 50 and server.most == min(50, concurrency)
+    if concurrency < 50:
+        assert now() < 100 / concurrency + 3
+
+
+@virtual
+async def test_concurrency_auto_starts_low_and_grows():
+    server, seen = Server(), []
+    async for _ in as_completed(map(str, range(3000)), server, **options()):
+        seen.append(server.most)
+    assert seen[0] < 64 <= seen[-1] == server.most <= 256
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+@virtual
+async def test_prompts_are_pulled_only_when_there_is_room(concurrency):
+    pulled = []
+    endless = (pulled.append(number) or str(number) for number in itertools.count())
+    results = as_completed(endless, Server(), **options(concurrency=concurrency))
+    async with contextlib.aclosing(results):
+        for taken in range(1, 30):
+            await anext(results)
+            await asyncio.sleep(100)  # a slow reader; meanwhile calls end and are not replaced without end
+            assert len(pulled) <= taken + 2 * concurrency + 1
+
+
+@virtual
+async def test_waiting_calls_hold_up_the_pulling():
+    pulled, gate = [], asyncio.Event()
+
+    async def send(prompt):
+        await gate.wait()
+        return prompt
+
+    prompts = (pulled.append(number) or str(number) for number in range(1000))
+    task = asyncio.ensure_future(run_concurrent(prompts, send, **options(concurrency=10)))
+    await asyncio.sleep(5)
+    assert len(pulled) <= 11
+    gate.set()
+    assert len(await task) == len(pulled) == 1000
+
+
+@virtual
+async def test_leaving_as_completed_early_cancels_what_is_in_flight():
+    server = Server({"a": [(1, "A")]}, latency=50)
+    async with contextlib.aclosing(as_completed(["a", "b", "c", "d"], server, **options(concurrency=3))) as results:
+        assert (await anext(results)).text == "A"
+    assert (server.in_flight, server.cancelled) == (0, len(server.calls) - 1)
+
+
+# ---- Prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [run, run_sequential, run_concurrent, gathered])
+@pytest.mark.parametrize("prompts", ["one text", b"bytes"])
+def test_a_text_instead_of_a_list_is_refused(way, prompts):
+    async def send(prompt):
+        return prompt
+
+    with pytest.raises(TypeError, match="list"):
+        result = way(prompts, send)
+        asyncio.run(result)
+
+
+@both
+@virtual
+async def test_what_a_coroutine_is_given_and_what_cannot_be_asked(way):
+    given = []
+
+    async def send(prompt):
+        given.append(prompt)
+
+    talk = [{"role": "user", "content": "b"}]
+    results = await way(["a", {"messages": talk, "id": "x"}, 3, {"input": "c"}, {"question": "?"}], send, **options())
+    assert given[:3] == ["a", talk, "c"] and None not in given
+    assert [result.id for result in results[:2]] == [1, "x"]
+    assert outcomes(results)[2] == "unreadable" and results[2].attempts == 0 and results[2].done
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"max_attempts": 0}, {"timeout": 0}, {"timeout": float("nan")}])
+async def test_options_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="greater than 0"):
+        await run_concurrent(["a"], shout, **wrong)
+
+
+@both
+async def test_no_prompts(way):
+    assert await way([], None) == []
+
+
+@virtual
+async def test_an_iterable_that_breaks_is_raised():
+    def prompts():
+        yield "a"
+        raise OSError("disk")
+
+    for way in (run_sequential, run_concurrent, gathered):
+        with pytest.raises(OSError, match="disk"):
+            await way(prompts(), Server(), **options())
+
+
+# ---- Failures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [run_sequential, run_concurrent, gathered])
+@pytest.mark.parametrize(
+    "failure",
+    [ValueError("boom"), KeyError(), http_error(400, {}, b""), ExceptionGroup("g", [ValueError()]),
+     asyncio.CancelledError()],
+    ids=lambda failure: type(failure).__name__,
+)  # fmt: skip
+@virtual
+async def test_one_failure_costs_no_other_its_answer(way, failure):
+    server = Server({"b": [failure]})
+    results = await way(["a", "b", "c", "d"], server, **options(concurrency=2))
+    found = {result.prompt.content: result for result in results}
+    assert [found[prompt].text for prompt in "abcd"] == ["to a", None, "to c", "to d"]
+    assert [found[prompt].error is None for prompt in "abcd"] == [True, False, True, True]
+    assert found["b"].error.message and not found["b"].error.retryable
+    assert (found["b"].attempts, found["b"].done) == (1, True)
+
+
+@both
+@virtual
+async def test_a_failure_is_raised_where_that_is_asked_for(way):
+    server = Server({"b": [(0.5, ValueError("boom"))]}, latency=60)
+    with pytest.raises(PromptError, match="boom") as caught:
+        await way(["b", "a", "c", "d"], server, return_exceptions=False, **options(concurrency=3))
+    assert caught.value.error.type == "ValueError"
+    assert server.in_flight == 0 and now() == pytest.approx(0.5)
+    assert server.cancelled == len(server.calls) - 1 == (0 if way is run_sequential else 2)
+
+
+@virtual
+async def test_cancelling_a_run_cancels_its_calls():
+    server = Server({"b": [(100, "B")], "c": [limited(50)]})
+    task = asyncio.ensure_future(run_concurrent(list("abc"), server, **options()))
+    await asyncio.sleep(11)
+    assert server.in_flight == 1  # and c rests
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (server.in_flight, server.cancelled, now()) == (0, 1, pytest.approx(11))
+
+
+# ---- Retries -------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    "failure", [ConnectionResetError("reset"), http_error(500, {}, b""), limited(), http_error(408, {}, b"")],
+    ids=["reset", "500", "429", "408"],
+)  # fmt: skip
+@virtual
+async def test_what_may_pass_is_tried_again(way, failure):
+    server = Server({"a": [failure, failure, "A"]})
+    result, other = await way(["a", "b"], server, **options())
+    assert (result.text, result.error, result.attempts, result.done) == ("A", None, 3, True)
+    assert (other.text, other.attempts) == ("to b", 1)
+    assert result.lost == pytest.approx(2) and result.latency == pytest.approx(1)
+
+
+@virtual
+async def test_attempts_end(monkeypatch):
+    server = Server({"b": [http_error(500, {}, b"")]})
+    first, second = await run_sequential(["a", "b"], server, **options(max_attempts=4))
+    assert (first.attempts, second.attempts, len(server.times("b"))) == (1, 4, 4)
+    assert (second.error.type, second.error.retryable, second.done) == ("http_500", True, True)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 1.0])
+@virtual
+async def test_backoff_is_drawn_between_nothing_and_a_ceiling_that_doubles(monkeypatch, draw):
+    monkeypatch.setattr(concurrent_prompts, "backoff", functools.partial(concurrent_prompts.backoff, draw=lambda: draw))
+    server = Server({"b": [http_error(500, {}, b"")]}, latency=0)
+    await run_sequential(["a", "b"], server, **options(max_attempts=12))
+    waits = [two - one for one, two in itertools.pairwise(server.times("b"))]
+    assert waits == pytest.approx([draw * min(60, 0.5 * 2**attempt) for attempt in range(1, 12)])
+
+
+def test_backoff_stays_bounded():
+    assert [concurrent_prompts.backoff(attempt, lambda: 1.0) for attempt in (1, 2, 3, 100, 10**9)] == [1, 2, 4, 60, 60]
+    drawn = [concurrent_prompts.backoff(3) for _ in range(200)]
+    assert 0 <= min(drawn) < 1 and 3 < max(drawn) <= 4
+
+
+@pytest.mark.parametrize("status", [429, 500], ids=["everybody waits", "this one waits"])
+@virtual
+async def test_retry_after_is_the_floor(status):
+    server = Server({"b": [limited(20, status), "B"]}, latency=0.1)
+    results = await run_concurrent(["a", "b"], server, **options())
+    one, two = server.times("b")
+    assert 20.1 <= two - one <= 20.1 + 1 + 2 + 1e-6  # the floor, full jitter of the first back-off, and of the pause
+    assert outcomes(results) == ["to a", "B"]
+
+
+@virtual
+async def test_a_retry_after_beyond_the_ceiling_is_said_and_cut(caplog):
+    server = Server({"b": [limited(11520), "B"], "c": [http_error(500, {"retry-after": "11520"}, b""), "C"]})
+    results = await run_concurrent(["a", "b", "c"], server, **options())
+    assert outcomes(results) == ["to a", "B", "C"] and 120 <= now() <= 200
+    assert caplog.text.count("3 h 12 min") == 1 and "120 s" in caplog.text
+
+
+@virtual
+async def test_one_429_pauses_everybody():
+    prompts = [str(number) for number in range(40)]
+    server = Server({"0": [(0.5, limited(30)), "x"]})
+    results = await run_concurrent(prompts, server, **options(concurrency=4))
+    assert all(result.error is None for result in results)
+    assert not [when for _, when in server.calls if 0.5 < when < 30.5]
+    assert max(result.limit_wait for result in results) >= 29
+    waits = [result.limit_wait for result in results if result.limit_wait]
+    assert len(set(waits)) == len(waits)  # nobody comes back in a herd
+
+
+@virtual
+async def test_the_clocks_add_up():
+    replies = {str(number): [limited(5), http_error(500, {}, b""), "x"] for number in range(0, 30, 3)}
+    ended = {}
+    async for result in as_completed(map(str, range(30)), Server(replies), **options(concurrency=4)):
+        ended[result.prompt.content] = now(), result
+    first = min(result.started for _, result in ended.values())
+    for end, result in ended.values():
+        total = result.latency + result.slot_wait + result.limit_wait + result.retry_wait + result.lost
+        assert result.started - first + total == pytest.approx(end, abs=1e-3)
+        assert result.error is None and result.attempts == (3 if int(result.text == "x") else 1)
+
+
+# ---- Timeouts ------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_call_that_hangs_is_ended_and_tried_again():
+    server = Server({"b": [(10**6, "never"), "B"], "c": [(10**6, "never")]})
+    results = await run_concurrent(["a", "b", "c"], server, **options(timeout=7, max_attempts=2))
+    assert outcomes(results) == ["to a", "B", "timeout"]
+    assert (results[1].lost, results[2].latency, server.cancelled) == (pytest.approx(7), pytest.approx(7), 3)
+    assert results[2].error.retryable and results[2].error.message
+
+
+# ---- The end of a run ----------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_stop_lets_calls_finish_wakes_what_rests_and_sends_nothing_more():
+    server = Server({
+        "slow": [(9, "done")],
+        "bad": [(2, KEY)],
+        "rests": [(1, http_error(500, {"retry-after": "100"}, b""))],
+        "late": [(5, http_error(500, {}, b""))],
+    })  # fmt: skip
+    prompts = ["slow", "bad", "rests", "late", *map(str, range(50))]
+    results = await run_concurrent(prompts, server, **options(concurrency=4))
+    assert now() == pytest.approx(9) and len(server.calls) == 4
+    assert outcomes(results[:4]) == ["done", "invalid_api_key", "http_500", "http_500"]
+    assert [result.done for result in results[:4]] == [True, False, False, False]
+    assert outcomes(results[4:]) == ["not_sent"] * 50
+    for result in results[4:]:
+        assert (result.attempts, result.done, result.text) == (0, False, None)
+        assert "bad key" in result.error.message and result.error.retryable
+
+
+@both
+@virtual
+async def test_after_a_stop_every_prompt_still_has_a_result(way):
+    results = await way(["a", "b", "c"], Server({"a": [KEY], "b": [KEY], "c": [KEY]}), **options(concurrency=1))
+    assert outcomes(results) == ["invalid_api_key", "not_sent", "not_sent"]
+    assert [result.prompt.content for result in results] == ["a", "b", "c"]
+
+
+@virtual
+async def test_what_still_waited_for_its_place_was_not_sent():
+    """With `auto` more prompts are pulled than calls allowed; and a pause holds up all of them."""
+    server = Server({"0": [(1, KEY)]}, latency=5)
+    results = await run_concurrent(map(str, range(100)), server, **options())
+    sent = {prompt for prompt, _ in server.calls}
+    assert len(sent) < 100
+    for result in results:
+        expected = "invalid_api_key" if result.id == 1 else None if result.prompt.content in sent else "not_sent"
+        assert (result.error and result.error.type) == expected
+        assert result.attempts == (result.prompt.content in sent)
+
+    server = Server({"a": [(1, limited(60))], "b": [(2, KEY)]})
+    began = now()
+    results = await run_concurrent(list("abcdef"), server, **options(concurrency=2))
+    assert outcomes(results) == ["http_429", "invalid_api_key", *["not_sent"] * 4]
+    assert now() - began == pytest.approx(2)
+
+
+@virtual
+async def test_a_server_that_was_never_there_stops_the_run_soon():
+    server = Server({str(number): [ConnectionRefusedError("refused")] for number in range(50)}, latency=0)
+    results = await run_concurrent(map(str, range(50)), server, **options(concurrency=2))
+    assert len(server.calls) <= 6 and set(outcomes(results[2:])) == {"not_sent"}
+    assert "refused" in results[-1].error.message
+
+
+@pytest.mark.parametrize("heard", ["to a", *(http_error(status, {}, b"") for status in (400, 500))], ids=str)
+@virtual
+async def test_a_server_that_has_spoken_is_not_given_up(heard):
+    server = Server({"a": [heard], "b": [ConnectionResetError("reset")]}, latency=0)
+    results = await run_sequential(["a", "b", "c"], server, **options(max_attempts=5))
+    assert outcomes(results)[1:] == ["connection_error", "to c"]
+    assert results[1].attempts == 5
+
+
+# ---- run -----------------------------------------------------------------------------------------------------
+
+
+async def shout(prompt):
+    await asyncio.sleep(0)
+    return prompt.upper()
+
+
+def test_run_is_synchronous():
+    assert [result.text for result in run(["a", "b"], shout)] == ["A", "B"]
+
+
+async def test_run_works_where_a_loop_is_running():
+    threads = threading.active_count()
+    assert [result.text for result in run(["a", "b"], shout, concurrency=1)] == ["A", "B"]
+    with pytest.raises(TypeError, match="list"):
+        run("one text", shout)
+    with pytest.raises(PromptError, match="boom"):
+        run(["a"], Boom(), return_exceptions=False)
+    assert threading.active_count() == threads
+    assert asyncio.get_running_loop().is_running()
+
+
+class Boom:
+    """A callable object does as well as a function."""
+
+    async def __call__(self, prompt):
+        raise ValueError("boom")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_run_leaves_no_task_behind(nested):
+    ended, tasks = [], set()
+
+    async def background():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("background")
+
+    async def send(prompt):
+        tasks.add(asyncio.ensure_future(background()))
+        await asyncio.sleep(0)
+        return prompt
+
+    async def main():
+        return run(["a"], send)
+
+    began = time.monotonic()
+    (result,) = asyncio.run(main()) if nested else run(["a"], send)
+    assert (result.text, ended) == ("a", ["background"]) and time.monotonic() - began < 5
+
+
+# ---- The limiter ---------------------------------------------------------------------------------------------
+
+
+def limiter(start, ceiling=1000):
+    return Limiter(start, ceiling, asyncio.get_running_loop().time)
+
+
+def loop_time():
+    return asyncio.get_running_loop().time()
+
+
+async def fill(limiter):
+    """Take every place that is free."""
+    while limiter.in_flight < int(limiter.allowed):
+        await limiter.acquire()
+
+
+async def round_trip(limiter, failure=None):
+    """Keep every place taken for a second, then end the calls with the same outcome, each followed by the next."""
+    await fill(limiter)
+    started, calls = loop_time(), limiter.in_flight
+    await asyncio.sleep(1)
+    for _ in range(calls):
+        limiter.settle(started, failure)
+        if failure is None:
+            await fill(limiter)
+
+
+@virtual
+async def test_the_limit_doubles_until_it_is_too_much_then_gives_way_and_comes_back():
+    found = limiter(16)
+    grown = [found.allowed]
+    for _ in range(3):
+        await round_trip(found)
+        grown.append(found.allowed)
+    assert grown == [16, 32, 64, 128]
+    await round_trip(found, limited())
+    assert found.allowed == pytest.approx(128 * 2 / 3)  # once, although every call was refused
+    for _ in range(3):
+        await round_trip(found)
+    assert found.allowed == pytest.approx(128 * 2 / 3 + 3, abs=0.1)  # by one call a round trip now
+    for _ in range(30):
+        await round_trip(found, limited())
+    assert found.allowed == 1
+
+
+@virtual
+async def test_the_limit_never_passes_its_ceiling_nor_grows_unused():
+    found = limiter(4, ceiling=6)
+    for _ in range(5):
+        await round_trip(found)
+    assert found.allowed == 6
+    found = limiter(100)
+    for _ in range(50):
+        await found.acquire()
+        found.settle(loop_time(), None)
+    assert found.allowed == 100
+
+
+@pytest.mark.parametrize(
+    "failure", [http_error(500, {"retry-after": "5"}, b""), http_error(400, {}, b""), PromptError("x", "m", "retry")],
+    ids=["500", "400", "reset"],
+)  # fmt: skip
+@virtual
+async def test_only_a_server_with_too_much_to_do_slows_everybody(failure):
+    found = limiter(8)
+    await round_trip(found, failure)
+    assert found.allowed == 8
+    assert await found.acquire() == 0 and now() == 1
+
+
+@virtual
+async def test_a_pause_is_shared_and_its_end_is_spread():
+    found = limiter(100)
+    await found.acquire()
+    found.settle(loop_time(), limited(30))
+    found.allowed = 100.0
+    waits = await asyncio.gather(*(found.acquire() for _ in range(50)))
+    assert all(30 <= wait <= 31 for wait in waits) and len(set(waits)) > 40
+    assert await found.acquire() == 0
+
+
+@virtual
+async def test_a_longer_pause_replaces_a_shorter_one_and_not_the_other_way():
+    found = limiter(3)
+    for _ in range(3):
+        await found.acquire()
+    for wait in (5, 50, 1):
+        found.settle(loop_time(), limited(wait))
+    assert 50 <= await found.acquire() <= 51
+
+
+@virtual
+async def test_turns_are_taken_in_order():
+    found, order = limiter(1), []
+
+    async def call(name, times=1):
+        for _ in range(times):
+            await found.acquire()
+            order.append(name)
+            await asyncio.sleep(1)
+            found.settle(-1, PromptError("x", "m"))
+
+    await asyncio.gather(*(call(name) for name in "abcde"))
+    assert "".join(order) == "abcde"
+    order.clear()
+    await asyncio.gather(call("a", 3), call("b"), call("c"))  # who comes back at once goes to the end
+    assert "".join(order) == "abcaa"
+
+
+@pytest.mark.parametrize("pause", [None, 10], ids=["plain", "during a pause"])
+@pytest.mark.parametrize("when", ["before its turn", "at its turn", "after its turn"])
+@virtual
+async def test_a_cancelled_waiter_passes_its_turn_on(when, pause):
+    found = limiter(1)
+    await found.acquire()
+    first, second = asyncio.ensure_future(found.acquire()), asyncio.ensure_future(found.acquire())
+    await asyncio.sleep(0)
+    if when == "before its turn":
+        first.cancel()
+    found.settle(loop_time(), limited(pause) if pause else None)
+    if when == "after its turn":
+        await asyncio.sleep(0)
+        if first.done():  # without a pause it has its place by now
+            found.settle(-1, None)
+    first.cancel()
+    await asyncio.wait_for(second, 60)
+    assert (found.in_flight, second.result()) == (1, pytest.approx(pause or 0, abs=1.1))
+
+
+@virtual
+async def test_the_repr_says_what_matters():
+    found = limiter(4)
+    await found.acquire()
+    await found.acquire()
+    found.settle(loop_time(), limited(30))
+    assert repr(found) == "<Limiter 1 in flight of 1 allowed, pause 30.0 s>"
