@@ -268,6 +268,7 @@ STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactiv
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
+MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
 WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -362,6 +363,8 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     code, message = error_of(data)
     if not message:
         message = page_title(body) or f"HTTP {status}"
+    if status == 400 and MODEL_TEXT.search(message):
+        code = "model_not_found"  # LiteLLM's proxy, Groq and others have no 404 for it
     verdict = verdict_of(status, code, headers.get("x-should-retry", ""))
     numbers = LIMIT_TEXT.search(message)
     if verdict == "retry" and numbers and int(numbers[2]) > int(numbers[1]):
@@ -773,7 +776,8 @@ class Api:
         except PromptError as failure:
             if self._key and self._key.encode() in body:  # some servers quote it
                 return self._read(prompt, status, headers, body.replace(self._key.encode(), b"***"))
-            if prompt.kind == "batch" and failure.error.status == 404 and not self.model:
+            missing = failure.error.status == 404 or failure.error.type == "model_not_found"
+            if missing and prompt.kind == "batch" and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
             if self._key:
                 failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))

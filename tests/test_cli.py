@@ -265,6 +265,13 @@ def test_what_would_meet_every_prompt_stops_the_run(here, stand_in, capsys, case
     assert len(rows("prompts.results.jsonl")) == (1 if case == "no credit" else 0)
 
 
+def test_a_model_that_is_missing_with_a_400():
+    body = b'{"error": {"message": "Invalid model name passed in model=x.", "type": "invalid_request_error"}}'
+    error = concurrent_prompts.http_error(400, {}, body)
+    assert (error.verdict, error.error.type) == ("stop", "model_not_found")
+    assert "check the model (-m)" in concurrent_prompts.hint(error.error)
+
+
 def test_nobody_there(here, capsys):
     assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "-q"]) == 3
     err = capsys.readouterr().err
