@@ -1878,8 +1878,12 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
     if not script.exists():
         raise UsageError(f"--demo needs the folder backends/ beside {PROGRAM}")
     command = [sys.executable, str(script), *DEMO_SERVER]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as server:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    if sys.platform == "win32":  # out of reach of a Ctrl-C, so that the calls in flight can finish
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        options["start_new_session"] = True
+    with subprocess.Popen(command, text=True, **options) as server:
         try:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:

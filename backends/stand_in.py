@@ -31,8 +31,8 @@ What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
                          reset, truncated, hang, null-choices, error-200, malformed, empty-html (the last four
                          with status 200)
-  --seed N               default 0. The fault and the latency of a request follow from the seed, its JSON and
-                         how often the same was let in before, so every client meets the same fate
+  --seed N               default 0. The latency of a request follows from the seed and its JSON, its fault also
+                         from how often the same was let in before, so every client meets the same fate
   --close-every N        close each connection after its N-th answer, unannounced
   --chunked, --gzip      encode the answers so, asked or not
 
@@ -342,11 +342,16 @@ READY_MADE = {
 }
 
 
+def draw(text: bytes) -> float:
+    """Return a number that follows from the text: above 0 and below 1, which have no place on the normal curve."""
+    word: int = struct.unpack("<Q", blake2b(text, digest_size=8).digest())[0]
+    return (word >> 12) / 2**52 + 2**-53
+
+
 def fate(options: Options, body: bytes, before: int) -> tuple[str, float]:
-    """Draw the fault, if any, and the latency of a body that was let in so many times before."""
-    digest = blake2b(b"%d %d " % (options.seed, before) + body, digest_size=16).digest()
-    # 52 bits and a half: never 0 or 1, which have no place on the normal curve.
-    choice, quantile = ((word >> 12) / 2**52 + 2**-53 for word in struct.unpack("<2Q", digest))
+    """Draw the latency of a body, the same each time, and the fault, if any, now that it was let in so often before."""
+    quantile = draw(b"%d " % options.seed + body)
+    choice = draw(b"%d %d " % (options.seed, before) + body)
     latency = options.latency * math.exp(options.sigma * NormalDist().inv_cdf(quantile))
     for kind in FAULTS:
         choice -= options.fault.get(kind, 0.0)

@@ -445,3 +445,11 @@ def test_prompts_of_the_readers_own():
     assert [prompt.number for prompt in prompts] == [0, 1, 2, 3]
     assert [prompt.id for prompt in prompts][:3] == [1, "x", 3]
     assert "prompt 3" in prompts[2].error.message
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1, 2}, object()], ids=["NaN", "infinity", "set", "object"]
+)
+def test_what_json_cannot_hold_fails_only_its_own_prompt(value):
+    bad, good = map(api().prepare, as_prompts([{"messages": [{"x": value}]}, "b"]))
+    assert "prompt 1" in bad.error.message and not bad.body and good.body
