@@ -1535,7 +1535,7 @@ class Tally:
     """What the report is made of, counted as the results come."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.answered = self.failed = self.unsent = self.attempts = 0
+        self.answered = self.failed = self.attempts = 0
         self.latencies = array.array("d")
         self.waits = dict.fromkeys(("slot_wait", "limit_wait", "retry_wait", "lost"), 0.0)
         self.tokens: collections.Counter[str] = collections.Counter()
@@ -1555,11 +1555,9 @@ class Tally:
         self.attempts += result.attempts
         for name in self.waits:
             self.waits[name] += getattr(result, name)
-        if not result.done:
-            self.unsent += 1
-        elif result.error is not None:
+        if result.done and result.error is not None:
             self.fail(result.error)
-        else:
+        elif result.done:
             self.answered += 1
             self.latencies.append(result.latency)
             if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
@@ -1783,8 +1781,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.backends = args.backend.split(",") if args.backend else [default_backend()]
     if len(args.backends) > 1 and not args.compare:
         raise UsageError("several backends (-b a,b) are for --compare")
-    if args.compare and args.sequential:
-        raise UsageError("--compare runs sequentially too; leave out --sequential")
+    if args.sequential and (args.compare or args.concurrency):
+        raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
+    if args.compare and (args.output or args.retry_failed or args.overwrite):
+        raise UsageError("--compare writes no results file; leave out -o, --retry-failed and --overwrite")
+    args.concurrency = args.concurrency or "auto"
     args.params = dict(parameter(text) for text in args.param)
     if args.output is None:
         stdout = args.prompts in (None, "-")
@@ -1809,8 +1810,8 @@ def build_parser() -> argparse.ArgumentParser:
            "(default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c with --compare")  # fmt: skip
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
-    option("-c", "--concurrency", metavar="N", type=concurrency, default="auto",
-           help="calls in flight at the most (default: auto, up to %d)" % AUTO_CONCURRENCY)  # noqa: UP031 # fmt: skip
+    option("-c", "--concurrency", metavar="N", type=concurrency,
+           help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY})")  # fmt: skip
     option("-m", "--model", metavar="NAME", help=f"model (default: {DEFAULT_MODEL})")
     option("-s", "--system", metavar="TEXT", help="system text before each prompt")
     option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
@@ -1929,11 +1930,13 @@ async def answer_file(args: argparse.Namespace) -> int:
     prompts = checked(prompts_of(args), api, args.prompts or "the demo")
     way = sequentially if args.sequential else concurrently
     run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
-    sink = Printer() if args.output == "-" else open_journal(args)
+    path = pathlib.Path(args.output)
+    sink = Printer() if args.output == "-" else Journal(path, overwrite=args.overwrite, retry_failed=args.retry_failed)
+    quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         tally = Tally()
         async with run:
-            progress = Progress(count_prompts(args), run, sink, args.quiet)
+            progress = Progress(count_prompts(args), run, sink, quiet)
             try:
                 await way(run, sink.left(prompts), functools.partial(record, run, sink, tally, progress))
             finally:
@@ -1942,11 +1945,6 @@ async def answer_file(args: argparse.Namespace) -> int:
         if run.stopped is None:
             sink.finish(whole=args.limit is None)
     return report(args, run, api, tally, sink)
-
-
-def open_journal(args: argparse.Namespace) -> Journal:
-    """Return the journal of the output file."""
-    return Journal(pathlib.Path(args.output), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
 def record(run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result) -> None:

@@ -211,7 +211,9 @@ UNUSABLE = {
     "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
     "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
     "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
-    "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out --sequential"),
+    "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out one of them"),
+    "one at a time, many at once": (["prompts.txt", "--sequential", "-c", "4"], "or -c"),
+    "a comparison's results": (["prompts.txt", "--compare", "-o", "x.jsonl"], "--compare writes no results file"),
 }
 
 
