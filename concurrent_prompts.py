@@ -340,6 +340,7 @@ def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float
 
 def error_of(data: Any) -> tuple[str, str]:
     """Return the code and the message of an error body, in all the shapes that are seen in the wild."""
+    data = data[0] if isinstance(data, list) and data else data  # Gemini's
     if not isinstance(data, dict):
         return "", ""
     inner = data.get("error") or data
@@ -425,8 +426,10 @@ def as_prompt_error(failure: Exception) -> PromptError:
     names = " ".join(base.__name__ for base in type(failure).__mro__)
     if "Timeout" in names:
         return PromptError("timeout", text, "retry")
-    if re.search("Connect|Transport|Payload", names):
+    if re.search("Connect|Transport|Payload|IncompleteRead|gaierror", names):
         return PromptError("connection_error", text, "retry")
+    if "JSONDecodeError" in names:
+        return PromptError("malformed_reply", text, "retry")
     return PromptError(type(failure).__name__, text)
 
 
@@ -500,7 +503,8 @@ def form_of(name: str, start: bytes) -> str:
     if suffix in SEPARATORS or suffix == ".txt":
         return suffix
     first = start.lstrip()[:1]
-    if suffix in JSON_SUFFIXES or first in (b"{", b'"'):
+    quoted = first == b'"' and isinstance(parse_json(start.partition(b"\n")[0]), str)  # '"Why?", she asked' is text
+    if suffix in JSON_SUFFIXES or first == b"{" or quoted:
         return ".jsonl"
     if first == b"[" and suffix == ".json":
         raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
@@ -558,6 +562,8 @@ def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, 
             continue
         if record and header is None:
             header = record
+            if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
+                raise UsageError(f"{name} has the column {twice[0]!r} twice; rename one of them")
         elif record:
             yield line, columns_of(header or [], record)
 
@@ -770,7 +776,7 @@ class Api:
 
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         try:
-            if status != 200:
+            if not 200 <= status < 300:
                 raise http_error(status, headers, body)
             return read_reply(prompt.path, headers, body)
         except PromptError as failure:
@@ -900,7 +906,7 @@ def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]
 
 def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the text, the finish reason and what else there is of a completion."""
-    texts = [choice["text"] for choice in data["choices"]]
+    texts = [choice["text"] or "" for choice in data["choices"]]
     return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
 
 
@@ -1121,14 +1127,18 @@ class Run:
     async def _call(self, prompt: Prompt) -> Reply:
         if isinstance(self._send, Api):
             return await self._send.call(prompt)
-        return Reply(await self._send(prompt.content if prompt.kind else prompt.columns))
+        waiting = self._send(prompt.content if prompt.kind else prompt.columns)
+        if not isinstance(waiting, Awaitable):
+            raise TypeError("send is no coroutine function: write it as `async def`")
+        return Reply(await waiting)
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
         wait = backoff(result.attempts)
         if failure.wait is not None:
             if failure.wait > PAUSE_CEILING:
-                self.warn(f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s")
+                text = f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s"
+                self._warn_once("wait", text)
             wait += min(failure.wait, PAUSE_CEILING)
         log.info("%s: %s; attempt %d in %.1f s", result.id, failure, result.attempts + 1, wait)
         asked = self._clock()
@@ -1165,10 +1175,9 @@ class Run:
         """Return the error of a prompt that was never sent because the run was stopped."""
         return Error("not_sent", f"the run was stopped: {self.stopped}", None, True)
 
-    def warn(self, text: str) -> None:
-        """Log a warning, each text once a run."""
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
             log.warning(text)
 
 
@@ -1298,7 +1307,8 @@ class Journal:
 
         Not `whole`: only the first prompts of the input were asked for, so that the other lines stay in the file.
         """
-        draft = self.path.with_name(self.path.name + ".tmp")
+        target = pathlib.Path(os.path.realpath(self.path))  # a link stays a link
+        draft = target.with_name(target.name + ".tmp")
         try:
             os.fsync(self._file.fileno())
             with open(self.path, "rb") as lines, open(draft, "wb") as file:
@@ -1310,7 +1320,7 @@ class Journal:
             if whole and stale:
                 self._set_aside(stale)
             self._file.close()  # Windows replaces no open file
-            os.replace(draft, self.path)
+            os.replace(draft, target)
         except OSError as failure:
             log.warning("%s is complete, but not in the input's order: %s", self.path, failure.strerror)
             draft.unlink(missing_ok=True)
@@ -1328,7 +1338,7 @@ class Journal:
         return sorted(offset for offset, _, error in places if error is None or not answers)
 
     def _set_aside(self, lines: list[bytes]) -> None:
-        place = self.path.with_suffix(".superseded.jsonl")
+        place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
         with open(place, "ab") as file:
             file.writelines(lines)
             file.flush()

@@ -372,12 +372,14 @@ def test_a_copied_file_alone(here):
     assert done.stdout == "['A', 'B']\n2 2\n" and done.stderr.count("folder backends/") == 2
 
 
-def test_the_readme_holds_the_help_and_the_manual_is_the_help(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_readme_holds_the_help_and_the_manual_is_the_help():
+    def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
+        return " ".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
+
     help_text = concurrent_prompts.build_parser().format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
     options = help_text[help_text.index("positional arguments:") :]
-    assert options.strip() in (ROOT / "README.md").read_text("utf-8")
+    assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
 
 
 def test_public_names():
