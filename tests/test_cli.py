@@ -374,7 +374,7 @@ def test_a_copied_file_alone(here):
 
 def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
-        return " ".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
+        return "".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
 
     help_text = concurrent_prompts.build_parser().format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
