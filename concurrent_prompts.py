@@ -1522,7 +1522,9 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
 
 
 def duration(seconds: float) -> str:
-    """Return the seconds in words: '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
+    """Return the seconds in words: '4.2 ms', '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms"
     if seconds < 100:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -1708,13 +1710,13 @@ COLUMNS = ("backend", "", "wall", "sum", "req/s", "CPU/req", "p50", "p90", "p99"
 
 
 def table(ran: list[Ran]) -> Iterator[str]:
-    """Yield the lines of the comparison, aligned, seconds as s and CPU time in ms; '-' for what cannot be known."""
+    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
     rows = [list(COLUMNS)]
     for backend, way, tally, _ in ran:
         done = tally.answered + tally.failed
         rate = f"{tally.answered / tally.wall:,.1f}" if tally.wall else "-"
         cpu = f"{1000 * tally.cpu / done:.2f} ms" if done else "-"
-        spread = [f"{value:.2f} s" if value is not None else "-" for value in tally.percentiles().values()]
+        spread = [f"{1000 * value:,.0f} ms" if value is not None else "-" for value in tally.percentiles().values()]
         walls = [f"{tally.wall:.2f} s", f"{sum(tally.latencies):.2f} s"]
         rows.append([backend, way, *walls, rate, cpu, *spread, str(tally.failed)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
