@@ -194,6 +194,7 @@ class Result:
         return {"id": row_id, "custom_id": self.id, "response": None if failed else response, "error": error}
 
 
+Call = Callable[[Prompt], Awaitable[Reply]]
 CLOCKS = ("latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
 
 
@@ -605,7 +606,7 @@ def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
         raise TypeError("prompts is one text; pass a list of them, or read_prompts(path)")
     for number, item in enumerate(items):
         if isinstance(item, Prompt):
-            yield dataclasses.replace(item, number=number)
+            yield dataclasses.replace(item, number=number, path="", body=b"")  # another run may ask otherwise
         else:
             yield as_prompt(item, number, number + 1, f"prompt {number + 1}")
 
@@ -660,8 +661,8 @@ def missing_backend(name: str, module: str) -> str:
 class Api:
     """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
 
-    An async context manager: entering it opens the backend. `model`, `system`, `template`, `params` and `endpoint`
-    are as on the command line; a Batch request line keeps its own unless `model` or `params` are given.
+    `model`, `system`, `template`, `params` and `endpoint` are as on the command line; a Batch request line keeps its
+    own unless `model` or `params` are given. One Api may serve any number of runs.
     The key is read from the environment variable `api_key_env` and is in no message and no repr.
     """
 
@@ -689,7 +690,6 @@ class Api:
         self.template = template
         self.params = dict(params or {})
         self.endpoint = endpoint
-        self.concurrency = 1
         self._connect = connect
         self._key = os.environ.get(api_key_env, "")
         if not self._key and self.base_url == DEFAULT_BASE_URL:
@@ -701,17 +701,22 @@ class Api:
     def __repr__(self) -> str:
         return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
 
-    async def __aenter__(self) -> Api:
-        self._stack = contextlib.AsyncExitStack()
-        try:
-            context = self._connect(self.base_url, self._headers, self.concurrency)
-            self._post = await self._stack.enter_async_context(context)
-        except ValueError as failure:
-            raise UsageError(f"{self.base_url}: {failure}") from None
-        return self
+    @contextlib.asynccontextmanager
+    async def open(self, concurrency: int) -> AsyncIterator[Call]:
+        """Open the backend; yield the function that sends a prompt's request and returns the answer.
 
-    async def __aexit__(self, *failure: Any) -> None:
-        await self._stack.aclose()
+        It raises PromptError, ConnectionError or TimeoutError.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
+            except ValueError as failure:
+                raise UsageError(f"{self.base_url}: {failure}") from None
+
+            async def call(prompt: Prompt) -> Reply:
+                return self._read(prompt, *await post(prompt.path, prompt.body))
+
+            yield call
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
@@ -770,10 +775,6 @@ class Api:
         model = {"model": self.model} if self.model else {}
         return url.removeprefix("/v1"), body | model | self.params
 
-    async def call(self, prompt: Prompt) -> Reply:
-        """Send the prompt's request and return the answer. Raises PromptError, ConnectionError or TimeoutError."""
-        return self._read(prompt, *await self._post(prompt.path, prompt.body))
-
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         try:
             if not 200 <= status < 300:
@@ -788,6 +789,28 @@ class Api:
             if self._key:
                 failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
             raise
+
+
+class Own:
+    """The reader's own coroutine function, behind the same door as an Api."""
+
+    def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
+        self._send = send
+
+    def prepare(self, prompt: Prompt) -> Prompt:
+        """Nothing is to be done: the function makes its own request."""
+        return prompt
+
+    @contextlib.asynccontextmanager
+    async def open(self, concurrency: int) -> AsyncIterator[Call]:
+        """Yield the function that answers a prompt."""
+        yield self._call
+
+    async def _call(self, prompt: Prompt) -> Reply:
+        waiting = self._send(prompt.content if prompt.kind else prompt.columns)
+        if not isinstance(waiting, Awaitable):
+            raise TypeError("send is no coroutine function: write it as `async def`")
+        return Reply(await waiting)
 
 
 def say(names: Iterable[str]) -> str:
@@ -1047,7 +1070,7 @@ class Run:
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep)
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
-        self._send = send
+        self._source = send if isinstance(send, Api) else Own(send)
         self._max_attempts, self._timeout = max_attempts, timeout
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
@@ -1057,9 +1080,7 @@ class Run:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Run:
-        if isinstance(self._send, Api):
-            self._send.concurrency = self.concurrency
-            await self._stack.enter_async_context(self._send)
+        self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
@@ -1067,10 +1088,9 @@ class Run:
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
-        prepare = self._send.prepare if isinstance(self._send, Api) else lambda prompt: prompt
         rest = iter(prompts)
         while self.stopped is None and (prompt := next(rest, None)) is not None:
-            yield prepare(prompt)
+            yield self._source.prepare(prompt)
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -1123,14 +1143,6 @@ class Run:
             result.error = None
             result.take(reply)
         return failure
-
-    async def _call(self, prompt: Prompt) -> Reply:
-        if isinstance(self._send, Api):
-            return await self._send.call(prompt)
-        waiting = self._send(prompt.content if prompt.kind else prompt.columns)
-        if not isinstance(waiting, Awaitable):
-            raise TypeError("send is no coroutine function: write it as `async def`")
-        return Reply(await waiting)
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""

@@ -289,3 +289,13 @@ async def test_a_third_partys_backend(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (result,) = await run_concurrent(["x"], load_backend("theirs:connect", base_url="http://h/v1"))
     assert result.text == "from afar"
+
+
+async def test_one_api_serves_two_runs_at_once_and_prompts_may_be_asked_again_otherwise(tmp_path):
+    (tmp_path / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(20)))
+    prompts = list(read_prompts(tmp_path / "p.txt"))
+    async with serve(latency=0.01) as server:
+        one, two = (load_backend("stdlib", base_url=server.url, model=model) for model in "mn")
+        found = await asyncio.gather(*(run_concurrent(prompts, send, concurrency=4) for send in (one, one, two)))
+    assert [{result.model for result in results} for results in found] == [{"m"}, {"m"}, {"n"}]
+    assert all(f"prompt {number}" in result.text for results in found for number, result in enumerate(results))

@@ -120,9 +120,9 @@ def test_system_template_and_parameters(here, stand_in):
     seen = []
 
     class Spy(concurrent_prompts.Api):
-        async def call(self, prompt):
+        def _read(self, prompt, *reply):
             seen.append(json.loads(prompt.body))
-            return await super().call(prompt)
+            return super()._read(prompt, *reply)
 
     original, concurrent_prompts.Api = concurrent_prompts.Api, Spy
     try:

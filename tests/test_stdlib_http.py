@@ -79,7 +79,7 @@ class Server:
                     request.body = await reader.readexactly(int(request.header("content-length") or 0))
                 self.requests.append(request)
                 answer = await self.script(request)
-                if answer is None:
+                if answer is None or writer.is_closing():
                     break
                 writer.write(answer)
                 await writer.drain()
@@ -119,9 +119,7 @@ async def serving(
 
 
 @asynccontextmanager
-async def listening(
-    words: bytes, *, greeting: bool = False
-) -> AsyncIterator[tuple[int, asyncio.Event, asyncio.Event]]:
+async def listening(words: bytes, *, greeting: bool = False) -> AsyncIterator[tuple[int, asyncio.Event, asyncio.Event]]:
     """Accept connections and say some words, as a greeting or to the first byte; give the port, and when it was
     spoken to and hung up on."""
     asked, ended = asyncio.Event(), asyncio.Event()
@@ -252,7 +250,7 @@ FRAMINGS: dict[str, tuple[bytes, int, bytes, bool]] = {
     "mixed case, spaces": (b"HTTP/1.1 200 OK\r\nCONTENT-length: \t2 \r\n\r\nhi", 200, b"hi", True),
     "bytes beyond ASCII": (answer(b"hi", "200 \xc3\xa9", "X-Name: \xff"), 200, b"hi", True),
     "leading zeros": (b"HTTP/1.1 200 OK\r\nContent-Length: 0002\r\n\r\nhi", 200, b"hi", True),
-    "head's end in the body": (answer(b"\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), 200, b"\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", True),
+    "head's end in the body": (answer(b"\r\n\r\nHTTP/1.1 \r\n\r\n"), 200, b"\r\n\r\nHTTP/1.1 \r\n\r\n", True),
     "larger than the buffer": (answer(b"x" * 100_000), 200, b"x" * 100_000, True),
     "chunked": (chunked(HELLO), 200, HELLO, True),
     "chunks larger than the buffer": (chunked(b"x" * 100_000, 40_000), 200, b"x" * 100_000, True),
@@ -330,7 +328,7 @@ async def test_every_split_gives_the_same_answer(name: str) -> None:
 
 @framings
 async def test_every_cut_is_an_error_or_the_whole(name: str) -> None:
-    raw, status, body, _ = FRAMINGS[name]
+    raw = FRAMINGS[name][0]
     if name.startswith(("close-delimited", "gzip to the end", "more than")) or len(raw) > 2000:
         return
     whole = len(raw) - 2 if name == "204 with a body" else len(raw)
@@ -351,7 +349,8 @@ async def test_headers_are_a_mapping() -> None:
         "x-request-id-2": "no",
     }
     assert len(headers) == 5
-    assert (headers.get("x-request"), headers.get("ok", "fallback"), "retry-after" in headers) == (None, "fallback", True)
+    assert headers.get("x-request") is None and headers.get("ok", "fallback") == "fallback"
+    assert "retry-after" in headers and "retry" not in headers
     with pytest.raises(KeyError):
         headers["request-id"]
 
@@ -578,7 +577,7 @@ async def test_reset_in_the_middle(raw: bytes) -> None:
         request.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     async with serving(script) as server, connect(server.url, {}, 1) as post:
-        with pytest.raises(ConnectionError, match="^connection lost: connection reset") as caught:
+        with pytest.raises(ConnectionError, match=r"^connection lost: connection reset") as caught:
             await post("/x", b"{}")
         assert caught.value.__cause__
         assert server.connections == 1
@@ -597,7 +596,7 @@ async def test_connections_are_reused_newest_first() -> None:
 
     async with serving(script) as server:
         async with connect(server.url, {}, 3) as post:
-            tasks = [asyncio.create_task(post("/x", b"%d" % n)) for n in range(3)]
+            tasks = [asyncio.ensure_future(post("/x", b"%d" % n)) for n in range(3)]
             for _ in tasks:
                 await started.acquire()
             go.set()
@@ -633,7 +632,7 @@ async def test_closed_as_the_next_request_is_written() -> None:
         for n in range(7):
             assert (await post("/x", b"%d" % n))[2] == b"%d" % n
         # The third request on a connection is sent twice: at once, and no oftener.
-        assert [request.body for request in server.requests] == [b"0", b"1", b"2", b"2", b"3", b"4", b"4", b"5", b"6", b"6"]
+        assert b"".join(request.body for request in server.requests) == b"0122344566"
         assert server.connections == 4
 
 
@@ -708,12 +707,11 @@ async def test_unasked_bytes_close_an_idle_connection() -> None:
 
 async def test_server_that_speaks_first() -> None:
     async with listening(answer(b"nobody asked"), greeting=True) as (port, _, ended):
-        async with connect(f"http://127.0.0.1:{port}", {}, 1) as post:
-            client = post.__self__  # type: ignore[attr-defined]
-            connection = await client._open()
-            await ended.wait()
-            with pytest.raises(ConnectionError, match="without answering"):
-                await client._exchange(connection, b"")
+        client = stdlib._Client(f"http://127.0.0.1:{port}", {}, 1)
+        connection = await client._open()
+        await ended.wait()
+        with pytest.raises(ConnectionError, match="without answering"):
+            await client._exchange(connection, b"")
 
 
 @pytest.mark.parametrize("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
@@ -730,7 +728,7 @@ async def test_cancelled_in_the_middle_of_an_answer(start: bytes) -> None:
         return None
 
     async with serving(script) as server, connect(server.url, {}, 1) as post:
-        task = asyncio.create_task(post("/x", b"first"))
+        task = asyncio.ensure_future(post("/x", b"first"))
         await half.wait()
         await asyncio.sleep(0)  # the client reads what there is
         task.cancel()
@@ -743,7 +741,7 @@ async def test_cancelled_in_the_middle_of_an_answer(start: bytes) -> None:
 
 async def test_cancelled_just_when_the_answer_is_there() -> None:
     async with serving(always(answer())) as server, connect(server.url, {}, 1) as post:
-        task = asyncio.create_task(post("/x", b""))
+        task = asyncio.ensure_future(post("/x", b""))
         # The answer settles the future, and before the task wakes up to it the task is cancelled.
         advance = stdlib._Connection._advance
 
@@ -760,14 +758,16 @@ async def test_cancelled_just_when_the_answer_is_there() -> None:
 
 
 async def test_cancelled_while_connecting() -> None:
-    async with listening(b"") as (port, asked, ended):  # the TLS handshake waits
-        async with connect(f"https://127.0.0.1:{port}", {}, 1) as post:
-            task = asyncio.create_task(post("/x", b""))
-            await asked.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await ended.wait()
+    async with (
+        listening(b"") as (port, asked, ended),  # so that the TLS handshake waits
+        connect(f"https://127.0.0.1:{port}", {}, 1) as post,
+    ):
+        task = asyncio.ensure_future(post("/x", b""))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await ended.wait()
 
 
 async def test_busy_when_the_block_ends() -> None:
@@ -782,7 +782,7 @@ async def test_busy_when_the_block_ends() -> None:
 
     async with serving(script) as server:
         async with connect(server.url, {}, 1) as post:
-            task = asyncio.create_task(post("/x", b""))
+            task = asyncio.ensure_future(post("/x", b""))
             await asked.wait()
         go.set()
         assert (await task)[2] == b"late"
@@ -844,7 +844,7 @@ async def test_no_answer_is_ever_swapped() -> None:
         at = 0
         if request.number > 1 and dice.random() < 0.05:
             return None
-        while at < len(raw):
+        while at < len(raw) and not request.writer.is_closing():
             size = dice.choice([1, 5, 40, 1000])
             # What is too much comes with the end of the answer: later it could be the next one, for all we know.
             request.writer.write(raw[at : at + size] + (extra if at + size >= len(raw) else b""))
@@ -855,7 +855,7 @@ async def test_no_answer_is_ever_swapped() -> None:
     async def one(n: int) -> None:
         nonlocal finished, cancelled
         body = b'{"prompt": %d, "filler": "%b"}' % (n, b"x" * dice.randrange(60))
-        task = asyncio.create_task(post("/echo", body))
+        task = asyncio.ensure_future(post("/echo", body))
         if n % 5 == 0:
             asyncio.get_running_loop().call_later(dice.random() * 0.01, task.cancel)
         try:
@@ -1012,9 +1012,9 @@ async def test_ipv6() -> None:
 @pytest.mark.parametrize(
     "base_url",
     [
-        *("", "api.test/v1", "ftp://api.test", "http://", "http:///v1", "http://:80/v1", "//api.test", "http://[::1/v1"),
+        *("", "api.test/v1", "ftp://api.test", "http://", "http:///v1", "http://:80/v1", "//api.test", "http://[::1/v"),
         *("http://api.test:port", "http://api.test:99999", "http://a..b/v1", "http://.test", f"http://{'a' * 64}.test"),
-        *("http://api.test/v1\r\nX: y", "http://api.test/a b", "http://api.test/\n", " http://api.test", "http://a.test/\0"),
+        *("http://api.test/v1\r\nX: y", "http://api.test/a b", "http://api.test/\n", " http://api.test", "http://a/\0"),
         *("http://api.test/v\u00e9", "http://user:hunter2@api.test:port", "http://user:hunter2@[::1/"),
         *("http://api.test/v1?a=b", "http://api.test/v1#a"),
     ],
@@ -1030,11 +1030,12 @@ async def test_bad_base_url(base_url: str) -> None:
     ("name", "value"),
     [
         *(("Authorization", f"Bearer hunter2{bad}") for bad in ("\n", "\r\nX: y", "\0", "\u2019", "\u00e9", "\x1b")),
-        *((bad, "hunter2") for bad in ("", "A B", "A:", "A\r\nB", "\u00c4", "Content-Length", "transfer-encoding", "CONNECTION")),
+        *((bad, "hunter2") for bad in ("", "A B", "A:", "A\r\nB", "\u00c4")),
+        *((ours, "hunter2") for ours in ("Content-Length", "transfer-encoding", "CONNECTION")),
     ],
 )
 async def test_bad_header(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match="^header") as caught:
+    with pytest.raises(ValueError, match=r"^header") as caught:
         async with connect("http://api.test", {name: value}, 1):
             pass
     assert "hunter2" not in str(caught.value)
@@ -1109,12 +1110,14 @@ async def test_tls_with_another_hosts_certificate(authority: Authority, monkeypa
 
 
 async def test_tls_to_a_server_that_speaks_plain_http() -> None:
-    async with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _, ended):
-        async with connect(f"https://127.0.0.1:{port}", {}, 1) as post:
-            with pytest.raises(ConnectionError, match=f"^cannot connect to 127.0.0.1:{port}: TLS: ") as caught:
-                await post("/x", b"")
-            assert isinstance(caught.value.__cause__, ssl.SSLError)
-            await ended.wait()
+    async with (
+        listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _, ended),
+        connect(f"https://127.0.0.1:{port}", {}, 1) as post,
+    ):
+        with pytest.raises(ConnectionError, match=rf"^cannot connect to 127\.0\.0\.1:{port}: TLS: ") as caught:
+            await post("/x", b"")
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+        await ended.wait()
 
 
 async def test_tls_connection_closed_while_idle(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1145,7 +1148,7 @@ def tunnel(reply: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> Scr
     """Connect to where CONNECT asks for, and pass bytes to and fro."""
 
     async def script(request: Request) -> None:
-        host, _, port = request.head.split()[1].decode().rpartition(":")
+        port = request.head.split()[1].rpartition(b":")[2]
         reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
         try:
             request.writer.write(reply)
@@ -1200,7 +1203,8 @@ async def test_https_through_an_https_proxy(authority: Authority, monkeypatch: p
     ):
         monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{proxy.port}")
         async with connect(f"https://api.test:{server.port}/v1", {}, 1) as post:
-            assert [(await post("/x", b"%d" % n * 40_000))[2] for n in range(3)] == [b"%d" % n * 40_000 for n in range(3)]
+            for body in b"0" * 40_000, b"1" * 40_000, b"":
+                assert (await post("/x", body))[2] == body
         assert len(proxy.requests) == server.connections == 1
 
 
@@ -1211,7 +1215,7 @@ async def test_certificate_not_verified_through_a_proxy(authority: Authority, mo
     ):
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         async with connect(f"https://api.test:{server.port}/v1", {}, 1) as post:
-            with pytest.raises(ConnectionError, match="through the proxy .*: certificate not verified") as caught:
+            with pytest.raises(ConnectionError, match=r"through the proxy .*: certificate not verified") as caught:
                 await post("/x", b"")
         assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
         assert not server.requests
@@ -1239,7 +1243,8 @@ async def test_proxy_that_refuses(reply: bytes, message: str, monkeypatch: pytes
         async with connect("https://api.test/v1", {}, 1) as post:
             with pytest.raises(ConnectionError) as caught:
                 await post("/x", b"")
-        assert str(caught.value) == f"cannot connect to api.test:443 through the proxy 127.0.0.1:{proxy.port}: {message}"
+        where = f"api.test:443 through the proxy 127.0.0.1:{proxy.port}"
+        assert str(caught.value) == f"cannot connect to {where}: {message}"
         assert len(proxy.requests) == 1
         while not proxy.ended:
             await asyncio.sleep(0)
@@ -1249,7 +1254,7 @@ async def test_proxy_that_hangs_up_after_its_answer(monkeypatch: pytest.MonkeyPa
     async with serving(then_close(b"HTTP/1.1 200 OK\r\n\r\n")) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         async with connect("https://api.test/v1", {}, 1) as post:
-            with pytest.raises(ConnectionError, match="cannot connect to api.test:443 through the proxy"):
+            with pytest.raises(ConnectionError, match=r"^cannot connect to api\.test:443 through the proxy"):
                 await post("/x", b"")
 
 
@@ -1275,7 +1280,7 @@ async def test_cancelled_while_the_tunnel_is_dug(monkeypatch: pytest.MonkeyPatch
     async with serving(script) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         async with connect("https://api.test/v1", {}, 1) as post:
-            task = asyncio.create_task(post("/x", b""))
+            task = asyncio.ensure_future(post("/x", b""))
             await asked.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -1339,7 +1344,7 @@ async def test_socks_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://user:hunter2@p.test:port", "http://user:hunter2@p .test", "ftp://user:hunter2@p"])
+@pytest.mark.parametrize("url", ["http://user:hunter2@p.test:port", "http://user:hunter2@p .test", "ftp://u:hunter2@p"])
 async def test_bad_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", url)
     with pytest.raises(ValueError, match="the proxy for https must look like") as caught:
@@ -1351,7 +1356,7 @@ async def test_bad_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Fuzzing and comparing -------------------------------------------------------------------------------------------
 
 TOKENS = [
-    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"0", b"-1", b"+5", b"0x10", b"1_0", b"\xff", b"\xd9\xa1"),
+    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"0", b"-1", b"+5", b"0x10", b"1_0", b"\xff"),
     *(b"HTTP/1.1 ", b"Content-Length: 5\r\n", b"Content-Length: 6\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n"),
     *(b"Connection: close\r\n", b"Content-Encoding: gzip\r\n", b"0\r\n\r\n", b"1\r\nx\r\n", b"f" * 16, b"9" * 20),
     *(b"A" * 70_000, b"a: b\r\n" * 120, b"HTTP/1.1 100 Continue\r\n\r\n" * 25, b"\x1f\x8b\x08"),
@@ -1407,7 +1412,7 @@ async def test_same_answers_as_aiohttp() -> None:
         if dice.random() < 0.2:
             lines.append("Connection: close")
         if dice.random() < 0.5:
-            raw = chunked(body, dice.choice((1, 100, 5000)), *lines) if len(body) < 5000 else chunked(body, 4000, *lines)
+            raw = chunked(body, dice.choice((1, 100, 5000) if len(body) < 5000 else (4000,)), *lines)
         else:
             raw = answer(body, dice.choice(("200 OK", "429 Too Many Requests", "500 ", "529 Site Overloaded")), *lines)
         return dice.choice((b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")) + raw
