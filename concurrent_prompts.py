@@ -36,6 +36,7 @@ import contextlib
 import csv
 import dataclasses
 import email.utils
+import errno
 import functools
 import gzip
 import hashlib
@@ -50,6 +51,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +59,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple, TypeVar
@@ -160,6 +163,7 @@ class Result:
     model: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     http: tuple[int, str, Any] | None = None
+    exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
 
     @property
@@ -179,7 +183,10 @@ class Result:
             row[clock] = round(getattr(self, clock), 6)
         row |= {"usage": self.usage, "finish_reason": self.finish_reason, "model": self.model, **self.extra}
         row["request"] = fingerprint(self.prompt)
-        row |= {(f"input_{name}" if name in row else name): value for name, value in self.prompt.columns.items()}
+        for name, value in self.prompt.columns.items():
+            while name in row:
+                name = f"input_{name}"
+            row[name] = value
         return row
 
     def as_batch_row(self) -> dict[str, Any]:
@@ -293,6 +300,9 @@ HINTS = {
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "give the address that it redirects to as --base-url",
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
+    "too_many_files": "raise the limit of open files (ulimit -n), or give a smaller -c",
+    "disk": "make room, or see who removed it, then run the same command to continue",
+    "missing_column": "name a column that is there (-t)",
     "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
     "unreachable": "check that the server runs and that --base-url is its address; then run the same command",
@@ -363,8 +373,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     """Classify a reply that is no answer: this prompt has failed, retry, or stop the run."""
     data = parse_json(body) if isinstance(body, bytes | str) else body
     code, message = error_of(data)
-    if not message:
-        message = page_title(body) or f"HTTP {status}"
+    code, message = short(code, 60), message or page_title(body) or f"HTTP {status}"
     if status == 400 and MODEL_TEXT.search(message):
         code = "model_not_found"  # LiteLLM's proxy, Groq and others have no 404 for it
     verdict = verdict_of(status, code, headers.get("x-should-retry", ""))
@@ -406,24 +415,34 @@ def parse_json(body: bytes | str) -> Any:
         return None
 
 
+def causes(failure: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception and those that it came from, of which there may be a circle."""
+    for _ in range(20):
+        if failure is not None:
+            yield failure
+            failure = failure.__cause__
+
+
 def as_prompt_error(failure: Exception) -> PromptError:
     """Classify whatever a call raised: ours, a connection's, or that of a library that the reader's own code uses."""
     if isinstance(failure, PromptError):
         return failure
     text = short(str(failure)) or type(failure).__name__
-    cause: BaseException | None = failure
-    while cause is not None:  # not verified looks like any lost connection, but will be the same for every prompt
+    for cause in causes(failure):  # these look like any lost connection
         if type(cause).__name__ == "SSLCertVerificationError":
             return PromptError("certificate", text, "stop")
-        cause = cause.__cause__
+        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return PromptError("too_many_files", text, "retry")
     if isinstance(failure, TimeoutError):
         return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
     if isinstance(failure, ConnectionError):
-        return PromptError("connection_error", text, "retry")
+        kind = "unreachable" if isinstance(failure, ConnectionRefusedError) else "connection_error"
+        return PromptError(kind, text, "retry")
     reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
     status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
     if isinstance(status, int):
-        return http_error(status, getattr(reply, "headers", None) or {}, getattr(failure, "body", None) or text)
+        headers: Any = getattr(reply, "headers", None)
+        return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
     names = " ".join(base.__name__ for base in type(failure).__mro__)
     if "Timeout" in names:
         return PromptError("timeout", text, "retry")
@@ -440,6 +459,7 @@ def as_prompt_error(failure: Exception) -> PromptError:
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 CONTENT_KEYS = ("prompt", "messages", "input")
+STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
 
@@ -455,24 +475,27 @@ def _finite(text: str) -> float:
 decode_row = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
 
 
-def read_prompts(path: str | os.PathLike[str]) -> Iterator[Prompt]:
+def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Prompt]:
     """Yield the prompts of a file, lazily and in order; what cannot be read becomes a prompt with an `error`.
 
-    Raises UsageError, when the first is asked for, where the file as a whole cannot be used.
+    Messages call the file by `name`, or else by its path. Raises UsageError, when the first is asked for, where the
+    file as a whole cannot be used.
     """
-    with open_input(path) as (file, form, name):
+    with open_input(path, name) as (file, form, name):
         rows = csv_rows(file, SEPARATORS[form], name) if form in SEPARATORS else line_rows(file, form, name)
         for number, (line, row) in enumerate(rows):
             yield as_prompt(row, number, line, f"{name} line {line}")
 
 
 @contextlib.contextmanager
-def open_input(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str, str]]:
+def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[IO[bytes], str, str]]:
     """Open a prompts file; yield it as bytes after any byte order mark, its form (a suffix) and its name."""
-    name = "standard input" if str(path) == "-" else str(path)
     with contextlib.ExitStack() as stack:
+        name = name or str(path)
+        if name == "-":
+            path, name = stack.enter_context(spooled()), STDIN
         try:
-            file: Any = stack.enter_context(spool(sys.stdin.buffer) if str(path) == "-" else open(path, "rb"))  # noqa: SIM115
+            file: Any = stack.enter_context(open(path, "rb"))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # noqa: SIM115
             start = file.peek(4096)[:4096]
@@ -487,15 +510,19 @@ def open_input(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str, s
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
 
 
-def spool(stream: IO[bytes]) -> Any:
-    """Return a seekable copy of a pipe, so that waiting for its writer never holds up the calls in flight."""
-    if stream.isatty():
+@contextlib.contextmanager
+def spooled() -> Iterator[str]:
+    """Copy standard input into a file and yield its path: waiting for a writer must not hold up calls in flight."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; name a file of prompts")
+    if sys.stdin.buffer.isatty():
         print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
-    copy: Any = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    while block := stream.read(1 << 16):
-        copy.write(block)
-    copy.seek(0)
-    return io.BufferedReader(copy)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "prompts")
+        with open(path, "wb") as file:
+            while block := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
+                file.write(block)
+        yield path
 
 
 def form_of(name: str, start: bytes) -> str:
@@ -504,11 +531,13 @@ def form_of(name: str, start: bytes) -> str:
     if suffix in SEPARATORS or suffix == ".txt":
         return suffix
     first = start.lstrip()[:1]
+    if suffix == ".json" and first == b"[":
+        raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
+    if suffix == ".json" and first == b"{" and parse_json(start.partition(b"\n")[0]) is None:
+        raise UsageError(f"{name} is not JSON Lines; put each object on a line of its own (jq -c '.[]' {name})")
     quoted = first == b'"' and isinstance(parse_json(start.partition(b"\n")[0]), str)  # '"Why?", she asked' is text
     if suffix in JSON_SUFFIXES or first == b"{" or quoted:
         return ".jsonl"
-    if first == b"[" and suffix == ".json":
-        raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
     return ".txt"
 
 
@@ -565,6 +594,8 @@ def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, 
             header = record
             if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
                 raise UsageError(f"{name} has the column {twice[0]!r} twice; rename one of them")
+            if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
+                raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
         elif record:
             yield line, columns_of(header or [], record)
 
@@ -639,6 +670,8 @@ def load_backend(name: str | None = None, **settings: Any) -> Api:
         raise UsageError(missing_backend(name, missing.name or "")) from None
     except (ImportError, AttributeError, ValueError, TypeError) as failure:
         raise UsageError(f"backend {name}: {failure}") from None
+    if not callable(connect):
+        raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return Api(connect, name=name, **settings)
 
 
@@ -725,9 +758,10 @@ class Api:
                 path, body = self._request(prompt)
                 prompt.body = encode_json(body).encode()
                 prompt.path = path + self.query
-            except (ValueError, TypeError, RecursionError) as failure:
+            except (ValueError, TypeError, RecursionError, LookupError) as failure:
                 reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
-                prompt.error = Error("unreadable", f"{prompt.where}: {reason}")
+                kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
+                prompt.error = Error(kind, f"{prompt.where}: {reason}")
         return prompt
 
     def _request(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
@@ -752,7 +786,7 @@ class Api:
                 raise ValueError("a template (-t) and `messages` do not go together")
             return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
         if not prompt.kind:
-            raise ValueError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
+            raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
         listed = isinstance(content, list) and bool(content)
         fits = prompt.kind == "messages" and self.endpoint in ("chat", "responses")
         fits = fits or (prompt.kind == "input" and self.endpoint in ("responses", "embeddings"))
@@ -788,6 +822,7 @@ class Api:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
             if self._key:
                 failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
+                failure.args = (failure.error.message,)
             raise
 
 
@@ -795,6 +830,8 @@ class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
+        if not callable(send):
+            raise TypeError("send is neither a coroutine function nor a loaded backend")
         self._send = send
 
     def prepare(self, prompt: Prompt) -> Prompt:
@@ -825,7 +862,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] not in values:
-            raise ValueError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
+            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
         found = values[match[1]]
         return found if isinstance(found, str) else encode_line(found)
 
@@ -840,7 +877,11 @@ def environment_url() -> str:
 def split_url(url: str) -> tuple[str, str]:
     """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
     base, mark, query = url.strip().partition("?")
-    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", base):
+    try:
+        usable = re.fullmatch(r"https?://[^\s/]+(/\S*)?", base) and urllib.parse.urlsplit(url).port != 0
+    except ValueError:  # a port beyond 65535, half an IPv6 address
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]*", query) or "#" in url:
         raise UsageError(f"--base-url {short(url)} is not of the form https://host/v1")
     for path in ENDPOINTS.values():
         base = base.rstrip("/").removesuffix(path)
@@ -862,6 +903,9 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
         header, colon, text = line.partition(":")
         if colon and header.strip():
             headers[header.strip()] = text.strip()
+    for header, text in headers.items():
+        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
+            raise UsageError(f"the header {short(header)} has characters that no header may have; see OPENAI_*")
     return headers
 
 
@@ -1074,10 +1118,18 @@ class Run:
         self._max_attempts, self._timeout = max_attempts, timeout
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
-        self._heard = False  # has the server ever said anything?
+        self._heard = -math.inf  # when the server last said anything
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
+
+    def at_most(self, calls: int) -> None:
+        """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
+        if self.concurrency > max(1, calls):
+            self.concurrency = self.limiter.ceiling = max(1, calls)
+            self.limiter.allowed = min(self.limiter.allowed, self.concurrency)
+            text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
+            self._warn_once("files", text)
 
     async def __aenter__(self) -> Run:
         self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
@@ -1098,13 +1150,15 @@ class Run:
         if prompt.error is not None:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
+        began = self._clock()
         while (failure := await self._attempt(prompt, result)) is not None:
-            result.error, result.http = failure.error, failure.http
-            if failure.verdict == "retry" and not self._heard and result.attempts >= 3:
-                failure = unreachable(failure)
+            result.error, result.http, result.exception = failure.error, failure.http, failure
+            last = result.attempts >= self._max_attempts
+            if failure.verdict == "retry" and self._nobody(failure, began, result):
+                failure = PromptError("unreachable", failure.error.message, "stop")
             if failure.verdict == "stop":
                 self.stop(failure)
-            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not self.stopped):
+            if failure.verdict == "fail" or (last and not self.stopped):
                 return result
             if self.stopped or not await self._back_off(failure, result):
                 result.done = False
@@ -1112,6 +1166,13 @@ class Run:
                 return result
             result.lost, result.latency = result.lost + result.latency, 0.0
         return result
+
+    def _nobody(self, failure: PromptError, began: float, result: Result) -> bool:
+        """Whether it is not this prompt's failure: nobody ever answered, or nobody is there any longer."""
+        if self._heard == -math.inf:
+            return result.attempts >= min(3, self._max_attempts)
+        refused = failure.error.type == "unreachable"
+        return refused and result.attempts >= self._max_attempts and self._heard < began
 
     async def _attempt(self, prompt: Prompt, result: Result) -> PromptError | None:
         asked = self._clock()
@@ -1130,6 +1191,7 @@ class Run:
                 reply = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
             failure = as_prompt_error(exc)
+            failure.__cause__ = None if failure is exc else exc
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -1138,9 +1200,10 @@ class Run:
         finally:
             result.latency = self._clock() - started
             self.limiter.settle(started, failure)
-        self._heard = self._heard or failure is None or failure.heard
+        if failure is None or failure.heard:
+            self._heard = self._clock()
         if failure is None:
-            result.error = None
+            result.error = result.exception = None
             result.take(reply)
         return failure
 
@@ -1193,12 +1256,6 @@ class Run:
             log.warning(text)
 
 
-def unreachable(failure: PromptError) -> PromptError:
-    """Return the failure as one that stops the run: nobody has ever answered there."""
-    kind = "timeout" if failure.error.type == "timeout" else "unreachable"
-    return PromptError(kind, failure.error.message, "stop")
-
-
 Record = Callable[[Result], Awaitable[None] | None]
 
 
@@ -1239,6 +1296,8 @@ class Journal:
         self._earlier: dict[str, list[tuple[int, Any, Error | None]]] = {}
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
         self._new_ids: dict[int, str | int] = {}
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
             self._file = open(path, "w+b" if overwrite else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as failure:
@@ -1254,13 +1313,17 @@ class Journal:
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
         size = 0
+        line = b""
         with open(self.path, "rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip(b"\0\r\n "):  # left by an editor, or by a power cut
+                    size += len(line)
+                    continue
                 row = parse_json(line)
                 if not line.endswith(b"\n") and row is None and LINE_START.startswith(line[: len(LINE_START)]):
                     self._file.truncate(size)
                     return size
-                key, row_id, error = self._recognise(row)
+                key, row_id, error = self._recognise(row, number)
                 self._earlier.setdefault(key, []).append((size, row_id, error))
                 size += len(line)
         if size and not line.endswith(b"\n"):  # only its end was cut off
@@ -1268,19 +1331,21 @@ class Journal:
             size += 1
         return size
 
-    def _recognise(self, row: Any) -> tuple[str, Any, Error | None]:
+    def _recognise(self, row: Any, number: int) -> tuple[str, Any, Error | None]:
         """Return a result line's fingerprint, id and error."""
         with contextlib.suppress(AttributeError, KeyError, TypeError):
             key = row["id"].removeprefix("batch_req_") if "custom_id" in row else row["request"]
             if re.fullmatch("[0-9a-f]{16}", key):
                 if "custom_id" not in row:
-                    return key, row["id"], row["error"] and Error(**row["error"])
+                    error = row["error"] and Error(**row["error"])
+                    return key, row["id"], error and error._replace(type=error.type + "", message=error.message + "")
                 status = (row["response"] or {}).get("status_code")
                 if status == 200 and not row["error"]:
                     return key, row["custom_id"], None
                 return key, row["custom_id"], Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
         self._file.close()
-        raise UsageError(f"{self.path} holds something other than results; choose another file (-o) or --overwrite")
+        what = f"{self.path} holds something other than results in line {number}"
+        raise UsageError(f"{what}; mend that, choose another file (-o), or give it up (--overwrite)")
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
@@ -1317,13 +1382,15 @@ class Journal:
     def finish(self, whole: bool = True) -> None:
         """Put the complete file into the input's order, all of it or nothing.
 
-        Not `whole`: only the first prompts of the input were asked for, so that the other lines stay in the file.
+        Raises OSError where that cannot be. Not `whole`: only the first prompts of the input were asked for, so that
+        the other lines stay in the file.
         """
         target = pathlib.Path(os.path.realpath(self.path))  # a link stays a link
         draft = target.with_name(target.name + ".tmp")
+        os.fsync(self._file.fileno())
         try:
-            os.fsync(self._file.fileno())
-            with open(self.path, "rb") as lines, open(draft, "wb") as file:
+            # Read what was written, even where somebody has removed or replaced the file of that name.
+            with open(os.dup(self._file.fileno()), "rb") as lines, open(draft, "wb") as file:
                 file.writelines(self._ordered(lines))
                 stale = [line_at(lines, offset) for offset in self._stale(whole)]
                 file.writelines([] if whole else stale)
@@ -1333,9 +1400,10 @@ class Journal:
                 self._set_aside(stale)
             self._file.close()  # Windows replaces no open file
             os.replace(draft, target)
-        except OSError as failure:
-            log.warning("%s is complete, but not in the input's order: %s", self.path, failure.strerror)
-            draft.unlink(missing_ok=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         for number, offset in enumerate(self._offsets):
@@ -1378,9 +1446,10 @@ class Printer:
     def __enter__(self) -> Printer:
         return self
 
-    def __exit__(self, *failure: Any) -> None:
-        for _, line in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
-            self._write(line)
+    def __exit__(self, kind: Any, *failure: Any) -> None:
+        if kind is None or not issubclass(kind, OSError):
+            for _, line in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
+                self._write(line)
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield all the prompts."""
@@ -1425,12 +1494,15 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
     admitted = run.admit(prompts)
 
-    async def worker() -> None:
-        for prompt in admitted:
+    async def worker(prompt: Prompt | None) -> None:
+        while prompt is not None:
             await _record(record, await run.answer(prompt))
+            prompt = next(admitted, None)
 
-    workers = [asyncio.ensure_future(worker()) for _ in range(run.concurrency)]
+    workers = []
     try:
+        for prompt in itertools.islice(admitted, run.concurrency):
+            workers.append(asyncio.ensure_future(worker(prompt)))
         await asyncio.gather(*workers)
     finally:  # after an error gather leaves the others running
         for task in workers:
@@ -1449,26 +1521,34 @@ async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions:
     results: dict[int, Result] = {}
 
     def record(result: Result) -> None:
-        if result.error is not None and not return_exceptions:
-            failure = PromptError(result.error.type, result.error.message, "fail", result.error.status)
-            failure.error = result.error
-            raise failure
-        results[result.prompt.number] = result
+        results[result.prompt.number] = checked_result(result, return_exceptions)
 
     async with Run(send, **options) as run:
         await _work(way, run, items, record)
     return [results[number] for number in sorted(results)]
 
 
-async def as_completed(prompts: Iterable[Any], send: Any, **options: Any) -> AsyncIterator[Result]:
-    """Yield the Results as the answers come, with no more than `concurrency` of them waiting to be taken."""
+def checked_result(result: Result, return_exceptions: bool) -> Result:
+    """Return the result. Raises its PromptError, if that is asked for."""
+    if result.error is not None and not return_exceptions:
+        raise result.exception or PromptError(*result.error[:2])
+    return result
+
+
+async def as_completed(
+    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
+) -> AsyncIterator[Result]:
+    """Yield the Results as the answers come, with no more than `concurrency` of them waiting to be taken.
+
+    Arguments as `run`'s.
+    """
     async with Run(send, **options) as run:
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
         work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
         end = asyncio.ensure_future(_close(work, results))
         try:
             while (result := await results.get()) is not None:
-                yield result
+                yield checked_result(result, return_exceptions)
             await work
         finally:
             work.cancel()
@@ -1550,6 +1630,11 @@ def quantile(ordered: list[float], share: float) -> float | None:
     return ordered[math.ceil(len(ordered) * share) - 1]
 
 
+def plural(count: int, noun: str) -> str:
+    """Return '1 answer', '2 answers'."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def times(ratio: float) -> str:
     """Return 'N times' with as many digits as mean something."""
     return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
@@ -1608,7 +1693,7 @@ class Tally:
             yield "tokens " + ", ".join(f"{count:,} {name}" for name, count in self.tokens.items() if count)
         waits = [f"{duration(self.waits[key])} {text}" for key, text in WAIT_TEXTS.items() if self.waits[key] >= 0.005]
         lost = self.attempts - self.answered
-        yield f"{self.attempts:,} attempts" + (f", {lost:,} of them without an answer" if lost > 0 else "")
+        yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         if waits:
             yield f"waited (all calls added up): {', '.join(waits)}"
 
@@ -1646,7 +1731,7 @@ def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
         "cached": given.get("cached_tokens") if isinstance(given, dict) else 0,
         "for reasoning": made.get("reasoning_tokens") if isinstance(made, dict) else 0,
     }
-    return {name: count for name, count in counts.items() if isinstance(count, int)}
+    return {name: count for name, count in counts.items() if isinstance(count, int) and 0 <= count < 2**53}
 
 
 class Progress:
@@ -1674,8 +1759,11 @@ class Progress:
     def _tick(self) -> None:
         """Write a line and set the timer for the next one."""
         if self._timer is not None or self._terminal:
-            self._stream.write(("\r" if self._terminal else "") + self.text() + ("\x1b[K" if self._terminal else "\n"))
-            self._stream.flush()
+            width = shutil.get_terminal_size().columns - 1
+            text = f"\r{self.text()[:width]}\x1b[K" if self._terminal else f"{self.text()}\n"
+            with contextlib.suppress(OSError):
+                self._stream.write(text)
+                self._stream.flush()
         every = 0.2 if self._terminal else self.EVERY
         self._timer = asyncio.get_running_loop().call_later(every, self._tick)
 
@@ -1744,8 +1832,8 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
         if one.backend == two.backend and one.tally.answered and two.tally.answered:
             ratio = one.tally.wall / two.tally.wall
             won = f"ran {times(ratio)} faster than" if ratio >= 1.05 else "was no faster than"
-            count = f"{two.tally.answered:,} prompts" if two.tally.answered > 1 else "1 prompt"
-            walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)} for {count}"
+            walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)}"
+            walls += f" for {plural(two.tally.answered, 'prompt')}"
             yield f"{one.backend}: concurrent {won} sequential: {walls}."
     concurrent = [one for one in ran if one.way == "concurrent" and one.tally.answered >= 100]
     if len(concurrent) > 1:  # CPU time of fewer is mostly chance
@@ -1774,24 +1862,41 @@ DEMO_PROMPTS = [f"What is {thing}?" for thing in (
 DEMO_SERVER = ("--port", "0", "--latency", "0.4", "--sigma", "0.3", "--exit-on-eof")
 
 
+class ErrorLog(logging.Handler):
+    """Log records on standard error, on a line of their own where there is a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record."""
+        say_error(("\r\x1b[K" if sys.stderr.isatty() else "") + record.getMessage())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    handler = logging.StreamHandler()
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - started without one
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+    handler = ErrorLog()
     log.addHandler(handler)
     try:
         args = parse_arguments(argv)
         log.setLevel(logging.INFO if args.verbose else logging.WARNING)
-        with demo_server(args) if args.demo else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
+            if args.demo:
+                stack.enter_context(demo_server(args))
             return asyncio.run(compare(args) if args.compare else answer_file(args))
     except UsageError as problem:
-        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
-        print(f"{PROGRAM}: interrupted; run the same command to continue", file=sys.stderr)
+        say_error(f"{PROGRAM}: interrupted; run the same command to continue")
         return 130
     except BrokenPipeError:  # the reader of our output has had enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    except OSError as failure:
+        say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
     finally:
         log.removeHandler(handler)
@@ -1802,7 +1907,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
-    args.backends = args.backend.split(",") if args.backend else [default_backend()]
+    args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
+    if not all(args.backends):
+        raise UsageError("-b has an empty name")
     if len(args.backends) > 1 and not args.compare:
         raise UsageError("several backends (-b a,b) are for --compare")
     if args.sequential and (args.compare or args.concurrency):
@@ -1813,7 +1920,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.params = dict(parameter(text) for text in args.param)
     if args.output is None:
         stdout = args.prompts in (None, "-")
-        args.output = "-" if stdout else default_output(args.prompts)
+        args.output = "-" if stdout else default_output(args.prompts, ".demo" if args.demo else "")
+    if (args.output == "-" or args.compare) and sys.stdout is None:
+        raise UsageError("standard output is closed; name a file with -o")
     if args.output != "-" and args.prompts and os.path.realpath(args.output) == os.path.realpath(args.prompts):
         raise UsageError(f"{args.output} is the input; choose another file with -o")
     return args
@@ -1890,10 +1999,10 @@ def parameter(text: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def default_output(prompts: str) -> str:
-    """Return PROMPTS' stem + .results.jsonl."""
+def default_output(prompts: str, mark: str = "") -> str:
+    """Return PROMPTS' stem + .results.jsonl; made-up answers get another name, lest they pass for real ones."""
     path = pathlib.Path(prompts.removesuffix(".gz"))
-    return str(path.parent / f"{path.stem}.results.jsonl")
+    return str(path.parent / f"{path.stem}{mark}.results.jsonl")
 
 
 @contextlib.contextmanager
@@ -1903,6 +2012,7 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
     if not script.exists():
         raise UsageError(f"--demo needs the folder backends/ beside {PROGRAM}")
     command = [sys.executable, str(script), *DEMO_SERVER]
+    environment = dict(os.environ)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     if sys.platform == "win32":  # out of reach of a Ctrl-C, so that the calls in flight can finish
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -1914,15 +2024,25 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
             if not ready:
                 raise UsageError("the stand-in server did not start")
             args.base_url, args.api_key_env = ready.split()[-1], "CONCURRENT_PROMPTS_DEMO_HAS_NO_KEY"
+            os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
             yield
         finally:
             server.terminate()
+            os.environ.update(environment)
+            for name in {"no_proxy", "NO_PROXY"} - environment.keys():
+                os.environ.pop(name, None)
 
 
 def prompts_of(args: argparse.Namespace) -> Iterator[Prompt]:
     """Yield the prompts of the file, or the demo's own, up to --limit."""
-    prompts = read_prompts(args.prompts) if args.prompts else as_prompts(DEMO_PROMPTS)
+    name = STDIN if args.prompts == "-" else ""
+    prompts = read_prompts(args.source, name) if args.source else as_prompts(DEMO_PROMPTS)
     return itertools.islice(prompts, args.limit)
+
+
+def source_name(args: argparse.Namespace) -> str:
+    """Return what messages call the input."""
+    return STDIN if args.prompts == "-" else args.prompts or "the demo"
 
 
 def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt]:
@@ -1930,9 +2050,8 @@ def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt
     first = next(prompts, None)
     if first is None:
         raise UsageError(f"{source} holds no prompts")
-    readable = first.error is None
-    if api.prepare(first).error and readable:
-        raise UsageError(first.error.message if first.error else "")
+    if (error := api.prepare(first).error) and error.type == "missing_column":
+        raise UsageError(error.message)
     return map(api.prepare, itertools.chain([first], prompts))
 
 
@@ -1945,13 +2064,28 @@ def make_api(args: argparse.Namespace, backend: str) -> Api:
 def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
     """Return a run as the arguments ask for."""
     names = ("concurrency", "max_attempts", "timeout")
-    return Run(api, **{name: getattr(args, name) for name in names} | changes)
+    run = Run(api, **{name: getattr(args, name) for name in names} | changes)
+    run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
+    return run
+
+
+def open_files() -> int:
+    """Return how many files (each connection is one) may be open, after asking for as many as may be had."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1 << 20
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    prompts = checked(prompts_of(args), api, args.prompts or "the demo")
+    prompts = checked(prompts_of(args), api, source_name(args))
     way = sequentially if args.sequential else concurrently
     run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
     path = pathlib.Path(args.output)
@@ -1967,7 +2101,10 @@ async def answer_file(args: argparse.Namespace) -> int:
                 progress.close()
         tally.stop()
         if run.stopped is None:
-            sink.finish(whole=args.limit is None)
+            try:
+                sink.finish(whole=args.limit is None)
+            except OSError as failure:
+                run.stop(disk_error(sink, failure))
     return report(args, run, api, tally, sink)
 
 
@@ -1980,18 +2117,21 @@ def record(run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, 
             raise
         except OSError as failure:
             result.done = False
-            run.stop(PromptError("disk", f"cannot write {sink.path or 'the output'}: {failure.strerror}", "stop"))
+            run.stop(disk_error(sink, failure))
     tally.add(result)
     progress.update(result)
 
 
+def disk_error(sink: Journal | Printer, failure: OSError) -> PromptError:
+    """Return the error that stops a run whose results cannot be written."""
+    return PromptError("disk", f"cannot write {sink.path or 'the output'}: {failure.strerror or failure}", "stop")
+
+
 def count_prompts(args: argparse.Namespace) -> int | None:
     """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
-    if args.prompts == "-":
-        return args.limit  # type: ignore[no-any-return]
-    if args.prompts is None:
+    if args.source is None:
         return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
-    with contextlib.suppress(UsageError, *BROKEN), open_input(args.prompts) as (file, form, _):
+    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.prompts) as (file, form, _):
         lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
         return min(lines, args.limit or lines)
     return None
@@ -2006,8 +2146,8 @@ def interruptible(run: Run) -> Iterator[None]:
     def interrupt() -> None:
         if run.stopped is None:
             run.stop(PromptError("interrupted", "interrupted", "stop"))
-            count = run.limiter.in_flight
-            print(f"\nstopping: {count} calls in flight will finish; once more to stop at once", file=sys.stderr)
+            calls = plural(run.limiter.in_flight, "call")
+            say_error(f"\nstopping: {calls} in flight may finish; once more to stop at once")
         else:
             task.cancel()
 
@@ -2027,11 +2167,11 @@ def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Jou
     for error in sink.kept_errors:
         tally.fail(error)
     if not args.quiet:
-        way = "one at a time" if args.sequential else f"up to {run.most_in_flight} in flight"
+        way = "one at a time" if run.most_in_flight < 2 else f"up to {run.most_in_flight} in flight"
         say_error(f"{api.name} at {api.base_url}, {way}")
         say_error(*tally.lines(), indent="  ")
         if sink.kept:
-            say_error(f"{sink.kept:,} answers of an earlier run were kept", indent="  ")
+            say_error(f"{plural(sink.kept, 'answer')} of an earlier run kept", indent="  ")
         if sink.path:
             say_error(f"results in {sink.path}", indent="  ")
     for warning in tally.warnings():
@@ -2054,15 +2194,16 @@ def stopped_status(reason: PromptError) -> int:
 
 def say_error(*lines: str, indent: str = "") -> None:
     """Print lines on standard error."""
-    for line in lines:
-        print(indent + line, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        for line in lines:
+            print(indent + line, file=sys.stderr)
 
 
 async def compare(args: argparse.Namespace) -> int:
     """Run the prompts sequentially and concurrently with each backend; print the results, the table and who won."""
     ran: list[Ran] = []
     apis = [make_api(args, name) for name in args.backends]
-    prompts = list(checked(prompts_of(args), apis[0], args.prompts or "the demo"))
+    prompts = list(checked(prompts_of(args), apis[0], source_name(args)))
     for api in apis:
         for way in (sequentially, concurrently):
             one, stopped = await measure(args, api, way, prompts)

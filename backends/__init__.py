@@ -23,7 +23,8 @@ The rules:
   * Every HTTP status is returned as a value, redirects too: none is followed, none is an exception.
   * Whatever goes wrong below HTTP (refused, reset, cut short, not HTTP at all, a certificate that is
     not verified, a limit on size exceeded) is raised as the built-in ConnectionError, or TimeoutError,
-    from the library's own exception; the message is one line that says what happened.
+    from the library's own exception; the message is one line that says what happened. Nobody there at all
+    (refused, no route, no such name) is its subclass ConnectionRefusedError.
   * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. The one
     exception: a kept-alive connection that the server had closed before it answered is
     replaced and the request sent again at once, because that is a matter of connections.
@@ -40,6 +41,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import urlsplit
 
+MAX_BODY = 256 * 1024 * 1024  # bytes of a body, sent and decompressed: what is larger is no answer
+
 Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]]
 
@@ -52,7 +55,8 @@ def proxy_for(base_url: str) -> str | None:
 
     parts = urlsplit(base_url)
     proxies = request.getproxies_environment()
-    if request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):  # type: ignore[attr-defined]
+    bypassed: Callable[..., bool] = request.proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+    if bypassed(parts.hostname, proxies) or bypassed(parts.netloc.rpartition("@")[2], proxies):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"

@@ -17,6 +17,7 @@ import openai
 from . import Post, proxy_for
 
 BELOW_HTTP: tuple[type[Exception], ...] = (openai.APIConnectionError, httpx2.HTTPError)
+REFUSED = ("ClientConnectorError", "ClientConnectorDNSError", "ConnectError")
 Transport: Any = openai.DefaultAsyncHttpxClient
 with contextlib.suppress(ImportError):
     import aiohttp
@@ -67,7 +68,14 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
 
 def below_http(failure: BaseException) -> Exception:
     """Return the built-in exception for what the SDK wraps; its aiohttp transport calls a refusal a time-out."""
-    while (cause := failure.__cause__ or failure.__context__) is not None:
+    refused = False
+    for _ in range(20):  # causes may go round in a circle
+        refused = refused or type(failure).__name__ in REFUSED
+        cause = failure.__cause__ or failure.__context__
+        if cause is None:
+            break
         failure = cause
     text = " ".join(f"{type(failure).__name__}: {failure}".split())
+    if refused or isinstance(failure, ConnectionRefusedError):
+        return ConnectionRefusedError(text)
     return TimeoutError(text) if isinstance(failure, TimeoutError) else ConnectionError(text)

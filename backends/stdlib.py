@@ -33,7 +33,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from . import Post
+from . import MAX_BODY, Post, proxy_for
 
 __all__ = ["connect"]
 
@@ -41,7 +41,6 @@ MAX_HEAD = 64 * 1024  # bytes of a status line and its header lines
 MAX_LINES = 100  # header lines of an answer, or trailer lines of a chunked body
 MAX_INTERIM = 20  # answers 1xx before the one that counts
 MAX_LINE = 4096  # bytes of a chunk-size or trailer line
-MAX_BODY = 256 * 1024 * 1024  # bytes of a body, as sent and as decompressed
 MAX_MEMBERS = 100  # gzip members of a body
 BUFFER = 16 * 1024  # bytes of one read; every connection has its own, so that small is kind to the cache
 
@@ -56,9 +55,7 @@ _is_field = re.compile(_FIELD).fullmatch
 _is_head = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r\n(?:%b){0,%d}+" % (_TEXT, _FIELD, MAX_LINES)).fullmatch
 _chunk_size = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?\r\n" % _TEXT).fullmatch
 _bare_line_feed = re.compile(rb"(?<!\r)\n").search
-_framing_fields = re.compile(
-    rb"\r\n(content-length|transfer-encoding|content-encoding|connection):([^\r]*)", re.IGNORECASE
-).findall
+_framing_fields = re.compile(rb"\r\n(content-length|transfer-encoding|content-encoding|connection):([^\r]*)").findall
 
 
 class _UnansweredError(ConnectionError):
@@ -73,13 +70,12 @@ class Headers(Mapping[str, str]):
 
     __slots__ = ("_head", "_lower")
 
-    def __init__(self, head: bytes) -> None:
+    def __init__(self, head: bytes, lower: bytes) -> None:
         self._head = head
-        self._lower = b""
+        self._lower = lower
 
     def get(self, name: str, default: Any = None) -> Any:
         """Search the lines as they stand: cheaper than a dictionary of which little is ever used."""
-        self._lower = self._lower or self._head.lower()
         at = self._lower.find(b"\r\n%b:" % name.encode())
         if at < 0:
             return default
@@ -93,7 +89,7 @@ class Headers(Mapping[str, str]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        lines = self._head.lower().decode("latin-1").split("\r\n")[1:-1]
+        lines = self._lower.decode("latin-1").split("\r\n")[1:-1]
         return iter(dict.fromkeys(line.partition(":")[0] for line in lines))
 
     def __len__(self) -> int:
@@ -120,12 +116,13 @@ def _answer(tunnel: bool = False) -> Reading[tuple[Answer, bool]]:
             break
     else:
         raise ConnectionError(f"{MAX_INTERIM} interim answers (1xx) and no other")
-    status, headers = int(head[9:12]), Headers(head)
+    lower = head.lower()
+    status, headers = int(head[9:12]), Headers(head, lower)
     if tunnel:
         return (status, headers, b""), not data
     fields: dict[bytes, bytes] = {}
-    for name, value in _framing_fields(head):
-        name, value = name.lower(), value.strip(b" \t").lower()
+    for name, value in _framing_fields(lower):
+        value = value.strip(b" \t")
         fields[name] = fields[name] + b"," + value if name in fields else value
     bodiless = status in (204, 304)
     body, data = (b"", data) if bodiless else (yield from _body(data, fields))
@@ -175,13 +172,13 @@ def _body(data: bytes, fields: dict[bytes, bytes]) -> Reading[Split]:
     if coding := fields.get(b"transfer-encoding"):
         if coding != b"chunked":
             raise ConnectionError(f"unknown transfer coding: {coding[:60]!r}")
-        return (yield from _chunked_body(data))
+        return _chunked_body(data)
     if b"content-length" not in fields:
-        return (yield from _endless_body(data))
+        return _endless_body(data)
     digits = fields[b"content-length"]
     if not digits.isdigit() or len(digits) > 18:  # several fields were joined by a comma, so that they fail too
         raise ConnectionError(f"bad Content-Length: {digits[:60]!r}")
-    return (yield from _counted_body(data, _bounded(int(digits))))
+    return _counted_body(data, _bounded(int(digits)))
 
 
 def _bounded(size: int) -> int:
@@ -405,18 +402,11 @@ def _origin(url: str, what: str) -> tuple[_Origin, SplitResult]:
 
 def _proxy_for(target: _Origin) -> tuple[_Origin | None, dict[str, str]]:
     """Return the proxy that the environment names for the target, and the header field that it wants."""
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
-        return None, {}
-    from urllib import request  # slow to import and seldom needed
-
-    proxies = request.getproxies_environment()
-    bypassed: Callable[..., bool] = request.proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
-    url = proxies.get(target.scheme) or proxies.get("all")
-    if not url or bypassed(target.host, proxies) or bypassed(str(target), proxies):
+    if not (url := proxy_for(f"{target.scheme}://{target}")):
         return None, {}
     if url.lower().startswith("socks"):
         raise ConnectionError("the environment names a SOCKS proxy; the stdlib backend can use HTTP proxies only")
-    proxy, parts = _origin(url if "://" in url else f"http://{url}", f"the proxy for {target.scheme}")
+    proxy, parts = _origin(url, f"the proxy for {target.scheme}")
     if parts.username is None:
         return proxy, {}
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
@@ -519,7 +509,8 @@ class _Client:
                 lambda: _Connection(self._idle), hop.host, hop.port, ssl=tls, **options
             )
         except OSError as error:
-            raise ConnectionError(f"cannot connect to {hop}: {_reason(error)}") from error
+            kind = ConnectionError if isinstance(error, ssl.SSLError) else ConnectionRefusedError
+            raise kind(f"cannot connect to {hop}: {_reason(error)}") from error
         if self._tunnel:
             await self._dig(connection)
         return connection

@@ -166,7 +166,7 @@ async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variab
 
 
 async def test_the_pool_is_as_large_as_the_concurrency_and_no_answer_is_swapped(connect):
-    async with serve(latency=0.05) as server, connect(server.url, {}, 150) as post:
+    async with serve(latency=0.5) as server, connect(server.url, {}, 150) as post:
 
         async def ask(number):
             body = json.dumps({"model": "m", "messages": [{"role": "user", "content": f"question {number}"}]})
@@ -299,3 +299,21 @@ async def test_one_api_serves_two_runs_at_once_and_prompts_may_be_asked_again_ot
         found = await asyncio.gather(*(run_concurrent(prompts, send, concurrency=4) for send in (one, one, two)))
     assert [{result.model for result in results} for results in found] == [{"m"}, {"m"}, {"n"}]
     assert all(f"prompt {number}" in result.text for results in found for number, result in enumerate(results))
+
+
+@pytest.mark.parametrize("name", ["stdlib", "raw-aiohttp"])
+async def test_a_kept_connection_that_was_closed_is_replaced_at_once(name):
+    pytest.importorskip({"raw-aiohttp": "aiohttp"}.get(name, "asyncio"))
+    async with serve(close_every=1) as server:
+        results = await concurrent_prompts.run_sequential(map(str, range(50)), load_backend(name, base_url=server.url))
+    assert [result.attempts for result in results] == [1] * 50
+
+
+@pytest.mark.parametrize("name", ["stdlib", "raw-aiohttp"])
+async def test_a_body_that_is_too_large_is_refused(name, monkeypatch):
+    pytest.importorskip({"raw-aiohttp": "aiohttp"}.get(name, "asyncio"))
+    module = importlib.import_module(f"backends.{name.replace('-', '_')}")
+    monkeypatch.setattr(module, "MAX_BODY", 1000)
+    async with scripted(lambda head, body: reply(b" " * 2000)) as (url, _), module.connect(url, {}, 1) as post:
+        with pytest.raises(ConnectionError, match="longer than 1000 bytes"):
+            await post("/x", b"{}")

@@ -63,7 +63,7 @@ def test_a_second_run_asks_nothing_again(here, stand_in, capsys):
     assert main(command) == 0
     assert server.stats.requests == 3
     assert pathlib.Path("prompts.results.jsonl").read_bytes() == before
-    assert "3 answers of an earlier run were kept" in capsys.readouterr().err
+    assert "3 answers of an earlier run kept" in capsys.readouterr().err
     assert main([*command, "-m", "other"]) == 0
     assert server.stats.requests == 6
 
@@ -106,6 +106,41 @@ def test_input_formats(here, stand_in, name):
     assert len(found) == 3 and all(row["text"] for row in found)
     if "csv" in name:
         assert [(row["id"], row["lang"]) for row in found] == [("7", "fr"), ("8", "de"), ("9", "y")]
+
+
+def test_a_demo_is_not_taken_for_real_answers(here, stand_in, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert main(["prompts.txt", "--demo"]) == 0
+    assert len(rows("prompts.demo.results.jsonl")) == 3 and not pathlib.Path("prompts.results.jsonl").exists()
+    assert os.environ["HTTP_PROXY"] and "NO_PROXY" not in os.environ
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [["-o", "-"], ["--compare"]])
+def test_an_output_that_takes_nothing(here, stand_in, arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, SCRIPT, "prompts.txt", "--base-url", stand_in().url, *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3 and "cannot write the output" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell is needed")
+@pytest.mark.parametrize(("redirection", "status"), [("<&-", 2), ("2>&-", 0), ("2>/dev/full", 0), (">&-", 0)])
+def test_closed_streams(here, stand_in, redirection, status):
+    prompts = "-" if redirection == "<&-" else "prompts.txt"
+    command = f"{sys.executable} {SCRIPT} {prompts} -b stdlib --base-url {stand_in().url} {redirection}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_few_open_files_lower_the_concurrency_and_say_so(here, stand_in):
+    pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(300)))
+    server = stand_in(latency=0.02)
+    command = f"ulimit -n 128; {sys.executable} {SCRIPT} p.txt -b stdlib -c 5000 --base-url {server.url}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "at most 64 calls in flight: raise the limit of open files" in done.stderr
+    assert server.stats.requests == 300 and server.stats.max_in_flight <= 64
 
 
 def test_standard_input_to_standard_output(here, stand_in, monkeypatch, capsysbinary):
@@ -210,6 +245,12 @@ UNUSABLE = {
     "output directory": (["prompts.txt", "-o", "no/where.jsonl"], "cannot write no/where.jsonl: No such file"),
     "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
     "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
+    "a backend that is no function": (["prompts.txt", "-b", "os:path"], "backend os:path is no function"),
+    "a nameless backend": (["prompts.txt", "-b", "stdlib,", "--compare"], "-b has an empty name"),
+    "an impossible port": (["prompts.txt", "--base-url", "http://h:99999/v1"], "not of the form https://host/v1"),
+    "a column twice": (["twice.csv"], "twice.csv has the column 'a' twice"),
+    "a semicolon": (["semicolon.csv"], "semicolon.csv is not separated by ','"),
+    "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
     "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
     "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out one of them"),
     "one at a time, many at once": (["prompts.txt", "--sequential", "-c", "4"], "or -c"),
@@ -224,6 +265,8 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_sent(here, stand_in, cap
     (here / "binary.txt").write_bytes(b"\x89PNG\x00\x01")
     (here / "utf16.txt").write_text("hello", "utf-16")
     (here / "table.csv").write_text("city,word\nParis,hello\n")
+    (here / "twice.csv").write_text("prompt,a,a\nx,1,2\n")
+    (here / "semicolon.csv").write_text("prompt;lang\nx;fr\n")
     server = stand_in()
     base = [] if "--base-url" in arguments else ["--base-url", server.url]
     assert main([*arguments, *base]) == 2

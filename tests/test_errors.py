@@ -387,7 +387,7 @@ UNVERIFIED = ssl.SSLCertVerificationError("self-signed certificate")
 FOREIGN = {
     "ours": (PromptError("k", "m", "stop", 401), "k", "stop", 401),
     "timeout": (TimeoutError(), "timeout", "retry", None),
-    "refused": (ConnectionRefusedError(111, "refused"), "connection_error", "retry", None),
+    "refused": (ConnectionRefusedError(111, "refused"), "unreachable", "retry", None),
     "certificate": (UNVERIFIED, "certificate", "stop", None),
     "certificate, one below": (chained(ConnectionError("x"), UNVERIFIED), "certificate", "stop", None),
     "certificate, three below": (

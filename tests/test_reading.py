@@ -38,7 +38,7 @@ def contents(prompts):
 
 def line_of(prompt):
     """Return the line number that a prompt's error names, after checking that the message names the file too."""
-    assert prompt.error.type == "unreadable" and not prompt.error.retryable
+    assert prompt.error.type in ("unreadable", "missing_column") and not prompt.error.retryable
     where, _, reason = prompt.error.message.partition(": ")
     assert where == prompt.where and reason
     return int(where.rpartition(" line ")[2])

@@ -226,7 +226,7 @@ async def test_options_that_cannot_be(wrong):
 
 @both
 async def test_no_prompts(way):
-    assert await way([], None) == []
+    assert await way([], shout) == []
 
 
 @virtual
@@ -636,3 +636,53 @@ async def test_the_repr_says_what_matters():
     await found.acquire()
     found.settle(loop_time(), limited(30))
     assert repr(found) == "<Limiter 1 in flight of 1 allowed, pause 30.0 s>"
+
+
+@both
+async def test_what_is_no_function_is_refused_at_once(way):
+    with pytest.raises(TypeError, match="neither a coroutine function nor a loaded backend"):
+        await way(["a"], None)
+
+
+async def test_as_completed_raises_where_that_is_asked_for():
+    async def send(prompt):
+        raise KeyError("no")
+
+    with pytest.raises(PromptError) as caught:
+        async for _ in as_completed(["a"], send, return_exceptions=False):
+            pass
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+async def test_exceptions_that_go_round_in_a_circle_and_odd_headers():
+    async def send(prompt):
+        failure = ValueError("round")
+        failure.status, failure.headers = (500, [("a", "b")]) if prompt == "b" else (None, None)
+        raise failure from failure
+
+    results = await run_concurrent(["a", "b"], send, max_attempts=1)
+    assert [result.error.type for result in results] == ["ValueError", "http_500"]
+
+
+async def test_a_great_bound_costs_nothing():
+    results = await run_concurrent(["a", "b"], shout, concurrency=10**9)
+    assert [result.text for result in results] == ["A", "B"]
+
+
+async def test_a_server_that_goes_away_stops_the_run_and_spoils_no_prompt():
+    gone = False
+
+    async def send(prompt):
+        nonlocal gone
+        if prompt == "c" or gone:
+            gone = True
+            raise ConnectionRefusedError("nobody there")
+        return prompt
+
+    async def sleep(seconds):
+        pass
+
+    results = await run_sequential(list("abcdef"), send, max_attempts=4, sleep=sleep)
+    assert [result.error and (result.error.type, result.done) for result in results] == [
+        None, None, ("unreachable", False), *[("not_sent", False)] * 3,
+    ]  # fmt: skip
