@@ -330,6 +330,16 @@ def seconds(text: str) -> float | None:
         return None
 
 
+def duration(seconds: float) -> str:
+    """Return the seconds in words: '4.2 ms', '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float] = time.time) -> float | None:
     """Return the seconds that a reply asks to wait, from its headers or else its text; None where it does not say.
 
@@ -1191,7 +1201,8 @@ class Run:
                 reply = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
             failure = as_prompt_error(exc)
-            failure.__cause__ = None if failure is exc else exc
+            if failure is not exc:
+                failure.__cause__ = exc
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -1611,16 +1622,6 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
 
 
 # ---- Report --------------------------------------------------------------------------------------------------
-
-
-def duration(seconds: float) -> str:
-    """Return the seconds in words: '4.2 ms', '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 100:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def quantile(ordered: list[float], share: float) -> float | None:
