@@ -1885,7 +1885,10 @@ def main(argv: list[str] | None = None) -> int:
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
             if args.demo:
                 stack.enter_context(demo_server(args))
-            return asyncio.run(compare(args) if args.compare else answer_file(args))
+            status = asyncio.run(compare(args) if args.compare else answer_file(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a failure still has a name
+        return status
     except UsageError as problem:
         say_error(f"{PROGRAM}: {problem}")
         return 2
@@ -1893,14 +1896,24 @@ def main(argv: list[str] | None = None) -> int:
         say_error(f"{PROGRAM}: interrupted; run the same command to continue")
         return 130
     except BrokenPipeError:  # the reader of our output has had enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 3
     except OSError as failure:
+        silence(sys.stdout)
         say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
     finally:
         log.removeHandler(handler)
+        try:
+            sys.stderr.flush()
+        except OSError:
+            silence(sys.stderr)
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what a stream still holds go nowhere: its reader takes no more, and Python would complain at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
