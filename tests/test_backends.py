@@ -165,6 +165,82 @@ async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variab
             assert len(direct) == 1 and len(log) == 1
 
 
+@contextlib.asynccontextmanager
+async def tunnels(heads):
+    """Serve as a proxy that answers CONNECT and passes the bytes on; yield its address."""
+    pipes = set()
+
+    async def pipe(reader, writer):
+        pipes.add(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def session(reader, writer):
+        pipes.add(asyncio.current_task())
+        heads.append(head := await reader.readuntil(b"\r\n\r\n"))
+        host, _, port = head.split()[1].decode().rpartition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pipe(reader, far_writer), pipe(far_reader, writer))
+
+    server = await asyncio.start_server(session, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.wait(pipes, timeout=5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, for what the SDK's own transport does
+async def test_https_goes_through_a_proxy_by_connect(connect, monkeypatch, tmp_path):
+    trustme = pytest.importorskip("trustme")
+    import ssl
+
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    heads = []
+    async with scripted(lambda head, body: reply(), context) as (url, log), tunnels(heads) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:word@{proxy}")
+        async with connect(url, {"Authorization": "Bearer k"}, 1) as post:
+            assert (await post("/chat/completions", BODY))[2] == ANSWER
+    assert len(log) == len(heads) == 1 and heads[0].startswith(b"CONNECT 127.0.0.1:")
+    assert b"basic dxnlcjp3b3jk" in heads[0].lower() and b"Bearer" not in heads[0]
+    assert b"proxy-authorization" not in log[0][0].lower()
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_official_variables_are_honoured(name, monkeypatch):
+    pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
+    async with scripted(lambda head, body: reply()) as (url, log):
+        monkeypatch.setenv("OPENAI_BASE_URL", url + "/")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_1")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-One: 1\nX-Two: b c")
+        (result,) = await run_concurrent(["x"], load_backend(name))
+    head = log[0][0].lower()
+    assert result.text == "hi" and head.startswith(b"post /v1/chat/completions http/1.1\r\n")
+    for line in ("authorization: bearer sk-own", "openai-organization: org-1", "openai-project: proj_1", "x-two: b c"):
+        assert head.count(f"\r\n{line}\r\n".encode()) == 1, line
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_azure_takes_its_key_and_its_version_in_its_own_way(name, monkeypatch):
+    pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
+    async with scripted(lambda head, body: reply()) as (url, log):
+        monkeypatch.setenv("OPENAI_API_KEY", "azure-key")
+        url = f"{url.removesuffix('/v1')}/openai/deployments/d?api-version=2026-01-01"
+        await run_concurrent(["x"], load_backend(name, base_url=url))
+    head = log[0][0]
+    assert head.startswith(b"POST /openai/deployments/d/chat/completions?api-version=2026-01-01 ")
+    assert b"\r\napi-key: azure-key\r\n" in head and b"uthorization" not in head
+
+
 async def test_the_pool_is_as_large_as_the_concurrency_and_no_answer_is_swapped(connect):
     async with serve(latency=0.5) as server, connect(server.url, {}, 150) as post:
 
