@@ -587,7 +587,7 @@ def decode_nested(line: str) -> Any:
 def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the columns, as a dict, of each record below the header."""
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    reader = csv.reader((line.decode(errors="surrogateescape") for line in file), delimiter=separator)
+    reader = csv.reader((line.decode(errors="surrogateescape") for line in file), delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -596,7 +596,8 @@ def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except (csv.Error, *BROKEN) as failure:
-            yield line, Error("unreadable", str(failure))
+            open_quote = str(failure) == "unexpected end of data"
+            yield line, Error("unreadable", "a quote is opened here and never closed" if open_quote else str(failure))
             if not isinstance(failure, csv.Error):
                 return
             continue

@@ -200,6 +200,8 @@ def test_an_open_quote_does_not_swallow_the_rest_unseen(read):
     prompts = read("p.csv", 'prompt,x\na,1\n"b,2\nc,3\n')
     assert contents(prompts) == ["a", "!"]
     assert line_of(prompts[1]) == 3
+    (only,) = read("q.csv", 'prompt\n"a\nb\nc\n')
+    assert line_of(only) == 2 and "never closed" in only.error.message
 
 
 @pytest.mark.parametrize(("name", "head"), [("p.txt.gz", ""), ("p.csv.gz", "prompt\n")], ids=["text", "CSV"])
