@@ -754,8 +754,8 @@ class Api:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
-            except ValueError as failure:
-                raise UsageError(f"{self.base_url}: {failure}") from None
+            except (ValueError, OSError) as failure:
+                raise UsageError(f"backend {self.name} cannot be opened: {failure}") from None
 
             async def call(prompt: Prompt) -> Reply:
                 return self._read(prompt, *await post(prompt.path, prompt.body))

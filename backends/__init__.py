@@ -48,7 +48,10 @@ Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]
 
 
 def proxy_for(base_url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for this base URL, or None."""
+    """Return the URL of the proxy that the environment names for this base URL, or None.
+
+    Raises ConnectionError for a kind of proxy that no backend here can use.
+    """
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
     import urllib.request as request  # slow to import, seldom needed
@@ -59,4 +62,6 @@ def proxy_for(base_url: str) -> str | None:
     if bypassed(parts.hostname, proxies) or bypassed(parts.netloc.rpartition("@")[2], proxies):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+    if proxy and proxy.lower().startswith("socks"):
+        raise ConnectionError("the environment names a SOCKS proxy; only HTTP proxies can be used")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"

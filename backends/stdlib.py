@@ -404,8 +404,6 @@ def _proxy_for(target: _Origin) -> tuple[_Origin | None, dict[str, str]]:
     """Return the proxy that the environment names for the target, and the header field that it wants."""
     if not (url := proxy_for(f"{target.scheme}://{target}")):
         return None, {}
-    if url.lower().startswith("socks"):
-        raise ConnectionError("the environment names a SOCKS proxy; the stdlib backend can use HTTP proxies only")
     proxy, parts = _origin(url, f"the proxy for {target.scheme}")
     if parts.username is None:
         return proxy, {}
@@ -509,7 +507,8 @@ class _Client:
                 lambda: _Connection(self._idle), hop.host, hop.port, ssl=tls, **options
             )
         except OSError as error:
-            kind = ConnectionError if isinstance(error, ssl.SSLError) else ConnectionRefusedError
+            spoke = isinstance(error, ssl.SSLError | ConnectionResetError | ConnectionAbortedError)
+            kind = ConnectionError if spoke else ConnectionRefusedError
             raise kind(f"cannot connect to {hop}: {_reason(error)}") from error
         if self._tunnel:
             await self._dig(connection)

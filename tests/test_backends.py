@@ -165,6 +165,12 @@ async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variab
             assert len(direct) == 1 and len(log) == 1
 
 
+async def test_a_socks_proxy_is_refused_before_the_first_call(connect, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(UsageError, match="only HTTP proxies can be used"):
+        await run_concurrent(["x"], Api(connect, base_url="http://127.0.0.1:9/v1"))
+
+
 @contextlib.asynccontextmanager
 async def tunnels(heads):
     """Serve as a proxy that answers CONNECT and passes the bytes on; yield its address."""
