@@ -1311,9 +1311,14 @@ class Journal:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
-            self._file = open(path, "w+b" if overwrite else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
+        if not lock(self._file):
+            self._file.close()
+            raise UsageError(f"another run is writing {path}; wait for its end, or choose another file with -o")
+        if overwrite:
+            self._file.truncate(0)
         self._size = self._load()
 
     def __enter__(self) -> Journal:
@@ -1436,6 +1441,25 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         log.warning("%d answers to what is no longer asked were moved to %s", len(lines), place)
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Take the file for this process until it is closed; return False where another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(2**40)  # a lock keeps even readers from a byte, so it is one that is not there
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as failure:  # a file system without locks
+        return failure.errno not in (errno.EACCES, errno.EDEADLK)
+    return True
 
 
 def line_at(file: IO[bytes], offset: int) -> bytes:
@@ -2086,11 +2110,11 @@ def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
 
 def open_files() -> int:
     """Return how many files (each connection is one) may be open, after asking for as many as may be had."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":  # knows no such limit
         return 1 << 20
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

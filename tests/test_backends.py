@@ -248,7 +248,7 @@ async def test_azure_takes_its_key_and_its_version_in_its_own_way(name, monkeypa
 
 
 async def test_the_pool_is_as_large_as_the_concurrency_and_no_answer_is_swapped(connect):
-    async with serve(latency=0.5) as server, connect(server.url, {}, 150) as post:
+    async with serve(latency=0.3) as server, connect(server.url, {}, 150) as post:
 
         async def ask(number):
             body = json.dumps({"model": "m", "messages": [{"role": "user", "content": f"question {number}"}]})

@@ -496,3 +496,15 @@ def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change):
         journal.append(result_of(asked[0]))
         journal.finish()
     assert texts(path) == ["to a", "to b"]
+
+
+def test_a_second_run_on_the_same_file_is_refused_and_changes_nothing(path):
+    with Journal(path) as journal:
+        (asked,) = journal.left(prepare(["a"]))
+        journal.append(result_of(asked))
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(UsageError, match="another run is writing"):
+                Journal(path, **options)
+    assert texts(path) == ["to a"]
+    with Journal(path) as journal:
+        assert list(journal.left(prepare(["a"]))) == []
