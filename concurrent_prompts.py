@@ -2206,8 +2206,8 @@ def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Jou
     for error in sink.kept_errors:
         tally.fail(error)
     if not args.quiet:
-        way = "one at a time" if run.most_in_flight < 2 else f"up to {run.most_in_flight} in flight"
-        say_error(f"{api.name} at {api.base_url}, {way}")
+        way = ", one at a time" if run.most_in_flight == 1 else f", up to {run.most_in_flight} in flight"
+        say_error(f"{api.name} at {api.base_url}{way if run.most_in_flight else ''}")
         say_error(*tally.lines(), indent="  ")
         if sink.kept:
             say_error(f"{plural(sink.kept, 'answer')} of an earlier run kept", indent="  ")
