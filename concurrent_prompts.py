@@ -1721,7 +1721,7 @@ class Tally:
         lost = self.attempts - self.answered
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         if waits:
-            yield f"waited (all calls added up): {', '.join(waits)}"
+            yield from textwrap.wrap(f"waiting, all calls added up: {', '.join(waits)}", 76, subsequent_indent="    ")
 
     def percentiles(self) -> dict[str, float | None]:
         """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
@@ -1740,10 +1740,10 @@ class Tally:
 
 
 WAIT_TEXTS = {
-    "slot_wait": "for a place in flight",
+    "slot_wait": "for a place",
     "limit_wait": "for the server's limit",
     "retry_wait": "between attempts",
-    "lost": "on the wire for nothing",
+    "lost": "in lost attempts",
 }
 
 

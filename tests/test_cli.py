@@ -425,6 +425,17 @@ def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
 
 
+def test_the_report_fits_into_80_columns():
+    tally = concurrent_prompts.Tally()
+    waits = {"slot_wait": 5000.0, "limit_wait": 5000.0, "retry_wait": 5000.0, "lost": 5000.0}
+    for number in range(200):
+        usage = {"prompt_tokens": 10**6, "completion_tokens": 10**6, "prompt_tokens_details": {"cached_tokens": 10**6}}
+        prompt = concurrent_prompts.Prompt(number, "")
+        tally.add(concurrent_prompts.Result(prompt, attempts=9, latency=99.0, usage=usage, **waits))
+    tally.wall = 1000.0
+    assert max(len(f"  {line}") for line in tally.lines()) <= 80
+
+
 def test_public_names():
     assert all(hasattr(concurrent_prompts, name) for name in concurrent_prompts.__all__)
     assert sorted(concurrent_prompts.__all__, key=str.lower) == sorted(set(concurrent_prompts.__all__), key=str.lower)
