@@ -86,7 +86,7 @@ DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
-AUTO_CONCURRENCY = 256  # the most that `auto` tries; the official SDK's pool keeps 100 connections alive
+AUTO_CONCURRENCY = 256  # the most that `auto` tries
 log = logging.getLogger("concurrent_prompts")
 
 T = TypeVar("T")
@@ -189,6 +189,10 @@ class Result:
             row[name] = value
         return row
 
+    def as_line(self) -> bytes:
+        """This result as a line of the results file: what went in as a Batch request comes out in kind."""
+        return to_line(self.as_batch_row() if self.prompt.kind == "batch" else self.as_row())
+
     def as_batch_row(self) -> dict[str, Any]:
         """This result as a line of a Batch API output file, field for field."""
         response = None
@@ -286,13 +290,12 @@ HINTS = {
     "403": "this key may not use this model or project; check both, then run the same command to continue",
     "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
     "405": "the base URL is not an API's (--base-url; most end in /v1)",
-    "408": "the server gave up waiting; run again with --retry-failed",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
+    "408": "the server gave up waiting; run again with --retry-failed",
     "413": "the request is too large for this server; shorten the prompt",
     "429": "the server's rate limit; run the same command later, or with a smaller -c",
     "4xx": "the message says what is wrong with the request; mend it and run the same command",
     "5xx": "the server's own fault; run again with --retry-failed",
-    "invalid_api_key": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
     "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
     "model_not_found": "check the model (-m); not every key may use every model",
     "insufficient_quota": "the account's credit or spending limit is used up; run the same command when there is more",
@@ -311,6 +314,7 @@ HINTS = {
     "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
 }
+HINTS["invalid_api_key"] = HINTS["401"]
 
 
 def hint(error: Error) -> str:
@@ -330,13 +334,13 @@ def seconds(text: str) -> float | None:
         return None
 
 
-def duration(seconds: float) -> str:
+def duration(span: float) -> str:
     """Return the seconds in words: '4.2 ms', '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 100:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    if span < 0.1:
+        return f"{1000 * span:.1f} ms"
+    if span < 100:
+        return f"{span:.2f} s" if span < 10 else f"{span:.1f} s"
+    minutes, rest = divmod(round(span), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
@@ -1385,10 +1389,10 @@ class Journal:
 
     def append(self, result: Result) -> None:
         """Write a result's line. Raises OSError where the disk will not take it; then no part of it counts."""
-        line = to_line(result.as_batch_row() if result.prompt.kind == "batch" else result.as_row())
+        line = result.as_line()
         try:
             if self._file.write(line) != len(line):
-                raise OSError(28, "no space left")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
@@ -1493,8 +1497,7 @@ class Printer:
 
     def append(self, result: Result) -> None:
         """Print a result's line once all before it are printed."""
-        row = result.as_batch_row() if result.prompt.kind == "batch" else result.as_row()
-        self._early[result.prompt.number] = to_line(row)
+        self._early[result.prompt.number] = result.as_line()
         while line := self._early.pop(self._next, None):
             self._write(line)
             self._next += 1

@@ -338,19 +338,6 @@ async def test_aiohttp_failures_that_a_server_cannot_be_made_to_do():
             assert (await post("/x", b"{}"))[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("nonsense", "there is no backend nonsense"),
-        ("no.such:thing", "backend no.such:thing: there is no module no"),
-        ("json:nothing", "backend json:nothing: "),
-    ],
-)
-def test_a_backend_that_is_not_there(name, text):
-    with pytest.raises(UsageError, match=text):
-        load_backend(name, base_url="http://127.0.0.1:1/v1")
-
-
 @pytest.mark.parametrize(("name", "library"), [("raw-aiohttp", "aiohttp"), ("openai-sdk", "openai")])
 def test_a_missing_library_is_one_sentence(monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)

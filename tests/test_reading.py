@@ -430,9 +430,9 @@ def test_settings_that_cannot_be(settings, reason):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("no-such", "no backend no-such.*raw-aiohttp"),
-        ("no_such_package:connect", "no_such_package"),
-        ("json:no_such", "no_such"),
+        ("no-such", "there is no backend no-such; choose .*raw-aiohttp"),
+        ("no_such.package:connect", "backend no_such.package:connect: there is no module no_such"),
+        ("json:no_such", "backend json:no_such: .*no_such"),
         (".:x", "backend"),
     ],
 )

@@ -1335,19 +1335,23 @@ async def test_which_proxy(
     assert (str(client._hop) if client._hop != client._target else None) == proxy
 
 
-@pytest.mark.parametrize("url", ["socks5://user:hunter2@p.test:1080", "socks5h://p.test", "SOCKS4://p.test"])
-async def test_socks_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", url)
-    with pytest.raises(ConnectionError, match="SOCKS proxy") as caught:
-        async with connect("https://api.test", {}, 1):
-            pass
-    assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["http://user:hunter2@p.test:port", "http://user:hunter2@p .test", "ftp://u:hunter2@p"])
-async def test_bad_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", url)
-    with pytest.raises(ValueError, match="the proxy for https must look like") as caught:
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("socks5://user:hunter2@p.test:1080", ConnectionError, "SOCKS proxy"),
+        ("socks5h://p.test", ConnectionError, "SOCKS proxy"),
+        ("SOCKS4://p.test", ConnectionError, "SOCKS proxy"),
+        ("http://user:hunter2@p.test:port", ValueError, "the proxy for https must look like"),
+        ("http://user:hunter2@p .test", ValueError, "the proxy for https must look like"),
+        ("ftp://u:hunter2@p", ValueError, "the proxy for https must look like"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
+async def test_proxies_that_cannot_be_used(
+    variable: str, url: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(kind, match=message) as caught:
         async with connect("https://api.test", {}, 1):
             pass
     assert "hunter2" not in str(caught.value)
