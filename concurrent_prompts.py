@@ -205,7 +205,7 @@ class Result:
         return {"id": row_id, "custom_id": self.id, "response": None if failed else response, "error": error}
 
 
-Call = Callable[[Prompt], Awaitable[Reply]]
+Ask = Callable[[Prompt], Awaitable[Reply]]
 CLOCKS = ("latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
 
 
@@ -310,6 +310,7 @@ HINTS = {
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
     "unreachable": "check that the server runs and that --base-url is its address; then run the same command",
     "timeout": "no answer within --timeout seconds; raise it, or run again with --retry-failed",
+    "deadline": "raise --deadline if it must be done in one go; the same command continues",
     "unreadable": "mend these lines and run the same command; the others are kept",
     "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
@@ -750,7 +751,7 @@ class Api:
         return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
 
     @contextlib.asynccontextmanager
-    async def open(self, concurrency: int) -> AsyncIterator[Call]:
+    async def open(self, concurrency: int) -> AsyncIterator[Ask]:
         """Open the backend; yield the function that sends a prompt's request and returns the answer.
 
         It raises PromptError, ConnectionError or TimeoutError.
@@ -854,7 +855,7 @@ class Own:
         return prompt
 
     @contextlib.asynccontextmanager
-    async def open(self, concurrency: int) -> AsyncIterator[Call]:
+    async def open(self, concurrency: int) -> AsyncIterator[Ask]:
         """Yield the function that answers a prompt."""
         yield self._call
 
@@ -1017,6 +1018,7 @@ READERS = {
 BACKOFF_BASE = 0.5  # seconds
 BACKOFF_CEILING = 60.0  # seconds
 PAUSE_CEILING = 120.0  # seconds of Retry-After that are slept through; what is above is said and tried earlier
+PROBE = 1.0  # seconds between two tries while nobody is there
 
 
 def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
@@ -1027,10 +1029,12 @@ def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
 class Limiter:
     """How many calls may be in flight, and from when: the run's state, not each prompt's.
 
-    It starts at `start` calls, doubles each round trip until the server first says that it has too much to do, then
-    gives way by a third, at most once a round trip, and comes back by one call a round trip, up to `ceiling`.
-    A wait that the server asks for is a pause of the whole run, with jitter behind it so that nobody comes in a herd.
-    Waiters are woken in order; nothing polls.
+    It starts at `start` calls and doubles each round trip, up to `ceiling`, until more than a tenth of the replies
+    say that the server has too much to do; then it gives way by a third, at most once a round trip, and comes back by
+    one call a round trip. A wait that the server asks for is a pause of the whole run, with jitter at its end so that
+    nobody comes in a herd. After a lost connection one call goes ahead and the others wait until the server is heard
+    again, for a second at most; where a connection is refused, the server is away: one call a second tries until it
+    is back. Places are given in order; nothing polls.
     """
 
     def __init__(
@@ -1044,73 +1048,179 @@ class Limiter:
         self.ceiling = ceiling
         self.in_flight = 0
         self.pause_end = -math.inf
+        self.away_since: float | None = None
+        self.heard = False  # whether the server has ever said anything
         self._clock, self._sleep = clock, sleep
         self._doubling = True
+        self._busy = 0.0  # the share of late that said "too much to do"
         self._last_cut = -math.inf
-        self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
+        self._doubt_end = self._refused = -math.inf
+        self._spread_end, self._gap = -math.inf, 0.0
+        self._held_up = 0.0  # seconds in which calls waited for the time to come
+        self._queue = asyncio.Lock()
+        self._queued = 0
+        self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
         pause = max(0.0, self.pause_end - self._clock())
-        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed, pause {pause:.1f} s>"
+        away = "" if self.away_since is None else f", nobody there for {self._clock() - self.away_since:.1f} s"
+        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed, pause {pause:.1f} s{away}>"
 
     async def acquire(self) -> float:
-        """Wait for a place in flight; return the seconds of it that were a pause the server had asked for."""
-        paused = 0.0
-        while True:
-            pause = self.pause_end - self._clock()
-            if pause > 0:
-                pause += random.random() * min(1.0, pause / 10)
-                await self._sleep(pause)
-                paused += pause
-            if self._waiters or self.in_flight >= int(self.allowed):
-                await self._turn()
-            else:
-                self.in_flight += 1
-            if self.pause_end <= self._clock():
-                return paused
-            self._leave()  # a pause began while this one waited
+        """Wait for a place in flight; return the seconds of it that a pause or the server's absence took."""
+        asked, held_up = self._clock(), self._held_up
+        if self._queued or not self._open():
+            self._queued += 1
+            try:
+                async with self._queue:
+                    while not self._open():
+                        await self._change()
+            finally:
+                self._queued -= 1
+        self.in_flight += 1
+        now = self._clock()
+        if now < self._doubt_end:
+            self._next = now + PROBE
+        elif now < self._spread_end:
+            self._next = now + random.random() * self._gap
+        return min(now - asked, self._held_up - held_up)
 
-    async def _turn(self) -> None:
-        """Wait until a place is handed over."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+    def _open(self) -> bool:
+        return self.in_flight < int(self.allowed) and self._clock() >= max(self.pause_end, self._next)
+
+    async def _change(self) -> None:
+        """Wait until a call has ended, or until the time has come."""
+        self._changed.clear()
+        began = self._clock()
+        span = max(self.pause_end, self._next) - began
+        if span <= 0:
+            await self._changed.wait()
+            return
+        waits = [asyncio.ensure_future(self._sleep(span)), asyncio.ensure_future(self._changed.wait())]
         try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._leave()  # the place goes to the next one
-            raise
-
-    def _leave(self) -> None:
-        self.in_flight -= 1
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiters and self.in_flight < int(self.allowed):
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                self.in_flight += 1
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._held_up += self._clock() - began
+            for wait in waits:
+                wait.cancel()
 
     def settle(self, started: float, failure: PromptError | None) -> None:
         """Take back the place of a call that began at `started`, and learn from how it ended."""
-        if failure is None and self.allowed < self.ceiling and self.in_flight >= int(self.allowed) / 2:
+        self.in_flight -= 1
+        self._changed.set()
+        self._listen(started, failure)
+        slow = failure is not None and failure.slow
+        self._busy += (slow - self._busy) / 50
+        if failure is None and self.allowed < self.ceiling and self.in_flight + 1 >= int(self.allowed) / 2:
             self.allowed = min(self.ceiling, self.allowed + (1 if self._doubling else 1 / self.allowed))
-        elif failure is not None and failure.slow and started > self._last_cut:
+        elif failure is not None and slow and self._busy > 0.1 and started > self._last_cut:
             self._doubling, self._last_cut = False, self._clock()
-            self.allowed = max(1.0, min(self.allowed, self.in_flight) * 2 / 3)
+            self.allowed = max(1.0, min(self.allowed, self.in_flight + 1) * 2 / 3)
             log.info("the server has too much to do (%s): now %d in flight", failure.error.type, self.allowed)
-        if failure is not None and failure.wait is not None and failure.slow:
-            self.pause_end = max(self.pause_end, self._clock() + min(failure.wait, PAUSE_CEILING))
-        self._leave()
+        if failure is not None and failure.wait is not None and slow:
+            self._pause(min(failure.wait, PAUSE_CEILING))
+
+    def _pause(self, wait: float) -> None:
+        spread = min(1.0, wait / 10)
+        self._gap = spread * min(1.0, 2 / self.allowed)
+        self.pause_end = max(self.pause_end, self._clock() + wait)
+        self._spread_end = self.pause_end + spread
+        self._next = self.pause_end + random.random() * self._gap
+
+    def _listen(self, started: float, failure: PromptError | None) -> None:
+        """Note whether the server is there; a reply to what was sent before it was found away says nothing."""
+        now = self._clock()
+        if failure is None or failure.heard:
+            self.heard = True
+            if now < self._doubt_end and started >= self._refused:
+                if self.away_since is not None:
+                    log.warning("the server is back after %s", duration(now - self.away_since))
+                self.away_since, self._refused = None, -math.inf
+                self._doubt_end = self._next = -math.inf
+        elif failure.error.type == "unreachable":
+            if self.away_since is None and self.heard:
+                log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
+            self.away_since = now if self.away_since is None else self.away_since
+            self._refused, self._doubt_end, self._next = now, math.inf, now + PROBE
+        elif failure.error.type == "connection_error":
+            self._doubt_end = max(self._doubt_end, now + PROBE)
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """A call in flight; `losses` is how often its prompt was given up as lost before, None where it must not be."""
+
+    task: asyncio.Task[Any]
+    started: float
+    losses: int | None
+    ended: PromptError | None = None  # why the run has ended it
+
+    def end(self, reason: PromptError) -> None:
+        """Cancel it."""
+        if self.ended is None:
+            self.ended = reason
+            self.task.cancel()
+
+
+class Patience:
+    """Which calls are given up as lost, learned from how long the answered ones took.
+
+    A call is late when it takes twice as long as the slowest answer so far, longer while few are known, and three
+    times as long again after each time that its prompt was given up, so that an honest slow answer comes in the end.
+    A late call is lost once one that began after it was late has been answered; where there is no such call, the
+    oldest is given up to make one, since the server may be at a standstill. What was given up and takes long again
+    was no loss: only 1 and a twentieth of the answers are put at risk so.
+    """
+
+    LEAST = 2.0  # seconds
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.slowest = 0.0
+        self.risked = 0
+        self._latest = -math.inf  # the start of the latest call that was answered
+
+    def __repr__(self) -> str:
+        return f"<Patience {self.limit(0):.1f} s after {self.answers} answers, {self.risked} at risk>"
+
+    def limit(self, losses: int | None) -> float:
+        """Return after how many seconds a call is late."""
+        if not self.answers or losses is None:
+            return math.inf
+        return max(self.LEAST, 2 * self.slowest * (1 + 20 / self.answers)) * 3.0**losses
+
+    def answered(self, call: Call, latency: float) -> None:
+        """Learn from an answer."""
+        if call.losses and latency < self.limit(0):
+            self.risked -= call.losses
+        self.answers += 1
+        self.slowest = max(self.slowest, latency)
+        self._latest = max(self._latest, call.started)
+
+    def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
+        """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
+        calls = [call for call in calls if call.ended is None]
+        late = [call for call in calls if now - call.started > self.limit(call.losses)]
+        if not late:
+            return []
+        found = [call for call in late if self._latest > call.started + self.limit(call.losses)]
+        if not found and not any(late[0].started + self.limit(late[0].losses) < call.started for call in calls):
+            found = late[:1]
+        found = found[: max(0, 1 + self.answers // 20 - self.risked)]
+        self.risked += len(found)
+        return found
 
 
 class Run:
     """One pass over the prompts: how each is answered, and when to stop.
 
     `answer` does the attempts of one prompt and always returns a Result. An error that would meet every prompt stops
-    the run: what is in flight finishes, what waits gives up, nothing more is admitted.
+    the run: what is in flight finishes, what waits gives up, nothing more is admitted. A server that goes away is
+    waited for, which costs no prompt an attempt; `deadline` (seconds) bounds it all, the calls in flight too.
     """
+
+    SWEEP = 0.25  # seconds between two looks at the calls in flight
 
     def __init__(
         self,
@@ -1119,21 +1229,25 @@ class Run:
         concurrency: int | str = "auto",
         max_attempts: int = DEFAULT_ATTEMPTS,
         timeout: float = DEFAULT_TIMEOUT,
+        deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
-        if self.concurrency < 1 or max_attempts < 1 or not timeout > 0:
-            raise ValueError("concurrency, max_attempts and timeout are greater than 0")
+        deadline = math.inf if deadline is None else deadline
+        if self.concurrency < 1 or max_attempts < 1 or not timeout > 0 or not deadline > 0:
+            raise ValueError("concurrency, max_attempts, timeout and deadline are greater than 0")
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep)
+        self.patience = Patience()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
         self._source = send if isinstance(send, Api) else Own(send)
-        self._max_attempts, self._timeout = max_attempts, timeout
+        self._max_attempts, self._timeout, self._deadline = max_attempts, timeout, deadline
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
-        self._heard = -math.inf  # when the server last said anything
+        self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
@@ -1148,9 +1262,13 @@ class Run:
 
     async def __aenter__(self) -> Run:
         self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
+        if self._deadline < math.inf:
+            self._timers["deadline"] = asyncio.get_running_loop().call_later(self._deadline, self._end)
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
         await self._stack.aclose()
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
@@ -1165,31 +1283,35 @@ class Run:
         if prompt.error is not None:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
-        began = self._clock()
-        while (failure := await self._attempt(prompt, result)) is not None:
+        losses = 0
+        while (failure := await self._attempt(prompt, result, losses)) is not None:
             result.error, result.http, result.exception = failure.error, failure.http, failure
-            last = result.attempts >= self._max_attempts
-            if failure.verdict == "retry" and self._nobody(failure, began, result):
+            if self._never_there(failure, result):
                 failure = PromptError("unreachable", failure.error.message, "stop")
             if failure.verdict == "stop":
                 self.stop(failure)
-            if failure.verdict == "fail" or (last and not self.stopped):
+            away = failure.error.type == "unreachable"
+            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not away and not self.stopped):
                 return result
-            if self.stopped or not await self._back_off(failure, result):
+            if self.stopped or not (away or await self._back_off(failure, result)):
                 result.done = False
                 result.error = result.error if result.attempts else self.not_sent()
                 return result
+            losses += failure.error.type == "lost"
+            result.attempts -= away  # nobody had it, and it is not this prompt's failure
             result.lost, result.latency = result.lost + result.latency, 0.0
         return result
 
-    def _nobody(self, failure: PromptError, began: float, result: Result) -> bool:
-        """Whether it is not this prompt's failure: nobody ever answered, or nobody is there any longer."""
-        if self._heard == -math.inf:
-            return result.attempts >= min(3, self._max_attempts)
-        refused = failure.error.type == "unreachable"
-        return refused and result.attempts >= self._max_attempts and self._heard < began
+    def _never_there(self, failure: PromptError, result: Result) -> bool:
+        """Whether a server that has never said a word is to be given up."""
+        if self.limiter.heard or failure.verdict != "retry":
+            return False
+        since = self.limiter.away_since
+        if since is not None:
+            return self._clock() - since >= PROBE * min(2, self._max_attempts - 1)
+        return result.attempts >= min(3, self._max_attempts)
 
-    async def _attempt(self, prompt: Prompt, result: Result) -> PromptError | None:
+    async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
         asked = self._clock()
         result.started = result.started or self._epoch + asked
         paused = await self._rest(self.limiter.acquire())
@@ -1200,32 +1322,61 @@ class Run:
         result.slot_wait += max(0.0, started - asked - paused)
         result.attempts += 1
         self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
+        task = asyncio.current_task()
+        assert task is not None
+        call = self._calls[task] = Call(task, started, losses if result.attempts < self._max_attempts else None)
+        if "sweep" not in self._timers:
+            self._sweep()
         failure = None
         try:
-            async with asyncio.timeout(self._timeout):
-                reply = await self._call(prompt)
+            reply = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
-            failure = as_prompt_error(exc)
+            failure = call.ended or as_prompt_error(exc)
             if failure is not exc:
                 failure.__cause__ = exc
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            failure = call.ended or PromptError("CancelledError", "the call was cancelled from within")
+            if task.cancelling() > (call.ended is not None):
                 raise
-            failure = PromptError("CancelledError", "the call was cancelled from within")
         finally:
+            del self._calls[task]
+            if call.ended is not None:
+                task.uncancel()
             result.latency = self._clock() - started
             self.limiter.settle(started, failure)
-        if failure is None or failure.heard:
-            self._heard = self._clock()
         if failure is None:
+            self.patience.answered(call, result.latency)
             result.error = result.exception = None
             result.take(reply)
         return failure
 
+    def _sweep(self) -> None:
+        """End the calls that take too long, and look again as long as there are any."""
+        now, loop = self._clock(), asyncio.get_running_loop()
+        for call in self._calls.values():
+            if now - call.started >= self._timeout:
+                call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
+        for call in self.patience.lost(self._calls.values(), now):
+            took = f"no answer in {duration(now - call.started)}"
+            call.end(PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry"))
+        oldest = next((call.started for call in self._calls.values() if call.ended is None), now)
+        if self._calls:  # replies that have come are taken first: call_soon
+            due = max(0.001, min(self.SWEEP, oldest + self._timeout - now))
+            self._timers["sweep"] = loop.call_later(due, loop.call_soon, self._sweep)
+        else:
+            self._timers.pop("sweep", None)
+
+    def _end(self) -> None:
+        """End the run, and what is in flight."""
+        reason = PromptError("deadline", f"the deadline of {duration(self._deadline)} is over", "stop")
+        self.stop(reason)
+        for call in self._calls.values():
+            call.end(reason)
+
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
-        wait = backoff(result.attempts)
+        again_at_once = result.attempts == 1 and failure.error.type in ("connection_error", "lost")
+        wait = 0.0 if again_at_once else backoff(result.attempts)
         if failure.wait is not None:
             if failure.wait > PAUSE_CEILING:
                 text = f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s"

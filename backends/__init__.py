@@ -25,9 +25,9 @@ The rules:
     not verified, a limit on size exceeded) is raised as the built-in ConnectionError, or TimeoutError,
     from the library's own exception; the message is one line that says what happened. Nobody there at all
     (refused, no route, no such name) is its subclass ConnectionRefusedError.
-  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. The one
-    exception: a kept-alive connection that the server had closed before it answered is
-    replaced and the request sent again at once, because that is a matter of connections.
+  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. So a
+    kept-alive connection that the server has closed as the request was written is a ConnectionError like
+    any other: the core sends it again at once.
   * `post` may be cancelled at any await; a connection with half an answer on it is never used again.
   * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
   * One `connect` serves one event loop. It needs nothing from the core.

@@ -1,32 +1,18 @@
 """The raw-aiohttp backend: one aiohttp session, a pool as large as the run needs. Needs: pip install aiohttp."""
 
-import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 
 from . import MAX_BODY, Post, proxy_for
 
 
-class Connector(aiohttp.TCPConnector):
-    """A pool that counts the connections it has made, so that one can tell a kept-alive one from a fresh one."""
-
-    def __init__(self, concurrency: int) -> None:
-        super().__init__(limit=concurrency, ssl=ssl.create_default_context(), socket_factory=self._socket)
-        self.made = 0
-
-    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
-        self.made += 1
-        return socket.socket(*address[:3])
-
-
 @asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a session; see the contract in the package's docstring."""
-    connector = Connector(concurrency)
+    connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context())
     async with aiohttp.ClientSession(
         connector=connector,
         headers=headers,
@@ -35,19 +21,10 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
         proxy=proxy_for(base_url),  # trust_env knows no ALL_PROXY, and would take passwords from ~/.netrc
     ) as session:
 
-        async def once(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-            async with session.post(base_url + path, data=body, allow_redirects=False) as reply:
-                return reply.status, reply.headers, await bounded(reply)
-
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-            made = connector.made
             try:
-                try:
-                    return await once(path, body)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    if connector.made > made:
-                        raise  # it may have been a fresh connection: the request may have been heard
-                    return await once(path, body)  # a kept-alive connection that the server had closed
+                async with session.post(base_url + path, data=body, allow_redirects=False) as reply:
+                    return reply.status, reply.headers, await bounded(reply)
             except TimeoutError as failure:
                 raise TimeoutError(str(failure)) from failure
             except aiohttp.ClientConnectorError as failure:

@@ -42,6 +42,7 @@ MAX_LINES = 100  # header lines of an answer, or trailer lines of a chunked body
 MAX_INTERIM = 20  # answers 1xx before the one that counts
 MAX_LINE = 4096  # bytes of a chunk-size or trailer line
 MAX_MEMBERS = 100  # gzip members of a body
+UNANSWERED = "the server closed the connection without answering"
 BUFFER = 16 * 1024  # bytes of one read; every connection has its own, so that small is kind to the cache
 
 Answer = tuple[int, Mapping[str, str], bytes]
@@ -56,13 +57,6 @@ _is_head = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r\n(?:%b){0,%d}+" %
 _chunk_size = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?\r\n" % _TEXT).fullmatch
 _bare_line_feed = re.compile(rb"(?<!\r)\n").search
 _framing_fields = re.compile(rb"\r\n(content-length|transfer-encoding|content-encoding|connection):([^\r]*)").findall
-
-
-class _UnansweredError(ConnectionError):
-    """The connection ended before the first byte of an answer."""
-
-    def __init__(self, message: str = "the server closed the connection without answering") -> None:
-        super().__init__(message)
 
 
 class Headers(Mapping[str, str]):
@@ -107,9 +101,7 @@ def _answer(tunnel: bool = False) -> Reading[tuple[Answer, bool]]:
     try:
         data = yield
     except EOFError:
-        raise _UnansweredError from None
-    except ConnectionError as error:
-        raise _UnansweredError(str(error)) from error
+        raise ConnectionError(UNANSWERED) from None
     for _ in range(MAX_INTERIM):
         head, data = yield from _head(data)
         if head[9:10] != b"1":
@@ -295,7 +287,7 @@ class _Connection(asyncio.BufferedProtocol):
     def send(self, request: bytes, tunnel: bool = False) -> asyncio.Future[Answer]:
         """Write the request; the future is for its answer."""
         if self.transport.is_closing():
-            raise _UnansweredError
+            raise ConnectionError(UNANSWERED)
         self._waiter = self._loop.create_future()
         self._parser = _answer(tunnel)
         next(self._parser)
@@ -459,14 +451,10 @@ class _Client:
         self._idle: dict[_Connection, None] = {}  # a stack from which a lost connection can be taken at once
 
     async def post(self, path: str, body: bytes) -> Answer:
-        """Send one request; on a fresh connection if the one it was sent on had been closed before any answer."""
+        """Send one request, on the connection that was used last or a fresh one."""
         request = b"%b%d\r\n\r\n%b" % (self._head(path), len(body), body)
-        if self._idle:
-            try:
-                return await self._exchange(self._idle.popitem()[0], request)
-            except _UnansweredError:
-                pass
-        return await self._exchange(await self._open(), request)
+        connection = self._idle.popitem()[0] if self._idle else await self._open()
+        return await self._exchange(connection, request)
 
     async def close(self) -> None:
         """Close the idle connections, and from now on each one that has done its work."""
