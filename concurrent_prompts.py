@@ -1052,7 +1052,7 @@ class Limiter:
         self.heard = False  # whether the server has ever said anything
         self._clock, self._sleep = clock, sleep
         self._doubling = True
-        self._busy = 0.0  # the share of late that said "too much to do"
+        self._slow = 0.0  # the share of late replies that said "too much to do"
         self._last_cut = -math.inf
         self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
         self._doubt_end = self._refused = -math.inf
@@ -1066,6 +1066,11 @@ class Limiter:
         pause = max(0.0, self.pause_end - self._clock())
         away = "" if self.away_since is None else f", nobody there for {self._clock() - self.away_since:.1f} s"
         return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed, pause {pause:.1f} s{away}>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether more than a tenth of the replies of late said that the server has too much to do."""
+        return self._slow > 0.1
 
     async def acquire(self) -> float:
         """Wait for a place in flight; return the seconds of it that a pause or the server's absence took."""
@@ -1111,10 +1116,10 @@ class Limiter:
         self._changed.set()
         self._listen(started, failure)
         slow = failure is not None and failure.slow
-        self._busy += (slow - self._busy) / 50
+        self._slow += (slow - self._slow) / 50
         if failure is None and self.allowed < self.ceiling and self.in_flight + 1 >= int(self.allowed) / 2:
             self.allowed = min(self.ceiling, self.allowed + (1 if self._doubling else 1 / self.allowed))
-        elif failure is not None and slow and self._busy > 0.1 and started > self._last_cut:
+        elif failure is not None and slow and self.busy and started > self._last_cut:
             self._doubling, self._last_cut = False, self._clock()
             self.allowed = max(1.0, min(self.allowed, self.in_flight + 1) * 2 / 3)
             log.info("the server has too much to do (%s): now %d in flight", failure.error.type, self.allowed)
@@ -1166,11 +1171,11 @@ class Call:
 class Patience:
     """Which calls are given up as lost, learned from how long the answered ones took.
 
-    A call is late when it takes twice as long as the slowest answer so far, longer while few are known, and three
-    times as long again after each time that its prompt was given up, so that an honest slow answer comes in the end.
-    A late call is lost once one that began after it was late has been answered; where there is no such call, the
-    oldest is given up to make one, since the server may be at a standstill. What was given up and takes long again
-    was no loss: only 1 and a twentieth of the answers are put at risk so.
+    A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
+    three times that after each time that its prompt was given up, so that an honest slow answer comes in the end. A
+    late call is lost once one that began after it was late has been answered; where there is no such call, the oldest
+    is given up to make one, since the server may be at a standstill. What was given up and takes long again was no
+    loss: only 1 and a twentieth of the answers are put at risk so.
     """
 
     LEAST = 2.0  # seconds
@@ -1188,7 +1193,7 @@ class Patience:
         """Return after how many seconds a call is late."""
         if not self.answers or losses is None:
             return math.inf
-        return max(self.LEAST, 2 * self.slowest * (1 + 20 / self.answers)) * 3.0**losses
+        return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 3.0**losses
 
     def answered(self, call: Call, latency: float) -> None:
         """Learn from an answer."""
@@ -1200,8 +1205,9 @@ class Patience:
 
     def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
         """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
-        calls = [call for call in calls if call.ended is None]
-        late = [call for call in calls if now - call.started > self.limit(call.losses)]
+        calls, least = list(calls), self.limit(0)
+        old = itertools.takewhile(lambda call: now - call.started > least, calls)
+        late = [call for call in old if now - call.started > self.limit(call.losses) and call.ended is None]
         if not late:
             return []
         found = [call for call in late if self._latest > call.started + self.limit(call.losses)]
@@ -1220,7 +1226,7 @@ class Run:
     waited for, which costs no prompt an attempt; `deadline` (seconds) bounds it all, the calls in flight too.
     """
 
-    SWEEP = 0.25  # seconds between two looks at the calls in flight
+    SWEEP = 0.1  # seconds between two looks at the calls in flight
 
     def __init__(
         self,
@@ -1246,6 +1252,7 @@ class Run:
         self._max_attempts, self._timeout, self._deadline = max_attempts, timeout, deadline
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
+        self._answered = -math.inf  # when the last answer came
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
@@ -1345,6 +1352,7 @@ class Run:
             result.latency = self._clock() - started
             self.limiter.settle(started, failure)
         if failure is None:
+            self._answered = self._clock()
             self.patience.answered(call, result.latency)
             result.error = result.exception = None
             result.take(reply)
@@ -1377,6 +1385,8 @@ class Run:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
         again_at_once = result.attempts == 1 and failure.error.type in ("connection_error", "lost")
         wait = 0.0 if again_at_once else backoff(result.attempts)
+        if self._answered > self._clock() - result.latency and not (failure.slow and self.limiter.busy):
+            wait /= 4  # others are answered meanwhile: there is little to wait for
         if failure.wait is not None:
             if failure.wait > PAUSE_CEILING:
                 text = f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s"
