@@ -1055,7 +1055,7 @@ class Limiter:
         self._slow = 0.0  # the share of late replies that said "too much to do"
         self._last_cut = -math.inf
         self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
-        self._doubt_end = self._refused = -math.inf
+        self._doubt_end = self._probed = self._refused = -math.inf
         self._spread_end, self._gap = -math.inf, 0.0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
@@ -1063,9 +1063,16 @@ class Limiter:
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        pause = max(0.0, self.pause_end - self._clock())
-        away = "" if self.away_since is None else f", nobody there for {self._clock() - self.away_since:.1f} s"
-        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed, pause {pause:.1f} s{away}>"
+        state = self.state()
+        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed{state and ', '}{state}>"
+
+    def state(self) -> str:
+        """Return what holds up the run, in a few words, or ''."""
+        now = self._clock()
+        if self.away_since is not None:
+            return f"nobody there for {duration(now - self.away_since)}, one try a second"
+        left = self.pause_end - now
+        return f"a pause that the server asked for, {duration(left)} left" if left > 0 else ""
 
     @property
     def busy(self) -> bool:
@@ -1086,7 +1093,10 @@ class Limiter:
         self.in_flight += 1
         now = self._clock()
         if now < self._doubt_end:
-            self._next = now + PROBE
+            if self._probed > self._refused > -math.inf:
+                self._trust()  # the one that went ahead a second ago was not refused
+            else:
+                self._probed, self._next = now, now + PROBE
         elif now < self._spread_end:
             self._next = now + random.random() * self._gap
         return min(now - asked, self._held_up - held_up)
@@ -1139,10 +1149,7 @@ class Limiter:
         if failure is None or failure.heard:
             self.heard = True
             if now < self._doubt_end and started >= self._refused:
-                if self.away_since is not None:
-                    log.warning("the server is back after %s", duration(now - self.away_since))
-                self.away_since, self._refused = None, -math.inf
-                self._doubt_end = self._next = -math.inf
+                self._trust()
         elif failure.error.type == "unreachable":
             if self.away_since is None and self.heard:
                 log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
@@ -1150,6 +1157,13 @@ class Limiter:
             self._refused, self._doubt_end, self._next = now, math.inf, now + PROBE
         elif failure.error.type == "connection_error":
             self._doubt_end = max(self._doubt_end, now + PROBE)
+
+    def _trust(self) -> None:
+        """Let the calls go out again."""
+        if self.away_since is not None:
+            log.warning("the server is back after %s", duration(self._clock() - self.away_since))
+        self.away_since = None
+        self._doubt_end = self._refused = self._next = -math.inf
 
 
 @dataclasses.dataclass(slots=True)
@@ -1277,6 +1291,10 @@ class Run:
         for timer in self._timers.values():
             timer.cancel()
         await self._stack.aclose()
+
+    def state(self) -> str:
+        """Return what holds up the run, in a few words, or ''."""
+        return "stopping" if self.stopped else self.limiter.state()
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1905,7 +1923,7 @@ class Tally:
 
 WAIT_TEXTS = {
     "slot_wait": "for a place",
-    "limit_wait": "for the server's limit",
+    "limit_wait": "while the server asked to wait or was away",
     "retry_wait": "between attempts",
     "lost": "in lost attempts",
 }
@@ -1943,12 +1961,14 @@ class Progress:
                     from tqdm import tqdm
 
                     self._bar = tqdm(total=total, unit=" prompts", file=self._stream, leave=False)
-            if self._bar is None:
-                self._tick()
+            self._tick()
 
     def _tick(self) -> None:
-        """Write a line and set the timer for the next one."""
-        if self._timer is not None or self._terminal:
+        """Write what there is to say, and set the timer for the next time."""
+        if self._bar is not None:
+            self._bar.n = self._done()
+            self._bar.set_postfix_str(", ".join(self._state()))
+        elif self._timer is not None or self._terminal:
             width = shutil.get_terminal_size().columns - 1
             text = f"\r{self.text()[:width]}\x1b[K" if self._terminal else f"{self.text()}\n"
             with contextlib.suppress(OSError):
@@ -1960,31 +1980,31 @@ class Progress:
     def text(self) -> str:
         """Return what the line says."""
         done = self._done()
-        share = f"{done:,}" + (f" of {self._total:,}" if self._total else "")
+        share = f"{done:,}" + (f" of {self._total:,}" if self._total else "") + " done"
         rate = self._new / max(0.001, time.monotonic() - self._began)
         left = f", {duration(max(0, self._total - done) / rate)} left" if self._total and rate > 0 else ""
-        failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"{share} done{failed}, {self._run.limiter.in_flight} in flight, {rate:,.1f}/s{left}"
+        return ", ".join([share, *self._state(), *([] if self._run.state() else [f"{rate:,.1f}/s{left}"])])
 
     def _done(self) -> int:
         return self._new + (self._sink.kept + len(self._sink.kept_errors) if self._sink else 0)
+
+    def _state(self) -> list[str]:
+        failed = [f"{self._failed:,} failed"] if self._failed else []
+        return [*failed, f"{self._run.limiter.in_flight} in flight", *filter(None, [self._run.state()])]
 
     def update(self, result: Result) -> None:
         """Count a result."""
         self._new += result.done
         self._failed += result.done and result.error is not None
-        if self._bar is not None:
-            self._bar.update(self._done() - self._bar.n)
-            self._bar.set_postfix(failed=self._failed, refresh=False)
 
     def close(self) -> None:
         """Clear the line."""
         if self._timer is not None:
             self._timer.cancel()
-            if self._terminal:
-                self._stream.write("\r\x1b[K")
         if self._bar is not None:
             self._bar.close()
+        elif self._timer is not None and self._terminal:
+            self._stream.write("\r\x1b[K")
 
 
 class Ran(NamedTuple):

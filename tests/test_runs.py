@@ -637,7 +637,7 @@ async def test_the_repr_says_what_matters():
     await found.acquire()
     await found.acquire()
     found.settle(loop_time(), limited(30))
-    assert repr(found) == "<Limiter 1 in flight of 4 allowed, pause 30.0 s>"
+    assert repr(found) == "<Limiter 1 in flight of 4 allowed, a pause that the server asked for, 30.0 s left>"
 
 
 @both
