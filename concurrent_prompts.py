@@ -51,6 +51,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,7 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 __version__ = "0.1.0"
 __all__ = [
@@ -182,12 +183,7 @@ class Result:
         for clock in CLOCKS:
             row[clock] = round(getattr(self, clock), 6)
         row |= {"usage": self.usage, "finish_reason": self.finish_reason, "model": self.model, **self.extra}
-        row["request"] = fingerprint(self.prompt)
-        for name, value in self.prompt.columns.items():
-            while name in row:
-                name = f"input_{name}"
-            row[name] = value
-        return row
+        return row | {"request": fingerprint(self.prompt)} | beside(row, self.prompt.columns)
 
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
@@ -209,16 +205,31 @@ Ask = Callable[[Prompt], Awaitable[Reply]]
 CLOCKS = ("latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
 
 
+def beside(row: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns under names that the row does not have."""
+    taken = {*row, "request"}
+    named = {}
+    for name, value in columns.items():
+        while name in taken:
+            name = f"input_{name}"
+        taken.add(name)
+        named[name] = value
+    return named
+
+
 def fingerprint(prompt: Prompt) -> str:
     """Return what a result is recognised by in a later run: 16 hex digits of the request and of the given id.
 
-    A line number is not part of it, so that lines may be inserted, removed and moved between runs.
+    A line number is not part of it, so that lines may be inserted, removed and moved between runs. 8 more are of the
+    row as it was read: they tell another job from the same one with another model.
     """
     digest = hashlib.blake2b(prompt.body or repr(prompt.content).encode("utf-8", "replace"), digest_size=8)
     digest.update(prompt.path.encode())
     if prompt.named:
         digest.update(repr(prompt.id).encode("utf-8", "replace"))
-    return digest.hexdigest()
+    row = prompt.content if not prompt.columns else (prompt.content, prompt.columns)
+    text = row if isinstance(row, str) else repr(row)
+    return f"{digest.hexdigest()}{zlib.crc32(text.encode('utf-8', 'replace')):08x}"
 
 
 encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -286,8 +297,8 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 HINTS = {
     "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
-    "402": "the account has no credit left; add some, then run the same command to continue",
-    "403": "this key may not use this model or project; check both, then run the same command to continue",
+    "402": "the account has no credit left; add some",
+    "403": "this key may not use this model or project; check both",
     "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
     "405": "the base URL is not an API's (--base-url; most end in /v1)",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
@@ -298,19 +309,18 @@ HINTS = {
     "5xx": "the server's own fault; run again with --retry-failed",
     "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
     "model_not_found": "check the model (-m); not every key may use every model",
-    "insufficient_quota": "the account's credit or spending limit is used up; run the same command when there is more",
+    "insufficient_quota": "the account's credit or spending limit is used up; add some, or wait until there is more",
     "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "give the address that it redirects to as --base-url",
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
     "too_many_files": "raise the limit of open files (ulimit -n), or give a smaller -c",
-    "disk": "make room, or see who removed it, then run the same command to continue",
+    "disk": "make room, or see who removed it",
     "missing_column": "name a column that is there (-t)",
     "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
-    "unreachable": "check that the server runs and that --base-url is its address; then run the same command",
+    "unreachable": "check that the server runs and that --base-url is its address",
     "timeout": "no answer within --timeout seconds; raise it, or run again with --retry-failed",
-    "deadline": "raise --deadline if it must be done in one go; the same command continues",
     "unreadable": "mend these lines and run the same command; the others are kept",
     "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
@@ -1488,27 +1498,31 @@ class Journal:
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
-        self._earlier: dict[str, list[tuple[int, Any, Error | None]]] = {}
+        self._earlier: dict[str, list[int]] = {}  # by the request's fingerprint, where its lines stand
+        self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
-        self._new_ids: dict[int, str | int] = {}
+        self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
-        if not lock(self._file):
+        if not lock(self._file, path):
             self._file.close()
             raise UsageError(f"another run is writing {path}; wait for its end, or choose another file with -o")
         if overwrite:
             self._file.truncate(0)
-        self._size = self._load()
+        self._size = self._synced = self._load()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        self._file.close()
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self.sync()
+            self._file.close()
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -1516,53 +1530,73 @@ class Journal:
         line = b""
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip(b"\0\r\n "):  # left by an editor, or by a power cut
-                    size += len(line)
-                    continue
                 row = parse_json(line)
-                if not line.endswith(b"\n") and row is None and LINE_START.startswith(line[: len(LINE_START)]):
+                if row is not None:
+                    self._recognise(row, number, size)
+                elif not line.endswith(b"\n") and LINE_START.startswith(line[: len(LINE_START)]):
                     self._file.truncate(size)
                     return size
-                key, row_id, error = self._recognise(row, number)
-                self._earlier.setdefault(key, []).append((size, row_id, error))
+                elif line.startswith(LINE_START):  # a disk that failed
+                    log.warning("%s line %d is damaged: its prompt is asked again", self.path, number)
+                elif line.strip(b"\0\r\n "):  # what else is blank is left by an editor, or by a power cut
+                    self._refuse(number)
                 size += len(line)
         if size and not line.endswith(b"\n"):  # only its end was cut off
             self._file.write(b"\n")
             size += 1
         return size
 
-    def _recognise(self, row: Any, number: int) -> tuple[str, Any, Error | None]:
-        """Return a result line's fingerprint, id and error."""
-        with contextlib.suppress(AttributeError, KeyError, TypeError):
-            key = row["id"].removeprefix("batch_req_") if "custom_id" in row else row["request"]
-            if re.fullmatch("[0-9a-f]{16}", key):
-                if "custom_id" not in row:
-                    error = row["error"] and Error(**row["error"])
-                    return key, row["id"], error and error._replace(type=error.type + "", message=error.message + "")
-                status = (row["response"] or {}).get("status_code")
-                if status == 200 and not row["error"]:
-                    return key, row["custom_id"], None
-                return key, row["custom_id"], Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
+    def _recognise(self, row: Any, number: int, offset: int) -> None:
+        """Note a result line's fingerprint, id and error."""
+        try:
+            batch = "custom_id" in row
+            key = row["id"].removeprefix("batch_req_") if batch else row["request"]
+            if not re.fullmatch("[0-9a-f]{24}", key):
+                raise ValueError
+            error = batch_error(row) if batch else row["error"] and Error(**row["error"])
+            if error is not None and not isinstance(error.type + error.message, str):
+                raise TypeError
+        except (AttributeError, KeyError, TypeError, ValueError):
+            self._refuse(number)
+        self._earlier.setdefault(key[:16], []).append(offset)
+        self._lines[offset] = row["custom_id" if batch else "id"], key[16:], error
+
+    def _refuse(self, number: int) -> NoReturn:
         self._file.close()
         what = f"{self.path} holds something other than results in line {number}"
         raise UsageError(f"{what}; mend that, choose another file (-o), or give it up (--overwrite)")
+
+    def check(self, prompts: Iterable[Prompt], source: str) -> None:
+        """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
+        rows = {row for _, row, error in self._lines.values() if error is None}
+        if not rows:
+            return
+        for prompt in prompts:
+            key = fingerprint(prompt)
+            if key[:16] in self._earlier or key[16:] in rows:
+                return
+        what = f"{self.path} holds the answers of another job: none belongs to {source}"
+        raise UsageError(f"{what}; choose another file (-o), or give them up (--overwrite)")
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
         for prompt in prompts:
             self._offsets.append(-1)
-            earlier = self._earlier.get(fingerprint(prompt)) if self._earlier else None
+            key = fingerprint(prompt) if self._earlier else ""
+            earlier = self._earlier.get(key[:16])
             if not earlier:
                 yield prompt
                 continue
-            best = next((n for n, place in enumerate(earlier) if place[2] is None), 0)  # an answer before a failure
-            offset, row_id, error = earlier.pop(best)
+            answered = (offset for offset in earlier if self._lines[offset][2] is None)
+            offset = next(answered, earlier[0])  # an answer before a failure
+            earlier.remove(offset)
+            row_id, row, error = self._lines.pop(offset)
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
             self._offsets[prompt.number] = offset
-            if row_id != prompt.id:
-                self._new_ids[prompt.number] = prompt.id
+            if row_id != prompt.id or row != key[16:]:
+                self._changed[prompt.number] = prompt
             self.kept += error is None
             self.kept_errors += [error] if error else []
 
@@ -1579,6 +1613,13 @@ class Journal:
         self._offsets[result.prompt.number] = self._size
         self._size += len(line)
 
+    def sync(self) -> None:
+        """Bring to the disk what was written since the last time. Raises OSError where that fails."""
+        size = self._size
+        if size != self._synced:
+            os.fsync(self._file.fileno())
+            self._synced = size
+
     def finish(self, whole: bool = True) -> None:
         """Put the complete file into the input's order, all of it or nothing.
 
@@ -1587,7 +1628,7 @@ class Journal:
         """
         target = pathlib.Path(os.path.realpath(self.path))  # a link stays a link
         draft = target.with_name(target.name + ".tmp")
-        os.fsync(self._file.fileno())
+        self.sync()
         try:
             # Read what was written, even where somebody has removed or replaced the file of that name.
             with open(os.dup(self._file.fileno()), "rb") as lines, open(draft, "wb") as file:
@@ -1598,8 +1639,10 @@ class Journal:
                 os.fsync(file.fileno())
             if whole and stale:
                 self._set_aside(stale)
-            self._file.close()  # Windows replaces no open file
+            if sys.platform == "win32":  # replaces no open file
+                self._file.close()
             os.replace(draft, target)
+            self._file.close()  # and with it the lock
         except OSError:
             with contextlib.suppress(OSError):
                 draft.unlink()
@@ -1608,14 +1651,11 @@ class Journal:
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         for number, offset in enumerate(self._offsets):
             line = line_at(lines, offset)
-            if number in self._new_ids:
-                line = to_line({**json.loads(line), "id": self._new_ids[number]})
-            yield line
+            yield renewed(line, self._changed[number]) if number in self._changed else line
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = itertools.chain.from_iterable(self._earlier.values())
-        return sorted(offset for offset, _, error in places if error is None or not answers)
+        return sorted(offset for offset, (_, _, error) in self._lines.items() if error is None or not answers)
 
     def _set_aside(self, lines: list[bytes]) -> None:
         place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
@@ -1626,8 +1666,26 @@ class Journal:
         log.warning("%d answers to what is no longer asked were moved to %s", len(lines), place)
 
 
-def lock(file: IO[bytes]) -> bool:
-    """Take the file for this process until it is closed; return False where another process has it."""
+def batch_error(row: dict[str, Any]) -> Error | None:
+    """Return the error of a Batch output line, or None."""
+    status = (row["response"] or {}).get("status_code")
+    if status == 200 and not row["error"]:
+        return None
+    return Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
+
+
+def renewed(line: bytes, prompt: Prompt) -> bytes:
+    """Return a result's line with the id and the columns that its prompt has by now."""
+    row = json.loads(line)
+    if prompt.kind == "batch":
+        return line
+    names = list(row)
+    row = {name: row[name] for name in names[: names.index("request")]} | {"id": prompt.id}
+    return to_line(row | {"request": fingerprint(prompt)} | beside(row, prompt.columns))
+
+
+def lock(file: IO[bytes], path: pathlib.Path) -> bool:
+    """Take the file for this process until it is closed; return False where another has it, or has replaced it."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -1640,9 +1698,10 @@ def lock(file: IO[bytes]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as failure:  # a file system without locks
-        return failure.errno not in (errno.EACCES, errno.EDEADLK)
-    return True
+    except OSError as failure:
+        if failure.errno in (errno.EACCES, errno.EDEADLK):
+            return False  # else a file system without locks
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def line_at(file: IO[bytes], offset: int) -> bytes:
@@ -1680,6 +1739,12 @@ class Printer:
         while line := self._early.pop(self._next, None):
             self._write(line)
             self._next += 1
+
+    def check(self, prompts: Iterable[Prompt], source: str) -> None:
+        """Nothing was there before."""
+
+    def sync(self) -> None:
+        """Nothing can be brought to a disk."""
 
     def finish(self, whole: bool = True) -> None:
         """Nothing is left to do."""
@@ -2087,6 +2152,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
     handler = ErrorLog()
     log.addHandler(handler)
+    args = None
     try:
         args = parse_arguments(argv)
         log.setLevel(logging.INFO if args.verbose else logging.WARNING)
@@ -2102,8 +2168,7 @@ def main(argv: list[str] | None = None) -> int:
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say_error(f"{PROGRAM}: interrupted; run the same command to continue")
-        return 130
+        return stopped_status(PromptError("interrupted", "interrupted", "stop"), args)
     except BrokenPipeError:  # the reader of our output has had enough
         silence(sys.stdout)
         return 3
@@ -2128,6 +2193,7 @@ def silence(stream: IO[str]) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the parsed and checked command line."""
     args = build_parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
     args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
@@ -2181,6 +2247,7 @@ def build_parser() -> argparse.ArgumentParser:
            help="attempts for each prompt (default: %(default)s)")  # fmt: skip
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
            help="for one attempt (default: %(default).0f)")  # fmt: skip
+    option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; then it ends with exit status 3")
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is stdout")
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
@@ -2256,11 +2323,11 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def prompts_of(args: argparse.Namespace) -> Iterator[Prompt]:
-    """Yield the prompts of the file, or the demo's own, up to --limit."""
+def prompts_of(args: argparse.Namespace, limit: int | None) -> Iterator[Prompt]:
+    """Yield the first prompts of the file, or of the demo's own."""
     name = STDIN if args.prompts == "-" else ""
     prompts = read_prompts(args.source, name) if args.source else as_prompts(DEMO_PROMPTS)
-    return itertools.islice(prompts, args.limit)
+    return itertools.islice(prompts, limit)
 
 
 def source_name(args: argparse.Namespace) -> str:
@@ -2286,7 +2353,7 @@ def make_api(args: argparse.Namespace, backend: str) -> Api:
 
 def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
     """Return a run as the arguments ask for."""
-    names = ("concurrency", "max_attempts", "timeout")
+    names = ("concurrency", "max_attempts", "timeout", "deadline")
     run = Run(api, **{name: getattr(args, name) for name in names} | changes)
     run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
@@ -2308,19 +2375,22 @@ def open_files() -> int:
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    prompts = checked(prompts_of(args), api, source_name(args))
+    prompts = checked(prompts_of(args, args.limit), api, source_name(args))
     way = sequentially if args.sequential else concurrently
     run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
     path = pathlib.Path(args.output)
     sink = Printer() if args.output == "-" else Journal(path, overwrite=args.overwrite, retry_failed=args.retry_failed)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
+        sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
         tally = Tally()
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet)
+            syncing = asyncio.ensure_future(keep_synced(run, sink))
             try:
                 await way(run, sink.left(prompts), functools.partial(record, run, sink, tally, progress))
             finally:
+                syncing.cancel()
                 progress.close()
         tally.stop()
         if run.stopped is None:
@@ -2329,6 +2399,17 @@ async def answer_file(args: argparse.Namespace) -> int:
             except OSError as failure:
                 run.stop(disk_error(sink, failure))
     return report(args, run, api, tally, sink)
+
+
+async def keep_synced(run: Run, sink: Journal | Printer) -> None:
+    """Bring the results to the disk once a second: a power cut, unlike a killed process, loses what is not there."""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            await asyncio.to_thread(sink.sync)
+        except OSError as failure:
+            run.stop(disk_error(sink, failure))
+            return
 
 
 def record(run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result) -> None:
@@ -2362,7 +2443,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
 
 @contextlib.contextmanager
 def interruptible(run: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) stop the run in good order, and the second at once."""
+    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -2375,9 +2456,11 @@ def interruptible(run: Run) -> Iterator[None]:
             task.cancel()
 
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
     try:
         yield
     finally:
@@ -2400,19 +2483,26 @@ def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Jou
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
-        return stopped_status(run.stopped)
+        return stopped_status(run.stopped, args)
     return 1 if tally.failed else 0
 
 
-def stopped_status(reason: PromptError) -> int:
-    """Say why the run was stopped and what to do; return the exit status."""
-    if reason.error.type == "interrupted":
-        say_error(f"{PROGRAM}: interrupted; run the same command to continue")
-        return 130
-    say_error(f"{PROGRAM}: stopped: {reason.error.message}")
-    advice = hint(reason.error) or "run the same command to continue"
-    say_error(f"-> {advice}", indent="  ")
-    return 3
+def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
+    """Say why the run was stopped, what to do and how to continue; return the exit status."""
+    interrupted = reason.error.type == "interrupted"
+    say_error(f"{PROGRAM}: {'' if interrupted else 'stopped: '}{reason.error.message}")
+    if advice := hint(reason.error):
+        say_error(f"-> {advice}", indent="  ")
+    if args and args.output != "-" and not args.compare:
+        say_error(f"to continue: {command_again(args.argv)}", indent="  ")
+    return 130 if interrupted else 3
+
+
+def command_again(argv: list[str]) -> str:
+    """Return the command line that continues what this one began."""
+    words = [os.path.basename(sys.executable), sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
+    words += [word for word in argv if word != "--overwrite"]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def say_error(*lines: str, indent: str = "") -> None:
@@ -2426,13 +2516,13 @@ async def compare(args: argparse.Namespace) -> int:
     """Run the prompts sequentially and concurrently with each backend; print the results, the table and who won."""
     ran: list[Ran] = []
     apis = [make_api(args, name) for name in args.backends]
-    prompts = list(checked(prompts_of(args), apis[0], source_name(args)))
+    prompts = list(checked(prompts_of(args, args.limit), apis[0], source_name(args)))
     for api in apis:
         for way in (sequentially, concurrently):
             one, stopped = await measure(args, api, way, prompts)
             ran.append(one)
             if stopped is not None:
-                return stopped_status(stopped)
+                return stopped_status(stopped, args)
     blocks: list[Iterable[str]] = [as_in_the_article(ran[0]), as_in_the_article(ran[1]), table(ran), verdicts(ran)]
     for lines in blocks:
         print(*lines, "", sep="\n")

@@ -671,3 +671,147 @@ async def test_a_great_bound_costs_nothing():
     assert [result.text for result in results] == ["A", "B"]
 
 
+# ---- Outages -------------------------------------------------------------------------------------------------
+
+
+class Outage(Server):
+    """A server that answers within `latency` seconds, but refuses connections in `gap`, where it also drops calls."""
+
+    def __init__(self, gap, latency=0.3, dropped=ConnectionResetError("reset")):
+        super().__init__(latency=latency)
+        self.gap, self.dropped, self.refused = gap, dropped, 0
+
+    async def __call__(self, prompt):
+        begin, end = self.gap
+        if begin <= now() < end:
+            self.refused += 1
+            raise ConnectionRefusedError("refused")
+        if now() < begin <= now() + self.latency:
+            await asyncio.sleep(begin - now() + 1e-6)
+            raise self.dropped
+        return await super().__call__(prompt)
+
+
+@pytest.mark.parametrize("concurrency", [1, 50, "auto"])
+@pytest.mark.parametrize("away", [20, 300])
+@virtual
+async def test_an_outage_is_waited_for_and_costs_no_prompt_an_attempt(concurrency, away):
+    prompts = [str(number) for number in range(20 if concurrency == 1 else 1000)]
+    undisturbed = Server(latency=0.3)
+    await run_concurrent(prompts, undisturbed, **options(concurrency=concurrency))
+    ideal, server = now(), Outage((now() + 2, now() + 2 + away))
+    results = await run_concurrent(prompts, server, **options(concurrency=concurrency, max_attempts=2))
+    assert all(result.error is None and result.attempts <= 2 for result in results)
+    assert server.refused <= away + 3
+    assert now() - ideal <= ideal + away + 2
+    assert max(result.limit_wait for result in results) >= away - 1
+
+
+@virtual
+async def test_a_server_that_shuts_down_in_good_order_meets_few_connects():
+    """What is in flight is still answered while nobody listens any longer."""
+    server = Outage((5, 25), latency=4)
+    server.dropped = None
+
+    async def send(prompt):
+        if 5 <= now() < 25:
+            server.refused += 1
+            raise ConnectionRefusedError("refused")
+        return await Server.__call__(server, prompt)
+
+    replies = {str(number): [(1 + number % 13, "x")] for number in range(200)}
+    server.replies = replies
+    results = await run_concurrent(replies, send, **options(concurrency=50))
+    assert all(result.text == "x" for result in results) and server.refused <= 25
+
+
+@virtual
+async def test_the_outage_is_said_once_and_so_is_its_end(caplog):
+    await run_concurrent(map(str, range(100)), Outage((1, 9)), **options(concurrency=10))
+    assert [record.getMessage().split("(")[0] for record in caplog.records] == [
+        "nobody is there any longer ", "the server is back after 8.30 s",
+    ]  # fmt: skip
+
+
+@virtual
+async def test_a_connection_that_is_lost_now_and_then_holds_nobody_up():
+    replies = {str(number): [(0.3, ConnectionResetError()), (0.3, "x")] for number in range(0, 1000, 20)}
+    results = await run_concurrent(map(str, range(1000)), Server(replies, latency=0.3), **options(concurrency=50))
+    assert all(result.error is None and result.retry_wait == 0 for result in results)
+    assert now() < 0.3 * 1050 / 50 + 1
+
+
+@virtual
+async def test_after_a_lost_connection_one_call_goes_ahead():
+    """A slow server may still be there: the others wait for a second at most."""
+    server = Server({str(number): [(1, ConnectionResetError()), (20, "x")] for number in range(10)})
+    results = await run_concurrent(map(str, range(10)), server, **options())
+    assert [len([when for _, when in server.calls if when == wanted]) for wanted in (0, 1)] == [10, 1]
+    assert all(result.text == "x" for result in results) and now() < 23.1
+
+
+# ---- Lost calls ----------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_call_that_never_answers_does_not_cost_the_timeout():
+    replies = {str(number): [(10**6, "never"), (0.5, "x")] for number in range(50, 1000, 100)}
+    server = Server(replies, latency=0.5)
+    results = await run_concurrent(map(str, range(1000)), server, **options(concurrency=50))
+    assert all(result.error is None for result in results) and now() < 15
+    assert sum(result.attempts for result in results) == 1010
+
+
+@virtual
+async def test_an_honest_slow_answer_comes_in_the_end_and_few_are_asked_twice():
+    replies = {str(number): [(200, "slow")] for number in range(10, 2000, 20)}
+    results = await run_concurrent(map(str, range(2000)), Server(replies, latency=1), **options(concurrency=100))
+    slow = [result for result in results if result.text == "slow"]
+    assert len(slow) == 100 and all(result.error is None for result in results)
+    assert max(result.attempts for result in slow) <= 6
+    assert sum(result.attempts for result in results) <= 2000 * 1.06
+
+
+@virtual
+async def test_a_server_at_a_standstill_is_waited_for():
+    async def send(prompt):
+        await asyncio.sleep(1)
+        if 10 <= now() < 40:
+            await asyncio.sleep(40 - now() + int(prompt) % 10 / 10)
+        calls.append(prompt)
+        return prompt
+
+    calls = []
+    results = await run_concurrent(map(str, range(2000)), send, **options(concurrency=50))
+    assert all(result.error is None for result in results)
+    assert sum(result.attempts for result in results) <= 2005
+
+
+@virtual
+async def test_a_lost_call_in_a_sequential_run_is_tried_again():
+    server = Server({"30": [(10**6, "never"), (1, "x")]})
+    results = await run_sequential(map(str, range(40)), server, **options())
+    assert all(result.error is None for result in results) and now() < 50
+
+
+# ---- Deadline ------------------------------------------------------------------------------------------------
+
+
+@both
+@virtual
+async def test_the_deadline_ends_the_run_and_what_is_in_flight(way):
+    server = Server(latency=3)
+    results = await way(map(str, range(100)), server, **options(concurrency=10, deadline=10))
+    assert now() == pytest.approx(10) and server.in_flight == 0
+    answered = [result for result in results if result.error is None]
+    assert len(answered) == (3 if way is run_sequential else 30)
+    assert {result.error.type for result in results if result.error} == {"deadline", "not_sent"}
+    assert all(not result.done for result in results if result.error)
+
+
+@pytest.mark.parametrize("failure", [ConnectionRefusedError(), limited(100), http_error(500, {}, b"")], ids=str)
+@virtual
+async def test_the_deadline_ends_every_kind_of_wait(failure):
+    server = Server({"b": [failure]}, latency=0)
+    results = await run_concurrent(["a", "b", "c"], server, **options(deadline=4, concurrency=1, max_attempts=99))
+    assert now() == pytest.approx(4) and [result.done for result in results] == [True, False, False]
