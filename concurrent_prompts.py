@@ -1536,8 +1536,9 @@ class Journal:
                 elif not line.endswith(b"\n") and LINE_START.startswith(line[: len(LINE_START)]):
                     self._file.truncate(size)
                     return size
-                elif line.startswith(LINE_START):  # a disk that failed
+                elif line.startswith(LINE_START) and self._lines:  # a disk that failed
                     log.warning("%s line %d is damaged: its prompt is asked again", self.path, number)
+                    self._lines[size] = None, "", None
                 elif line.strip(b"\0\r\n "):  # what else is blank is left by an editor, or by a power cut
                     self._refuse(number)
                 size += len(line)

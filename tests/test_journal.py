@@ -241,6 +241,8 @@ CHANGES = {
     "an id given": (["a"], named("x"), ["a"], ["to a"]),
     "an id's prompt edited": ([{"id": 1, "prompt": "a"}], [{"id": 1, "prompt": "b"}], ["b"], ["to a"]),
     "a column edited": ([{"prompt": "a", "x": 1}], [{"prompt": "a", "x": 2}], [], None),
+    "columns renamed": ([{"prompt": "a", "x": 1, "y": 2}], [{"prompt": "a", "text": 3, "y": [4]}], [], None),
+    "columns gone": ([{"prompt": "a", "x": 1}, "b"], ["a", {"prompt": "b", "request": 1}], [], None),
 }
 
 
@@ -252,6 +254,12 @@ def test_continuing_with_a_changed_input(path, before, after, asked, aside):
     assert texts(path) == [f"to {prompt.content}" for prompt in prompts]
     assert [row["id"] for row in rows(path)] == [prompt.id for prompt in prompts]
     assert [type(row["id"]) for row in rows(path)] == [type(prompt.id) for prompt in prompts]
+    fresh = [result_of(prompt).as_row() for prompt in prompts]
+    assert [list(row) for row in rows(path)] == [list(row) for row in fresh]
+    assert [row["request"] for row in rows(path)] == [row["request"] for row in fresh]
+    for row, whole in zip(rows(path), fresh, strict=True):
+        columns = list(row)[list(row).index("request") :]
+        assert {name: row[name] for name in columns} == {name: whole[name] for name in columns}
     assert (superseded(path) if aside else None) == aside
     assert session(path, after) == []
 
@@ -497,6 +505,73 @@ def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change):
         journal.append(result_of(asked[0]))
         journal.finish()
     assert texts(path) == ["to a", "to b"]
+
+
+def check(path, items, **settings):
+    with Journal(path) as journal:
+        journal.check(prepare(items, **settings), "q.txt")
+
+
+@pytest.mark.parametrize(
+    ("items", "settings"),
+    [(["x", "a", "b"], {}), (["b"], {}), (["a", "b"], {"model": "m"}), (["b"], {"template": "{prompt}", "model": "m"})],
+    ids=["one more", "one less", "another model", "another template"],
+)
+def test_a_job_that_has_changed_is_the_same_job(path, items, settings):
+    session(path, ["a", "b"])
+    check(path, items, **settings)
+
+
+def test_another_jobs_answers_are_refused(path):
+    session(path, ["a", "b", "c"], fail=["c"])
+    before = path.read_bytes()
+    for items in (["x", "y"], [{"prompt": "a", "x": 1, "id": 7}], [17], []):
+        with pytest.raises(UsageError, match=r"another job: none belongs to q\.txt; .*-o.*--overwrite"):
+            check(path, items)
+    assert path.read_bytes() == before
+
+
+def test_failures_alone_hold_nobody_up(path):
+    session(path, ["a", "b"], fail=["a", "b"])
+    check(path, ["x"])
+
+
+def test_a_damaged_line_costs_no_other(path):
+    session(path, ["a", "b", "c"])
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:50] + b"\n" + third)
+    assert session(path, ["a", "b", "c"]) == ["b"]
+    assert texts(path) == ["to a", "to b", "to c"]
+    (aside,) = path.parent.glob("*superseded.jsonl")
+    assert aside.read_bytes() == second[:50] + b"\n"
+
+
+def test_what_is_written_is_brought_to_the_disk(path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(fsync(number)))
+    prompts = prepare(["a", "b"])
+    with Journal(path) as journal:
+        for prompt, count in zip(journal.left(prompts), (1, 2), strict=True):
+            journal.append(result_of(prompt))
+            journal.sync()
+            journal.sync()
+            assert len(synced) == count
+
+
+def test_a_file_that_another_run_has_just_replaced_is_refused(path, monkeypatch):
+    session(path, ["a"])
+    opened = open
+
+    def replaced(name, *more, **options):
+        file = opened(name, *more, **options)
+        os.replace(path, f"{path}.old")
+        path.write_bytes(b"")
+        return file
+
+    monkeypatch.setattr("builtins.open", replaced)
+    with pytest.raises(UsageError, match="another run"):
+        Journal(path)
 
 
 def test_a_second_run_on_the_same_file_is_refused_and_changes_nothing(path):

@@ -677,9 +677,9 @@ async def test_a_great_bound_costs_nothing():
 class Outage(Server):
     """A server that answers within `latency` seconds, but refuses connections in `gap`, where it also drops calls."""
 
-    def __init__(self, gap, latency=0.3, dropped=ConnectionResetError("reset")):
+    def __init__(self, gap, latency=0.3):
         super().__init__(latency=latency)
-        self.gap, self.dropped, self.refused = gap, dropped, 0
+        self.gap, self.refused = gap, 0
 
     async def __call__(self, prompt):
         begin, end = self.gap
@@ -688,7 +688,7 @@ class Outage(Server):
             raise ConnectionRefusedError("refused")
         if now() < begin <= now() + self.latency:
             await asyncio.sleep(begin - now() + 1e-6)
-            raise self.dropped
+            raise ConnectionResetError("reset")
         return await super().__call__(prompt)
 
 
@@ -710,19 +710,16 @@ async def test_an_outage_is_waited_for_and_costs_no_prompt_an_attempt(concurrenc
 @virtual
 async def test_a_server_that_shuts_down_in_good_order_meets_few_connects():
     """What is in flight is still answered while nobody listens any longer."""
-    server = Outage((5, 25), latency=4)
-    server.dropped = None
+    server, refused = Server({str(number): [(1 + number % 13, "x")] for number in range(200)}), []
 
     async def send(prompt):
         if 5 <= now() < 25:
-            server.refused += 1
+            refused.append(prompt)
             raise ConnectionRefusedError("refused")
-        return await Server.__call__(server, prompt)
+        return await server(prompt)
 
-    replies = {str(number): [(1 + number % 13, "x")] for number in range(200)}
-    server.replies = replies
-    results = await run_concurrent(replies, send, **options(concurrency=50))
-    assert all(result.text == "x" for result in results) and server.refused <= 25
+    results = await run_concurrent(server.replies, send, **options(concurrency=50))
+    assert all(result.text == "x" for result in results) and len(refused) <= 25
 
 
 @virtual
