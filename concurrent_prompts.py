@@ -1420,7 +1420,7 @@ class Run:
                 text = f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s"
                 self._warn_once("wait", text)
             wait += min(failure.wait, PAUSE_CEILING)
-        log.info("%s: %s; attempt %d in %.1f s", result.id, failure, result.attempts + 1, wait)
+        log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         asked = self._clock()
         awake = await self._rest(self._sleep(wait))
         result.retry_wait += self._clock() - asked
@@ -2559,4 +2559,7 @@ async def measure(
 
 if __name__ == "__main__":
     sys.modules["concurrent_prompts"] = sys.modules["__main__"]  # so that a backend's import finds this very module
-    sys.exit(main())
+    exit_status = main()
+    if exit_status == 130:
+        os._exit(exit_status)  # who has pressed Ctrl-C does not want to wait for the libraries to be taken down
+    sys.exit(exit_status)
