@@ -22,7 +22,7 @@ In Python, with your own coroutine function or with a backend:
     print([result.text for result in results])
 
 Exit status: 0 every prompt is answered, 1 some failed, 2 unusable arguments or input, 3 stopped early (key, quota,
-address, disk), 130 interrupted.
+address, disk, deadline), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Result:
     """What became of one prompt: `text`, or else `error`.
 
     The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
-    place among the calls in flight), `limit_wait` (a pause the server asked for), `retry_wait` (back-off) and `lost`
-    (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a Unix time.
+    place among the calls in flight), `limit_wait` (while the server asked to wait or was away), `retry_wait` (back-off)
+    and `lost` (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a Unix time.
     """
 
     prompt: Prompt
@@ -1851,7 +1851,7 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
     its text, or a loaded backend (`load_backend`). Options:
     `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
-    attempt; `return_exceptions`: True (a failed prompt's Result has an `error`, the others their answers) or False
+    attempt; `deadline`, seconds for the run; `return_exceptions`: True (a failed prompt's Result has an `error`, the others their answers) or False
     (the first failure is raised as PromptError and ends the run); `clock` and `sleep`, for tests.
     What `send` raises is classified: ConnectionError, TimeoutError and HTTP errors worth another try are retried.
     """
