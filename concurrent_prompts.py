@@ -43,6 +43,7 @@ import hashlib
 import importlib
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -54,12 +55,14 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
+import traceback
 import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -723,7 +726,8 @@ class Api:
 
     `model`, `system`, `template`, `params` and `endpoint` are as on the command line; a Batch request line keeps its
     own unless `model` or `params` are given. One Api may serve any number of runs.
-    The key is read from the environment variable `api_key_env` and is in no message and no repr.
+    The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
+    goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`.
     """
 
     def __init__(
@@ -738,13 +742,15 @@ class Api:
         endpoint: str = "chat",
         base_url: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
+        allow_http: bool = False,
     ) -> None:
         if endpoint not in ENDPOINTS:
             raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
         if system is not None and endpoint in ("completions", "embeddings"):
             raise UsageError(f"{endpoint} takes no system text (-s)")
         self.name = name
-        self.base_url, self.query = split_url(base_url or environment_url())
+        self.base_url, query = split_url(base_url or environment_url())
+        self.query, self._login = split_query(query)
         self.model = model
         self.system = system
         self.template = template
@@ -753,10 +759,16 @@ class Api:
         self._connect = connect
         self._key = os.environ.get(api_key_env, "")
         if not self._key and self.base_url == DEFAULT_BASE_URL:
-            raise UsageError(f"{api_key_env} is not set; export it, or try --demo, which needs no key")
+            name = api_key_env if re.fullmatch("[A-Z0-9_]+", api_key_env) else "the variable that --api-key-env names"
+            raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UsageError(f"{api_key_env} holds characters that no key has; set it anew")
         self._headers = request_headers(self.base_url, self._key)
+        secrets = [text for name, text in self._headers.items() if text and SECRET_NAME.search(name)]
+        secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
+        self._conceal = concealer(self._key, secrets)
+        if secrets and self.base_url.startswith("http:"):
+            check_plain_http(self.base_url, allow_http)
 
     def __repr__(self) -> str:
         return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
@@ -767,16 +779,35 @@ class Api:
 
         It raises PromptError, ConnectionError or TimeoutError.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
-            except (ValueError, OSError) as failure:
-                raise UsageError(f"backend {self.name} cannot be opened: {failure}") from None
+        with self._discreet():
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
+                except (ValueError, OSError) as failure:
+                    raise UsageError(self._conceal(f"backend {self.name} cannot be opened: {failure}")) from None
 
-            async def call(prompt: Prompt) -> Reply:
-                return self._read(prompt, *await post(prompt.path, prompt.body))
+                async def call(prompt: Prompt) -> Reply:
+                    with self._discreet():
+                        joint = ("&" if "?" in prompt.path else "?") if self._login else ""
+                        return self._read(prompt, *await post(prompt.path + joint + self._login, prompt.body))
 
-            yield call
+                yield call
+
+    @contextlib.contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Let no exception pass that shows a secret, in its own text or in that of one behind it."""
+        try:
+            yield
+        except Exception as failure:
+            error = as_prompt_error(failure)
+            texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
+            if list(map(self._conceal, texts)) == texts:
+                raise
+            *_, kind, message, http = map(self._conceal, texts)
+            error.error = error.error._replace(type=kind, message=message)
+            error.args = (message,)
+            error.http = error.http if http == texts[-1] else None
+            raise error from None
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
@@ -837,20 +868,21 @@ class Api:
         return url.removeprefix("/v1"), body | model | self.params
 
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
+        with contextlib.suppress(PromptError):
+            return self._reply(prompt, status, headers, body)
         try:
-            if not 200 <= status < 300:
-                raise http_error(status, headers, body)
-            return read_reply(prompt.path, headers, body)
+            return self._reply(prompt, status, headers, self._conceal(body.decode("latin-1")).encode("latin-1"))
         except PromptError as failure:
-            if self._key and self._key.encode() in body:  # some servers quote it
-                return self._read(prompt, status, headers, body.replace(self._key.encode(), b"***"))
             missing = failure.error.status == 404 or failure.error.type == "model_not_found"
             if missing and prompt.kind == "batch" and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
-            if self._key:
-                failure.error = failure.error._replace(message=failure.error.message.replace(self._key, "***"))
-                failure.args = (failure.error.message,)
             raise
+
+    def _reply(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        if not 200 <= status < 300:
+            raise http_error(status, headers, body)
+        return read_reply(prompt.path, headers, body)
 
 
 class Own:
@@ -904,12 +936,15 @@ def environment_url() -> str:
 def split_url(url: str) -> tuple[str, str]:
     """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
     base, mark, query = url.strip().partition("?")
+    if "@" in url:
+        advice = "take user and password out of it and put the key into OPENAI_API_KEY; an @ of the path is %40"
+        raise UsageError(f"the base URL holds an @: {advice}")
     try:
         usable = re.fullmatch(r"https?://[^\s/]+(/\S*)?", base) and urllib.parse.urlsplit(url).port != 0
     except ValueError:  # a port beyond 65535, half an IPv6 address
         usable = False
     if not usable or not re.fullmatch(r"[!-~]*", query) or "#" in url:
-        raise UsageError(f"--base-url {short(url)} is not of the form https://host/v1")
+        raise UsageError(f"--base-url {short(base)} is not of the form https://host/v1")  # the query may hold a key
     for path in ENDPOINTS.values():
         base = base.rstrip("/").removesuffix(path)
     return base, mark + query
@@ -934,6 +969,68 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
         if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
             raise UsageError(f"the header {short(header)} has characters that no header may have; see OPENAI_*")
     return headers
+
+
+SECRET_NAME = re.compile("auth|cookie|key|token|secret|password|sig|^code$", re.IGNORECASE)
+PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
+
+
+def split_query(query: str) -> tuple[str, str]:
+    """Return the query without the items whose names sound secret, and those: they are not what is asked."""
+    items = query.removeprefix("?").split("&")
+    secret = [item for item in items if SECRET_NAME.search(item.partition("=")[0])]
+    plain = "&".join(item for item in items if item not in secret)
+    return plain and f"?{plain}", "&".join(secret)
+
+
+def concealer(key: str, secrets: Iterable[str]) -> Callable[[str], str]:
+    """Return a function that puts *** for the key, the secrets and the proxies' passwords in a text.
+
+    It finds them escaped too (in JSON, HTML or a URL), and cut off, as long as 12 characters are left.
+    """
+    word_in = re.compile(r"[^\s;,=]{8,}|^[^\s;,=]+$")  # not the "Bearer"
+    words = {key, *(word for value in secrets for word in word_in.findall(value))}
+    for name, url in os.environ.items():
+        if name.lower().endswith("_proxy") and "@" in url:
+            words.add(url.rpartition("@")[0].split("://", 1)[-1])
+    words |= {urllib.parse.unquote(word) for word in words}
+    long = sorted((word for word in words if len(word) >= 4), key=len, reverse=True)  # "x" is no secret
+    pattern = "|".join("".join(map(spelled, word[:12])) + "".join(f"{spelled(c)}?" for c in word[12:]) for word in long)
+    return functools.partial(re.compile(pattern or "(?!)").sub, "***")
+
+
+def spelled(character: str) -> str:
+    """Return a pattern of the ways in which JSON, HTML and URLs write a character."""
+    code = ord(character)
+    escapes = rf"\\{{1,9}}u{code:04x}|%{code:02x}|&#(?:{code}|x0{{0,6}}{code:x});"
+    quoted = "" if character.isalnum() else rf"|\\{{1,9}}{re.escape(character)}"
+    return f"(?:{re.escape(character)}{quoted}|(?i:{escapes}))"
+
+
+def check_plain_http(base_url: str, allowed: bool) -> None:
+    """Warn where the key would cross a network unencrypted. Raises UsageError if that is the open one."""
+    host = urllib.parse.urlsplit(base_url).hostname or ""
+    reach = reach_of(host)
+    if reach == "public" and not allowed:
+        advice = "write https:// in the base URL, or give --allow-http if the network is trusted"
+        raise UsageError(f"the key would go to {host} unencrypted; {advice}")
+    if reach != "loopback":
+        log.warning("the key goes to %s unencrypted; write https:// in the base URL if that is possible", host)
+
+
+def reach_of(host: str) -> str:
+    """Return whether a host is "loopback", "private" or "public", as its name says: nothing is looked up."""
+    host = host.rstrip(".")
+    for parse in (ipaddress.ip_address, socket.inet_aton):  # the latter knows 127.1 and 2130706433 too
+        with contextlib.suppress(ValueError, OSError):
+            address = ipaddress.ip_address(parse(host))
+            address = getattr(address, "ipv4_mapped", None) or address
+            near = address.is_private or address.is_link_local
+            return "loopback" if address.is_loopback else "private" if near else "public"
+    if host == "localhost" or host.endswith(".localhost"):
+        return "loopback"
+    bare = host.isascii() and "." not in host  # there are other dots than ASCII's
+    return "private" if bare or host.endswith(PRIVATE_NAMES) else "public"
 
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -1712,6 +1809,14 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
     return file.readline()
 
 
+CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    r"""Return the text with what a terminal obeys instead of showing it as \uXXXX; line ends stay."""
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 class Printer:
     """The same for standard output, where nothing can be kept or continued: lines in the input's order, as they can."""
 
@@ -1722,6 +1827,7 @@ class Printer:
     def __init__(self) -> None:
         self._early: dict[int, bytes] = {}
         self._next = 0
+        self._terminal = sys.stdout.isatty()
 
     def __enter__(self) -> Printer:
         return self
@@ -1752,6 +1858,8 @@ class Printer:
         """Nothing is left to do."""
 
     def _write(self, line: bytes) -> None:
+        if self._terminal:  # in JSON an escape is the same text
+            line = visible(line.decode()).encode()
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 
@@ -2145,7 +2253,7 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
-        say_error(("\r\x1b[K" if sys.stderr.isatty() else "") + record.getMessage())
+        say_error(record.getMessage(), indent="\r\x1b[K" if sys.stderr.isatty() else "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -2195,7 +2303,9 @@ def silence(stream: IO[str]) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the parsed and checked command line."""
-    args = build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:  # not the whole of it: somebody may try to give a key here
+        raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
     args.argv = sys.argv[1:] if argv is None else argv
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
@@ -2246,6 +2356,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
+    option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
            help="attempts for each prompt (default: %(default)s)")  # fmt: skip
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
@@ -2350,7 +2461,7 @@ def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt
 
 def make_api(args: argparse.Namespace, backend: str) -> Api:
     """Return the API that the arguments ask for."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env")
+    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http")
     return load_backend(backend, **{name: getattr(args, name) for name in names})
 
 
@@ -2502,17 +2613,19 @@ def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
 
 
 def command_again(argv: list[str]) -> str:
-    """Return the command line that continues what this one began."""
+    """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
+    if any(split_query(word.partition("?")[2])[1] for word in argv):
+        return "the same command again"
     words = [os.path.basename(sys.executable), sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
     words += [word for word in argv if word != "--overwrite"]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def say_error(*lines: str, indent: str = "") -> None:
-    """Print lines on standard error."""
+    """Print lines on standard error, with nothing in them that a terminal would obey; the indent is ours."""
     with contextlib.suppress(OSError):
         for line in lines:
-            print(indent + line, file=sys.stderr)
+            print(indent + visible(line), file=sys.stderr)
 
 
 async def compare(args: argparse.Namespace) -> int:

@@ -244,6 +244,8 @@ UNUSABLE = {
     "output is input": (["prompts.txt", "-o", "./prompts.txt"], "is the input"),
     "output directory": (["prompts.txt", "-o", "no/where.jsonl"], "cannot write no/where.jsonl: No such file"),
     "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
+    "an unknown option": (["prompts.txt", "-x"], "-x is not an option"),
+    "another job's results": (["prompts.txt", "-o", "others.jsonl"], "others.jsonl holds the answers of another job"),
     "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
     "a backend that is no function": (["prompts.txt", "-b", "os:path"], "backend os:path is no function"),
     "a nameless backend": (["prompts.txt", "-b", "stdlib,", "--compare"], "-b has an empty name"),
@@ -267,6 +269,8 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_sent(here, stand_in, cap
     (here / "table.csv").write_text("city,word\nParis,hello\n")
     (here / "twice.csv").write_text("prompt,a,a\nx,1,2\n")
     (here / "semicolon.csv").write_text("prompt;lang\nx;fr\n")
+    other = {"id": 1, "text": "x", "error": None, "request": "0" * 24}
+    (here / "others.jsonl").write_text(json.dumps(other) + "\n")
     server = stand_in()
     base = [] if "--base-url" in arguments else ["--base-url", server.url]
     assert main([*arguments, *base]) == 2
@@ -276,7 +280,7 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_sent(here, stand_in, cap
     assert (here / "table.csv").read_text() == "city,word\nParis,hello\n"
 
 
-@pytest.mark.parametrize("arguments", ["-c 0", "-c x", "--timeout nan", "-n -1", "-e moon", "-x"])
+@pytest.mark.parametrize("arguments", ["-c 0", "-c x", "--timeout nan", "-n -1", "-e moon"])
 def test_bad_numbers_and_names_are_usage_errors(here, capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         main(["prompts.txt", *arguments.split()])
@@ -317,7 +321,8 @@ def test_a_model_that_is_missing_with_a_400():
     assert "check the model (-m)" in concurrent_prompts.hint(error.error)
 
 
-def test_nobody_there(here, capsys):
+def test_nobody_there(here, capsys, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "PROBE", 0.01)
     assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "-q"]) == 3
     err = capsys.readouterr().err
     assert "stopped: " in err and "check that the server runs" in err and "Traceback" not in err
