@@ -5,7 +5,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint typecheck check clean
+.PHONY: help demo install test torture lint typecheck check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile
@@ -22,6 +22,9 @@ install: $(VENV)/dev  ## set up .venv with all that the backends and the tests u
 
 test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest -q
+
+torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (a quarter of an hour)
+	$(BIN)/python -m tests.torture
 
 lint: $(VENV)/dev  ## check the style
 	$(BIN)/python -m ruff check .

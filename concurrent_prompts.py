@@ -1294,13 +1294,13 @@ class Patience:
     """Which calls are given up as lost, learned from how long the answered ones took.
 
     A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
-    three times that after each time that its prompt was given up, so that an honest slow answer comes in the end. A
-    late call is lost once one that began after it was late has been answered; where there is no such call, the oldest
+    twice that after each time that its prompt was given up, so that an honest slow answer comes in the end. A late
+    call is lost once one that began after it was late has been answered; where there is no such call, the oldest
     is given up to make one, since the server may be at a standstill. What was given up and takes long again was no
     loss: only 1 and a twentieth of the answers are put at risk so.
     """
 
-    LEAST = 2.0  # seconds
+    LEAST = 1.0  # seconds
 
     def __init__(self) -> None:
         self.answers = 0
@@ -1315,7 +1315,7 @@ class Patience:
         """Return after how many seconds a call is late."""
         if not self.answers or losses is None:
             return math.inf
-        return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 3.0**losses
+        return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 2.0**losses
 
     def answered(self, call: Call, latency: float) -> None:
         """Learn from an answer."""
@@ -1509,9 +1509,10 @@ class Run:
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
-        again_at_once = result.attempts == 1 and failure.error.type in ("connection_error", "lost")
-        wait = 0.0 if again_at_once else backoff(result.attempts)
-        if self._answered > self._clock() - result.latency and not (failure.slow and self.limiter.busy):
+        kind = failure.error.type
+        at_once = kind == "lost" or (kind == "connection_error" and result.attempts == 1)
+        wait = 0.0 if at_once else backoff(result.attempts)
+        if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
         if failure.wait is not None:
             if failure.wait > PAUSE_CEILING:

@@ -1,0 +1,868 @@
+"""Torture: real runs against the stand-in server that are killed, interrupted, cut off and starved, and what was lost.
+
+    python -m tests.torture [--only NAME,...] [--quick] [--backend NAME] [--seed N]
+
+Prints a line for each figure with its goal, and exits with 1 if one is missed. The tool runs as a user runs it, in a
+process of its own; the server runs in a thread of this one, so that what each process was told is on record here, on
+the same clock. The seed settles the prompts, the server's latencies and faults and the moments of the blows; the
+tool's own jitter and the system's scheduling remain what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import heapq
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends import stand_in
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "concurrent_prompts.py")
+LATENCY = {"latency": 0.3, "sigma": 0.5}  # of the server, unless a scenario says otherwise
+MARGIN = 0.05  # seconds that a process is given to read an answer and write it down, or to hear a signal
+LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}
+PATIENCE = 120.0  # seconds after which a run that does not end is a failure
+
+
+# ---- The server, which keeps a record --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What the server saw of a request; times are time.monotonic()."""
+
+    prompt: str
+    came: float
+    sent: float = math.inf  # when all of the answer was in the system's hands
+    status: int | None = None  # of the answer; None: it is open still, or the client or the connection has gone
+    fault: str = ""  # what the server was to do wrong
+    latency: float = 0.0  # seconds that the server was to take
+    in_flight: int = 0  # requests at the server, this one too, when it was answered
+
+    @property
+    def answered(self) -> bool:
+        return self.status == 200 and not self.fault and self.sent < math.inf
+
+    @property
+    def billed(self) -> bool:
+        """Whether an API would want money for it: it made an answer, however little of it was of use."""
+        return self.fault in ("", "truncated", "null-choices", "malformed") and self.status in (200, None)
+
+
+class Recorder(stand_in.Server):
+    """The stand-in server, which notes what it sees, and can go away and come back."""
+
+    loop: asyncio.AbstractEventLoop  # in a thread of its own
+
+    def __init__(self, options: stand_in.Options) -> None:
+        super().__init__(options)
+        self.requests: list[Request] = []
+        self.plan: dict[int, Callable[[], None]] = {}  # what to do when so many requests have come
+        self._open: dict[stand_in.Job, Request] = {}
+
+    def accept(self, job: stand_in.Job, raw: bytes) -> None:
+        self._note(job, json.loads(raw)["messages"][-1]["content"])
+        self.plan.get(len(self.requests), lambda: None)()
+        super().accept(job, raw)
+
+    def refuse(self, job: stand_in.Job, reply: stand_in.Reply) -> None:
+        self._note(job, "unreadable")
+        super().refuse(job, reply)
+
+    def _note(self, job: stand_in.Job, prompt: str) -> None:
+        self._open[job] = request = Request(prompt, time.monotonic())
+        self.requests.append(request)
+
+    def _leave(self, job: stand_in.Job, reply: stand_in.Reply | None) -> None:
+        request = self._open.pop(job)
+        request.fault, request.latency, request.in_flight = job.fault, job.latency, self.stats.in_flight
+        super()._leave(job, reply)
+        if reply:
+            request.status = reply.status
+            if not job.link._transport.get_write_buffer_size():
+                request.sent = time.monotonic()
+
+    def set(self, **options: Any) -> None:
+        """Change the options from now on."""
+        self.options = replace(self.options, **options)
+
+    async def go_away(self) -> None:
+        """Refuse connections from now on, and reset those that are there."""
+        self.set(port=self._listener.sockets[0].getsockname()[1])
+        self._listener.close()
+        for link in list(self.links):
+            if link._job:
+                self.drop(link._job)
+            link.reset()
+
+    async def come_back(self) -> None:
+        """Listen again at the same port."""
+        await self.start()
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the server's thread."""
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+
+@contextlib.contextmanager
+def serving(**options: Any) -> Iterator[Recorder]:
+    """Serve in a thread while the block runs."""
+    server = Recorder(stand_in.Options(**options))
+    server.loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=server.loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        server.do(server.start())
+        yield server
+        server.do(server.close())
+    finally:
+        server.loop.call_soon_threadsafe(server.loop.stop)
+        thread.join()
+        server.loop.close()
+
+
+# ---- The tool, in a process ------------------------------------------------------------------------------------------
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without the reader's own keys, proxies and certificates."""
+    foreign = re.compile(r"OPENAI_.*|SSL_CERT_.*|.*_PROXY", re.IGNORECASE)
+    return {name: value for name, value in os.environ.items() if not foreign.fullmatch(name)}
+
+
+class Client:
+    """A run of the tool."""
+
+    def __init__(self, server: Recorder, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+        self._server, self._first = server, len(server.requests)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self.began = time.monotonic()
+        self.ended = self.stopped = math.inf  # stopped: when it was told to end at once
+        self.requests: list[Request] = []
+        self.text = ""
+        self.process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=self._log, env=clean_environment() | environment)
+
+    def until(self, condition: Callable[[], bool], patience: float = PATIENCE) -> bool:
+        """Wait until the condition holds; return False where the process ended before it did."""
+        give_up = time.monotonic() + patience
+        while self.process.poll() is None:
+            if condition():
+                return True
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"the run did not end within {patience:.0f} s")
+            time.sleep(0.001)
+        return False
+
+    def requested(self, count: int) -> bool:
+        """Wait until it has sent so many requests; return False where the process ended before."""
+        return self.until(lambda: len(self._server.requests) >= self._first + count)
+
+    def after(self, seconds: float) -> bool:
+        """Wait so long; return False where the process ended before."""
+        end = time.monotonic() + seconds
+        return self.until(lambda: time.monotonic() >= end, seconds + 1)
+
+    def send(self, number: int) -> float:
+        """Send a signal; return the time."""
+        now = time.monotonic()
+        self.process.send_signal(number)
+        return now
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.stopped = time.monotonic()
+        self.process.kill()
+
+    def wait(self, patience: float = PATIENCE) -> Client:
+        """Wait until the process has ended and the server has read all that it sent."""
+        self.until(lambda: False, patience)
+        self.ended = time.monotonic()
+        while self._server.links:
+            time.sleep(0.001)
+        self.requests = self._server.requests[self._first :]
+        self._log.seek(0)
+        self.text = self._log.read().decode(errors="replace")
+        return self
+
+    @property
+    def status(self) -> int:
+        return self.process.wait()
+
+    def told(self) -> set[str]:
+        """Return the prompts whose answers it was sent in full, and `MARGIN` before it was made to end."""
+        return {one.prompt for one in self.requests if one.answered and one.sent < self.stopped - MARGIN}
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+class Job:
+    """A file of prompts, its results, and the one command that is given again and again."""
+
+    def __init__(self, bench: Bench, server: Recorder, count: int, *flags: str, backend: str = "",
+                 folder: Path | None = None) -> None:
+        self._bench, self._server, self._flags = bench, server, flags
+        self.folder, number = bench.folder()
+        self.folder = folder or self.folder
+        self.results = self.folder / "prompts.results.jsonl"
+        self.draft = self.folder / "prompts.results.jsonl.tmp"
+        self.prompts = [f"job {number}, prompt {n}" for n in range(1, count + 1)]
+        self.options = ["-b", backend or bench.backend, "--base-url", server.url]
+        (self.folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in self.prompts))
+
+    def start(self, *flags: str, wrap: Sequence[str] = (), program: Sequence[str] = (SCRIPT,),
+              environment: dict[str, str] | None = None) -> Client:
+        """Give the command, maybe inside another (`wrap`)."""
+        tool = [*wrap, sys.executable, *program, "prompts.txt", *self.options, *self._flags, *flags]
+        client = Client(self._server, self.folder, tool, environment or {})
+        self._bench.stack.callback(client.close)
+        return client
+
+    def run(self, *flags: str, **more: Any) -> Client:
+        """Give the command and wait for its end."""
+        return self.start(*flags, **more).wait()
+
+    def lines(self) -> list[bytes]:
+        """Return the whole lines of the results file."""
+        return [line for line in self._raw().splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def whole(self) -> bool:
+        """Whether the results file has whole lines only, each of JSON."""
+        with contextlib.suppress(ValueError):
+            return all(json.loads(line) for line in self._raw().splitlines()) and self._raw()[-1:] in (b"", b"\n")
+        return False
+
+    def _raw(self) -> bytes:
+        return self.results.read_bytes() if self.results.exists() else b""
+
+    def ids(self) -> list[int]:
+        return [json.loads(line)["id"] for line in self.lines()]
+
+    def answered(self) -> set[str]:
+        """Return the prompts whose own answer is in the results file."""
+        rows = map(json.loads, self.lines())
+        pairs = ((self.prompts[row["id"] - 1], row["text"]) for row in rows)
+        return {prompt for prompt, text in pairs if text == stand_in.invent(prompt, prompt, "")}
+
+    def lost(self) -> int:
+        return len(self.prompts) - len(self.answered())
+
+    def drafted(self) -> int:
+        """Return when the file in order was begun that is to replace the results file; 0: there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.draft.stat().st_mtime_ns
+        return 0
+
+    def doubles(self) -> int:
+        """Return how many lines are of a prompt that has another, here or set aside."""
+        aside = sum(path.read_bytes().count(b"\n") for path in self.folder.glob("*.superseded.jsonl"))
+        return aside + len(self.ids()) - len(set(self.ids()))
+
+    def ordered(self) -> bool:
+        return self.ids() == list(range(1, len(self.prompts) + 1))
+
+
+def asked_again(clients: Iterable[Client]) -> int:
+    """Count the requests for what an earlier run had been told."""
+    count, told = 0, set()
+    for client in clients:
+        count += sum(request.prompt in told for request in client.requests)
+        told |= client.told()
+    return count
+
+
+def sent_again(clients: Iterable[Client]) -> list[int]:
+    """Return for each run how many of its requests an earlier one had sent already."""
+    counts, asked = [], set()
+    for client in clients:
+        counts.append(sum(request.prompt in asked for request in client.requests))
+        asked |= {request.prompt for request in client.requests}
+    return counts
+
+
+# ---- The bench and its table -----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What a scenario is given: its size, its dice, its folders, and where it reports."""
+
+    def __init__(self, name: str, args: argparse.Namespace, stack: contextlib.ExitStack, counts: Counter[str]) -> None:
+        self.name, self.quick, self.seed, self.backend = name, args.quick, args.seed, args.backend
+        self.rng = random.Random(f"{args.seed} {name}")
+        self.stack, self._counts, self._jobs = stack, counts, 0
+
+    def size(self, full: Any, quick: Any) -> Any:
+        return quick if self.quick else full
+
+    def folder(self) -> tuple[Path, int]:
+        """Return a new folder and its number."""
+        self._jobs += 1
+        return Path(self.stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))), self._jobs
+
+    def serve(self, **options: Any) -> Recorder:
+        """Return a server that lasts as long as the scenario."""
+        return self.stack.enter_context(serving(seed=self.seed, **LATENCY | options))
+
+    def row(self, what: str, measured: Any, goal: Any, verdict: str) -> None:
+        self._counts[verdict.partition(":")[0]] += 1
+        print(line(f"{self.name}: {what}", shown(measured), shown(goal), verdict), flush=True)
+
+    def exactly(self, what: str, measured: Any, goal: Any) -> None:
+        self.row(what, measured, goal, "ok" if measured == goal else "MISSED")
+
+    def at_most(self, what: str, measured: float, goal: float, unit: str = "") -> None:
+        self.row(what, shown(measured) + unit, f"<= {shown(goal)}{unit}", "ok" if measured <= goal else "MISSED")
+
+    def at_least(self, what: str, measured: float, goal: float, unit: str = "") -> None:
+        self.row(what, shown(measured) + unit, f">= {shown(goal)}{unit}", "ok" if measured >= goal else "MISSED")
+
+    def skip(self, what: str, why: str) -> None:
+        self.row(what, "-", "-", f"skipped: {why}")
+
+
+def line(what: str, measured: str, goal: str, verdict: str) -> str:
+    """Return a line of the table."""
+    return f"{what:60} {measured:>12}  {goal:>12}  {verdict}"
+
+
+def shown(value: Any) -> str:
+    """Return a figure as the table has it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# ---- The scenarios ---------------------------------------------------------------------------------------------------
+
+
+def kill(bench: Bench) -> None:
+    """Kill the run (`kill -9`) 100 times: in its start-up, in mid-run, and while it puts the file in order.
+
+    2,000 prompts, 100 in flight; after each kill the same command again, and a fresh job when one is done. The
+    latency's median is 0.1 s, so that 100 kills take a minute or two.
+    """
+    kills, deaths, jobs = bench.size(100, 10), Counter[str](), []
+    server = bench.serve(latency=0.1)
+    turns = ["start", "middle", "middle", "end"]
+    again, most, sent, ends = 0, 0, 0, []
+    while deaths.total() < kills:
+        job = Job(bench, server, bench.size(2000, 300), "-c", "100")
+        runs = []
+        while deaths.total() < kills and (place := strike(bench, job, runs, turns[deaths.total() % 4])):
+            deaths[place] += 1
+        ends.append(job.run())
+        runs.append(ends[-1])
+        jobs.append(job)
+        again += asked_again(runs)
+        most, sent = max(most, *sent_again(runs)), sent + sum(sent_again(runs))
+    bench.exactly("kills", deaths.total(), kills)
+    for place in ("in the start-up", "in mid-run", "at the final replace"):
+        bench.at_least(f"kills {place}", deaths[place], 1)
+    bench.exactly("the runs to the end, exit status", statuses(ends), "0")
+    bench.exactly(f"prompts lost of {sum(len(job.prompts) for job in jobs):,}", sum(job.lost() for job in jobs), 0)
+    bench.exactly("duplicate lines", sum(job.doubles() for job in jobs), 0)
+    bench.exactly("files in input order", sum(job.ordered() for job in jobs), len(jobs))
+    bench.exactly("asked again, told 50 ms before the kill", again, 0)
+    bench.at_most("sent again after a kill, the most", most, 100)
+    bench.at_most("sent again after a kill, the mean", sent / kills, 100.0)
+
+
+def strike(bench: Bench, job: Job, runs: list[Client], turn: str) -> str:
+    """Start the job's command and kill it at a random moment; return where that was, or '' if it had ended."""
+    before, dice, client = job.drafted(), bench.rng, job.start()
+    runs.append(client)
+    if turn == "start":
+        alive = client.after(dice.uniform(0, 0.15))
+    elif turn == "middle":
+        alive = client.requested(dice.randrange(1, len(job.prompts) // 3)) and client.after(dice.uniform(0, 0.1))
+    else:
+        alive = client.until(lambda: job.drafted() != before) and client.after(dice.uniform(0, 0.003))
+    if alive:
+        client.kill()
+    if client.wait().status == 0:
+        return ""
+    if not alive:
+        raise RuntimeError(f"a run ended by itself with exit status {client.status}")
+    return "at the final replace" if turn == "end" else "in mid-run" if client.requests else "in the start-up"
+
+
+def ctrl_c(bench: Bench) -> None:
+    """Interrupt runs in the middle of 1,000 prompts, 100 in flight: once (then it ends in good order), and twice.
+
+    SIGINT and SIGTERM, five times each; twice with each backend that is installed, 0.2 s apart.
+    """
+    if os.name == "nt":
+        bench.skip("all", "Windows sends no SIGINT to one process")
+        return
+    server = bench.serve()
+    signals = bench.size([signal.SIGINT, signal.SIGTERM] * 5, [signal.SIGINT])
+    interrupt_once(bench, server, signals)
+    for backend in ("stdlib", "raw-aiohttp", "openai-sdk"):
+        if missing(backend):
+            bench.skip(f"twice, {backend}", f"{LIBRARIES[backend]} is not installed")
+        else:
+            interrupt_twice(bench, server, signals, backend)
+
+
+def missing(backend: str) -> bool:
+    """Whether the library that a backend needs is not installed."""
+    return backend in LIBRARIES and importlib.util.find_spec(LIBRARIES[backend]) is None
+
+
+def interrupt_once(bench: Bench, server: Recorder, signals: Iterable[int]) -> None:
+    """Interrupt and let it end by itself; then give the same command."""
+    first, second, jobs, lost, late, named = [], [], [], 0, 0, []
+    for number in signals:
+        jobs.append(job := Job(bench, server, bench.size(1000, 200), "-c", "100"))
+        client = job.start()
+        client.requested(len(job.prompts) // 2)
+        told = client.send(number)
+        first.append(client.wait())
+        lost += len({one.prompt for one in client.requests if one.answered} - job.answered())
+        late += sum(one.came > told + MARGIN for one in client.requests)
+        named += re.findall(r"stopping: (\d+) calls? in flight may finish", client.text)
+        second.append(job.run())
+    bench.exactly("once, exit status", statuses(first), "130")
+    bench.exactly("once, answers sent and not in the file", lost, 0)
+    bench.exactly("once, requests 50 ms after it or later", late, 0)
+    bench.exactly(f"once, said how many are in flight ({', '.join(sorted(set(named)))})", len(named), len(first))
+    report_continued(bench, "once", second, jobs)
+    again = sum(sum(sent_again(pair)) for pair in zip(first, second, strict=True))
+    bench.exactly("once, continued, sent again", again, 0)
+
+
+def interrupt_twice(bench: Bench, server: Recorder, signals: Iterable[int], backend: str) -> None:
+    """Interrupt, and once more 0.2 s later, while there are calls in flight; then give the same command."""
+    first, second, jobs, lost = [], [], [], 0
+    for number in signals:
+        jobs.append(job := Job(bench, server, bench.size(1000, 200), "-c", "100", backend=backend))
+        client = job.start()
+        client.requested(len(job.prompts) // 2)
+        client.send(number)
+        client.after(0.2)
+        client.stopped = client.send(number)
+        first.append(client.wait())
+        lost += len(client.told() - job.answered())
+        second.append(job.run())
+    name = f"twice, {backend}"
+    bench.exactly(f"{name}, exit status", statuses(first), "130")
+    bench.at_most(f"{name}, to its end, the worst", max(one.ended - one.stopped for one in first), 0.3, " s")
+    bench.exactly(f"{name}, answers not in the file", lost, 0)
+    report_continued(bench, name, second, jobs)
+    again = sum(asked_again(pair) for pair in zip(first, second, strict=True))
+    bench.exactly(f"{name}, continued, answers asked again", again, 0)
+
+
+def report_continued(bench: Bench, name: str, runs: list[Client], jobs: list[Job]) -> None:
+    bench.exactly(f"{name}, continued, exit status", statuses(runs), "0")
+    bench.exactly(f"{name}, continued, prompts lost", sum(job.lost() for job in jobs), 0)
+
+
+def statuses(clients: Iterable[Client]) -> str:
+    """Return the exit statuses that there were."""
+    return ", ".join(str(status) for status in sorted({client.status for client in clients}))
+
+
+def faults(bench: Bench) -> None:
+    """Let 15 % of the requests fail, in all ways; 1,000 prompts, 50 in flight, and as many as `auto` makes it.
+
+    The ideal is as many slots, the very latencies that the server drew, and no faults; the wall time is that of the
+    whole process. An answer that came without anything of use is billed twice and cannot be helped; the seed says how
+    many there are, 30 being likely.
+    """
+    shares = {"500": 0.05, "503-html": 0.03, "reset": 0.03, "truncated": 0.02, "hang": 0.01, "null-choices": 0.005,
+              "error-200": 0.005, "malformed": 0.005}
+    for slots, flags in bench.size([(50, ["-c", "50"]), (256, [])], [(50, ["-c", "50"])]):
+        server = bench.serve(fault=shares)
+        job = Job(bench, server, bench.size(1000, 200), *flags)
+        run, name = job.run(), " ".join(flags) or "-c auto"
+        bench.exactly(f"{name}, exit status", run.status, 0)
+        bench.exactly(f"{name}, prompts answered", len(job.answered()), len(job.prompts))
+        best, wall = ideal(job, run, slots), run.ended - run.began
+        bench.at_most(f"{name}, wall time {wall:.1f} s / ideal {best:.1f} s", wall / best, bench.size(2.5, 10.0))
+        bills = Counter(one.prompt for one in run.requests if one.billed)
+        useless = sum(one.billed and not one.answered for one in run.requests)
+        twice = bills.total() - len(bills)
+        bench.at_most(f"{name}, billed twice", twice, 36)
+        bench.at_most(f"{name}, billed twice needlessly", twice - useless, 6)
+
+
+def ideal(job: Job, run: Client, slots: int) -> float:
+    """Return the seconds that the job would take with so many slots, each busy until no prompt is left."""
+    latencies = {one.prompt: one.latency for one in run.requests}
+    free = [0.0] * slots
+    for prompt in job.prompts:
+        heapq.heapreplace(free, free[0] + latencies.get(prompt, 0.0))
+    return max(free)
+
+
+def outage(bench: Bench) -> None:
+    """Let the server go away in mid-run for 20 s and for 5 minutes, and for longer than `--deadline` allows.
+
+    Its port refuses connections meanwhile, and those that there were are reset. 1,000 prompts, 50 in flight. The span
+    is from the first request to the last answer; the ideal is the time without faults, and the outage.
+    """
+    for seconds in ([4] if bench.quick else [20, 300]):
+        server = bench.serve(port=quiet_port())
+        job = Job(bench, server, bench.size(1000, 300), "-c", "50", backend="tests.torture:counted")
+        counts = job.folder / "counts.json"
+        run = job.start(environment={"TORTURE_BACKEND": bench.backend, "TORTURE_COUNTS": str(counts)})
+        run.requested(len(job.prompts) * 2 // 5)
+        server.do(server.go_away())
+        run.after(seconds)
+        server.do(server.come_back())
+        run.wait()
+        bench.exactly(f"{seconds} s, exit status", run.status, 0)
+        bench.exactly(f"{seconds} s, prompts answered", len(job.answered()), len(job.prompts))
+        span = max(one.sent for one in run.requests if one.answered) - run.requests[0].came
+        best = ideal(job, run, 50) + seconds
+        share = 0.0 if job.lost() else best / span
+        bench.at_least(f"{seconds} s, ideal {best:.1f} s / span {span:.1f} s", share, bench.size(0.95, 0.8))
+        met = Counter(json.loads(counts.read_text()))
+        connects = met["refused"] * 20 / seconds
+        bench.at_most(f"{seconds} s, refused connects in 20 s ({met['lost']} lost)", connects, 25.0)
+    deadline(bench)
+
+
+def deadline(bench: Bench) -> None:
+    """Let the server go away for good, with `--deadline 5`."""
+    limit = bench.size(5, 3)
+    server = bench.serve(port=quiet_port())
+    job = Job(bench, server, 1000, "-c", "50", "--deadline", str(limit))
+    run = job.start()
+    run.requested(200)
+    server.do(server.go_away())
+    run.wait()
+    name = f"--deadline {limit}"
+    bench.exactly(f"{name}, exit status", run.status, 3)
+    bench.at_most(f"{name}, ended after", run.ended - run.began, limit + 1.0, " s")
+    bench.at_least(f"{name}, answers kept", len(job.answered()), 1)
+    bench.exactly(f"{name}, answers sent and not in the file", len(run.told() - job.answered()), 0)
+
+
+def quiet_port() -> int:
+    """Return a free port that no connection is given as its own, lest a client that tries it in vain meet itself."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@contextlib.asynccontextmanager
+async def counted(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Any]:
+    """Be the backend that TORTURE_BACKEND names, and count in the file TORTURE_COUNTS how its calls fail."""
+    module = importlib.import_module(f"backends.{os.environ['TORTURE_BACKEND'].replace('-', '_')}")
+    counts = Counter[str]()
+    async with module.connect(base_url, headers, concurrency) as post:
+
+        async def counting_post(path: str, body: bytes) -> Any:
+            try:
+                return await post(path, body)
+            except ConnectionError as failure:
+                refused = isinstance(failure, ConnectionRefusedError)
+                counts["refused" if refused else "lost"] += 1
+                raise
+
+        try:
+            yield counting_post
+        finally:
+            Path(os.environ["TORTURE_COUNTS"]).write_text(json.dumps(counts))
+
+
+def final(bench: Bench) -> None:
+    """Let the server refuse all prompts for good, and mend it: the key, the credit, the model, the certificate.
+
+    1,000 prompts, 50 in flight. The key is refused from request 200 on, the credit is used up after 200 answers, the
+    model is never there, and neither is an authority for the certificate.
+    """
+    server = bench.serve(require_key="old")
+    server.plan[200] = lambda: server.set(require_key="new")
+    refuse(bench, "key", server, 401, "check the key", {"OPENAI_API_KEY": "old"}, {"OPENAI_API_KEY": "new"})
+
+    server = bench.serve(quota=200)
+    refuse(bench, "credit", server, 429, "credit or spending limit is used up", mend=lambda: server.set(quota=None))
+
+    server = bench.serve(models=("another",))
+    refuse(bench, "model", server, 404, "check the model (-m)", mend=lambda: server.set(models=()))
+
+    if importlib.util.find_spec("trustme") is None:
+        bench.skip("certificate", "trustme is not installed")
+        return
+    own, authority = certificates(bench.folder()[0])
+    server = bench.serve(tls=str(own))
+    refuse(bench, "certificate", server, None, "set SSL_CERT_FILE", {}, {"SSL_CERT_FILE": str(authority)})
+
+
+def refuse(bench: Bench, name: str, server: Recorder, status: int | None, advice: str,
+           bad: dict[str, str] | None = None, good: dict[str, str] | None = None,
+           mend: Callable[[], None] = lambda: None) -> None:
+    """Run until the server refuses with the status, look at what is left, mend the cause and run again."""
+    job = Job(bench, server, bench.size(1000, 300), "-c", "50")
+    first = job.run(environment=bad)
+    bench.exactly(f"{name}, exit status", first.status, 3)
+    bench.exactly(f"{name}, says what to do", advice in first.text, True)
+    bench.at_most(f"{name}, requests after the first refusal", needless(first, status, 50), 3)
+    bench.exactly(f"{name}, answers sent and not in the file", len(first.told() - job.answered()), 0)
+    kept = len(job.answered())
+    mend()
+    second = job.run(environment=good)
+    bench.exactly(f"{name}, mended, exit status", second.status, 0)
+    bench.exactly(f"{name}, mended, prompts lost", job.lost(), 0)
+    bench.exactly(f"{name}, mended, asked again of {kept} kept", asked_again([first, second]), 0)
+
+
+def needless(run: Client, status: int | None, concurrency: int) -> int:
+    """Return how many requests came after the first answer of that status, but for those on their way."""
+    if status is None:
+        return len(run.requests)
+    first = min((one for one in run.requests if one.status == status), key=lambda one: one.sent)
+    on_their_way = concurrency - first.in_flight
+    return max(0, sum(one.came > first.sent for one in run.requests) - on_their_way)
+
+
+def certificates(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate with its key for the server, and the authority's that it is verified by."""
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    return folder / "server.pem", folder / "authority.pem"
+
+
+def disk(bench: Bench) -> None:
+    """Let the disk refuse the results: from the start, and in the middle of 1,000 prompts, 50 in flight."""
+    server = bench.serve()
+    job = Job(bench, server, bench.size(1000, 300), "-c", "50")
+    run = job.run("-o", "missing/results.jsonl")
+    refused = (run.status, len(run.requests), "cannot write missing" in run.text)
+    bench.exactly("no such folder: exit status, requests, said so", str(refused), str((2, 0, True)))
+    read_only(bench, server)
+    file_limit(bench, server)
+    small_disk(bench, server)
+
+
+def read_only(bench: Bench, server: Recorder) -> None:
+    """Give it a folder that it may not write to."""
+    if os.name == "nt" or os.geteuid() == 0:
+        bench.skip("read-only folder", "root, and on Windows anybody, may write to it")
+        return
+    job = Job(bench, server, 10)
+    job.folder.chmod(0o555)
+    run = job.run()
+    job.folder.chmod(0o755)
+    refused = (run.status, len(run.requests), "cannot write" in run.text)
+    bench.exactly("read-only folder: exit status, requests, said so", str(refused), str((2, 0, True)))
+
+
+def file_limit(bench: Bench, server: Recorder) -> None:
+    """Let no file grow beyond what about a third of the results take (RLIMIT_FSIZE)."""
+    if os.name == "nt":
+        bench.skip("limit on files", "Windows has no RLIMIT_FSIZE")
+        return
+    job = Job(bench, server, bench.size(1000, 300), "-c", "50")
+    first = job.run(wrap=limited(len(job.prompts) * 150))
+    report_full(bench, "limit on files", job, first)
+    kept = len(job.answered())
+    second = job.run()
+    report_room(bench, "limit on files", job, second, kept, sent_again([first, second])[1])
+
+
+def limited(size: int) -> list[str]:
+    """Return the beginning of a command that may write no file larger than that."""
+    program = ("import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+               "os.execv(sys.argv[2], sys.argv[2:])")
+    return [sys.executable, "-c", program, str(size)]
+
+
+def small_disk(bench: Bench, server: Recorder) -> None:
+    """Let the results stand on a file system of their own that has too little room, and then has enough."""
+    count = bench.size(1000, 300)
+    folder = bench.folder()[0]
+    try:
+        holder = mount(bench, folder, f"{count * 150 // 1024}k")
+    except OSError as failure:
+        bench.skip("full disk", f"no small file system can be mounted ({failure})")
+        return
+    job = Job(bench, server, count, "-c", "50", folder=Path(f"/proc/{holder.pid}/root{folder}"))
+    inside = ["nsenter", "--user", "--mount", "--preserve-credentials", f"--target={holder.pid}",
+              "sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
+    first = job.run(wrap=inside)
+    report_full(bench, "full disk", job, first)
+    kept = len(job.answered())
+    holder.stdin.write("more room\n")
+    holder.stdout.readline()
+    second = job.run(wrap=inside)
+    report_room(bench, "full disk", job, second, kept, sent_again([first, second])[1])
+
+
+def mount(bench: Bench, folder: Path, size: str) -> subprocess.Popen[str]:
+    """Mount a small file system there for a process, and more room on its next line of input. Raises OSError."""
+    script = 'mount -t tmpfs -o size=$1 none "$0" && echo && read _ && mount -o remount,size=64m "$0" && echo && cat'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, folder, size]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    holder = subprocess.Popen(command, text=True, bufsize=1, **pipes)
+    bench.stack.enter_context(holder)
+    bench.stack.callback(holder.kill)
+    if not holder.stdout.readline():
+        raise OSError(holder.stderr.read().strip())
+    return holder
+
+
+def report_full(bench: Bench, name: str, job: Job, run: Client) -> None:
+    """Report on a run that met the end of its room."""
+    bench.exactly(f"{name}, exit status", run.status, 3)
+    said = "cannot write" in run.text and "make room" in run.text
+    bench.exactly(f"{name}, says what to do", said, True)
+    bench.exactly(f"{name}, whole lines only ({len(job.lines())})", job.whole() and len(job.lines()) > 0, True)
+    bench.at_most(f"{name}, sent beyond what was kept", len(run.requests) - len(job.answered()), 50)
+
+
+def report_room(bench: Bench, name: str, job: Job, run: Client, kept: int, again: int) -> None:
+    """Report on the same command where there is room again."""
+    bench.exactly(f"{name}, room again, exit status", run.status, 0)
+    bench.exactly(f"{name}, room again, prompts lost", job.lost(), 0)
+    bench.exactly(f"{name}, room again, in input order", job.ordered(), True)
+    bench.at_most(f"{name}, room again, sent again ({kept} kept)", again, 50)
+
+
+def two(bench: Bench) -> None:
+    """Give the same command twice at once."""
+    server = bench.serve()
+    job = Job(bench, server, bench.size(1000, 200), "-c", "50")
+    first = job.start()
+    first.requested(len(job.prompts) // 3)
+    for flag in ("--quiet", "--overwrite"):
+        second = job.start(flag)
+        second.until(lambda: False)
+        bench.exactly(f"the second, {flag}, exit status", second.status, 2)
+    first.wait()
+    bench.exactly("the first, exit status", first.status, 0)
+    bench.exactly("prompts lost", job.lost(), 0)
+    bench.exactly("file in input order", job.ordered(), True)
+    bench.exactly("requests for the prompts", len(first.requests), len(job.prompts))
+
+
+def order(bench: Bench) -> None:
+    """Kill the run as it puts its complete file into the input's order.
+
+    At each step that matters, from within; and from without, at random moments once the new file has been begun.
+    """
+    server = bench.serve(latency=0.02)
+    job = Job(bench, server, bench.size(2000, 500), "-c", "100")
+    runs, lost, hits = [], 0, 0
+    for step in BLOWS:
+        run = job.run(program=["-c", BLOWS[step] + TOOL], environment={"PYTHONPATH": str(ROOT)})
+        runs.append(run)
+        bench.exactly(f"killed {step}, lines lost", max(job.lost(), len(job.prompts) - len(job.lines())), 0)
+        bench.exactly(f"killed {step}, exit status", run.status, -signal.SIGKILL if os.name == "posix" else 9)
+    for _ in range(bench.size(30, 3)):
+        lines = job.lines()
+        bench.rng.shuffle(lines)
+        job.results.write_bytes(b"".join(lines))
+        hits += strike(bench, job, runs, "end") != ""
+        lost = max(lost, job.lost(), len(job.prompts) - len(job.lines()))
+    bench.at_least("killed as the new file is written", hits, 1)
+    bench.exactly("killed as the new file is written, lines lost", lost, 0)
+    runs.append(job.run())
+    bench.exactly("in the end, exit status", runs[-1].status, 0)
+    bench.exactly("in the end, file in input order", job.ordered(), True)
+    bench.exactly("in the end, duplicate lines", job.doubles(), 0)
+    bench.exactly("in the end, sent again", sum(sent_again(runs)), 0)
+
+
+TOOL = "; import sys, concurrent_prompts; sys.exit(concurrent_prompts.main(sys.argv[1:]))"
+BLOWS = {
+    "before the new file is safe": "import os; f = os.fsync; n = []; "
+                                   "os.fsync = lambda d: (n.append(d), os.kill(os.getpid(), 9) if n[1:] else f(d))",
+    "before the replace": "import os; os.replace = lambda *names: os.kill(os.getpid(), 9)",
+    "after the replace": "import os; r = os.replace; os.replace = lambda *names: (r(*names), os.kill(os.getpid(), 9))",
+}
+
+SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
+             "two": two, "order": order}
+
+
+# ---- Command line ----------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the scenarios; return the exit status."""
+    parser = argparse.ArgumentParser("tests.torture", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", metavar="NAME,...", default=",".join(SCENARIOS), help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="small versions, a minute in all")
+    parser.add_argument("--backend", metavar="NAME", default="stdlib", help="default: %(default)s")
+    parser.add_argument("--seed", metavar="N", type=int, default=0)
+    args = parser.parse_args(argv)
+    names = args.only.split(",")
+    if unknown := set(names) - SCENARIOS.keys():
+        parser.error(f"there is no scenario {min(unknown)}; there are {', '.join(SCENARIOS)}")
+    stand_in.allow_many_connections()
+    heed_signals()
+    print(*heading(args), "", line("scenario", "measured", "goal", ""), sep="\n", flush=True)
+    began, counts = time.monotonic(), Counter[str]()
+    for name in names:
+        torture(name, args, counts)
+    missed = f", {counts['MISSED']} MISSED" if counts["MISSED"] else ""
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    print(f"\n{counts['ok']} figures ok{missed}{skipped} in {time.monotonic() - began:.0f} s")
+    return 1 if counts["MISSED"] else 0
+
+
+def heed_signals() -> None:
+    """Let the tool hear the signals: a shell starts what runs in the background with some of them ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def heading(args: argparse.Namespace) -> Iterator[str]:
+    """Yield what the figures depend on."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("aiohttp", "openai"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    tool = subprocess.run([sys.executable, SCRIPT, "--version"], capture_output=True, text=True).stdout.strip()
+    yield f"{tool}, backend {args.backend}, {', '.join(versions)}"
+    yield f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs"
+    yield f"{time.strftime('%Y-%m-%d %H:%M')}, seed {args.seed}{', quick' if args.quick else ''}"
+
+
+def torture(name: str, args: argparse.Namespace, counts: Counter[str]) -> None:
+    """Run a scenario; what breaks it is a missed figure and not the end of the others."""
+    with contextlib.ExitStack() as stack:
+        bench = Bench(name, args, stack, counts)
+        try:
+            SCENARIOS[name](bench)
+        except Exception as failure:
+            bench.row("broken off", "-", "-", f"MISSED: {type(failure).__name__}: {failure}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
