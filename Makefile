@@ -25,6 +25,7 @@ test: $(VENV)/dev  ## run the tests
 
 torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (a quarter of an hour)
 	$(BIN)/python -m tests.torture
+	$(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/dev  ## check the style
 	$(BIN)/python -m ruff check .

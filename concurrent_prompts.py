@@ -395,7 +395,8 @@ def error_of(data: Any) -> tuple[str, str]:
 
 def short(text: str, width: int = 300) -> str:
     """Return the text on one line, without control characters, cut to the width."""
-    return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * width]).split())
+    return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
@@ -491,10 +492,12 @@ CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
+LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer than any model's context
+START = 4096  # bytes by which a file's form is known
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a JSON number")
+    raise ValueError(f"{constant[:40]} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -511,8 +514,10 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
     file as a whole cannot be used.
     """
     with open_input(path, name) as (file, form, name):
-        rows = csv_rows(file, SEPARATORS[form], name) if form in SEPARATORS else line_rows(file, form, name)
-        for number, (line, row) in enumerate(rows):
+        damage: list[tuple[int, Error]] = []
+        lines = sound_lines(file, name, damage)
+        rows = csv_rows(lines, SEPARATORS[form], name) if form in SEPARATORS else line_rows(lines, form)
+        for number, (line, row) in enumerate(itertools.chain(rows, damage)):
             yield as_prompt(row, number, line, f"{name} line {line}")
 
 
@@ -523,20 +528,39 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
         name = name or str(path)
         if name == "-":
             path, name = stack.enter_context(spooled()), STDIN
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            # A pipe can be read only once, and this is not the only look at it.
+            raise UsageError(f"{name} is not a regular file; pass what it holds as standard input, with - for PROMPTS")
         try:
             file: Any = stack.enter_context(open(path, "rb"))
             if file.peek(2)[:2] == b"\x1f\x8b":
-                file = stack.enter_context(io.BufferedReader(gzip.open(file)))  # noqa: SIM115
-            start = file.peek(4096)[:4096]
+                file = stack.enter_context(io.BufferedReader(Unpacked(fileobj=file)))
+            start = beginning(file)
+            file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UsageError(f"{name} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-        if b"\0" in start:
-            raise UsageError(f"{name} holds binary data; PROMPTS is a text, JSON Lines or CSV file")
-        if start.startswith(codecs.BOM_UTF8):
-            file.read(3)
+        if is_binary(start):
+            raise UsageError(f"{name} holds binary data or UTF-16; PROMPTS is a text, JSON Lines or CSV file in UTF-8")
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
+
+
+class Unpacked(gzip.GzipFile):
+    """A gzip file that gives what it has unpacked before it raises what is wrong with the rest."""
+
+    def readinto(self, buffer: Any) -> int:
+        """Called by a BufferedReader."""
+        return self.readinto1(memoryview(buffer)[:1024])  # zlib loses the step in which it meets the damage
+
+
+def beginning(file: IO[bytes]) -> bytes:
+    """Return the first bytes of a file. Raises what reading raises where there is not even one."""
+    start: bytes = file.read1(START)  # type: ignore[attr-defined]  # of a gzip file no more than its first member
+    with contextlib.suppress(*BROKEN):  # damage further on costs only what comes after it
+        while len(start) < START and (more := file.read1(START - len(start))):  # type: ignore[attr-defined]
+            start += more
+    return start
 
 
 @contextlib.contextmanager
@@ -554,87 +578,152 @@ def spooled() -> Iterator[str]:
         yield path
 
 
+def is_binary(start: bytes) -> bool:
+    """Tell whether this is no text: it has NULs in plenty, as UTF-16 has, or NULs and what is not UTF-8."""
+    try:
+        codecs.utf_8_decode(start)  # a character may be cut off at the end
+    except UnicodeDecodeError:
+        return b"\0" in start
+    return start.count(0) * 8 > len(start)
+
+
 def form_of(name: str, start: bytes) -> str:
     """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
     suffix = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
     if suffix in SEPARATORS or suffix == ".txt":
         return suffix
-    first = start.lstrip()[:1]
+    line, whole, _ = start.lstrip().partition(b"\n")
+    first = line[:1]
     if suffix == ".json" and first == b"[":
         raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
-    if suffix == ".json" and first == b"{" and parse_json(start.partition(b"\n")[0]) is None:
+    if suffix == ".json" and first == b"{" and whole and parse_json(line) is None:
         raise UsageError(f"{name} is not JSON Lines; put each object on a line of its own (jq -c '.[]' {name})")
-    quoted = first == b'"' and isinstance(parse_json(start.partition(b"\n")[0]), str)  # '"Why?", she asked' is text
+    quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
+    if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
+        quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
     if suffix in JSON_SUFFIXES or first == b"{" or quoted:
         return ".jsonl"
     return ".txt"
 
 
-def line_rows(file: IO[bytes], form: str, name: str) -> Iterator[tuple[int, Any]]:
+def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
+    """Yield the lines up to where the file is damaged, if it is; add that to `damage`, with the line number."""
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield line
+    except BROKEN as failure:
+        damage.append((number + 1, Error("unreadable", f"{name} ends here: {failure}")))
+
+
+def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
     decode = decode_nested if form == ".jsonl" else str
-    lines = enumerate(file, 1)
-    number = 0
-    while True:
+    for number, line in enumerate(lines, 1):
         try:
-            number, line = next(lines)
             text = line.decode().rstrip("\r\n")
             if text and not text.isspace():
                 yield number, decode(text.strip() if form == ".jsonl" else text)
-        except StopIteration:
-            return
         except UnicodeDecodeError:
             yield number, Error("unreadable", "not UTF-8")
+        except json.JSONDecodeError as failure:  # its own line number would be always 1
+            yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
             yield number, Error("unreadable", f"not JSON: {failure}")
-        except BROKEN as failure:
-            yield number + 1, Error("unreadable", f"{name} ends here: {failure}")
-            return
 
 
 def decode_nested(line: str) -> Any:
     """Return the value of a line of JSON. Raises ValueError also where it is nested too deep to be written again."""
     if line.count("[") + line.count("{") > DEEPEST:
         depth = 0
-        for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:\\.|[^"\\])*"', "", line)):
+        for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", line)):
             depth += 1 if bracket in "[{" else -1
             if depth > DEEPEST:
                 raise ValueError(f"nested more than {DEEPEST} deep")
     return decode_row(line)
 
 
-def csv_rows(file: IO[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
+def csv_rows(lines: Iterator[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the columns, as a dict, of each record below the header."""
+    records = csv_records(lines, separator)
+    for line, header in itertools.islice(records, 1):
+        check_header(header, separator, name, line)
+    for line, record in records:
+        yield line, record if isinstance(record, Error) else columns_of(header, record)
+
+
+def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
+    """Yield the first line's number and the fields of each record; an Error stands for one that cannot be read.
+
+    After such a one, reading goes on at its second line: an open quote may have swallowed good ones. How a quote ends
+    depends on the lines below it alone. So where one ended badly, every later one that is open before that line does
+    too; none looks for its end again, and no line is read more than a few times.
+    """
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    reader = csv.reader((line.decode(errors="surrogateescape") for line in file), delimiter=separator, strict=True)
-    header: list[str] | None = None
+    number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
+    again: Iterator[bytes] = iter(())  # what a record has swallowed
+    record: list[bytes] = []
+
+    def wanted() -> Iterator[str]:
+        size = 0
+        for line in itertools.chain(again, lines):
+            record.append(line)
+            yield line.decode(errors="surrogateescape")
+            size += sys.getsizeof(line)
+            if number + len(record) <= bad:
+                raise csv.Error(reason)
+            if size > LONGEST:
+                raise csv.Error(f"a quote is opened here and still open in line {number + len(record) - 1}")
+
     while True:
-        line = reader.line_num + 1
+        record.clear()
         try:
-            record = next(reader)
+            fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
         except StopIteration:
             return
-        except (csv.Error, *BROKEN) as failure:
-            open_quote = str(failure) == "unexpected end of data"
-            yield line, Error("unreadable", "a quote is opened here and never closed" if open_quote else str(failure))
-            if not isinstance(failure, csv.Error):
-                return
-            continue
-        if record and header is None:
-            header = record
-            if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
-                raise UsageError(f"{name} has the column {twice[0]!r} twice; rename one of them")
-            if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
-                raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
-        elif record:
-            yield line, columns_of(header or [], record)
+        except csv.Error as failure:
+            last = number + len(record) - 1
+            fields = Error("unreadable", csv_reason(str(failure), number, last))
+            if last > number:
+                bad, reason, again = last, fields.message, iter(record[1:])
+                del record[1:]
+        if not record[0].isspace() or len(record) > 1:
+            yield number, fields
+        number += len(record)
+
+
+def csv_reason(failure: str, first: int, last: int) -> str:
+    """Return what is wrong with the record on these lines, in other words than csv.reader's."""
+    if failure.startswith("unexpected end"):
+        return "a quote is opened here and never closed"
+    if failure.startswith("new-line"):
+        failure = "a carriage return stands alone outside quotes"
+    return failure if first == last or "opened" in failure else f"a quote is opened here; in line {last}, {failure}"
+
+
+def check_header(header: list[str] | Error, separator: str, name: str, line: int) -> None:
+    """Raise UsageError where the columns' names cannot be told."""
+    if isinstance(header, Error):
+        raise UsageError(f"{name} line {line}, the header: {header.message}")
+    if not all(map(is_utf8, header)):
+        raise UsageError(f"{name} line {line}, the header: not UTF-8; save the file as UTF-8")
+    if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
+        raise UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
+    if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
+        raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
+
+
+def is_utf8(field: str) -> bool:
+    """Tell whether the field was decoded without loss."""
+    return field.isascii() or field.encode("utf-8", "replace").decode() == field
 
 
 def columns_of(header: list[str], record: list[str]) -> dict[str, Any] | Error:
     """Return the record as a dict, or an Error where it does not fit the header."""
     if len(header) != len(record):
         return Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
-    if not all(field.isascii() or field.encode("utf-8", "replace").decode() == field for field in record):
+    if not all(map(is_utf8, record)):
         return Error("unreadable", "not UTF-8")
     return dict(zip(header, record, strict=True))
 
@@ -651,8 +740,9 @@ def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
         prompt.kind, prompt.id, prompt.named = "batch", row["custom_id"], True
     else:
         prompt.kind = next((key for key in CONTENT_KEYS if key in row), "")
-        prompt.content = row.get(prompt.kind)
-        prompt.columns = {key: value for key, value in row.items() if key not in ("id", prompt.kind)}
+        own = ("id", prompt.kind) if prompt.kind else ("id",)  # a column may be called ""
+        prompt.content = row[prompt.kind] if prompt.kind else None
+        prompt.columns = {key: value for key, value in row.items() if key not in own}
         if row.get("id") not in (None, ""):
             prompt.id, prompt.named = row["id"], True
     if isinstance(prompt.id, bool) or not isinstance(prompt.id, str | int):
@@ -858,7 +948,7 @@ class Api:
 
     def _batch_request(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         url, body = row.get("url"), row["body"]
-        if not isinstance(url, str) or not url.startswith("/v1/") or row.get("method", "POST") != "POST":
+        if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
         if not isinstance(body, dict):
             raise ValueError("the body of a Batch request is an object")
@@ -1649,7 +1739,7 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            batch = "custom_id" in row
+            batch = "request" not in row  # `custom_id` may be a column
             key = row["id"].removeprefix("batch_req_") if batch else row["request"]
             if not re.fullmatch("[0-9a-f]{24}", key):
                 raise ValueError

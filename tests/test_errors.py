@@ -21,6 +21,7 @@ from concurrent_prompts import (
     read_reply,
     run,
     run_sequential,
+    short,
     verdict_of,
 )
 
@@ -562,3 +563,9 @@ async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, ver
     first, second = await run_sequential([BATCH, BATCH | {"custom_id": "s"}], found)
     assert first.error.type == "model_not_found"
     assert (second.error.type if second.error else second.text) == ("a" if verdict == "failed" else "not_sent")
+
+
+@pytest.mark.parametrize("text", ["错" * 400, '{"a":' * 100, "word " * 100])
+def test_a_long_message_is_cut_not_lost(text):
+    cut = short(text)
+    assert len(cut) <= 300 and cut.endswith(" …") and text.startswith(cut[:200])

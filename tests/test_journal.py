@@ -242,6 +242,7 @@ CHANGES = {
     "an id's prompt edited": ([{"id": 1, "prompt": "a"}], [{"id": 1, "prompt": "b"}], ["b"], ["to a"]),
     "a column edited": ([{"prompt": "a", "x": 1}], [{"prompt": "a", "x": 2}], [], None),
     "columns renamed": ([{"prompt": "a", "x": 1, "y": 2}], [{"prompt": "a", "text": 3, "y": [4]}], [], None),
+    "Batch's own names as columns": ([{"prompt": "a", "custom_id": 1}], [{"prompt": "a", "custom_id": 1}], [], None),
     "columns gone": ([{"prompt": "a", "x": 1}, "b"], ["a", {"prompt": "b", "request": 1}], [], None),
 }
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import types
@@ -10,6 +11,7 @@ import zlib
 
 import pytest
 
+import concurrent_prompts
 from concurrent_prompts import Api, UsageError, as_prompts, load_backend, read_prompts
 
 CHAT = "/chat/completions"
@@ -58,6 +60,7 @@ FORMS = {
     "only a BOM": ("p.txt", b"\xef\xbb\xbf", []),
     "empty": ("p.txt", "", []),
     "NUL far into a text": ("p.txt", b"a\n" * 9000 + b"b\0c\n", ["a"] * 9000 + ["b\0c"]),
+    "NUL": ("p.txt", "a\0 and more\n" + "é" * 3000, ["a\0 and more", "é" * 3000]),
     "JSON strings and objects": ("p.jsonl", '"a"\n{"prompt": "b"}\n  {"input": "c"}  \n', ["a", "b", "c"]),
     "JSON messages": ("p.jsonl", '{"messages": [{"role": "user"}]}', [[{"role": "user"}]]),
     "JSON with BOM, CRLF, blank lines": ("p.jsonl", b'\xef\xbb\xbf"a"\r\n\r\n"b"\r\n', ["a", "b"]),
@@ -134,6 +137,8 @@ REFUSED = {
     "UTF-16, big end first": (b"\xfe\xff\0a", "UTF-16"),
     "UTF-16 without a mark": ("prompt".encode("utf-16-le"), "binary"),
     "NUL": (b"PK\x03\x04\0\0", "binary"),
+    "UTF-16 without a mark, hardly any ASCII": ("\u3053\u3093\n".encode("utf-16-be"), "binary"),
+    "NUL and not UTF-8": (b"a" * 4000 + b"\0\xff\n", "binary"),
     "UTF-16 in gzip": (gzip.compress("a".encode("utf-16")), "UTF-16"),
     "gzip cut in its header": (gzip.compress(b"a\n")[:5], "cannot read"),
     "gzip with broken data": (gzip.compress(b"a\n")[:10] + b"\xff" * 20, "cannot read"),
@@ -158,6 +163,42 @@ def test_a_directory_and_a_json_array_are_refused(tmp_path):
         next(read_prompts(tmp_path / "p.json"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(UsageError, match=r"p\.txt is not a regular file.*standard input"):
+        next(read_prompts(tmp_path / "p.txt"))
+
+
+def test_a_first_gzip_member_that_is_short(read):
+    parts = [b"\xef", b"\xbb", b'\xbf{"prompt"', b': "a"}\n"b"\n']
+    assert contents(read("p", b"".join(map(gzip.compress, parts)))) == ["a", "b"]
+    assert contents(read("p", gzip.compress(b"a\nb\n") + gzip.compress(b"c")[:-9])) == ["a", "b", "!"]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no BOM", "BOM"])
+def test_a_small_damaged_gzip_keeps_what_came_before(read, mark):
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(mark + b'"a"\n' * 400) + packer.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 9
+    *good, last = read("p.jsonl.gz", packed)
+    assert contents(good) == ["a"] * len(good) and len(good) > 250
+    assert line_of(last) == len(good) + 1
+
+
+LONG_STARTS = {
+    "JSON string": ("p", '"' + '\\"é' * 3000 + '"\n"b"\n', ['"é' * 3000, "b"]),
+    "cut in an escape": ("p", '"' + "\\u00e9" * 3000 + '"\n"b"\n', ["é" * 3000, "b"]),
+    "text in quotes": ("p", '"a" ' + "b" * 5000 + "\n", ['"a" ' + "b" * 5000]),
+    "JSON object in a .json": ("p.json", '{"prompt": "' + "a" * 5000 + '"}\n"b"\n', ["a" * 5000, "b"]),
+    "blank lines": ("p", '\n \n"a"\n"b"\n', ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), LONG_STARTS.values(), ids=LONG_STARTS)
+def test_a_form_shows_also_where_the_first_line_is_long(read, name, content, expected):
+    assert contents(read(name, content)) == expected
+
+
 # ---- Lines that cannot be read -------------------------------------------------------------------------------
 
 BAD_LINES = {
@@ -173,6 +214,7 @@ BAD_LINES = {
     "a float too large": ("p.jsonl", b'"a"\n{"prompt": "x", "y": 1e999}\n"b"\n'),
     "an integer too long": ("p.jsonl", b'"a"\n{"prompt": "x", "y": ' + b"9" * 5000 + b'}\n"b"\n'),
     "nested too deeply": ("p.jsonl", b'"a"\n' + b"[" * 100_000 + b'\n"b"\n'),
+    "nested too deeply, in an open string": ("p.jsonl", b'"a"\n' + b"[" * 201 + b'"' + b'\\"' * 200_000 + b'\n"b"\n'),
     "a number": ("p.jsonl", b'"a"\n17\n"b"\n'),
     "null": ("p.jsonl", b'"a"\nnull\n"b"\n'),
     "a list": ("p.jsonl", b'"a"\n["x"]\n"b"\n'),
@@ -196,12 +238,70 @@ def test_csv_line_numbers_count_lines_not_records(read):
     assert line_of(prompts[1]) == 6
 
 
-def test_an_open_quote_does_not_swallow_the_rest_unseen(read):
-    prompts = read("p.csv", 'prompt,x\na,1\n"b,2\nc,3\n')
-    assert contents(prompts) == ["a", "!"]
-    assert line_of(prompts[1]) == 3
-    (only,) = read("q.csv", 'prompt\n"a\nb\nc\n')
-    assert line_of(only) == 2 and "never closed" in only.error.message
+# Below the header "prompt,x": the content, the line number and the content (or what is wrong) of each row.
+QUOTES = {
+    "never closed": ('"a,1\nb,2\nc,3\n', [(2, "never closed"), (3, "b"), (4, "c")]),
+    "never closed, last line": ('a,1\n"b,2', [(2, "a"), (3, "never closed")]),
+    "two never closed": ('a,"1\nb,2\nc,3\nx"d,"4\n', [(2, "line 5, .*expected"), (3, "b"), (4, "c"), (5, "never")]),
+    "closed by the next": ('"a,1\n"b",2\nc,3\n', [(2, "in line 3, .*expected"), (3, "b"), (4, "c")]),
+    "text after it": ('"a" x,1\nb,2\n', [(2, "^',' expected"), (3, "b")]),
+    "in a later line of a record": ('"a\nb","c\nd,1\n', [(2, "never closed"), (3, 'b"', "never"), (4, "d")]),
+    "a good one over two lines follows": ('"a,1\n"b\nb",2\nc,3\n', [(2, "in line 3"), (3, "b\nb"), (5, "c")]),
+    "blank lines inside": ('"a,1\n\n \nb,2\n', [(2, "never closed"), (5, "b")]),
+    "CRLF": ('"a,1\r\nb,2\r\n', [(2, "never closed"), (3, "b")]),
+    "all open, never closed": ('x","y\n' * 3, [(2, "never closed"), (3, "never closed"), (4, "never closed")]),
+    "carriage return alone": ("a\rb,1\nb,2\n", [(2, "carriage return"), (3, "b")]),
+    "carriage return in quotes": ('"a\rb",1\nb,2\n', [(2, "a\rb"), (3, "b")]),
+    "doubled carriage returns": ('a,1\r\r\n"b",2\r\r\n', [(2, "a"), (3, "b")]),
+    "NUL": ("a\0,1\nb,2\n", [(2, "a\0"), (3, "b")]),
+    "blanks are a blank line": (' \t\nb,2\n \n"c",3', [(3, "b"), (5, "c")]),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("content", "expected"), QUOTES.values(), ids=QUOTES)
+def test_a_bad_quote_costs_no_other_row(read, content, expected, packed):
+    content = b"\xef\xbb\xbfprompt,x\n" + content.encode()
+    prompts = read("p.csv", gzip.compress(content) if packed else content)
+    assert [prompt.id for prompt in prompts] == [row[0] for row in expected]
+    for prompt, (line, *texts) in zip(prompts, expected, strict=True):
+        if prompt.error:
+            assert line_of(prompt) == line and re.search(texts[-1], prompt.error.message.partition(": ")[2])
+        else:
+            assert prompt.content == texts[0]
+
+
+def test_open_quotes_in_every_line_take_no_quadratic_time(read):
+    prompts = read("p.csv", "prompt,x\n" + 'x","y\n' * 30_000)
+    assert [line_of(prompt) for prompt in prompts] == list(range(2, 30_002))
+
+
+def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "LONGEST", 2000)
+    monkeypatch.setattr(sys, "getsizeof", len)  # what a line costs besides its bytes varies
+    prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
+    assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]
+    assert line_of(prompts[0]) == 2 and re.search("still open in line 1001$", prompts[0].error.message)
+
+
+HEADERS = {
+    "open quote": ('"prompt,x\na,1\n', "line 1, the header: a quote is opened here and never closed"),
+    "bad quote": ('\n"prompt" ,x\na,1\n', "line 2, the header: ',' expected"),
+    "carriage returns for line ends": ("prompt,x\ra,1\r", "line 1, the header: a carriage return"),
+    "not UTF-8": (b"pr\xe9mpt,x\na,1\n", "line 1, the header: not UTF-8"),
+    "two without a name": (",prompt,\na,1,2\n", "column '' twice"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), HEADERS.values(), ids=HEADERS)
+def test_headers_that_cannot_be_read(read, content, reason):
+    with pytest.raises(UsageError, match=reason):
+        read("p.csv", content)
+
+
+def test_blank_lines_are_no_header(read):
+    (prompt,) = read("p.tsv", "\n \n\t\t\nprompt\tx\na\t1\n")
+    assert (prompt.content, prompt.columns, prompt.id) == ("a", {"x": "1"}, 5)
 
 
 @pytest.mark.parametrize(("name", "head"), [("p.txt.gz", ""), ("p.csv.gz", "prompt\n")], ids=["text", "CSV"])
@@ -258,6 +358,16 @@ def test_columns_are_what_is_neither_prompt_nor_id(read):
     assert prompt.columns == {"x": [1, None], "input": "b", "y": {"z": "é"}}
     (prompt,) = read("p.csv", "id,prompt,x,y\n7,a,,é\n")
     assert (prompt.id, prompt.columns) == ("7", {"x": "", "y": "é"})
+    (prompt,) = read("p.csv", ",question\n0,a\n")  # as pandas writes its index
+    assert (prompt.content, prompt.columns) == (None, {"": "0", "question": "a"})
+
+
+def test_a_message_is_short_however_long_the_line(read):
+    (prompt,) = read("p.jsonl", "[1" + "0" * 100_000 + ".0]")
+    assert re.search("not JSON: 10+ is not a JSON number", prompt.error.message) and len(prompt.error.message) < 400
+    with pytest.raises(UsageError) as caught:
+        read("p.csv", ",".join(["a" * 100_000] * 2))
+    assert len(str(caught.value)) < 400
 
 
 # ---- Requests ------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ async def clean(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 # ---- Framing ---------------------------------------------------------------------------------------------------------
 
-GZIP = gzip.compress(b"hello " * 100)
+GZIP = gzip.compress(b"hello " * 100, mtime=0)
 RAW = zlib.compressobj(wbits=-15)
 DEFLATE = RAW.compress(b"hello " * 100) + RAW.flush()
 HELLO = b"hello " * 100
