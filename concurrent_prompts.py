@@ -282,6 +282,11 @@ class PromptError(Exception):
     def __str__(self) -> str:
         return self.error.message
 
+    @property
+    def kind(self) -> str:
+        """The error's type where it is one of ours, '' where a server has spoken: it may write there what it likes."""
+        return "" if self.heard else self.error.type
+
 
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
@@ -308,7 +313,10 @@ HINTS = {
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
     "408": "the server gave up waiting; run again with --retry-failed",
     "413": "the request is too large for this server; shorten the prompt",
-    "429": "the server's rate limit; run the same command later, or with a smaller -c",
+    "409": "run again with --retry-failed",
+    "425": "run again with --retry-failed",
+    "429": "the server's rate limit; run again later with --retry-failed, or with a smaller -c",
+    "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; mend it and run the same command",
     "5xx": "the server's own fault; run again with --retry-failed",
     "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
@@ -318,23 +326,27 @@ HINTS = {
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "give the address that it redirects to as --base-url",
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
-    "too_many_files": "raise the limit of open files (ulimit -n), or give a smaller -c",
+    "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c, and --retry-failed",
     "disk": "make room, or see who removed it",
     "missing_column": "name a column that is there (-t)",
     "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
     "unreachable": "check that the server runs and that --base-url is its address",
-    "timeout": "no answer within --timeout seconds; raise it, or run again with --retry-failed",
+    "timeout": "no answer within --timeout seconds; raise it, see whether the server works, use --retry-failed",
     "unreadable": "mend these lines and run the same command; the others are kept",
     "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
 }
 HINTS["invalid_api_key"] = HINTS["401"]
+OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable"}
+OUR_OWN |= {"connection_error", "certificate", "unreachable"}
 
 
 def hint(error: Error) -> str:
     """Return what the user can do about the error, in plain words, or ''."""
     status = str(error.status or "")
+    if error.status and error.type in OUR_OWN:  # the server's word for something else
+        return HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
     kind = "insufficient_quota" if QUOTA_CODES.fullmatch(error.type) else error.type
     kind = "content_filter" if kind.startswith("content_") else kind
     return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
@@ -848,7 +860,7 @@ class Api:
         self.endpoint = endpoint
         self._connect = connect
         self._key = os.environ.get(api_key_env, "")
-        if not self._key and self.base_url == DEFAULT_BASE_URL:
+        if not self._key and (self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")):
             name = api_key_env if re.fullmatch("[A-Z0-9_]+", api_key_env) else "the variable that --api-key-env names"
             raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
@@ -1230,9 +1242,9 @@ class Limiter:
     It starts at `start` calls and doubles each round trip, up to `ceiling`, until more than a tenth of the replies
     say that the server has too much to do; then it gives way by a third, at most once a round trip, and comes back by
     one call a round trip. A wait that the server asks for is a pause of the whole run, with jitter at its end so that
-    nobody comes in a herd. After a lost connection one call goes ahead and the others wait until the server is heard
-    again, for a second at most; where a connection is refused, the server is away: one call a second tries until it
-    is back. Places are given in order; nothing polls.
+    nobody comes in a herd. After a connection that is lost or refused one call goes ahead and the others wait until
+    the server is heard again, for a second at most; where most are refused, the server is away: one call a second
+    tries until it is back. Places are given in order; nothing polls.
     """
 
     def __init__(
@@ -1253,7 +1265,9 @@ class Limiter:
         self._slow = 0.0  # the share of late replies that said "too much to do"
         self._last_cut = -math.inf
         self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
-        self._doubt_end = self._probed = self._refused = -math.inf
+        self._doubt_end = self._probed = self._failed = -math.inf
+        self._refusals, self._tries = 0, 0  # connections refused in a row, and calls that went out since the first one
+        self._first_refused = -math.inf
         self._spread_end, self._gap = -math.inf, 0.0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
@@ -1273,6 +1287,11 @@ class Limiter:
         return f"a pause that the server asked for, {duration(left)} left" if left > 0 else ""
 
     @property
+    def away(self) -> bool:
+        """Whether the server is taken for away."""
+        return self.away_since is not None
+
+    @property
     def busy(self) -> bool:
         """Whether more than a tenth of the replies of late said that the server has too much to do."""
         return self._slow > 0.1
@@ -1289,10 +1308,11 @@ class Limiter:
             finally:
                 self._queued -= 1
         self.in_flight += 1
+        self._tries += 1
         now = self._clock()
         if now < self._doubt_end:
-            if self._probed > self._refused > -math.inf:
-                self._trust()  # the one that went ahead a second ago was not refused
+            if self._probed > self._failed and self.away_since is not None:
+                self._trust()  # the one that went ahead a second ago is connected
             else:
                 self._probed, self._next = now, now + PROBE
         elif now < self._spread_end:
@@ -1346,22 +1366,37 @@ class Limiter:
         now = self._clock()
         if failure is None or failure.heard:
             self.heard = True
-            if now < self._doubt_end and started >= self._refused:
+            if started >= self._failed:
+                self._refusals = 0
+            if now < self._doubt_end and (started >= self._failed or self.away_since is None):
                 self._trust()
-        elif failure.error.type == "unreachable":
-            if self.away_since is None and self.heard:
-                log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
-            self.away_since = now if self.away_since is None else self.away_since
-            self._refused, self._doubt_end, self._next = now, math.inf, now + PROBE
-        elif failure.error.type == "connection_error":
+        elif failure.kind in ("unreachable", "connection_error"):
             self._doubt_end = max(self._doubt_end, now + PROBE)
+            if failure.kind == "unreachable":
+                if not self._refusals:
+                    self._first_refused, self._tries = now, 0
+                self._refusals += 1
+                if self._refusals > 1 and 2 * self._refusals > self._tries:
+                    self.leave(failure)
+            if self._refusals:
+                self._failed = now
+            if self.away_since is not None:
+                self._next = now + PROBE
+
+    def leave(self, failure: PromptError) -> None:
+        """Take the server for away."""
+        if self.away_since is None:
+            self.away_since = self._first_refused if self._refusals else self._clock()
+            if self.heard:
+                log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
+        self._doubt_end, self._failed, self._next = math.inf, self._clock(), self._clock() + PROBE
 
     def _trust(self) -> None:
         """Let the calls go out again."""
         if self.away_since is not None:
             log.warning("the server is back after %s", duration(self._clock() - self.away_since))
         self.away_since = None
-        self._doubt_end = self._refused = self._next = -math.inf
+        self._doubt_end = self._next = -math.inf
 
 
 @dataclasses.dataclass(slots=True)
@@ -1386,8 +1421,8 @@ class Patience:
     A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
     twice that after each time that its prompt was given up, so that an honest slow answer comes in the end. A late
     call is lost once one that began after it was late has been answered; where there is no such call, the oldest
-    is given up to make one, since the server may be at a standstill. What was given up and takes long again was no
-    loss: only 1 and a twentieth of the answers are put at risk so.
+    is given up to make one, since the server may be at a standstill. An honest slow answer may be given up too, and
+    paid twice: so no more calls are given up than 3 and a twentieth of the answers.
     """
 
     LEAST = 1.0  # seconds
@@ -1395,11 +1430,11 @@ class Patience:
     def __init__(self) -> None:
         self.answers = 0
         self.slowest = 0.0
-        self.risked = 0
-        self._latest = -math.inf  # the start of the latest call that was answered
+        self.given_up = 0
+        self.latest = -math.inf  # the start of the latest call that was answered
 
     def __repr__(self) -> str:
-        return f"<Patience {self.limit(0):.1f} s after {self.answers} answers, {self.risked} at risk>"
+        return f"<Patience {self.limit(0):.1f} s after {self.answers} answers, {self.given_up} given up>"
 
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
@@ -1409,11 +1444,9 @@ class Patience:
 
     def answered(self, call: Call, latency: float) -> None:
         """Learn from an answer."""
-        if call.losses and latency < self.limit(0):
-            self.risked -= call.losses
         self.answers += 1
         self.slowest = max(self.slowest, latency)
-        self._latest = max(self._latest, call.started)
+        self.latest = max(self.latest, call.started)
 
     def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
         """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
@@ -1422,11 +1455,11 @@ class Patience:
         late = [call for call in old if now - call.started > self.limit(call.losses) and call.ended is None]
         if not late:
             return []
-        found = [call for call in late if self._latest > call.started + self.limit(call.losses)]
+        found = [call for call in late if self.latest > call.started + self.limit(call.losses)]
         if not found and not any(late[0].started + self.limit(late[0].losses) < call.started for call in calls):
             found = late[:1]
-        found = found[: max(0, 1 + self.answers // 20 - self.risked)]
-        self.risked += len(found)
+        found = found[: max(0, 3 + self.answers // 20 - self.given_up)]
+        self.given_up += len(found)
         return found
 
 
@@ -1465,6 +1498,8 @@ class Run:
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
+        self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
+        self._unheard: set[int] = set()  # prompts whose connections were lost since the server was heard
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
@@ -1482,8 +1517,21 @@ class Run:
     async def __aenter__(self) -> Run:
         self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
         if self._deadline < math.inf:
-            self._timers["deadline"] = asyncio.get_running_loop().call_later(self._deadline, self._end)
+            self._later("deadline", self._deadline, self._end)
         return self
+
+    def _later(self, name: str, delay: float, action: Callable[[], None]) -> None:
+        """Set a timer. Where it comes late (the process was stopped), the replies that wait are read first."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+
+        def act() -> None:
+            if loop.time() > due + 0.5:
+                self._later(name, 0.1, action)
+            else:
+                loop.call_soon(action)
+
+        self._timers[name] = loop.call_at(due, act)
 
     async def __aexit__(self, *failure: Any) -> None:
         for timer in self._timers.values():
@@ -1492,7 +1540,14 @@ class Run:
 
     def state(self) -> str:
         """Return what holds up the run, in a few words, or ''."""
-        return "stopping" if self.stopped else self.limiter.state()
+        if self.stopped or self.limiter.state():
+            return "stopping" if self.stopped else self.limiter.state()
+        now = self._clock()
+        if not self._calls and self._backing_off:
+            wait = duration(max(0.0, min(self._backing_off.values()) - now))
+            return f"{len(self._backing_off)} waiting, {wait} to the next attempt"
+        silence = now - max([self._answered, *itertools.islice((call.started for call in self._calls.values()), 1)])
+        return f"no answer for {duration(silence)}" if self._calls and silence > max(5, self.patience.limit(0)) else ""
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1506,32 +1561,48 @@ class Run:
         if prompt.error is not None:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
-        losses = 0
+        losses, first_missed = 0, math.inf
         while (failure := await self._attempt(prompt, result, losses)) is not None:
             result.error, result.http, result.exception = failure.error, failure.http, failure
             if self._never_there(failure, result):
-                failure = PromptError("unreachable", failure.error.message, "stop")
+                kind = "timeout" if failure.kind == "timeout" else "unreachable"
+                failure = PromptError(kind, failure.error.message, "stop")
             if failure.verdict == "stop":
                 self.stop(failure)
-            away = failure.error.type == "unreachable"
-            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not away and not self.stopped):
+            missed = self._missed(prompt, failure)
+            first_missed = min(first_missed, self._clock()) if missed else math.inf
+            free = missed and self.patience.latest < first_missed  # nobody is there, which is not this prompt's failure
+            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not free and not self.stopped):
                 return result
-            if self.stopped or not (away or await self._back_off(failure, result)):
+            if self.stopped or not (free or await self._back_off(failure, result)):
                 result.done = False
                 result.error = result.error if result.attempts else self.not_sent()
                 return result
-            losses += failure.error.type == "lost"
-            result.attempts -= away  # nobody had it, and it is not this prompt's failure
+            losses += failure.kind == "lost"
+            result.attempts -= free
             result.lost, result.latency = result.lost + result.latency, 0.0
         return result
+
+    def _missed(self, prompt: Prompt, failure: PromptError) -> bool:
+        """Whether the attempt found nobody there: a connection was refused, or those of several prompts were lost."""
+        if failure.heard:
+            self._unheard.clear()
+        elif failure.kind == "connection_error":
+            self._unheard.add(prompt.number)
+            if len(self._unheard) >= 3 and self.limiter.heard:
+                self.limiter.leave(failure)
+            return self.limiter.away
+        return failure.kind == "unreachable"
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
         if self.limiter.heard or failure.verdict != "retry":
             return False
-        since = self.limiter.away_since
+        now, since = self._clock(), self.limiter.away_since
         if since is not None:
-            return self._clock() - since >= PROBE * min(2, self._max_attempts - 1)
+            return now - since >= PROBE * min(2, self._max_attempts - 1)
+        if any(now - call.started > max(PROBE, 2 * result.latency) for call in self._calls.values()):
+            return False  # somebody there is thinking
         return result.attempts >= min(3, self._max_attempts)
 
     async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
@@ -1547,6 +1618,7 @@ class Run:
         self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
         task = asyncio.current_task()
         assert task is not None
+        cancelled = task.cancelling()
         call = self._calls[task] = Call(task, started, losses if result.attempts < self._max_attempts else None)
         if "sweep" not in self._timers:
             self._sweep()
@@ -1559,7 +1631,7 @@ class Run:
                 failure.__cause__ = exc
         except asyncio.CancelledError:
             failure = call.ended or PromptError("CancelledError", "the call was cancelled from within")
-            if task.cancelling() > (call.ended is not None):
+            if task.cancelling() > cancelled + (call.ended is not None):
                 raise
         finally:
             del self._calls[task]
@@ -1569,6 +1641,7 @@ class Run:
             self.limiter.settle(started, failure)
         if failure is None:
             self._answered = self._clock()
+            self._unheard.clear()
             self.patience.answered(call, result.latency)
             result.error = result.exception = None
             result.take(reply)
@@ -1576,7 +1649,7 @@ class Run:
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
-        now, loop = self._clock(), asyncio.get_running_loop()
+        now = self._clock()
         for call in self._calls.values():
             if now - call.started >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
@@ -1584,9 +1657,8 @@ class Run:
             took = f"no answer in {duration(now - call.started)}"
             call.end(PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry"))
         oldest = next((call.started for call in self._calls.values() if call.ended is None), now)
-        if self._calls:  # replies that have come are taken first: call_soon
-            due = max(0.001, min(self.SWEEP, oldest + self._timeout - now))
-            self._timers["sweep"] = loop.call_later(due, loop.call_soon, self._sweep)
+        if self._calls:
+            self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)
         else:
             self._timers.pop("sweep", None)
 
@@ -1599,8 +1671,7 @@ class Run:
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
-        kind = failure.error.type
-        at_once = kind == "lost" or (kind == "connection_error" and result.attempts == 1)
+        at_once = failure.kind == "lost" or (failure.kind == "connection_error" and result.attempts == 1)
         wait = 0.0 if at_once else backoff(result.attempts)
         if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
@@ -1611,7 +1682,11 @@ class Run:
             wait += min(failure.wait, PAUSE_CEILING)
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         asked = self._clock()
-        awake = await self._rest(self._sleep(wait))
+        self._backing_off[result.prompt.number] = asked + wait
+        try:
+            awake = await self._rest(self._sleep(wait))
+        finally:
+            del self._backing_off[result.prompt.number]
         result.retry_wait += self._clock() - asked
         return awake is not None
 
@@ -1624,11 +1699,12 @@ class Run:
                 waiting.close()
             return None
         self._resting.add(task)
+        cancelled = task.cancelling()
         try:
             found = await waiting
             return True if found is None else found
         except asyncio.CancelledError:
-            if self.stopped and task not in self._resting and task.uncancel() == 0:
+            if self.stopped and task not in self._resting and task.uncancel() <= cancelled:
                 return None
             raise
         finally:
@@ -1636,6 +1712,8 @@ class Run:
 
     def stop(self, reason: PromptError) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish."""
+        if self.stopped is None and self._calls and reason.kind != "interrupted":
+            log.warning("stopping (%s): %s in flight may finish", reason, plural(len(self._calls), "call"))
         self.stopped = self.stopped or reason
         while self._resting:
             self._resting.pop().cancel()
@@ -1664,6 +1742,7 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
     prompts = as_prompts(items)
     await way(run, prompts, record)
     for prompt in prompts:
+        await asyncio.sleep(0)  # there may be many
         await _record(record, Result(prompt, error=run.not_sent(), done=False))
 
 
@@ -1691,6 +1770,7 @@ class Journal:
         self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
+        self._overwrite, self._torn = overwrite, False
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
@@ -1700,38 +1780,47 @@ class Journal:
         if not lock(self._file, path):
             self._file.close()
             raise UsageError(f"another run is writing {path}; wait for its end, or choose another file with -o")
-        if overwrite:
-            self._file.truncate(0)
-        self._size = self._synced = self._load()
+        self._size = self._synced = 0 if overwrite else self._load()
+        self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *failure: Any) -> None:
         if not self._file.closed:
+            try:
+                self.attend()
+            except OSError:
+                self._rescue()
             with contextlib.suppress(OSError):
                 self.sync()
             self._file.close()
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
-        size = 0
+        size, damaged = 0, 0
         line = b""
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                row = parse_json(line)
+                text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
+                row = parse_json(text)
                 if row is not None:
-                    self._recognise(row, number, size)
-                elif not line.endswith(b"\n") and LINE_START.startswith(line[: len(LINE_START)]):
-                    self._file.truncate(size)
-                    return size
-                elif line.startswith(LINE_START) and self._lines:  # a disk that failed
-                    log.warning("%s line %d is damaged: its prompt is asked again", self.path, number)
-                    self._lines[size] = None, "", None
-                elif line.strip(b"\0\r\n "):  # what else is blank is left by an editor, or by a power cut
+                    self._recognise(row, number, size + line.index(text))
+                elif text and not LINE_START.startswith(text[: len(LINE_START)]):
                     self._refuse(number)
+                elif text and line.endswith(b"\n"):
+                    damaged = damaged or number
+                    self._lines[size] = None, "", None
+                elif text:  # the last one, cut short
+                    break
                 size += len(line)
-        if size and not line.endswith(b"\n"):  # only its end was cut off
+        if damaged and not self._earlier:
+            self._refuse(damaged)
+        if damaged:
+            log.warning("%s line %d is damaged: what it answered is asked again", self.path, damaged)
+        if size < os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(size)
+        elif size and not line.endswith(b"\n"):  # only its end was cut off
             self._file.write(b"\n")
             size += 1
         return size
@@ -1778,9 +1867,12 @@ class Journal:
                 yield prompt
                 continue
             answered = (offset for offset in earlier if self._lines[offset][2] is None)
-            offset = next(answered, earlier[0])  # an answer before a failure
+            offset = next(answered, earlier[-1])  # an answer before a failure
             earlier.remove(offset)
             row_id, row, error = self._lines.pop(offset)
+            for other in [other for other in earlier if self._lines[other][0] == row_id and self._lines[other][2]]:
+                earlier.remove(other)  # what failed before it
+                del self._lines[other]
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
@@ -1792,16 +1884,52 @@ class Journal:
 
     def append(self, result: Result) -> None:
         """Write a result's line. Raises OSError where the disk will not take it; then no part of it counts."""
-        line = result.as_line()
+        if self._overwrite or self._torn:
+            self._file.truncate(self._size)
+        self._overwrite, self._torn = False, True
+        line = rest = result.as_line()
         try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
+                self._torn = False
             raise
+        self._torn = False
         self._offsets[result.prompt.number] = self._size
         self._size += len(line)
+
+    def attend(self) -> None:
+        """See that the file is there: where somebody has removed it, go on in a new one with all that it held.
+
+        Raises OSError where there can be none, or another file has taken its place.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                raise FileExistsError(errno.EEXIST, "another file has taken its place")
+            return
+        new = open(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL), "a+b", buffering=0)  # noqa: SIM115
+        self._copy(new)
+        lock(new, self.path)
+        self._file.close()
+        self._file, self._synced = new, 0
+        log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
+
+    def _copy(self, file: IO[bytes]) -> None:
+        with open(os.dup(self._file.fileno()), "rb") as lines:
+            lines.seek(0)
+            shutil.copyfileobj(lines, file)
+
+    def _rescue(self) -> None:
+        """Write the answers beside a file that has taken their place, where that is possible."""
+        place = self.path.with_name(f"{self.path.stem}.rescued{self.path.suffix}")
+        try:
+            with open(place, "ab") as file:
+                self._copy(file)
+            log.warning("the answers are in %s", place)
+        except OSError as failure:
+            log.warning("the answers could not be written to %s: %s", place, failure.strerror)
 
     def sync(self) -> None:
         """Bring to the disk what was written since the last time. Raises OSError where that fails."""
@@ -1817,10 +1945,10 @@ class Journal:
         the other lines stay in the file.
         """
         target = pathlib.Path(os.path.realpath(self.path))  # a link stays a link
-        draft = target.with_name(target.name + ".tmp")
+        draft = target.with_name(f".{target.name}.tmp")
+        self.attend()
         self.sync()
         try:
-            # Read what was written, even where somebody has removed or replaced the file of that name.
             with open(os.dup(self._file.fileno()), "rb") as lines, open(draft, "wb") as file:
                 file.writelines(self._ordered(lines))
                 stale = [line_at(lines, offset) for offset in self._stale(whole)]
@@ -1829,14 +1957,17 @@ class Journal:
                 os.fsync(file.fileno())
             if whole and stale:
                 self._set_aside(stale)
+            shutil.copymode(target, draft)
             if sys.platform == "win32":  # replaces no open file
                 self._file.close()
             os.replace(draft, target)
             self._file.close()  # and with it the lock
-        except OSError:
+        except OSError as failure:
             with contextlib.suppress(OSError):
                 draft.unlink()
-            raise
+            if failure.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
+                raise
+            log.warning("%s cannot be put into the input's order (%s); it is complete", target, failure.strerror)
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         for number, offset in enumerate(self._offsets):
@@ -1845,7 +1976,13 @@ class Journal:
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        return sorted(offset for offset, (_, _, error) in self._lines.items() if error is None or not answers)
+        places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
+        if not answers:
+            for offsets in self._earlier.values():
+                last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
+                answered = {self._lines[offset][0] for offset in offsets if offset in places}
+                places.update(offset for row_id, offset in last.items() if row_id not in answered)
+        return sorted(places)
 
     def _set_aside(self, lines: list[bytes]) -> None:
         place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
@@ -1853,7 +1990,7 @@ class Journal:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-        log.warning("%d answers to what is no longer asked were moved to %s", len(lines), place)
+        log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
 def batch_error(row: dict[str, Any]) -> Error | None:
@@ -1911,7 +2048,7 @@ def visible(text: str) -> str:
 class Printer:
     """The same for standard output, where nothing can be kept or continued: lines in the input's order, as they can."""
 
-    kept = 0
+    kept = answers = 0
     kept_errors: tuple[Error, ...] = ()
     path = None
 
@@ -1941,6 +2078,9 @@ class Printer:
 
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
         """Nothing was there before."""
+
+    def attend(self) -> None:
+        """Nothing can be seen to."""
 
     def sync(self) -> None:
         """Nothing can be brought to a disk."""
@@ -2119,7 +2259,7 @@ class Tally:
     """What the report is made of, counted as the results come."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.answered = self.failed = self.attempts = 0
+        self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latencies = array.array("d")
         self.waits = dict.fromkeys(("slot_wait", "limit_wait", "retry_wait", "lost"), 0.0)
         self.tokens: collections.Counter[str] = collections.Counter()
@@ -2167,7 +2307,7 @@ class Tally:
         if self.tokens:
             yield "tokens " + ", ".join(f"{count:,} {name}" for name, count in self.tokens.items() if count)
         waits = [f"{duration(self.waits[key])} {text}" for key, text in WAIT_TEXTS.items() if self.waits[key] >= 0.005]
-        lost = self.attempts - self.answered
+        lost = self.attempts - self.answered - self.unwritten
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         if waits:
             yield from textwrap.wrap(f"waiting, all calls added up: {', '.join(waits)}", 76, subsequent_indent="    ")
@@ -2179,10 +2319,13 @@ class Tally:
 
     def warnings(self) -> Iterator[str]:
         """Yield a line for each kind of failure, with what to do, and for answers that are not whole."""
+        if self.unwritten:
+            yield f"{plural(self.unwritten, 'answer')} could not be written"
         for kind, count in self.errors.most_common():
             error = self.examples[kind]
             advice = hint(error)
-            yield f"{count:,} x {kind}: {error.message}" + (f"\n    -> {advice}" if advice else "")
+            first = ", first" if count > 1 else ""
+            yield f"{count:,} x {kind}{first}: {error.message}" + (f"\n    -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
             yield f"{count:,} answered but ended by {reason}: {advice}"
@@ -2233,7 +2376,8 @@ class Progress:
     def _tick(self) -> None:
         """Write what there is to say, and set the timer for the next time."""
         if self._bar is not None:
-            self._bar.n = self._done()
+            self._bar.initial, self._bar.n = self._kept(), self._done()
+            self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
             self._bar.set_postfix_str(", ".join(self._state()))
         elif self._timer is not None or self._terminal:
             width = shutil.get_terminal_size().columns - 1
@@ -2252,8 +2396,11 @@ class Progress:
         left = f", {duration(max(0, self._total - done) / rate)} left" if self._total and rate > 0 else ""
         return ", ".join([share, *self._state(), *([] if self._run.state() else [f"{rate:,.1f}/s{left}"])])
 
+    def _kept(self) -> int:
+        return self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
+
     def _done(self) -> int:
-        return self._new + (self._sink.kept + len(self._sink.kept_errors) if self._sink else 0)
+        return self._new + self._kept()
 
     def _state(self) -> list[str]:
         failed = [f"{self._failed:,} failed"] if self._failed else []
@@ -2397,7 +2544,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # not the whole of it: somebody may try to give a key here
         raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
-    args.argv = sys.argv[1:] if argv is None else argv
+    args.argv, args.begun = sys.argv[1:] if argv is None else argv, False
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
     args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
@@ -2518,7 +2665,8 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:
                 raise UsageError("the stand-in server did not start")
-            args.base_url, args.api_key_env = ready.split()[-1], "CONCURRENT_PROMPTS_DEMO_HAS_NO_KEY"
+            args.base_url, args.api_key_env = ready.split()[-1], ""
+            args.model = args.model or "made-up"  # so that no later run takes these answers for real ones
             os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
             yield
         finally:
@@ -2593,7 +2741,7 @@ async def answer_file(args: argparse.Namespace) -> int:
             progress = Progress(count_prompts(args), run, sink, quiet)
             syncing = asyncio.ensure_future(keep_synced(run, sink))
             try:
-                await way(run, sink.left(prompts), functools.partial(record, run, sink, tally, progress))
+                await way(run, sink.left(prompts), functools.partial(record, args, run, sink, tally, progress))
             finally:
                 syncing.cancel()
                 progress.close()
@@ -2611,21 +2759,26 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
     while True:
         await asyncio.sleep(1)
         try:
+            sink.attend()
             await asyncio.to_thread(sink.sync)
         except OSError as failure:
             run.stop(disk_error(sink, failure))
             return
 
 
-def record(run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result) -> None:
+def record(
+    args: argparse.Namespace, run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result
+) -> None:
     """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
     if result.done:
+        args.begun = True
         try:
             sink.append(result)
         except BrokenPipeError:
             raise
         except OSError as failure:
             result.done = False
+            tally.unwritten += result.error is None
             run.stop(disk_error(sink, failure))
     tally.add(result)
     progress.update(result)
@@ -2640,7 +2793,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
     if args.source is None:
         return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
-    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.prompts) as (file, form, _):
+    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, source_name(args)) as (file, form, _):
         lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
         return min(lines, args.limit or lines)
     return None
@@ -2652,13 +2805,15 @@ def interruptible(run: Run) -> Iterator[None]:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
+    presses = itertools.count(1)
+
     def interrupt() -> None:
-        if run.stopped is None:
-            run.stop(PromptError("interrupted", "interrupted", "stop"))
-            calls = plural(run.limiter.in_flight, "call")
-            say_error(f"\nstopping: {calls} in flight may finish; once more to stop at once")
-        else:
+        if next(presses) > 1:
             task.cancel()
+            return
+        run.stop(PromptError("interrupted", "interrupted", "stop"))
+        calls = plural(run.limiter.in_flight, "call")
+        say_error(f"\nstopping: {calls} in flight may finish; once more to stop at once")
 
     before = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -2675,14 +2830,17 @@ def interruptible(run: Run) -> Iterator[None]:
 
 def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Journal | Printer) -> int:
     """Print the report and the warnings; return the exit status."""
+    lines = list(tally.lines())
     for error in sink.kept_errors:
         tally.fail(error)
     if not args.quiet:
         way = ", one at a time" if run.most_in_flight == 1 else f", up to {run.most_in_flight} in flight"
         say_error(f"{api.name} at {api.base_url}{way if run.most_in_flight else ''}")
-        say_error(*tally.lines(), indent="  ")
-        if sink.kept:
-            say_error(f"{plural(sink.kept, 'answer')} of an earlier run kept", indent="  ")
+        say_error(*lines, indent="  ")
+        if kept := sink.answers if run.stopped else sink.kept:
+            say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
+        if sink.kept_errors and not run.stopped:
+            say_error(f"{len(sink.kept_errors):,} failed earlier; --retry-failed asks them again", indent="  ")
         if sink.path:
             say_error(f"results in {sink.path}", indent="  ")
     for warning in tally.warnings():
@@ -2694,21 +2852,25 @@ def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Jou
 
 def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
     """Say why the run was stopped, what to do and how to continue; return the exit status."""
-    interrupted = reason.error.type == "interrupted"
+    interrupted = reason.kind == "interrupted"
     say_error(f"{PROGRAM}: {'' if interrupted else 'stopped: '}{reason.error.message}")
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        say_error(f"to continue: {command_again(args.argv)}", indent="  ")
+        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ")
     return 130 if interrupted else 3
 
 
-def command_again(argv: list[str]) -> str:
+def command_again(argv: list[str], begun: bool) -> str:
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
+    without = "--overwrite" if begun else ""  # what it has written is to be kept
     if any(split_query(word.partition("?")[2])[1] for word in argv):
-        return "the same command again"
-    words = [os.path.basename(sys.executable), sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
-    words += [word for word in argv if word != "--overwrite"]
+        return "the same command again" + (f", without {without}" if without in argv else "")
+    python = os.path.basename(sys.executable)
+    if shutil.which(python) != sys.executable:
+        python = sys.executable
+    words = [python, sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
+    words += [word for word in argv if word != without]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
@@ -2722,10 +2884,12 @@ def say_error(*lines: str, indent: str = "") -> None:
 async def compare(args: argparse.Namespace) -> int:
     """Run the prompts sequentially and concurrently with each backend; print the results, the table and who won."""
     ran: list[Ran] = []
+    end = time.monotonic() + (args.deadline or math.inf)
     apis = [make_api(args, name) for name in args.backends]
     prompts = list(checked(prompts_of(args, args.limit), apis[0], source_name(args)))
     for api in apis:
         for way in (sequentially, concurrently):
+            args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
             one, stopped = await measure(args, api, way, prompts)
             ran.append(one)
             if stopped is not None:

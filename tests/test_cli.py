@@ -368,7 +368,7 @@ def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here
             process.send_signal(number)
         _, err = process.communicate(timeout=10)
     assert process.returncode == 130 and "Traceback" not in err
-    assert f"to continue: {os.path.basename(sys.executable)} {SCRIPT} {' '.join(command)}\n" in err
+    assert f"to continue: {sys.executable} {SCRIPT} {' '.join(command)}\n" in err
     assert len(rows("p.results.jsonl")) == (server.stats.requests if once else 0)
     if once:
         assert 4 <= server.stats.requests <= 12

@@ -160,9 +160,12 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
 
         def write(self, data):
             written = self.file.write(data[: self.room])
-            if short or written == len(data):
+            if written == len(data):
                 return written
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if not short or not written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            Disk.room -= written
+            return written
 
     def open_on_disk(name, mode="r", **options):
         file = open(name, mode, **options)  # noqa: SIM115
@@ -376,8 +379,11 @@ def test_a_file_that_holds_something_else_is_refused_and_left_alone(path, conten
     with pytest.raises(UsageError, match="-o"), Journal(path):
         pass
     assert path.read_bytes() == content
-    with Journal(path, overwrite=True):
-        assert path.read_bytes() == b""
+    with Journal(path, overwrite=True) as journal:
+        (prompt,) = journal.left(prepare(["a"]))
+        assert path.read_bytes() == content  # until there is something better
+        journal.append(result_of(prompt))
+    assert texts(path) == ["to a"]
 
 
 def test_a_foreign_line_after_ours_is_refused(path):
@@ -496,16 +502,33 @@ def test_blank_lines_and_zeros_in_the_file_are_passed_over(path):
     assert texts(path) == ["to a", "to b", "to c"]
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["finished", "interrupted"])
 @pytest.mark.parametrize("change", [os.remove, lambda path: os.replace(path, f"{path}.old")], ids=["removed", "moved"])
-def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change):
+def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change, whole):
     prompts = prepare(["a", "b"])
     with Journal(path) as journal:
         asked = list(journal.left(prompts))
         journal.append(result_of(asked[1]))
         change(path)
         journal.append(result_of(asked[0]))
-        journal.finish()
-    assert texts(path) == ["to a", "to b"]
+        if whole:
+            journal.finish()
+    assert sorted(texts(path)) == ["to a", "to b"]
+    assert session(path, ["a", "b"]) == []
+
+
+def test_a_file_in_whose_place_another_stands_is_not_touched(path):
+    with Journal(path) as journal:
+        (asked,) = journal.left(prepare(["a"]))
+        journal.append(result_of(asked))
+        os.remove(path)
+        path.write_text("another run's")
+        with pytest.raises(OSError, match="another file"):
+            journal.attend()
+        with pytest.raises(OSError, match="another file"):
+            journal.finish()
+    assert path.read_text() == "another run's"
+    assert texts(path.with_name("p.results.rescued.jsonl")) == ["to a"]
 
 
 def check(path, items, **settings):
@@ -545,6 +568,91 @@ def test_a_damaged_line_costs_no_other(path):
     assert texts(path) == ["to a", "to b", "to c"]
     (aside,) = path.parent.glob("*superseded.jsonl")
     assert aside.read_bytes() == second[:50] + b"\n"
+
+
+DAMAGE = {
+    "the first line": lambda one, two, three: (one[:60] + b"\n" + two + three, ["a"]),
+    "zeros before a line": lambda one, two, three: (one + b"\0" * 99 + two + three, []),
+    "zeros over the start of a line": lambda one, two, three: (one + b"\0" * 20 + two[20:] + three, None),
+    "zeros over the end of a line": lambda one, two, three: (one[:-9] + b"\0" * 9 + two + three, ["a", "b"]),
+    "zeros over most of the last": lambda one, two, three: (one + two + three[:5] + b"\0" * 50, ["c"]),
+    "zeros over all of the last": lambda one, two, three: (one + two + b"\0" * 50, ["c"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_passed_over_or_refused_and_costs_no_other_line(path, damage):
+    session(path, ["a", "b", "c"])
+    broken, asked = damage(*path.read_bytes().splitlines(keepends=True))
+    path.write_bytes(broken)
+    if asked is None:
+        with pytest.raises(UsageError, match="line 2"):
+            Journal(path)
+        assert path.read_bytes() == broken
+    else:
+        assert session(path, ["a", "b", "c"]) == asked
+        assert texts(path) == ["to a", "to b", "to c"]
+
+
+def test_a_torn_line_that_could_not_be_cut_off_is_cut_off_before_the_next(path, monkeypatch):
+    class Disk:
+        broken = False
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if self.broken:
+                self.file.write(data[:30])
+                raise OSError(errno.EIO, "Input/output error")
+            return self.file.write(data)
+
+        def truncate(self, size):
+            if self.broken:
+                raise OSError(errno.EIO, "Input/output error")
+            return self.file.truncate(size)
+
+    with Journal(path) as journal:
+        asked = list(journal.left(prepare(["a", "b", "c"])))
+        journal.append(result_of(asked[0]))
+        journal._file = Disk(journal._file)
+        for Disk.broken in (True, True):
+            with pytest.raises(OSError):
+                journal.append(result_of(asked[1]))
+        Disk.broken = False
+        journal.append(result_of(asked[2]))
+    assert texts(path) == ["to a", "to c"]
+    assert session(path, ["a", "b", "c"]) == ["b"]
+
+
+def test_a_failure_that_was_answered_since_does_not_stay_beside_the_answer(path):
+    items = ["a", "b", "c"]
+    session(path, items, fail=["b", "c"])
+    session(path, items, retry_failed=True, fail=["b"], finish=False)
+    with Journal(path) as journal:
+        assert list(journal.left(prepare(items[:2]))) == []
+        journal.finish(whole=False)
+    assert [(row["id"], row["text"]) for row in rows(path)] == [(1, "to a"), (2, None), (3, "to c")]
+
+
+def test_the_mode_of_the_file_is_kept(path):
+    session(path, ["a"])
+    path.chmod(0o600)
+    session(path, ["a", "b"])
+    assert path.stat().st_mode & 0o777 == 0o600 or os.name == "nt"
+
+
+def test_a_name_that_cannot_be_replaced_keeps_what_is_complete(path, monkeypatch, caplog):
+    def busy(*names):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    session(path, ["a", "b"])
+    assert sorted(texts(path)) == ["to a", "to b"] and "it is complete" in caplog.text
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_what_is_written_is_brought_to_the_disk(path, monkeypatch):

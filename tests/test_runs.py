@@ -15,6 +15,7 @@ from concurrent_prompts import (
     Limiter,
     PromptError,
     as_completed,
+    hint,
     http_error,
     run,
     run_concurrent,
@@ -812,3 +813,72 @@ async def test_the_deadline_ends_every_kind_of_wait(failure):
     server = Server({"b": [failure]}, latency=0)
     results = await run_concurrent(["a", "b", "c"], server, **options(deadline=4, concurrency=1, max_attempts=99))
     assert now() == pytest.approx(4) and [result.done for result in results] == [True, False, False]
+
+
+# ---- What a server writes does not steer the run -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["unreachable", "connection_error", "lost", "timeout", "deadline", "disk"])
+@virtual
+async def test_the_servers_own_words_are_not_ours(code):
+    failure = http_error(503, {}, b'{"error": {"message": "m", "code": "%b"}}' % code.encode())
+    server = Server({"b": [failure]}, latency=0)
+    first, second = await run_sequential(["a", "b"], server, **options(max_attempts=4))
+    assert (first.text, second.error.type, second.attempts, len(server.times("b"))) == ("to a", code, 4, 4)
+    assert "the server's own fault" in hint(second.error) and second.done
+
+
+# ---- Doubt ---------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_few_refused_connections_are_no_outage(caplog):
+    replies = {str(number): [(0, ConnectionRefusedError()), (0.3, "x")] for number in range(0, 1000, 50)}
+    results = await run_concurrent(map(str, range(1000)), Server(replies, latency=0.3), **options(concurrency=50))
+    assert all(result.error is None and result.attempts == 1 for result in results)
+    assert now() < 8 and not caplog.records
+
+
+@virtual
+async def test_a_prompt_that_alone_is_always_refused_fails():
+    server = Server({"b": [(0, ConnectionRefusedError())]}, latency=0.3)
+    results = await run_concurrent(["a", "b", *map(str, range(100))], server, **options(concurrency=5))
+    assert outcomes(results).count("unreachable") == 1 and results[1].done and len(server.times("b")) < 30
+
+
+@virtual
+async def test_an_outage_of_lost_connections_is_one_too():
+    """As of a port that something else forwards: it accepts, and then there is nobody."""
+
+    async def send(prompt):
+        await asyncio.sleep(0.3)
+        if 2 <= now() < 302:
+            calls.append(now())
+            raise ConnectionResetError("reset")
+        return prompt
+
+    calls = []
+    results = await run_concurrent(map(str, range(1000)), send, **options(concurrency=50))
+    assert all(result.error is None for result in results)
+    assert len(calls) < 400 and now() < 312
+
+
+@virtual
+async def test_a_slow_server_is_not_given_up_for_one_lost_prompt():
+    server = Server({"0": [ConnectionResetError("reset")]}, latency=30)
+    results = await run_concurrent(map(str, range(100)), server, **options(concurrency=20, timeout=100))
+    assert outcomes(results).count("connection_error") == 1 and [result.done for result in results] == [True] * 100
+
+
+@virtual
+async def test_a_timer_that_comes_late_lets_what_has_come_be_read_first():
+    """As after a process was stopped for a while (Ctrl-Z): the clock has jumped, the replies are in the buffers."""
+
+    async def send(prompt):
+        await asyncio.sleep(2)
+        return prompt
+
+    loop = asyncio.get_running_loop()
+    loop.call_later(1, lambda: setattr(loop, "now", loop.now + 60))
+    results = await run_concurrent(["a", "b"], send, **options(timeout=10, deadline=30))
+    assert outcomes(results) == ["a", "b"] and [result.attempts for result in results] == [1, 1]

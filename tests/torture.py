@@ -230,7 +230,7 @@ class Job:
         self.folder, number = bench.folder()
         self.folder = folder or self.folder
         self.results = self.folder / "prompts.results.jsonl"
-        self.draft = self.folder / "prompts.results.jsonl.tmp"
+        self.draft = self.folder / ".prompts.results.jsonl.tmp"
         self.prompts = [f"job {number}, prompt {n}" for n in range(1, count + 1)]
         self.options = ["-b", backend or bench.backend, "--base-url", server.url]
         (self.folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in self.prompts))
