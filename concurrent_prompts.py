@@ -2599,7 +2599,7 @@ def build_parser() -> argparse.ArgumentParser:
            help="attempts for each prompt (default: %(default)s)")  # fmt: skip
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
            help="for one attempt (default: %(default).0f)")  # fmt: skip
-    option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; then it ends with exit status 3")
+    option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; what is in flight then is cut off")
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is stdout")
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
