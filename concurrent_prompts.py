@@ -35,6 +35,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import datetime
 import email.utils
 import errno
 import functools
@@ -90,7 +91,7 @@ DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
-AUTO_CONCURRENCY = 256  # the most that `auto` tries
+AUTO_CONCURRENCY = 512  # the most that `auto` tries
 log = logging.getLogger("concurrent_prompts")
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class Reply(NamedTuple):
     usage: dict[str, Any] | None = None
     extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
     http: tuple[int, str, Any] | None = None  # status, request id, parsed body: what a Batch output line needs
+    headers: Mapping[str, str] = {}
 
 
 @dataclasses.dataclass(slots=True)
@@ -178,7 +180,7 @@ class Result:
 
     def take(self, reply: Reply) -> None:
         """Fill in the answer."""
-        self.text, self.finish_reason, self.model, self.usage, self.extra, self.http = reply
+        self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
 
     def as_row(self) -> dict[str, Any]:
         """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
@@ -262,6 +264,9 @@ class UsageError(Exception):
     """Arguments, a file or an environment that cannot be used; the message says what to do. Exit status 2."""
 
 
+NO_HEADERS: Mapping[str, str] = {}
+
+
 class PromptError(Exception):
     """A call that brought no answer, and what follows from it.
 
@@ -276,6 +281,8 @@ class PromptError(Exception):
         self.verdict = verdict
         self.wait: float | None = None
         self.slow = False
+        self.scope = ""  # "requests" or "tokens", where the server names the limit
+        self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
         self.http: tuple[int, str, Any] | None = None
 
@@ -405,6 +412,13 @@ def error_of(data: Any) -> tuple[str, str]:
     return code, message if isinstance(message, str) else json.dumps(message)
 
 
+def scope_of(data: Any, message: str) -> str:
+    """Return which limit a refusal is about, "tokens" or "requests"."""
+    inner = data.get("error") if isinstance(data, dict) else None
+    kind = inner.get("type") if isinstance(inner, dict) else ""
+    return "tokens" if kind == "tokens" or re.search(r"tokens per|\bTPM\b", message) else "requests"
+
+
 def short(text: str, width: int = 300) -> str:
     """Return the text on one line, without control characters, cut to the width."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * width]).split())
@@ -426,6 +440,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
         code, message = "redirect", f"HTTP {status}, redirected to {headers.get('location', 'nowhere')}"
     error = PromptError(code or f"http_{status}", short(message), verdict, status)
     error.slow = status in SLOW_STATUSES and verdict == "retry"
+    error.scope, error.headers = scope_of(data, message), headers
     error.wait = asked_wait(headers, message) if verdict == "retry" else None
     error.http = (status, headers.get("x-request-id", ""), data)
     return error
@@ -1151,7 +1166,7 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     except (KeyError, IndexError, TypeError, AttributeError):
         raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200) from None
     usage = data.get("usage")
-    return Reply(text, reason, data.get("model"), usage if isinstance(usage, dict) else None, extra, http)
+    return Reply(text, reason, data.get("model"), usage if isinstance(usage, dict) else None, extra, http, headers)
 
 
 def error_in_answer(data: dict[str, Any]) -> PromptError:
@@ -1236,16 +1251,257 @@ def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
     return draw() * min(BACKOFF_CEILING, BACKOFF_BASE * 2.0 ** min(attempt, 30))
 
 
+@dataclasses.dataclass(slots=True)
+class Call:
+    """A call in flight; `losses` is how often its prompt was given up as lost before, None where it must not be."""
+
+    task: asyncio.Task[Any]
+    started: float
+    losses: int | None = 0
+    cost: float = 0.0  # tokens, an estimate
+    place: int = 1  # among the calls in flight when it went out
+    number: int = 1  # among all
+    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each quota, when it went out
+    ended: PromptError | None = None  # why the run has ended it
+
+    def end(self, reason: PromptError) -> None:
+        """Cancel it."""
+        if self.ended is None:
+            self.ended = reason
+            self.task.cancel()
+
+
+RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
+LIMIT_FORMS = {
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
+    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
+}
+
+
+def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
+    """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
+    for form in LIMIT_FORMS[name]:
+        try:
+            limit, left = (float(headers.get(form.format(part)) or "") for part in ("limit", "remaining"))
+        except ValueError:
+            continue
+        if not 0 < limit < math.inf or not 0 <= left < math.inf:  # Azure's -1
+            continue
+        wait = reset_wait(headers.get(form.format("reset")) or "")
+        if form == "x-ratelimit-{}":  # Together's, per second
+            return limit, left, max(1.0, limit)
+        # Most are per minute; the others show in that more would be left than there is. Whole seconds are rounded.
+        least = max(0.0, wait - 1) if wait == int(wait) else wait
+        period = next((period for period in (60, 3600, 86400) if left + least * limit / period <= limit + 1), 60)
+        return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
+    return None
+
+
+def reset_wait(text: str) -> float:
+    """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            return max(0.0, datetime.datetime.fromisoformat(text).timestamp() - time.time())
+        return seconds(text) or 0.0
+
+
+class Quota:
+    """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
+
+    Its rate comes from the user, from the headers of the replies, or from where the refusals fall: what was let in
+    between two of them, when the bucket was empty, is what was refilled.
+    """
+
+    FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
+
+    def __init__(self, name: str, told: float | None = None) -> None:
+        self.name = name
+        self.rate, self.source = math.inf, ""  # a second
+        self.size = math.inf  # what a full bucket holds
+        self.spent, self._calls = 0.0, 0
+        self._level, self._stamp = math.inf, 0.0
+        self._others, self._heard = 0.0, (0.0, 0.0, 0.0)  # their rate; when, what was left and spent at the last reply
+        self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
+        self._sure, self._let_in, self._barren = False, 0, 0
+        self._unsaid, self._began = 0, 0.0
+        self._told = math.inf if told is None else told / 60
+        if told is not None:
+            self.rate, self.size, self.source, self._level = self._told, 1.0, "as told", 0.0
+
+    def __str__(self) -> str:
+        return f"{60 * (self.rate + self._others):,.0f} {self.name}/min {self.source}"
+
+    def level(self, now: float) -> float:
+        """Return what is in the bucket."""
+        return self._level if self.rate == math.inf else min(self.size, self._level + (now - self._stamp) * self.rate)
+
+    def wait(self, cost: float, now: float) -> float:
+        """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
+        lack = min(cost, self.size) - self.level(now)
+        return lack / self.rate if lack > 0 else 0.0
+
+    def spend(self, cost: float, now: float) -> None:
+        """Take out the cost of a call that goes out."""
+        self._level, self._stamp = self.level(now) - cost, now
+        self.spent += cost
+        self._calls += 1
+
+    def refund(self, cost: float, started: float) -> None:
+        """Put back the cost of a call that began at `started` and was refused."""
+        self._level += cost
+        self.spent -= cost
+        self._calls -= 1
+        for name in ("_empty", "_refused"):
+            when, spent = getattr(self, name)
+            if started <= when:
+                setattr(self, name, (when, spent - cost))
+
+    def hear(self, headers: Mapping[str, str], call: Call, now: float) -> bool:
+        """Learn from a reply's headers; return whether they say anything."""
+        self._unsaid += 1
+        if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
+            return False  # looking for them costs time, too
+        self._unsaid = 0
+        rate, left, self.size = found
+        if self.name == "tokens" and rate > RAMP:
+            self._began = self._began or now
+            rate = min(rate, RAMP * 1.5 ** ((now - self._began) / 900))
+        if not self.source:
+            log.info("the server tells its limit of %s", self.name)
+        self.source = self.source if self.source == "as told" else "from headers"
+        self._count_others(rate, left, now)
+        self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
+        since = self.spent - call.spent.get(self.name, self.spent)
+        # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
+        reserve = self.spent / max(1, self._calls) * (2 if self.source == "as told" else 1)
+        self._level = min(left, min(self.size, left + self.rate * (now - call.started)) - since) - reserve
+        self._stamp = now
+        return True
+
+    def _count_others(self, rate: float, left: float, now: float) -> None:
+        when, before, spent = self._heard
+        span = now - when
+        if when and span < 0.01:
+            return
+        if when:
+            gone = min(self.size, before + rate * span) - (self.spent - spent) - left
+            fade = math.exp(-span / self.FADE)
+            self._others = self._others * fade + gone / span * (1 - fade)
+        self._heard = now, left, self.spent
+
+    def guess(self, rate: float, now: float) -> None:
+        """Begin to feel for the rate of an empty bucket, from a low one."""
+        self.rate, self.size, self.source = max(0.1, rate), 0.0, "from refusals"
+        self._level, self._stamp, self._let_in, self._sure = 0.0, now, 0, False
+        self._empty = self._refused = now, self.spent
+        log.info("feeling for the limit of %s a minute", self.name)
+
+    def let_in(self) -> None:
+        """Try a little more after each call that was let in, and the more the longer it goes well."""
+        if self.source == "from refusals":
+            self._let_in += 1
+            more = 3e-5 if self.name == "requests" else 3e-4  # a token limit is known less exactly: calls differ
+            self.rate *= 1 + more * (1 + (self._let_in / 200) ** 2) if self._sure else 1.02
+
+    def refuse(self, cost: float, now: float) -> None:
+        """Learn from a call that was refused, of which nothing more is known."""
+        when, spent = self._refused
+        self._barren = self._barren + 1 if self.spent <= spent else 0
+        if self._barren:  # nothing was let in since: there is nothing to learn but patience
+            self.rate = max(min(self.rate, 1.0), self.rate / 2) if self._barren > 2 else self.rate
+        else:
+            lately, error = (self.spent - spent) / max(1e-3, now - when), cost / max(1e-3, now - when)
+            if self._sure and lately + 1.5 * error < 0.9 * self.rate:
+                self._empty = self._refused  # the server lets through less than it did
+            when, spent = self._empty
+            self.rate = max(0.01, (self.spent - spent + (cost - 1) / 2) / max(1e-3, now - when))
+            self._sure = True
+            log.info("limit: %s", self)
+        self._let_in, self._refused = 0, (now, self.spent)
+        self._level, self._stamp = -cost, now
+
+
+class Window:
+    """How many calls may be in flight: as few as bring the most answers.
+
+    It triples each round trip, holds where answers take a third longer than they did, and if by then twice as many in
+    flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
+    throughput times the latency without a queue, and a little more). Where the server refuses one more, that was the
+    limit; from there it grows slowly at first, then ever faster.
+    """
+
+    LONGER = math.log(4 / 3)
+    GAIN = 0.55  # log2 of what twice as many must bring
+
+    def __init__(self, start: int, ceiling: int) -> None:
+        self.size = float(start)
+        self.ceiling = ceiling
+        self.source = ""  # why it has stopped doubling
+        self.highest = 0  # place of the last call in the row that was answered, since it was last set
+        self.rounds = 0.0  # round trips since then
+        self._octaves: dict[int, tuple[int, float, int]] = {}  # answers, the logarithms of their latencies, places
+        self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
+
+    def __str__(self) -> str:
+        return f"{int(self.size)} in flight, {self.source}"
+
+    def answered(self, place: int, latency: float) -> None:
+        """Learn from an answer to a call that was the `place`-th in flight."""
+        self.highest = max(self.highest, place)
+        self.rounds += 1 / self.size
+        if self.source == "from refusals":
+            self.size = min(self.ceiling, self.size + min(1.0, (self.rounds / 6) ** 2 / self.size))
+        elif not self.source and self.size / 2 <= self.highest:
+            self._note(place, math.log(max(1e-6, latency)))
+            if self._lately < self._usual + self.LONGER:
+                self.size, self._held = min(self.ceiling, self.size + 2), 0.0
+            else:
+                self._held += 1 / self.size
+                if self._held > 1:
+                    self._decide()
+
+    def _note(self, place: int, latency: float) -> None:
+        octave = place.bit_length()
+        count, total, places = self._octaves.get(octave, (0, 0.0, 0))
+        self._octaves[octave] = count + 1, total + latency, places + place
+        self._lately += (latency - self._lately) / min(16, sum(count for count, _, _ in self._octaves.values()))
+        if count >= 15:
+            self._usual = min(self._usual, (total + latency) / (count + 1))
+
+    def _decide(self) -> None:
+        """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
+        octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
+        means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
+        (few, quick), (many, slow) = means[-2:] if len(means) > 1 else means * 2
+        self._held = 0.0
+        if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
+            self._usual = self._lately
+            return
+        throughput = max(place / latency for place, latency in means)
+        self.source = "since more bring no more answers"
+        self.size = max(1.0, min(self.size, 1.15 * throughput * min(latency for _, latency in means)))
+        log.info("more calls in flight bring no more answers: now %d", self.size)
+
+    def shrink(self, size: float) -> None:
+        """Give way to a refusal."""
+        self.source, self.size, self.rounds, self.highest = "from refusals", max(1.0, min(self.size, size)), 0.0, 0
+        log.info("the server takes no more calls at once: now %d", self.size)
+
+
 class Limiter:
     """How many calls may be in flight, and from when: the run's state, not each prompt's.
 
-    It starts at `start` calls and doubles each round trip, up to `ceiling`, until more than a tenth of the replies
-    say that the server has too much to do; then it gives way by a third, at most once a round trip, and comes back by
-    one call a round trip. A wait that the server asks for is a pause of the whole run, with jitter at its end so that
-    nobody comes in a herd. After a connection that is lost or refused one call goes ahead and the others wait until
-    the server is heard again, for a second at most; where most are refused, the server is away: one call a second
-    tries until it is back. Places are given in order; nothing polls.
+    A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `acquire` waits for all three, in
+    order, and `settle` learns from each reply. A wait that the server asks for is a pause of the whole run, with
+    jitter at its end so that nobody comes in a herd. A refusal that says nothing more is taken for the window's where
+    it hit the one call more than were ever in flight, for the rate's where the next ones are refused as well.
+    After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
+    for a second at most; where most are refused, the server is away: one call a second tries until it is back.
     """
+
+    PAUSE = 2.0  # seconds in which a bucket of which nothing is known may fill
 
     def __init__(
         self,
@@ -1253,17 +1509,20 @@ class Limiter:
         ceiling: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rpm: float | None = None,
+        tpm: float | None = None,
     ) -> None:
-        self.allowed = float(start)
-        self.ceiling = ceiling
-        self.in_flight = 0
+        self.window = Window(start, ceiling)
+        self.requests, self.tokens = Quota("requests", rpm), Quota("tokens", tpm)
+        self.in_flight = self.sent = 0
         self.pause_end = -math.inf
         self.away_since: float | None = None
         self.heard = False  # whether the server has ever said anything
         self._clock, self._sleep = clock, sleep
-        self._doubling = True
+        self._began = math.inf
         self._slow = 0.0  # the share of late replies that said "too much to do"
-        self._last_cut = -math.inf
+        self._latency = 0.0  # of the answers of late
+        self._refusal, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
         self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
         self._doubt_end = self._probed = self._failed = -math.inf
         self._refusals, self._tries = 0, 0  # connections refused in a row, and calls that went out since the first one
@@ -1275,8 +1534,12 @@ class Limiter:
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = self.state()
-        return f"<Limiter {self.in_flight} in flight of {int(self.allowed)} allowed{state and ', '}{state}>"
+        facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
+        return f"<Limiter {', '.join(filter(None, facts))}>"
+
+    def learned(self) -> list[str]:
+        """Return what is known of the server's limits, for the report."""
+        return [str(known) for known in (self.requests, self.tokens, self.window) if known.source]
 
     def state(self) -> str:
         """Return what holds up the run, in a few words, or ''."""
@@ -1284,7 +1547,10 @@ class Limiter:
         if self.away_since is not None:
             return f"nobody there for {duration(now - self.away_since)}, one try a second"
         left = self.pause_end - now
-        return f"a pause that the server asked for, {duration(left)} left" if left > 0 else ""
+        if left > 0:
+            return f"a pause that the server asked for, {duration(left)} left"
+        held = [quota for quota in (self.requests, self.tokens) if self._queued and quota.wait(1, now)]
+        return f"waiting for the limit of {held[0]}" if held else ""
 
     @property
     def away(self) -> bool:
@@ -1296,40 +1562,53 @@ class Limiter:
         """Whether more than a tenth of the replies of late said that the server has too much to do."""
         return self._slow > 0.1
 
-    async def acquire(self) -> float:
-        """Wait for a place in flight; return the seconds of it that a pause or the server's absence took."""
+    async def acquire(self, cost: float = 0.0) -> float:
+        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up."""
         asked, held_up = self._clock(), self._held_up
-        if self._queued or not self._open():
+        if self._queued or self._closed(cost):
             self._queued += 1
             try:
                 async with self._queue:
-                    while not self._open():
-                        await self._change()
+                    while span := self._closed(cost):
+                        await self._change(span)
             finally:
                 self._queued -= 1
-        self.in_flight += 1
-        self._tries += 1
         now = self._clock()
+        self.in_flight += 1
+        self.sent += 1
+        self._tries += 1
+        self._began = min(self._began, now)
+        self.requests.spend(1, now)
+        self.tokens.spend(cost, now)
         if now < self._doubt_end:
             if self._probed > self._failed and self.away_since is not None:
                 self._trust()  # the one that went ahead a second ago is connected
             else:
                 self._probed, self._next = now, now + PROBE
         elif now < self._spread_end:
-            self._next = now + random.random() * self._gap
+            self._next = now + random.uniform(0.5, 1.5) * self._gap
         return min(now - asked, self._held_up - held_up)
 
-    def _open(self) -> bool:
-        return self.in_flight < int(self.allowed) and self._clock() >= max(self.pause_end, self._next)
+    def enter(self, call: Call) -> None:
+        """Note where a call stands that goes out."""
+        call.place, call.number = self.in_flight, self.sent
+        call.spent = {quota.name: quota.spent for quota in (self.requests, self.tokens)}
 
-    async def _change(self) -> None:
+    def _closed(self, cost: float) -> float:
+        """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
+        if self.in_flight >= int(self.window.size):
+            return math.inf
+        now = self._clock()
+        wait = max(self.pause_end - now, self._next - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
+        return wait if wait > 1e-6 else 0.0
+
+    async def _change(self, span: float) -> None:
         """Wait until a call has ended, or until the time has come."""
         self._changed.clear()
-        began = self._clock()
-        span = max(self.pause_end, self._next) - began
-        if span <= 0:
+        if span == math.inf:
             await self._changed.wait()
             return
+        began = self._clock()
         waits = [asyncio.ensure_future(self._sleep(span)), asyncio.ensure_future(self._changed.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -1338,25 +1617,64 @@ class Limiter:
             for wait in waits:
                 wait.cancel()
 
-    def settle(self, started: float, failure: PromptError | None) -> None:
-        """Take back the place of a call that began at `started`, and learn from how it ended."""
+    def settle(self, call: Call, failure: PromptError | None, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Take back the place of a call, and learn from how it ended."""
+        now = self._clock()
         self.in_flight -= 1
         self._changed.set()
-        self._listen(started, failure)
+        self._listen(call.started, failure)
         slow = failure is not None and failure.slow
         self._slow += (slow - self._slow) / 50
-        if failure is None and self.allowed < self.ceiling and self.in_flight + 1 >= int(self.allowed) / 2:
-            self.allowed = min(self.ceiling, self.allowed + (1 if self._doubling else 1 / self.allowed))
-        elif failure is not None and slow and self.busy and started > self._last_cut:
-            self._doubling, self._last_cut = False, self._clock()
-            self.allowed = max(1.0, min(self.allowed, self.in_flight + 1) * 2 / 3)
-            log.info("the server has too much to do (%s): now %d in flight", failure.error.type, self.allowed)
-        if failure is not None and failure.wait is not None and slow:
+        if slow:
+            self.requests.refund(1, call.started)
+            self.tokens.refund(call.cost, call.started)
+        told = self.requests.hear(headers, call, now) | self.tokens.hear(headers, call, now)
+        if failure is None:
+            self._answered(call, now - call.started)
+        elif slow and failure.wait is not None:
             self._pause(min(failure.wait, PAUSE_CEILING))
+        elif slow and not told and call.started > self._refusal:
+            self._refused(call, failure, now)
+
+    def _answered(self, call: Call, latency: float) -> None:
+        self._latency += (latency - self._latency) / (50 if self._latency else 1)
+        self.window.answered(call.place, latency)
+        self.requests.let_in()
+        self.tokens.let_in()
+        if self._strikes and call.started > self._refusal:
+            self._spread_end = -math.inf
+
+    def _refused(self, call: Call, failure: PromptError, now: float) -> None:
+        """Learn from a refusal that says nothing more: were they too many at once, or too many a minute?"""
+        at_the_door = not self._latency or now - call.started < self._latency / 4
+        if not at_the_door and not self.busy:
+            return  # after some work, and now and then: a fault, not a limit
+        again = call.number - self._mark <= 2
+        place = max(call.place, self.in_flight + 1)  # calls that go out together may arrive in another order
+        self._refusal, self._mark = now, self.sent
+        quota = self.tokens if "token" in failure.scope else self.requests
+        if at_the_door and quota.source == "from refusals":
+            quota.refuse(call.cost if quota is self.tokens else 1, now)
+        elif at_the_door and place >= self.window.highest and not again:
+            self.window.shrink(call.place - 1)
+            self._strikes = 0
+        elif not at_the_door or failure.error.status != 429:
+            self.window.shrink(min(self.window.size, self.in_flight + 1) * 2 / 3)
+        else:
+            self._strike(quota, again, now)
+
+    def _strike(self, quota: Quota, again: bool, now: float) -> None:
+        """Take a refusal for the rate's, if it is the second one in a row."""
+        self._strikes = self._strikes + 1 if again else 1
+        if self._strikes > 1 or self.window.rounds * self.window.size < 3:
+            quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
+            self.pause_end = self._next = now + self.PAUSE
+        else:
+            self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
 
     def _pause(self, wait: float) -> None:
         spread = min(1.0, wait / 10)
-        self._gap = spread * min(1.0, 2 / self.allowed)
+        self._gap = spread * min(1.0, 2 / self.window.size) / 1.5
         self.pause_end = max(self.pause_end, self._clock() + wait)
         self._spread_end = self.pause_end + spread
         self._next = self.pause_end + random.random() * self._gap
@@ -1399,20 +1717,27 @@ class Limiter:
         self._doubt_end = self._next = -math.inf
 
 
-@dataclasses.dataclass(slots=True)
-class Call:
-    """A call in flight; `losses` is how often its prompt was given up as lost before, None where it must not be."""
+class Costs:
+    """How many tokens a request will count for: its prompt by length, and the most that it may answer."""
 
-    task: asyncio.Task[Any]
-    started: float
-    losses: int | None
-    ended: PromptError | None = None  # why the run has ended it
+    ENVELOPE = 60  # bytes of a request that are no prompt
+    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d+)')
 
-    def end(self, reason: PromptError) -> None:
-        """Cancel it."""
-        if self.ended is None:
-            self.ended = reason
-            self.task.cancel()
+    def __init__(self) -> None:
+        self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
+
+    def estimate(self, body: bytes) -> float:
+        """Return the tokens of a request."""
+        most = self.MOST.search(body) if b'"max_' in body else None
+        answer = float(most[1]) if most else self._out / self._answers
+        return max(4, len(body) - self.ENVELOPE) * self._in / self._bytes + answer
+
+    def learn(self, body: bytes, usage: Mapping[str, Any] | None) -> None:
+        """Learn from what the server has counted."""
+        counts = token_counts(usage or {})
+        if counts.get("in"):
+            self._bytes, self._in = self._bytes + max(4, len(body) - self.ENVELOPE), self._in + counts["in"]
+            self._out, self._answers = self._out + counts.get("out", 0), self._answers + 1
 
 
 class Patience:
@@ -1481,16 +1806,20 @@ class Run:
         max_attempts: int = DEFAULT_ATTEMPTS,
         timeout: float = DEFAULT_TIMEOUT,
         deadline: float | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
         deadline = math.inf if deadline is None else deadline
-        if self.concurrency < 1 or max_attempts < 1 or not timeout > 0 or not deadline > 0:
-            raise ValueError("concurrency, max_attempts, timeout and deadline are greater than 0")
-        self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep)
+        limits = deadline, timeout, math.inf if rpm is None else rpm, math.inf if tpm is None else tpm
+        if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
+            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
+        self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
+        self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
         self._source = send if isinstance(send, Api) else Own(send)
@@ -1509,8 +1838,8 @@ class Run:
     def at_most(self, calls: int) -> None:
         """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
         if self.concurrency > max(1, calls):
-            self.concurrency = self.limiter.ceiling = max(1, calls)
-            self.limiter.allowed = min(self.limiter.allowed, self.concurrency)
+            self.concurrency = self.limiter.window.ceiling = max(1, calls)
+            self.limiter.window.size = min(self.limiter.window.size, self.concurrency)
             text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
             self._warn_once("files", text)
 
@@ -1608,7 +1937,8 @@ class Run:
     async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
         asked = self._clock()
         result.started = result.started or self._epoch + asked
-        paused = await self._rest(self.limiter.acquire())
+        cost = self._costs.estimate(prompt.body)
+        paused = await self._rest(self.limiter.acquire(cost))
         if paused is None:
             return self.stopped
         started = self._clock()
@@ -1619,14 +1949,18 @@ class Run:
         task = asyncio.current_task()
         assert task is not None
         cancelled = task.cancelling()
-        call = self._calls[task] = Call(task, started, losses if result.attempts < self._max_attempts else None)
+        call = Call(task, started, losses if result.attempts < self._max_attempts else None, cost)
+        self.limiter.enter(call)
+        self._calls[task] = call
         if "sweep" not in self._timers:
             self._sweep()
-        failure = None
+        failure, headers = None, NO_HEADERS
         try:
             reply = await self._call(prompt)
+            headers = reply.headers
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
             failure = call.ended or as_prompt_error(exc)
+            headers = failure.headers
             if failure is not exc:
                 failure.__cause__ = exc
         except asyncio.CancelledError:
@@ -1638,11 +1972,12 @@ class Run:
             if call.ended is not None:
                 task.uncancel()
             result.latency = self._clock() - started
-            self.limiter.settle(started, failure)
+            self.limiter.settle(call, failure, headers)
         if failure is None:
             self._answered = self._clock()
             self._unheard.clear()
             self.patience.answered(call, result.latency)
+            self._costs.learn(prompt.body, reply.usage)
             result.error = result.exception = None
             result.take(reply)
         return failure
@@ -2595,6 +2930,8 @@ def build_parser() -> argparse.ArgumentParser:
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
     option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
+    option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
+    option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
            help="attempts for each prompt (default: %(default)s)")  # fmt: skip
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
@@ -2706,7 +3043,7 @@ def make_api(args: argparse.Namespace, backend: str) -> Api:
 
 def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
     """Return a run as the arguments ask for."""
-    names = ("concurrency", "max_attempts", "timeout", "deadline")
+    names = ("concurrency", "max_attempts", "timeout", "deadline", "rpm", "tpm")
     run = Run(api, **{name: getattr(args, name) for name in names} | changes)
     run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
@@ -2837,6 +3174,7 @@ def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Jou
         way = ", one at a time" if run.most_in_flight == 1 else f", up to {run.most_in_flight} in flight"
         say_error(f"{api.name} at {api.base_url}{way if run.most_in_flight else ''}")
         say_error(*lines, indent="  ")
+        say_error(*(f"limit: {known}" for known in run.limiter.learned()), indent="  ")
         if kept := sink.answers if run.stopped else sink.kept:
             say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
         if sink.kept_errors and not run.stopped:
