@@ -805,8 +805,48 @@ BLOWS = {
     "after the replace": "import os; r = os.replace; os.replace = lambda *names: (r(*names), os.kill(os.getpid(), 9))",
 }
 
+def limits(bench: Bench) -> None:
+    """Run against servers with limits that nobody has told: requests a minute, calls at once, and where they saturate.
+
+    The span is from the first request to the last answer, as the server saw them; the ideal takes the limit as known.
+    """
+    per_minute = bench.size(600, 100)
+    cases: list[tuple[str, dict[str, Any], int, int, float, float]] = [
+        ("600/min, headers", {"rpm": 600}, per_minute, 0, 0.98, 0.005),
+        ("600/min, no headers", {"rpm": 600, "no_limit_headers": True}, per_minute, 0, 0.97, 0.01),
+        ("at most 40, else 429", {"max_in_flight": 40}, bench.size(1000, 300), 40, 0.95, 0.03),
+        ("at most 40, else 503", {"max_in_flight": 40, "reject_status": 503}, bench.size(1000, 300), 40, 0.95, 0.03),
+        ("saturated at 64", {"knee": 64}, bench.size(3000, 600), 64, 0.97, 0.0),
+    ]
+    for name, options, count, slots, efficiency, refused in cases:
+        job = Job(bench, bench.serve(**options), count)
+        run = job.run()
+        best = ideal(job, run, slots) if slots else (count - 60) / 10 + 0.3
+        bench.exactly(f"{name}, prompts answered", len(job.answered()), count)
+        bench.at_least(f"{name}, ideal {best:.1f} s / span", best / span(run), efficiency - bench.size(0, 0.3))
+        share = sum(one.status in (429, 503) for one in run.requests) / len(run.requests)
+        bench.at_most(f"{name}, refused", 100 * share, 100 * refused + bench.size(0, 5), " %")
+    if not bench.quick:
+        no_limit(bench)
+
+
+def no_limit(bench: Bench) -> None:
+    """Compare the default with the best of some fixed numbers, where the server takes all and answers in 0.1 s."""
+    spans = {}
+    for flags in ((), ("-c", "128"), ("-c", "256"), ("-c", "512"), ("-c", "1000")):
+        job = Job(bench, bench.serve(latency=0.1, sigma=0.0), 20000, *flags)
+        spans[" ".join(flags)] = span(job.run())
+    best = min(filter(None, spans), key=lambda name: spans[name])
+    bench.at_least(f"no limit, span of {best} / span of the default", spans[best] / spans[""], 0.9)
+
+
+def span(run: Client) -> float:
+    """Return the seconds from the first request to the last answer."""
+    return max(one.sent for one in run.requests if one.answered) - run.requests[0].came
+
+
 SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
-             "two": two, "order": order}
+             "two": two, "order": order, "limits": limits}
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
