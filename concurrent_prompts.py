@@ -1327,11 +1327,17 @@ class Quota:
         self._sure, self._let_in, self._barren = False, 0, 0
         self._unsaid, self._began = 0, 0.0
         self._told = math.inf if told is None else told / 60
+        self._stated = math.inf  # by the headers
         if told is not None:
             self.rate, self.size, self.source, self._level = self._told, 1.0, "as told", 0.0
 
     def __str__(self) -> str:
-        return f"{60 * (self.rate + self._others):,.0f} {self.name}/min {self.source}"
+        about = "about " if self.source == "from refusals" else ""
+        return f"{about}{60 * self._limit:,.0f} {self.name}/min, {self.source}"
+
+    @property
+    def _limit(self) -> float:
+        return self.rate if self.source == "from refusals" else min(self._told, self._stated)
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
@@ -1347,6 +1353,11 @@ class Quota:
         self._level, self._stamp = self.level(now) - cost, now
         self.spent += cost
         self._calls += 1
+
+    def correct(self, more: float) -> None:
+        """Take out what a call cost more than was thought."""
+        self._level -= more
+        self.spent += more
 
     def refund(self, cost: float, started: float) -> None:
         """Put back the cost of a call that began at `started` and was refused."""
@@ -1365,6 +1376,9 @@ class Quota:
             return False  # looking for them costs time, too
         self._unsaid = 0
         rate, left, self.size = found
+        if self._stated not in (rate, math.inf):
+            log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
+        self._stated = rate
         if self.name == "tokens" and rate > RAMP:
             self._began = self._began or now
             rate = min(rate, RAMP * 1.5 ** ((now - self._began) / 900))
@@ -1549,8 +1563,10 @@ class Limiter:
         left = self.pause_end - now
         if left > 0:
             return f"a pause that the server asked for, {duration(left)} left"
-        held = [quota for quota in (self.requests, self.tokens) if self._queued and quota.wait(1, now)]
-        return f"waiting for the limit of {held[0]}" if held else ""
+        held = [quota for quota in (self.requests, self.tokens) if quota.wait(1, now)] if self._queued else []
+        if held or not self._queued or not self.window.source:
+            return f"held by the limit: {held[0]}" if held else ""
+        return f"held by the server: {self.window}"
 
     @property
     def away(self) -> bool:
@@ -1722,6 +1738,7 @@ class Costs:
 
     ENVELOPE = 60  # bytes of a request that are no prompt
     MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d+)')
+    CHOICES = re.compile(rb'"n": ?(\d+)')
 
     def __init__(self) -> None:
         self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
@@ -1730,14 +1747,19 @@ class Costs:
         """Return the tokens of a request."""
         most = self.MOST.search(body) if b'"max_' in body else None
         answer = float(most[1]) if most else self._out / self._answers
+        if most and (choices := self.CHOICES.search(body)):
+            answer *= int(choices[1])
         return max(4, len(body) - self.ENVELOPE) * self._in / self._bytes + answer
 
-    def learn(self, body: bytes, usage: Mapping[str, Any] | None) -> None:
-        """Learn from what the server has counted."""
+    def learn(self, body: bytes, usage: Mapping[str, Any] | None, estimate: float) -> float:
+        """Learn from what the server has counted; return how many tokens it was more than the estimate."""
         counts = token_counts(usage or {})
-        if counts.get("in"):
-            self._bytes, self._in = self._bytes + max(4, len(body) - self.ENVELOPE), self._in + counts["in"]
-            self._out, self._answers = self._out + counts.get("out", 0), self._answers + 1
+        if not counts.get("in"):
+            return 0.0
+        self._bytes, self._in = self._bytes + max(4, len(body) - self.ENVELOPE), self._in + counts["in"]
+        self._out, self._answers = self._out + counts.get("out", 0), self._answers + 1
+        # What may be answered at the most is counted even where the answer is shorter.
+        return 0.0 if b'"max_' in body else counts["in"] + counts.get("out", 0) - estimate
 
 
 class Patience:
@@ -1977,7 +1999,7 @@ class Run:
             self._answered = self._clock()
             self._unheard.clear()
             self.patience.answered(call, result.latency)
-            self._costs.learn(prompt.body, reply.usage)
+            self.limiter.tokens.correct(self._costs.learn(prompt.body, reply.usage, cost))
             result.error = result.exception = None
             result.take(reply)
         return failure
