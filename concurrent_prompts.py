@@ -91,7 +91,7 @@ DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
-AUTO_CONCURRENCY = 512  # the most that `auto` tries
+AUTO_CONCURRENCY = 1024  # the most that `auto` tries
 log = logging.getLogger("concurrent_prompts")
 
 T = TypeVar("T")
@@ -1416,8 +1416,8 @@ class Quota:
         """Try a little more after each call that was let in, and the more the longer it goes well."""
         if self.source == "from refusals":
             self._let_in += 1
-            more = 3e-5 if self.name == "requests" else 3e-4  # a token limit is known less exactly: calls differ
-            self.rate *= 1 + more * (1 + (self._let_in / 200) ** 2) if self._sure else 1.02
+            more = 1e-5 if self.name == "requests" else 3e-4  # a token limit is known less exactly: calls differ
+            self.rate *= 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
 
     def refuse(self, cost: float, now: float) -> None:
         """Learn from a call that was refused, of which nothing more is known."""
@@ -1440,10 +1440,10 @@ class Quota:
 class Window:
     """How many calls may be in flight: as few as bring the most answers.
 
-    It triples each round trip, holds where answers take a third longer than they did, and if by then twice as many in
-    flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
-    throughput times the latency without a queue, and a little more). Where the server refuses one more, that was the
-    limit; from there it grows slowly at first, then ever faster.
+    It grows fourfold each round trip and holds where answers take a third longer than they did. If by then twice as
+    many in flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
+    throughput times the latency without a queue, and a little more), and grows slowly while there is hardly a queue.
+    Where the server refuses one more, that was the limit; from there it grows slowly at first, then ever faster.
     """
 
     LONGER = math.log(4 / 3)
@@ -1467,10 +1467,14 @@ class Window:
         self.rounds += 1 / self.size
         if self.source == "from refusals":
             self.size = min(self.ceiling, self.size + min(1.0, (self.rounds / 6) ** 2 / self.size))
-        elif not self.source and self.size / 2 <= self.highest:
+        elif self.source:
+            self._lately += (math.log(max(1e-6, latency)) - self._lately) / 64
+            if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
+                self.size = min(self.ceiling, self.size + 1 / self.size)
+        elif self.size / 4 <= self.highest:
             self._note(place, math.log(max(1e-6, latency)))
             if self._lately < self._usual + self.LONGER:
-                self.size, self._held = min(self.ceiling, self.size + 2), 0.0
+                self.size, self._held = min(self.ceiling, self.size + 3), 0.0
             else:
                 self._held += 1 / self.size
                 if self._held > 1:
@@ -1494,8 +1498,10 @@ class Window:
             self._usual = self._lately
             return
         throughput = max(place / latency for place, latency in means)
+        calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
+        self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
-        self.size = max(1.0, min(self.size, 1.15 * throughput * min(latency for _, latency in means)))
+        self.size = max(1.0, min(self.size, 1.05 * throughput * math.exp(self._usual)))
         log.info("more calls in flight bring no more answers: now %d", self.size)
 
     def shrink(self, size: float) -> None:
@@ -1578,13 +1584,16 @@ class Limiter:
         """Whether more than a tenth of the replies of late said that the server has too much to do."""
         return self._slow > 0.1
 
-    async def acquire(self, cost: float = 0.0) -> float:
-        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up."""
+    async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
+        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
+
+        What is asked `again` does not queue up behind all that is asked for the first time.
+        """
         asked, held_up = self._clock(), self._held_up
-        if self._queued or self._closed(cost):
+        if (self._queued and not again) or self._closed(cost):
             self._queued += 1
             try:
-                async with self._queue:
+                async with contextlib.nullcontext() if again else self._queue:
                     while span := self._closed(cost):
                         await self._change(span)
             finally:
@@ -1960,7 +1969,7 @@ class Run:
         asked = self._clock()
         result.started = result.started or self._epoch + asked
         cost = self._costs.estimate(prompt.body)
-        paused = await self._rest(self.limiter.acquire(cost))
+        paused = await self._rest(self.limiter.acquire(cost, result.attempts > 0))
         if paused is None:
             return self.stopped
         started = self._clock()

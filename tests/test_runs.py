@@ -151,7 +151,7 @@ async def test_concurrency_auto_starts_low_and_grows():
     server, seen = Server(), []
     async for _ in as_completed(map(str, range(3000)), server, **options()):
         seen.append(server.most)
-    assert seen[0] < 64 <= seen[-1] == server.most <= 512
+    assert seen[0] < 64 <= seen[-1] == server.most <= 1024
 
 
 @pytest.mark.parametrize("concurrency", [1, 5])
@@ -353,8 +353,8 @@ async def test_one_429_pauses_everybody():
     assert all(result.error is None for result in results)
     assert not [when for _, when in server.calls if 0.5 < when < 30.5]
     assert max(result.limit_wait for result in results) >= 29
-    waits = [result.limit_wait for result in results if result.limit_wait]
-    assert len(set(waits)) == len(waits)  # nobody comes back in a herd
+    first = [when for _, when in server.calls if when > 30][:4]
+    assert len(set(first)) == 4  # nobody comes back in a herd
 
 
 @virtual
@@ -535,22 +535,22 @@ async def round_trip(limiter, failure=None):
 
 
 @virtual
-async def test_the_window_triples_until_it_is_too_much_then_gives_way_and_comes_back():
+async def test_the_window_grows_until_it_is_too_much_then_gives_way_and_comes_back():
     found = limiter(16)
     grown = [found.window.size]
-    for _ in range(3):
+    for _ in range(2):
         await round_trip(found)
         grown.append(found.window.size)
-    assert grown == [16, 48, 144, 432]
+    assert grown == [16, 64, 256]
     await fill(found)
     settle(found, loop_time(), limited())  # refused at the door
-    assert found.window.size == 431
+    assert found.window.size == 255
     for _ in range(5):
         await round_trip(found)
-    assert 431 < found.window.size < 433
+    assert 255 < found.window.size < 257
     for _ in range(20):
         await round_trip(found)
-    assert found.window.size > 450
+    assert found.window.size > 280
 
 
 @virtual
@@ -706,7 +706,7 @@ async def test_an_outage_is_waited_for_and_costs_no_prompt_an_attempt(concurrenc
     prompts = [str(number) for number in range(20 if concurrency == 1 else 1000)]
     undisturbed = Server(latency=0.3)
     await run_concurrent(prompts, undisturbed, **options(concurrency=concurrency))
-    ideal, server = now(), Outage((now() + 0.8, now() + 0.8 + away))
+    ideal, server = now(), Outage((now() + 0.7, now() + 0.7 + away))
     results = await run_concurrent(prompts, server, **options(concurrency=concurrency, max_attempts=2))
     assert all(result.error is None and result.attempts <= 2 for result in results)
     assert server.refused <= away + 3
