@@ -1699,7 +1699,7 @@ class Limiter:
 
     def _pause(self, wait: float) -> None:
         spread = min(1.0, wait / 10)
-        self._gap = spread * min(1.0, 2 / self.window.size) / 1.5
+        self._gap = spread / max(2.0, self.window.size)
         self.pause_end = max(self.pause_end, self._clock() + wait)
         self._spread_end = self.pause_end + spread
         self._next = self.pause_end + random.random() * self._gap
