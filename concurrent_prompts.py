@@ -2136,6 +2136,7 @@ class Journal:
         self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
+        self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._overwrite, self._torn = overwrite, False
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
@@ -2236,9 +2237,8 @@ class Journal:
             offset = next(answered, earlier[-1])  # an answer before a failure
             earlier.remove(offset)
             row_id, row, error = self._lines.pop(offset)
-            for other in [other for other in earlier if self._lines[other][0] == row_id and self._lines[other][2]]:
-                earlier.remove(other)  # what failed before it
-                del self._lines[other]
+            if earlier:
+                self._claimed.add((key[:16], row_id))
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
@@ -2344,10 +2344,10 @@ class Journal:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
         places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
         if not answers:
-            for offsets in self._earlier.values():
+            for key, offsets in self._earlier.items():
                 last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
-                answered = {self._lines[offset][0] for offset in offsets if offset in places}
-                places.update(offset for row_id, offset in last.items() if row_id not in answered)
+                newer = {self._lines[offset][0] for offset in offsets if offset in places}
+                places.update(last[row_id] for row_id in last.keys() - newer if (key, row_id) not in self._claimed)
         return sorted(places)
 
     def _set_aside(self, lines: list[bytes]) -> None:

@@ -693,3 +693,13 @@ def test_a_second_run_on_the_same_file_is_refused_and_changes_nothing(path):
     assert texts(path) == ["to a"]
     with Journal(path) as journal:
         assert list(journal.left(prepare(["a"]))) == []
+
+
+def test_failures_of_the_same_question_are_told_apart(path):
+    items = ["a", "b", "a"]
+    with Journal(path) as journal:
+        asked = list(journal.left(prepare(items)))
+        journal.append(result_of(asked[2], error=FAILED))
+    assert session(path, items, fail=["a"], answer=2, finish=False) == ["b", "a"]  # the first takes the other's line
+    assert session(path, items) == []
+    assert [row["id"] for row in rows(path)] == [1, 2, 3]
