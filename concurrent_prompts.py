@@ -2557,10 +2557,11 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
     its text, or a loaded backend (`load_backend`). Options:
     `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
-    attempt; `deadline`, seconds for the run; `return_exceptions`: True (a failed prompt's Result has an `error`, the
-    others their answers) or False (the first failure is raised as PromptError and ends the run); `clock` and `sleep`,
-    for tests. What `send` raises is classified: ConnectionError, TimeoutError and HTTP errors worth another try are
-    retried; ConnectionRefusedError, once anything has been answered, is an outage that is waited for.
+    attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `return_exceptions`: True
+    (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
+    PromptError and ends the run); `clock` and `sleep`, for tests. What `send` raises is classified: ConnectionError,
+    TimeoutError and HTTP errors worth another try are retried; ConnectionRefusedError, once anything has been
+    answered, is an outage that is waited for.
     """
     work = run_concurrent(prompts, send, **options)
     try:
