@@ -1430,7 +1430,7 @@ class Quota:
             if self._sure and lately + 1.5 * error < 0.9 * self.rate:
                 self._empty = self._refused  # the server lets through less than it did
             when, spent = self._empty
-            self.rate = max(0.01, (self.spent - spent + (cost - 1) / 2) / max(1e-3, now - when))
+            self.rate = max(0.01, (self.spent - spent + (cost - 0.5) / 2) / max(1e-3, now - when))
             self._sure = True
             log.info("limit: %s", self)
         self._let_in, self._refused = 0, (now, self.spent)
@@ -1442,7 +1442,8 @@ class Window:
 
     It grows fourfold each round trip and holds where answers take a third longer than they did. If by then twice as
     many in flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
-    throughput times the latency without a queue, and a little more), and grows slowly while there is hardly a queue.
+    throughput times the latency without a queue, and a little more). From then on it grows slowly while there is hardly
+    a queue, and tries a quarter more now and then: the answers may have become longer since, or the servers more.
     Where the server refuses one more, that was the limit; from there it grows slowly at first, then ever faster.
     """
 
@@ -1454,9 +1455,12 @@ class Window:
         self.ceiling = ceiling
         self.source = ""  # why it has stopped doubling
         self.highest = 0  # place of the last call in the row that was answered, since it was last set
-        self.rounds = 0.0  # round trips since then
+        self.answers = 0  # since then
         self._octaves: dict[int, tuple[int, float, int]] = {}  # answers, the logarithms of their latencies, places
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
+        self._total = 0.0  # logarithms of the latencies since it was last set
+        self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
+        self._rounds = 24  # to the next trial
 
     def __str__(self) -> str:
         return f"{int(self.size)} in flight, {self.source}"
@@ -1464,13 +1468,11 @@ class Window:
     def answered(self, place: int, latency: float) -> None:
         """Learn from an answer to a call that was the `place`-th in flight."""
         self.highest = max(self.highest, place)
-        self.rounds += 1 / self.size
+        self.answers += 1
         if self.source == "from refusals":
-            self.size = min(self.ceiling, self.size + min(1.0, (self.rounds / 6) ** 2 / self.size))
+            self.size = min(self.ceiling, self.size + min(1.0, (self.answers / self.size / 6) ** 2 / self.size))
         elif self.source:
-            self._lately += (math.log(max(1e-6, latency)) - self._lately) / 64
-            if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
-                self.size = min(self.ceiling, self.size + 1 / self.size)
+            self._watch(place, math.log(max(1e-6, latency)))
         elif self.size / 4 <= self.highest:
             self._note(place, math.log(max(1e-6, latency)))
             if self._lately < self._usual + self.LONGER:
@@ -1501,12 +1503,30 @@ class Window:
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
-        self.size = max(1.0, min(self.size, 1.05 * throughput * math.exp(self._usual)))
+        self.size, self.answers = max(1.0, min(self.size, 1.02 * throughput * math.exp(self._usual))), 0
         log.info("more calls in flight bring no more answers: now %d", self.size)
+
+    def _watch(self, place: int, latency: float) -> None:
+        self._lately += (latency - self._lately) / 64
+        self._total += latency
+        if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
+            self.size = min(self.ceiling, self.size + 1 / self.size)
+        if self.answers < self._rounds * self.size:
+            return
+        mean = self._total / self.answers
+        if self._before is None:
+            self._before, self.size = (self.size, mean), min(self.ceiling, self.size * 1.25)
+            self._rounds = 4
+        else:
+            size, usual = self._before
+            if mean > usual + math.log(1.1):  # it does not bring a tenth more
+                self.size, self._rounds = size, 24
+            self._before = None
+        self.answers, self._total = 0, 0.0
 
     def shrink(self, size: float) -> None:
         """Give way to a refusal."""
-        self.source, self.size, self.rounds, self.highest = "from refusals", max(1.0, min(self.size, size)), 0.0, 0
+        self.source, self.size, self.answers, self.highest = "from refusals", max(1.0, min(self.size, size)), 0, 0
         log.info("the server takes no more calls at once: now %d", self.size)
 
 
@@ -1691,7 +1711,7 @@ class Limiter:
     def _strike(self, quota: Quota, again: bool, now: float) -> None:
         """Take a refusal for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if self._strikes > 1 or self.window.rounds * self.window.size < 3:
+        if self._strikes > 1 or self.window.answers < 3:
             quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
             self.pause_end = self._next = now + self.PAUSE
         else:

@@ -260,3 +260,12 @@ def test_anthropics_headers():
 async def test_limits_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="greater than 0"):
         await run_concurrent(["a"], print, **wrong)
+
+
+@virtual
+async def test_answers_that_become_longer_are_not_taken_for_a_queue_for_ever():
+    server = Simulation(latency=0.1, seed=3)
+    longer = stand_in.Options(latency=0.4, sigma=0.5, seed=3)
+    server.loop.call_later(0.35, setattr, server.server, "options", longer)
+    _, run = await server.answer(texts(12000, 3))
+    assert run.limiter.window.size > 300
