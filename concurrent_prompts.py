@@ -150,7 +150,7 @@ class Result:
     """What became of one prompt: `text`, or else `error`.
 
     The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
-    place among the calls in flight), `limit_wait` (while the server asked to wait or was away), `retry_wait` (back-off)
+    place among the calls in flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off)
     and `lost` (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a
     Unix time.
     """
@@ -2720,7 +2720,7 @@ class Tally:
 
 WAIT_TEXTS = {
     "slot_wait": "for a place",
-    "limit_wait": "while the server asked to wait or was away",
+    "limit_wait": "for the server's limits or its return",
     "retry_wait": "between attempts",
     "lost": "in lost attempts",
 }
