@@ -1416,7 +1416,7 @@ class Quota:
         """Try a little more after each call that was let in, and the more the longer it goes well."""
         if self.source == "from refusals":
             self._let_in += 1
-            more = 1e-5 if self.name == "requests" else 3e-4  # a token limit is known less exactly: calls differ
+            more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             self.rate *= 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
 
     def refuse(self, cost: float, now: float) -> None:
@@ -1425,7 +1425,7 @@ class Quota:
         self._barren = self._barren + 1 if self.spent <= spent else 0
         if self._barren:  # nothing was let in since: there is nothing to learn but patience
             self.rate = max(min(self.rate, 1.0), self.rate / 2) if self._barren > 2 else self.rate
-        else:
+        elif self._sure or self.spent - spent >= 2 * cost:  # else how full it was matters more
             lately, error = (self.spent - spent) / max(1e-3, now - when), cost / max(1e-3, now - when)
             if self._sure and lately + 1.5 * error < 0.9 * self.rate:
                 self._empty = self._refused  # the server lets through less than it did
@@ -1713,6 +1713,7 @@ class Limiter:
         self._strikes = self._strikes + 1 if again else 1
         if self._strikes > 1 or self.window.answers < 3:
             quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
+            self.window.source = ""  # it was not the number at once
             self.pause_end = self._next = now + self.PAUSE
         else:
             self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
