@@ -1662,9 +1662,10 @@ class Limiter:
             for wait in waits:
                 wait.cancel()
 
-    def settle(self, call: Call, failure: PromptError | None, headers: Mapping[str, str] = NO_HEADERS) -> None:
+    def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended."""
-        now = self._clock()
+        now, headers = self._clock(), outcome.headers
+        failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
         self._changed.set()
         self._listen(call.started, failure)
@@ -1714,7 +1715,7 @@ class Limiter:
         if self._strikes > 1 or self.window.answers < 3:
             quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
             self.window.source = ""  # it was not the number at once
-            self.pause_end = self._next = now + self.PAUSE
+            self._next = now + self.PAUSE
         else:
             self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
 
@@ -1987,52 +1988,54 @@ class Run:
         return result.attempts >= min(3, self._max_attempts)
 
     async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
-        asked = self._clock()
+        task, asked = asyncio.current_task(), self._clock()
+        assert task is not None
         result.started = result.started or self._epoch + asked
         cost = self._costs.estimate(prompt.body)
         paused = await self._rest(self.limiter.acquire(cost, result.attempts > 0))
         if paused is None:
             return self.stopped
-        started = self._clock()
-        result.limit_wait += paused
-        result.slot_wait += max(0.0, started - asked - paused)
         result.attempts += 1
-        self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
-        task = asyncio.current_task()
-        assert task is not None
-        cancelled = task.cancelling()
-        call = Call(task, started, losses if result.attempts < self._max_attempts else None, cost)
+        call = Call(task, self._clock(), losses if result.attempts < self._max_attempts else None, cost)
+        result.limit_wait += paused
+        result.slot_wait += max(0.0, call.started - asked - paused)
+        outcome = await self._send(call, prompt)
+        result.latency = self._clock() - call.started
+        if isinstance(outcome, PromptError):
+            return outcome
+        self._answered = self._clock()
+        self._unheard.clear()
+        self.patience.answered(call, result.latency)
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, outcome.usage, cost))
+        result.error = result.exception = None
+        result.take(outcome)
+        return None
+
+    async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
+        """Make a call; return what came of it."""
+        cancelled = call.task.cancelling()
         self.limiter.enter(call)
-        self._calls[task] = call
+        self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
+        self._calls[call.task] = call
         if "sweep" not in self._timers:
             self._sweep()
-        failure, headers = None, NO_HEADERS
+        outcome: Reply | PromptError = PromptError("CancelledError", "the call was cancelled from within")
         try:
-            reply = await self._call(prompt)
-            headers = reply.headers
+            outcome = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
-            failure = call.ended or as_prompt_error(exc)
-            headers = failure.headers
-            if failure is not exc:
-                failure.__cause__ = exc
+            outcome = call.ended or as_prompt_error(exc)
+            if outcome is not exc:
+                outcome.__cause__ = exc
         except asyncio.CancelledError:
-            failure = call.ended or PromptError("CancelledError", "the call was cancelled from within")
-            if task.cancelling() > cancelled + (call.ended is not None):
+            outcome = call.ended or outcome
+            if call.task.cancelling() > cancelled + (call.ended is not None):
                 raise
         finally:
-            del self._calls[task]
+            del self._calls[call.task]
             if call.ended is not None:
-                task.uncancel()
-            result.latency = self._clock() - started
-            self.limiter.settle(call, failure, headers)
-        if failure is None:
-            self._answered = self._clock()
-            self._unheard.clear()
-            self.patience.answered(call, result.latency)
-            self.limiter.tokens.correct(self._costs.learn(prompt.body, reply.usage, cost))
-            result.error = result.exception = None
-            result.take(reply)
-        return failure
+                call.task.uncancel()
+            self.limiter.settle(call, outcome)
+        return outcome
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""

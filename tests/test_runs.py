@@ -15,6 +15,7 @@ from concurrent_prompts import (
     Call,
     Limiter,
     PromptError,
+    Reply,
     as_completed,
     hint,
     http_error,
@@ -510,7 +511,7 @@ def limiter(start, ceiling=1000):
 
 def settle(limiter, started, failure):
     """End a call that began then, in the last place and after a while, as seen from outside."""
-    limiter.settle(Call(None, started, place=limiter.in_flight, number=limiter.sent), failure)
+    limiter.settle(Call(None, started, place=limiter.in_flight, number=limiter.sent), failure or Reply("x"))
 
 
 def loop_time():
