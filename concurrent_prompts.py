@@ -1288,23 +1288,28 @@ def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, floa
         if not 0 < limit < math.inf or not 0 <= left < math.inf:  # Azure's -1
             continue
         wait = reset_wait(headers.get(form.format("reset")) or "")
-        if form == "x-ratelimit-{}":  # Together's, per second
-            return limit, left, max(1.0, limit)
-        # Most are per minute; the others show in that more would be left than there is. Whole seconds are rounded.
-        least = max(0.0, wait - 1) if wait == int(wait) else wait
-        period = next((period for period in (60, 3600, 86400) if left + least * limit / period <= limit + 1), 60)
+        period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
         return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
     return None
 
 
+def period_of(limit: float, left: float, wait: float, least: int) -> int:
+    """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
+    wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
+    for period, slack in ((1, 0.1), (60, 0.1), (3600, 0.0), (86400, 0.0)):
+        if period >= least and left + wait * limit / period <= limit * (1 + slack) + 1:
+            return period
+    return 60
+
+
 def reset_wait(text: str) -> float:
     """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        with contextlib.suppress(ValueError):
-            return max(0.0, datetime.datetime.fromisoformat(text).timestamp() - time.time())
-        return seconds(text) or 0.0
+    wait = seconds(text) or 0.0
+    with contextlib.suppress(ValueError, OverflowError):
+        wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
+    with contextlib.suppress(ValueError):
+        wait = float(text)
+    return wait if 0 < wait < 1e6 else 0.0
 
 
 class Quota:
@@ -1370,12 +1375,12 @@ class Quota:
                 setattr(self, name, (when, spent - cost))
 
     def hear(self, headers: Mapping[str, str], call: Call, now: float) -> bool:
-        """Learn from a reply's headers; return whether they say anything."""
+        """Learn from a reply's headers; return whether they say that there is nothing left for such a call."""
         self._unsaid += 1
         if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
-        rate, left, self.size = found
+        rate, left, size = found
         if self._stated not in (rate, math.inf):
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
         self._stated = rate
@@ -1385,14 +1390,17 @@ class Quota:
         if not self.source:
             log.info("the server tells its limit of %s", self.name)
         self.source = self.source if self.source == "as told" else "from headers"
+        own = self.level(now) if self._told < rate else math.inf  # who is told less keeps his own account
+        self.size = size if own == math.inf else 1.0
         self._count_others(rate, left, now)
         self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
         since = self.spent - call.spent.get(self.name, self.spent)
         # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
-        reserve = self.spent / max(1, self._calls) * (2 if self.source == "as told" else 1)
-        self._level = min(left, min(self.size, left + self.rate * (now - call.started)) - since) - reserve
+        mean = self.spent / max(1, self._calls)
+        reserve = min(mean * (2 if self.source == "as told" else 1), size / 10)
+        self._level = min(own, left - reserve, min(size, left + self.rate * (now - call.started)) - since - reserve)
         self._stamp = now
-        return True
+        return left < 2 * max(1.0, mean, call.cost if self.name == "tokens" else 1.0)
 
     def _count_others(self, rate: float, left: float, now: float) -> None:
         when, before, spent = self._heard
@@ -1417,14 +1425,16 @@ class Quota:
         if self.source == "from refusals":
             self._let_in += 1
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
-            self.rate *= 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
+            faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
+            self.rate = min(self.rate * faster, 1e6)
 
     def refuse(self, cost: float, now: float) -> None:
         """Learn from a call that was refused, of which nothing more is known."""
         when, spent = self._refused
         self._barren = self._barren + 1 if self.spent <= spent else 0
+        patience = 0.0
         if self._barren:  # nothing was let in since: there is nothing to learn but patience
-            self.rate = max(min(self.rate, 1.0), self.rate / 2) if self._barren > 2 else self.rate
+            patience = min(8.0, 2.0 ** (self._barren - 3)) if self._barren > 2 else 0.0  # seconds
         elif self._sure or self.spent - spent >= 2 * cost:  # else how full it was matters more
             lately, error = (self.spent - spent) / max(1e-3, now - when), cost / max(1e-3, now - when)
             if self._sure and lately + 1.5 * error < 0.9 * self.rate:
@@ -1434,7 +1444,7 @@ class Quota:
             self._sure = True
             log.info("limit: %s", self)
         self._let_in, self._refused = 0, (now, self.spent)
-        self._level, self._stamp = -cost, now
+        self._level, self._stamp = -max(cost, self.rate * patience), now
 
 
 class Window:
@@ -1712,7 +1722,9 @@ class Limiter:
     def _strike(self, quota: Quota, again: bool, now: float) -> None:
         """Take a refusal for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if self._strikes > 1 or self.window.answers < 3:
+        if (self._strikes > 1 or self.window.answers < 3) and quota.source:
+            self.window.shrink(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one
+        elif self._strikes > 1 or self.window.answers < 3:
             quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
             self.window.source = ""  # it was not the number at once
             self._next = now + self.PAUSE
@@ -1785,7 +1797,7 @@ class Costs:
     def learn(self, body: bytes, usage: Mapping[str, Any] | None, estimate: float) -> float:
         """Learn from what the server has counted; return how many tokens it was more than the estimate."""
         counts = token_counts(usage or {})
-        if not counts.get("in"):
+        if not 0 < counts.get("in", 0) < len(body) + 1e5 or counts.get("out", 0) > 1e6:  # nothing, or nonsense
             return 0.0
         self._bytes, self._in = self._bytes + max(4, len(body) - self.ENVELOPE), self._in + counts["in"]
         self._out, self._answers = self._out + counts.get("out", 0), self._answers + 1

@@ -237,6 +237,10 @@ HEADERS = {
     "words": ({"limit-requests": "many", "remaining-requests": "5"}, None),
     "not a number": ({"limit-requests": "nan", "remaining-requests": "5"}, None),
     "half": ({"limit-requests": "600"}, None),
+    "a debt": ({"limit-requests": "600", "remaining-requests": "0", "reset-requests": "1m5s"}, (10, 0, 600)),
+    "for ever": ({"limit-requests": "600", "remaining-requests": "5", "reset-requests": "inf"}, (10, 5, 5)),
+    "for long": ({"limit-requests": "600", "remaining-requests": "5", "reset-requests": "9" * 400}, (10, 5, 5)),
+    "not per second": ({"limit": "600", "remaining": "0", "reset": "6"}, (10, 0, 60)),
     "Together's": ({"limit": "10", "remaining": "9", "reset": "1"}, (10, 9, 10)),
 }
 
@@ -268,3 +272,41 @@ async def test_answers_that_become_longer_are_not_taken_for_a_queue_for_ever():
     server.loop.call_later(0.35, setattr, server.server, "options", longer)
     _, run = await server.answer(texts(6000, 3))
     assert run.limiter.window.size > 200
+
+
+@virtual
+async def test_what_is_told_holds_where_the_server_would_take_more():
+    server = Simulation(rpm=60000, seed=101)
+    await server.answer(texts(300, 101), rpm=600)
+    assert 29 < server.span < 33
+
+
+@virtual
+async def test_another_limit_than_the_headers_is_learned_too():
+    server = Simulation(rpm=60000, max_in_flight=40, seed=101)
+    await server.answer(texts(1000, 101))
+    assert server.share_rejected() < 0.05 and server.span < 12
+
+
+@pytest.mark.parametrize("told", [{}, {"rpm": 1200}], ids=["learned", "told"])
+@virtual
+async def test_full_speed_comes_back_after_a_storm(told):
+    server = Simulation(rpm=1200, no_limit_headers=True, seed=101)
+    server.loop.call_later(20, setattr, server.server, "options", stand_in.Options(latency=0.001, fault={"429": 1.0}))
+    server.loop.call_later(30, setattr, server.server, "options", server.server.options)
+    await server.answer(texts(1000, 101), max_attempts=50, **told)
+    assert server.span < 100  # 50 s and the storm, and finding back
+
+
+@virtual
+async def test_nonsense_in_the_usage_holds_nobody_up():
+    server = Simulation(tpm=60000, no_limit_headers=True, seed=101)
+    post = server.post
+
+    async def mad(path, body):
+        status, headers, reply = await post(path, body)
+        return status, headers, reply.replace(b'"prompt_tokens":', b'"prompt_tokens":9999999999')
+
+    server.post = mad
+    await server.answer(texts(100, 101), tpm=60000)
+    assert server.span < 30
