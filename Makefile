@@ -23,7 +23,7 @@ install: $(VENV)/dev  ## set up .venv with all that the backends and the tests u
 test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest -q
 
-torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (a quarter of an hour)
+torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (half an hour)
 	$(BIN)/python -m tests.torture
 	$(BIN)/python -m tests.fuzz
 
