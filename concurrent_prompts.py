@@ -133,6 +133,9 @@ class Prompt:
     error: Error | None = None
 
 
+NO_HEADERS: Mapping[str, str] = {}
+
+
 class Reply(NamedTuple):
     """An answer as the server gave it; `extra` is what only some endpoints have (`embedding`, `texts`)."""
 
@@ -142,7 +145,7 @@ class Reply(NamedTuple):
     usage: dict[str, Any] | None = None
     extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
     http: tuple[int, str, Any] | None = None  # status, request id, parsed body: what a Batch output line needs
-    headers: Mapping[str, str] = {}
+    headers: Mapping[str, str] = NO_HEADERS
 
 
 @dataclasses.dataclass(slots=True)
@@ -262,9 +265,6 @@ def to_line(row: dict[str, Any]) -> bytes:
 
 class UsageError(Exception):
     """Arguments, a file or an environment that cannot be used; the message says what to do. Exit status 2."""
-
-
-NO_HEADERS: Mapping[str, str] = {}
 
 
 class PromptError(Exception):
@@ -423,6 +423,14 @@ def short(text: str, width: int = 300) -> str:
     """Return the text on one line, without control characters, cut to the width."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * width]).split())
     return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"
+
+
+CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return the text with its control characters escaped as in JSON: no terminal obeys them; line ends stay."""
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
@@ -1463,7 +1471,7 @@ class Window:
     def __init__(self, start: int, ceiling: int) -> None:
         self.size = float(start)
         self.ceiling = ceiling
-        self.source = ""  # why it has stopped doubling
+        self.source = ""  # why it grows fourfold no longer
         self.highest = 0  # place of the last call in the row that was answered, since it was last set
         self.answers = 0  # since then
         self._octaves: dict[int, tuple[int, float, int]] = {}  # answers, the logarithms of their latencies, places
@@ -1934,8 +1942,8 @@ class Run:
 
     def state(self) -> str:
         """Return what holds up the run, in a few words, or ''."""
-        if self.stopped or self.limiter.state():
-            return "stopping" if self.stopped else self.limiter.state()
+        if held := "stopping" if self.stopped else self.limiter.state():
+            return held
         now = self._clock()
         if not self._calls and self._backing_off:
             wait = duration(max(0.0, min(self._backing_off.values()) - now))
@@ -2437,14 +2445,6 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
     """Return the line that begins at the offset."""
     file.seek(offset)
     return file.readline()
-
-
-CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    r"""Return the text with what a terminal obeys instead of showing it as \uXXXX; line ends stay."""
-    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class Printer:

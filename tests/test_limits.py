@@ -1,6 +1,6 @@
 """The server's limits, learned: the stand-in's own logic on a clock that jumps, so that minutes take milliseconds.
 
-What is tuned in the limiter was tuned on the seeds 0 to 7; here are others.
+What is tuned in the limiter was tuned on the seeds 0 to 23; here are others.
 """
 
 import asyncio
