@@ -749,16 +749,21 @@ async def test_cancelled_just_when_the_answer_is_there() -> None:
         assert [request.connection for request in server.requests] == [1, 2]
 
 
+async def cancel_once(asked: asyncio.Event, post: Post) -> None:
+    """Begin a request, and cancel it once it has been heard of."""
+    task = asyncio.ensure_future(post("/x", b""))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_cancelled_while_connecting() -> None:
     async with (
         listening(b"") as (port, asked, ended),  # so that the TLS handshake waits
         connect(f"https://127.0.0.1:{port}", {}, 1) as post,
     ):
-        task = asyncio.ensure_future(post("/x", b""))
-        await asked.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancel_once(asked, post)
         await ended.wait()
 
 
@@ -1272,11 +1277,7 @@ async def test_cancelled_while_the_tunnel_is_dug(monkeypatch: pytest.MonkeyPatch
     async with serving(script) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         async with connect("https://api.test/v1", {}, 1) as post:
-            task = asyncio.ensure_future(post("/x", b""))
-            await asked.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await cancel_once(asked, post)
             await ended.wait()
 
 

@@ -179,41 +179,20 @@ def test_a_redirect_takes_the_key_nowhere(shown, backend):
             assert_secret(text)
 
 
-def refused(here, monkeypatch):
-    """Nobody listens on port 9."""
-    return "http://127.0.0.1:9/v1"
+PROXIES = {
+    "none, and nobody there": None,
+    "one that is not there": f"http://{LOGIN}@127.0.0.1:9",
+    "one whose port is none": f"http://{LOGIN}@127.0.0.1:99999",
+    "one whose login is not escaped": f"http://some one:{PASSWORD}@127.0.0.1:9",
+    "one of another kind": f"ftp://{LOGIN}@127.0.0.1:9",
+}
 
 
-def proxy_refused(here, monkeypatch):
-    """The proxy is not there."""
-    monkeypatch.setenv("HTTPS_PROXY", f"http://{LOGIN}@127.0.0.1:9")
-    return "https://api.invalid/v1"
-
-
-def proxy_of_no_form(here, monkeypatch):
-    """The proxy's port is none."""
-    monkeypatch.setenv("HTTPS_PROXY", f"http://{LOGIN}@127.0.0.1:99999")
-    return "https://api.invalid/v1"
-
-
-def proxy_with_a_space(here, monkeypatch):
-    """The proxy's password was not escaped."""
-    monkeypatch.setenv("HTTPS_PROXY", f"http://some one:{PASSWORD}@127.0.0.1:9")
-    return "https://api.invalid/v1"
-
-
-def proxy_of_another_kind(here, monkeypatch):
-    """The proxy's scheme is none of a proxy."""
-    monkeypatch.setenv("HTTPS_PROXY", f"ftp://{LOGIN}@127.0.0.1:9")
-    return "https://api.invalid/v1"
-
-
-BELOW_HTTP = (refused, proxy_refused, proxy_of_no_form, proxy_with_a_space, proxy_of_another_kind)
-
-
-@pytest.mark.parametrize("set_up", BELOW_HTTP, ids=lambda function: function.__name__)
-def test_no_secret_shows_where_nobody_answers(here, shown, backend, set_up, monkeypatch):
-    base = f"{set_up(here, monkeypatch)}?key={QUERY}"
+@pytest.mark.parametrize("proxy", PROXIES.values(), ids=PROXIES)
+def test_no_secret_shows_where_nobody_answers(here, shown, backend, proxy, monkeypatch):
+    if proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    base = f"{'https://api.invalid' if proxy else 'http://127.0.0.1:9'}/v1?key={QUERY}"
     for arguments in (["prompts.txt", "-v"], ["prompts.txt", "--compare"]):
         status, text = shown(*arguments, "--base-url", base, "-b", backend)
         assert status in (1, 2, 3) and "Traceback" not in text
