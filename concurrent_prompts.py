@@ -39,6 +39,7 @@ import datetime
 import email.utils
 import errno
 import functools
+import gc
 import gzip
 import hashlib
 import importlib
@@ -133,7 +134,10 @@ class Prompt:
     error: Error | None = None
 
 
+Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
+NOTHING: dict[str, Any] = {}  # never changed
+NO_TOKENS = 0, 0, 0, 0
 
 
 class Reply(NamedTuple):
@@ -143,8 +147,8 @@ class Reply(NamedTuple):
     finish_reason: str | None = None
     model: str | None = None
     usage: dict[str, Any] | None = None
-    extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    http: tuple[int, str, Any] | None = None  # status, request id, parsed body: what a Batch output line needs
+    extra: dict[str, Any] = NOTHING
+    http: Http | None = None
     headers: Mapping[str, str] = NO_HEADERS
 
 
@@ -169,10 +173,11 @@ class Result:
     retry_wait: float = 0.0
     lost: float = 0.0
     usage: dict[str, Any] | None = None
+    tokens: Iterable[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
     finish_reason: str | None = None
     model: str | None = None
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    http: tuple[int, str, Any] | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=lambda: NOTHING)
+    http: Http | None = None
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
 
@@ -184,15 +189,28 @@ class Result:
     def take(self, reply: Reply) -> None:
         """Fill in the answer."""
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
+        self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
     def as_row(self) -> dict[str, Any]:
         """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
-        row: dict[str, Any] = {"id": self.id, "text": self.text, "error": self.error and self.error._asdict()}
-        row["attempts"] = self.attempts
-        for clock in CLOCKS:
-            row[clock] = round(getattr(self, clock), 6)
-        row |= {"usage": self.usage, "finish_reason": self.finish_reason, "model": self.model, **self.extra}
-        return row | {"request": fingerprint(self.prompt)} | beside(row, self.prompt.columns)
+        row = {
+            "id": self.prompt.id,
+            "text": self.text,
+            "error": self.error and self.error._asdict(),
+            "attempts": self.attempts,
+            "latency": int(1e6 * self.latency) / 1e6,
+            "started": int(1e6 * self.started) / 1e6,
+            "slot_wait": int(1e6 * self.slot_wait) / 1e6,
+            "limit_wait": int(1e6 * self.limit_wait) / 1e6,
+            "retry_wait": int(1e6 * self.retry_wait) / 1e6,
+            "lost": int(1e6 * self.lost) / 1e6,
+            "usage": self.usage,
+            "finish_reason": self.finish_reason,
+            "model": self.model,
+            **self.extra,
+            "request": fingerprint(self.prompt),
+        }
+        return row | beside(row, self.prompt.columns) if self.prompt.columns else row
 
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
@@ -211,7 +229,19 @@ class Result:
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
-CLOCKS = ("latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
+
+
+def token_counts(usage: Mapping[str, Any]) -> list[int]:
+    """Return the tokens in, out, cached and for reasoning of a usage object, whichever endpoint's; 0 where unsaid."""
+    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+    counts = (
+        usage.get("prompt_tokens") or usage.get("input_tokens"),
+        usage.get("completion_tokens") or usage.get("output_tokens"),
+        given.get("cached_tokens") if isinstance(given, dict) else 0,
+        made.get("reasoning_tokens") if isinstance(made, dict) else 0,
+    )
+    return [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
 
 
 def beside(row: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
@@ -232,17 +262,34 @@ def fingerprint(prompt: Prompt) -> str:
     A line number is not part of it, so that lines may be inserted, removed and moved between runs. 8 more are of the
     row as it was read: they tell another job from the same one with another model.
     """
-    digest = hashlib.blake2b(prompt.body or repr(prompt.content).encode("utf-8", "replace"), digest_size=8)
-    digest.update(prompt.path.encode())
-    if prompt.named:
-        digest.update(repr(prompt.id).encode("utf-8", "replace"))
+    asked = prompt.body or repr(prompt.content).encode("utf-8", "replace")
+    by = prompt.path + repr(prompt.id) if prompt.named else prompt.path
     row = prompt.content if not prompt.columns else (prompt.content, prompt.columns)
     text = row if isinstance(row, str) else repr(row)
+    digest = hashlib.blake2b(asked + by.encode("utf-8", "replace"), digest_size=8)
     return f"{digest.hexdigest()}{zlib.crc32(text.encode('utf-8', 'replace')):08x}"
 
 
+# What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-encode_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+decode_json = json.JSONDecoder().decode
+
+
+def _dump(value: Any) -> bytes:
+    return encode_json(value).encode()
+
+
+def _load(text: bytes | str) -> Any:
+    return decode_json(text if isinstance(text, str) else text.decode())
+
+
+dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
+load: Callable[[bytes | str], Any] = _load  # the other way; ValueError, RecursionError
+with contextlib.suppress(ImportError):  # replies and results, several times as fast
+    import orjson
+
+    dump, load = orjson.dumps, orjson.loads
 
 
 def to_line(row: dict[str, Any]) -> bytes:
@@ -251,9 +298,17 @@ def to_line(row: dict[str, Any]) -> bytes:
     Half a surrogate pair, which UTF-8 cannot hold, stays escaped; NaN and what is nested too deep become null.
     """
     try:
-        return encode_line(row).encode() + b"\n"
+        return dump(row) + b"\n"
+    except (TypeError, ValueError, RecursionError):  # of which there are more with orjson
+        return line_of_any(row)
+
+
+def line_of_any(row: dict[str, Any]) -> bytes:
+    """Return what `to_line` does, for the few that are not as usual."""
+    try:
+        return encode_json(row).encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(row, separators=(",", ":")).encode() + b"\n"
     except RecursionError:
         return to_line({name: value if isinstance(value, str | int) else None for name, value in row.items()})
     except ValueError:
@@ -284,7 +339,7 @@ class PromptError(Exception):
         self.scope = ""  # "requests" or "tokens", where the server names the limit
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
-        self.http: tuple[int, str, Any] | None = None
+        self.http: Http | None = None
 
     def __str__(self) -> str:
         return self.error.message
@@ -450,7 +505,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     error.slow = status in SLOW_STATUSES and verdict == "retry"
     error.scope, error.headers = scope_of(data, message), headers
     error.wait = asked_wait(headers, message) if verdict == "retry" else None
-    error.http = (status, headers.get("x-request-id", ""), data)
+    error.http = status, headers.get("x-request-id") or "", data
     return error
 
 
@@ -475,9 +530,11 @@ def page_title(body: bytes | str | Any) -> str:
 def parse_json(body: bytes | str) -> Any:
     """Return the parsed body, or None where it is no JSON."""
     try:
-        return json.loads(body)
+        return load(body)
     except (ValueError, RecursionError):
-        return None
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(body)  # takes more: a byte order mark, NaN, half a surrogate pair
+    return None
 
 
 def causes(failure: BaseException | None) -> Iterator[BaseException]:
@@ -904,7 +961,7 @@ class Api:
 
         It raises PromptError, ConnectionError or TimeoutError.
         """
-        with self._discreet():
+        try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
@@ -912,55 +969,67 @@ class Api:
                     raise UsageError(self._conceal(f"backend {self.name} cannot be opened: {failure}")) from None
 
                 async def call(prompt: Prompt) -> Reply:
-                    with self._discreet():
-                        joint = ("&" if "?" in prompt.path else "?") if self._login else ""
-                        return self._read(prompt, *await post(prompt.path + joint + self._login, prompt.body))
+                    path = prompt.path
+                    if self._login:
+                        path += ("&" if "?" in path else "?") + self._login
+                    try:
+                        return self._read(prompt, *await post(path, prompt.body))
+                    except Exception as failure:
+                        self._raise_discreetly(failure)
 
                 yield call
-
-    @contextlib.contextmanager
-    def _discreet(self) -> Iterator[None]:
-        """Let no exception pass that shows a secret, in its own text or in that of one behind it."""
-        try:
-            yield
         except Exception as failure:
-            error = as_prompt_error(failure)
-            texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-            if list(map(self._conceal, texts)) == texts:
-                raise
-            *_, kind, message, http = map(self._conceal, texts)
-            error.error = error.error._replace(type=kind, message=message)
-            error.args = (message,)
-            error.http = error.http if http == texts[-1] else None
-            raise error from None
+            self._raise_discreetly(failure)
+
+    def _raise_discreetly(self, failure: Exception) -> NoReturn:
+        """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
+        error = as_prompt_error(failure)
+        texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
+        if list(map(self._conceal, texts)) == texts:
+            raise failure
+        *_, kind, message, http = map(self._conceal, texts)
+        error.error = error.error._replace(type=kind, message=message)
+        error.args = (message,)
+        error.http = error.http if http == texts[-1] else None
+        raise error from None
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
         if prompt.error is None and not prompt.body:
             try:
-                path, body = self._request(prompt)
-                prompt.body = encode_json(body).encode()
-                prompt.path = path + self.query
+                prompt.path, prompt.body = self._request(prompt)
             except (ValueError, TypeError, RecursionError, LookupError) as failure:
                 reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
                 kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
                 prompt.error = Error(kind, f"{prompt.where}: {reason}")
         return prompt
 
-    def _request(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    def _request(self, prompt: Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
-            return self._batch_request(prompt.content)
+            path, body = self._batch_request(prompt.content)
+            return path + self.query, encode_json(body).encode()
         content = self._content(prompt)
+        single = isinstance(content, str)
+        if not single and self.endpoint == "chat" and self.system is not None:
+            content = [{"role": "system", "content": self.system}, *content]
+        before, hole, after = self._frame(single)
+        return ENDPOINTS[self.endpoint] + self.query, f"{before}{encode_json(content) if hole else ''}{after}".encode()
+
+    @functools.cache  # noqa: B019 - an Api or two
+    def _frame(self, single: bool) -> tuple[str, str, str]:
+        """Return the JSON before and after the content, which is all that differs between requests, or no hole."""
+        hole: Any = "\0content\0"
         body: dict[str, Any] = {"model": self.model or DEFAULT_MODEL}
         if self.endpoint == "chat":
-            body["messages"] = self._messages(content)
+            system = [{"role": "system", "content": self.system}] if self.system is not None else []
+            body["messages"] = [*system, {"role": "user", "content": hole}] if single else hole
         elif self.endpoint == "completions":
-            body["prompt"] = content
+            body["prompt"] = hole
         else:
-            body["input"] = content
+            body["input"] = hole
             if self.system is not None:
                 body["instructions"] = self.system
-        return ENDPOINTS[self.endpoint], body | self.params
+        return encode_json(body | self.params).partition(encode_json(hole))
 
     def _content(self, prompt: Prompt) -> Any:
         content = prompt.content
@@ -977,10 +1046,6 @@ class Api:
             raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
         return content
 
-    def _messages(self, content: Any) -> list[Any]:
-        messages = content if isinstance(content, list) else [{"role": "user", "content": content}]
-        return messages if self.system is None else [{"role": "system", "content": self.system}, *messages]
-
     def _batch_request(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         url, body = row.get("url"), row["body"]
         if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
@@ -994,20 +1059,17 @@ class Api:
 
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
-        with contextlib.suppress(PromptError):
-            return self._reply(prompt, status, headers, body)
         try:
-            return self._reply(prompt, status, headers, self._conceal(body.decode("latin-1")).encode("latin-1"))
+            return reply_of(prompt.path, status, headers, body)
+        except PromptError:
+            body = self._conceal(body.decode("latin-1")).encode("latin-1")
+        try:
+            return reply_of(prompt.path, status, headers, body)
         except PromptError as failure:
             missing = failure.error.status == 404 or failure.error.type == "model_not_found"
             if missing and prompt.kind == "batch" and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
             raise
-
-    def _reply(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        if not 200 <= status < 300:
-            raise http_error(status, headers, body)
-        return read_reply(prompt.path, headers, body)
 
 
 class Own:
@@ -1048,7 +1110,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         if match[1] not in values:
             raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
         found = values[match[1]]
-        return found if isinstance(found, str) else encode_line(found)
+        return found if isinstance(found, str) else encode_text(found)
 
     return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
 
@@ -1158,6 +1220,13 @@ def reach_of(host: str) -> str:
     return "private" if bare or host.endswith(PRIVATE_NAMES) else "public"
 
 
+def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    """Return the answer that a server has given. Raises PromptError where it is none."""
+    if 200 <= status < 300:
+        return read_reply(path, headers, body)
+    raise http_error(status, headers, body)
+
+
 def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
     data = parse_json(body)
@@ -1167,14 +1236,15 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
     if data.get("error"):
         raise error_in_answer(data)
-    http = (200, headers.get("x-request-id") or "", data)
     reader = READERS.get(path.partition("?")[0], other_reply)
     try:
         text, reason, extra = reader(data)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200) from None
     usage = data.get("usage")
-    return Reply(text, reason, data.get("model"), usage if isinstance(usage, dict) else None, extra, http, headers)
+    usage = usage if isinstance(usage, dict) else None
+    http = 200, headers.get("x-request-id") or "", data
+    return Reply(text, reason, data.get("model"), usage, extra, http, headers)
 
 
 def error_in_answer(data: dict[str, Any]) -> PromptError:
@@ -1195,16 +1265,18 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
 def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the text, the finish reason and what else there is of a chat completion."""
     texts = [message_text(choice["message"]) for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else NOTHING
 
 
 def message_text(message: dict[str, Any]) -> str:
     """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
     content = message.get("content")
+    if content and isinstance(content, str):
+        return content
     if isinstance(content, list):
         content = "".join(part.get("text") or "" for part in content)
     if not content and message.get("tool_calls"):
-        content = encode_line(message["tool_calls"])
+        content = encode_text(message["tool_calls"])
     return str(content if content is not None else message.get("refusal") or "")
 
 
@@ -1217,13 +1289,13 @@ def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]
     reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
     if not output and reason in ("completed", "failed"):
         raise KeyError("output")
-    return text or (encode_line(calls) if calls else ""), reason, {}
+    return text or (encode_text(calls) if calls else ""), reason, {}
 
 
 def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the text, the finish reason and what else there is of a completion."""
     texts = [choice["text"] or "" for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else NOTHING
 
 
 def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
@@ -1269,7 +1341,8 @@ class Call:
     cost: float = 0.0  # tokens, an estimate
     place: int = 1  # among the calls in flight when it went out
     number: int = 1  # among all
-    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each quota, when it went out
+    latency: float = 0.0
+    spent: tuple[float, float] = math.inf, math.inf  # requests and tokens by all calls, when it went out
     ended: PromptError | None = None  # why the run has ended it
 
     def end(self, reason: PromptError) -> None:
@@ -1354,16 +1427,19 @@ class Quota:
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
-        return self._level if self.rate == math.inf else min(self.size, self._level + (now - self._stamp) * self.rate)
+        return min(self.size, self._level + (now - self._stamp) * self.rate)
 
     def wait(self, cost: float, now: float) -> float:
         """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
+        if self.rate == math.inf:
+            return 0.0
         lack = min(cost, self.size) - self.level(now)
         return lack / self.rate if lack > 0 else 0.0
 
     def spend(self, cost: float, now: float) -> None:
         """Take out the cost of a call that goes out."""
-        self._level, self._stamp = self.level(now) - cost, now
+        if self.rate < math.inf:
+            self._level, self._stamp = self.level(now) - cost, now
         self.spent += cost
         self._calls += 1
 
@@ -1382,8 +1458,11 @@ class Quota:
             if started <= when:
                 setattr(self, name, (when, spent - cost))
 
-    def hear(self, headers: Mapping[str, str], call: Call, now: float) -> bool:
-        """Learn from a reply's headers; return whether they say that there is nothing left for such a call."""
+    def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
+        """Learn from a reply's headers; return whether they say that there is nothing left for such a call.
+
+        `spent` is what all calls had spent when this one went out.
+        """
         self._unsaid += 1
         if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
             return False  # looking for them costs time, too
@@ -1402,7 +1481,7 @@ class Quota:
         self.size = size if own == math.inf else 1.0
         self._count_others(rate, left, now)
         self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
-        since = self.spent - call.spent.get(self.name, self.spent)
+        since = self.spent - spent if spent < math.inf else 0.0
         # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
         mean = self.spent / max(1, self._calls)
         reserve = min(mean * (2 if self.source == "as told" else 1), size / 10)
@@ -1475,6 +1554,7 @@ class Window:
         self.highest = 0  # place of the last call in the row that was answered, since it was last set
         self.answers = 0  # since then
         self._octaves: dict[int, tuple[int, float, int]] = {}  # answers, the logarithms of their latencies, places
+        self._noted = 0  # answers in the octaves
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
@@ -1504,7 +1584,8 @@ class Window:
         octave = place.bit_length()
         count, total, places = self._octaves.get(octave, (0, 0.0, 0))
         self._octaves[octave] = count + 1, total + latency, places + place
-        self._lately += (latency - self._lately) / min(16, sum(count for count, _, _ in self._octaves.values()))
+        self._noted += 1
+        self._lately += (latency - self._lately) / min(16, self._noted)
         if count >= 15:
             self._usual = min(self._usual, (total + latency) / (count + 1))
 
@@ -1627,16 +1708,29 @@ class Limiter:
 
         What is asked `again` does not queue up behind all that is asked for the first time.
         """
+        if self.admit(cost, again):
+            return 0.0
         asked, held_up = self._clock(), self._held_up
-        if (self._queued and not again) or self._closed(cost):
-            self._queued += 1
-            try:
-                async with contextlib.nullcontext() if again else self._queue:
-                    while span := self._closed(cost):
-                        await self._change(span)
-            finally:
-                self._queued -= 1
+        self._queued += 1
+        try:
+            async with contextlib.nullcontext() if again else self._queue:
+                while span := self._closed(cost, self._clock()):
+                    await self._change(span)
+        finally:
+            self._queued -= 1
         now = self._clock()
+        self._let_go(cost, now)
+        return min(now - asked, self._held_up - held_up)
+
+    def admit(self, cost: float, again: bool) -> bool:
+        """Let a call go out if it need not wait; return whether it may."""
+        now = self._clock()
+        if (self._queued and not again) or self._closed(cost, now):
+            return False
+        self._let_go(cost, now)
+        return True
+
+    def _let_go(self, cost: float, now: float) -> None:
         self.in_flight += 1
         self.sent += 1
         self._tries += 1
@@ -1650,18 +1744,16 @@ class Limiter:
                 self._probed, self._next = now, now + PROBE
         elif now < self._spread_end:
             self._next = now + random.uniform(0.5, 1.5) * self._gap
-        return min(now - asked, self._held_up - held_up)
 
     def enter(self, call: Call) -> None:
         """Note where a call stands that goes out."""
         call.place, call.number = self.in_flight, self.sent
-        call.spent = {quota.name: quota.spent for quota in (self.requests, self.tokens)}
+        call.spent = self.requests.spent, self.tokens.spent
 
-    def _closed(self, cost: float) -> float:
+    def _closed(self, cost: float, now: float) -> float:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
-        if self.in_flight >= int(self.window.size):
+        if self.in_flight + 1 > self.window.size:
             return math.inf
-        now = self._clock()
         wait = max(self.pause_end - now, self._next - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
 
@@ -1683,18 +1775,20 @@ class Limiter:
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended."""
         now, headers = self._clock(), outcome.headers
+        call.latency = now - call.started
         failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
         self._changed.set()
-        self._listen(call.started, failure)
+        self._listen(call.started, failure, now)
         slow = failure is not None and failure.slow
         self._slow += (slow - self._slow) / 50
         if slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = self.requests.hear(headers, call, now) | self.tokens.hear(headers, call, now)
+        told = self.requests.hear(headers, call, call.spent[0], now)
+        told |= self.tokens.hear(headers, call, call.spent[1], now)
         if failure is None:
-            self._answered(call, now - call.started)
+            self._answered(call, call.latency)
         elif slow and failure.wait is not None:
             self._pause(min(failure.wait, PAUSE_CEILING))
         elif slow and not told and call.started > self._refusal:
@@ -1746,9 +1840,8 @@ class Limiter:
         self._spread_end = self.pause_end + spread
         self._next = self.pause_end + random.random() * self._gap
 
-    def _listen(self, started: float, failure: PromptError | None) -> None:
+    def _listen(self, started: float, failure: PromptError | None, now: float) -> None:
         """Note whether the server is there; a reply to what was sent before it was found away says nothing."""
-        now = self._clock()
         if failure is None or failure.heard:
             self.heard = True
             if started >= self._failed:
@@ -1802,15 +1895,17 @@ class Costs:
             answer *= int(choices[1])
         return max(4, len(body) - self.ENVELOPE) * self._in / self._bytes + answer
 
-    def learn(self, body: bytes, usage: Mapping[str, Any] | None, estimate: float) -> float:
+    def learn(self, body: bytes, tokens: Iterable[int], estimate: float) -> float:
         """Learn from what the server has counted; return how many tokens it was more than the estimate."""
-        counts = token_counts(usage or {})
-        if not 0 < counts.get("in", 0) < len(body) + 1e5 or counts.get("out", 0) > 1e6:  # nothing, or nonsense
+        asked, answered, *_ = tokens
+        if not 0 < asked < len(body) + 1e5 or answered > 1e6:  # nothing, or nonsense
             return 0.0
-        self._bytes, self._in = self._bytes + max(4, len(body) - self.ENVELOPE), self._in + counts["in"]
-        self._out, self._answers = self._out + counts.get("out", 0), self._answers + 1
+        self._bytes += max(4, len(body) - self.ENVELOPE)
+        self._in += asked
+        self._out += answered
+        self._answers += 1
         # What may be answered at the most is counted even where the answer is shorter.
-        return 0.0 if b'"max_' in body else counts["in"] + counts.get("out", 0) - estimate
+        return 0.0 if b'"max_' in body else asked + answered - estimate
 
 
 class Patience:
@@ -1840,10 +1935,10 @@ class Patience:
             return math.inf
         return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 2.0**losses
 
-    def answered(self, call: Call, latency: float) -> None:
+    def answered(self, call: Call) -> None:
         """Learn from an answer."""
         self.answers += 1
-        self.slowest = max(self.slowest, latency)
+        self.slowest = max(self.slowest, call.latency)
         self.latest = max(self.latest, call.started)
 
     def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
@@ -2011,24 +2106,26 @@ class Run:
         task, asked = asyncio.current_task(), self._clock()
         assert task is not None
         result.started = result.started or self._epoch + asked
-        cost = self._costs.estimate(prompt.body)
-        paused = await self._rest(self.limiter.acquire(cost, result.attempts > 0))
-        if paused is None:
-            return self.stopped
+        cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
+        if self.stopped or not self.limiter.admit(cost, again):
+            waited = await self._rest(self.limiter.acquire(cost, again))
+            if waited is None:
+                return self.stopped
+            paused = waited
         result.attempts += 1
         call = Call(task, self._clock(), losses if result.attempts < self._max_attempts else None, cost)
         result.limit_wait += paused
         result.slot_wait += max(0.0, call.started - asked - paused)
         outcome = await self._send(call, prompt)
-        result.latency = self._clock() - call.started
+        result.latency = call.latency
         if isinstance(outcome, PromptError):
             return outcome
-        self._answered = self._clock()
+        self._answered = call.started + call.latency
         self._unheard.clear()
-        self.patience.answered(call, result.latency)
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, outcome.usage, cost))
+        self.patience.answered(call)
         result.error = result.exception = None
         result.take(outcome)
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
         return None
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
@@ -2039,16 +2136,17 @@ class Run:
         self._calls[call.task] = call
         if "sweep" not in self._timers:
             self._sweep()
-        outcome: Reply | PromptError = PromptError("CancelledError", "the call was cancelled from within")
+        outcome: Reply | PromptError
         try:
             outcome = await self._call(prompt)
         except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
             outcome = call.ended or as_prompt_error(exc)
             if outcome is not exc:
                 outcome.__cause__ = exc
-        except asyncio.CancelledError:
-            outcome = call.ended or outcome
-            if call.task.cancelling() > cancelled + (call.ended is not None):
+        except BaseException as exc:
+            outcome = call.ended or PromptError("CancelledError", "the call was cancelled from within")
+            ours = call.task.cancelling() <= cancelled + (call.ended is not None)
+            if not ours or not isinstance(exc, asyncio.CancelledError):
                 raise
         finally:
             del self._calls[call.task]
@@ -2159,7 +2257,7 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
 # ---- Journal -------------------------------------------------------------------------------------------------
 
 
-LINE_START = b'{"id": '  # of every line of ours: what was cut shorter than that may still be one
+LINE_START = b'{"id":'  # of every line of ours: what was cut shorter than that may still be one
 
 
 class Journal:
@@ -2587,6 +2685,15 @@ async def _close(work: asyncio.Future[None], results: asyncio.Queue[Result | Non
     await results.put(None)
 
 
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine on an event loop of its own: uvloop's where it is installed, else asyncio's."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        from uvloop import new_event_loop as new_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(work)
+
+
 def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
@@ -2603,12 +2710,12 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        return run_loop(work)
     return _run_in_thread(work)
 
 
 def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine on an event loop of its own: where one is running already, asyncio.run refuses."""
+    """Run the coroutine in a thread of its own, since an event loop is running in this one."""
     outcome: list[Any] = []
     started: list[Callable[[], Any]] = []
 
@@ -2620,7 +2727,7 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
 
     def target() -> None:
         try:
-            outcome.extend((asyncio.run(body()), None))
+            outcome.extend((run_loop(body()), None))
         except BaseException as failure:  # handed over to the caller's thread
             outcome.extend((None, failure))
 
@@ -2641,11 +2748,18 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
 # ---- Report --------------------------------------------------------------------------------------------------
 
 
-def quantile(ordered: list[float], share: float) -> float | None:
-    """Return the value that the share of the sorted values does not exceed; None for too few to know it."""
-    if len(ordered) * (1 - share) < 1 - 1e-9:
+def quantile(counts: Mapping[int, int], share: float) -> float | None:
+    """Return the value that the share of the values does not exceed, to a thousandth; None for too few to know it.
+
+    The values are given as how many there are of each thousandfold logarithm, which takes the same memory for any
+    number of them.
+    """
+    total = sum(counts.values())
+    if total * (1 - share) < 1 - 1e-9:
         return None
-    return ordered[math.ceil(len(ordered) * share) - 1]
+    steps = sorted(counts)
+    upto = itertools.accumulate(counts[step] for step in steps)
+    return math.exp(next(step for step, place in zip(steps, upto, strict=True) if place >= total * share) / 1000)
 
 
 def plural(count: int, noun: str) -> str:
@@ -2663,9 +2777,10 @@ class Tally:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
-        self.latencies = array.array("d")
-        self.waits = dict.fromkeys(("slot_wait", "limit_wait", "retry_wait", "lost"), 0.0)
-        self.tokens: collections.Counter[str] = collections.Counter()
+        self.latency = 0.0  # of all answers together
+        self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
+        self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
+        self.tokens = [0, 0, 0, 0]  # in, out, cached and for reasoning
         self.errors: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
@@ -2680,16 +2795,20 @@ class Tally:
     def add(self, result: Result) -> None:
         """Count a result."""
         self.attempts += result.attempts
-        for name in self.waits:
-            self.waits[name] += getattr(result, name)
+        self.slot_wait += result.slot_wait
+        self.limit_wait += result.limit_wait
+        self.retry_wait += result.retry_wait
+        self.lost += result.lost
         if result.done and result.error is not None:
             self.fail(result.error)
         elif result.done:
             self.answered += 1
-            self.latencies.append(result.latency)
+            self.latency += result.latency
+            self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
             if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
                 self.marked[result.finish_reason] += 1
-            self.tokens.update(token_counts(result.usage or {}))
+            if result.tokens is not NO_TOKENS:
+                self.tokens = list(map(int.__add__, self.tokens, result.tokens))
 
     def fail(self, error: Error) -> None:
         """Count a failure."""
@@ -2699,7 +2818,7 @@ class Tally:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report."""
-        total = sum(self.latencies)
+        total = self.latency
         yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
         if self.answered > 1 and self.wall > 0:
             ratio = f" ({times(total / self.wall)} the wall time)" if total > 1.05 * self.wall else ""
@@ -2707,9 +2826,11 @@ class Tally:
         spread = [f"{name} {duration(value)}" for name, value in self.percentiles().items() if value is not None]
         if spread:
             yield f"latency {', '.join(spread)}"
-        if self.tokens:
-            yield "tokens " + ", ".join(f"{count:,} {name}" for name, count in self.tokens.items() if count)
-        waits = [f"{duration(self.waits[key])} {text}" for key, text in WAIT_TEXTS.items() if self.waits[key] >= 0.005]
+        if any(self.tokens):
+            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
+            yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count)
+        waited = [(getattr(self, name), text) for name, text in WAITS.items()]
+        waits = [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]
         lost = self.attempts - self.answered - self.unwritten
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         if waits:
@@ -2717,8 +2838,7 @@ class Tally:
 
     def percentiles(self) -> dict[str, float | None]:
         """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
-        ordered = sorted(self.latencies)
-        return {f"p{share * 100:.0f}": quantile(ordered, share) for share in (0.5, 0.9, 0.99)}
+        return {f"p{share * 100:.0f}": quantile(self.latencies, share) for share in (0.5, 0.9, 0.99)}
 
     def warnings(self) -> Iterator[str]:
         """Yield a line for each kind of failure, with what to do, and for answers that are not whole."""
@@ -2734,25 +2854,12 @@ class Tally:
             yield f"{count:,} answered but ended by {reason}: {advice}"
 
 
-WAIT_TEXTS = {
+WAITS = {
     "slot_wait": "for a place",
     "limit_wait": "for the server's limits or its return",
     "retry_wait": "between attempts",
     "lost": "in lost attempts",
 }
-
-
-def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
-    """Return the tokens in, out, cached and for reasoning of a usage object, whichever endpoint's."""
-    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    made = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
-    counts = {
-        "in": usage.get("prompt_tokens") or usage.get("input_tokens"),
-        "out": usage.get("completion_tokens") or usage.get("output_tokens"),
-        "cached": given.get("cached_tokens") if isinstance(given, dict) else 0,
-        "for reasoning": made.get("reasoning_tokens") if isinstance(made, dict) else 0,
-    }
-    return {name: count for name, count in counts.items() if isinstance(count, int) and 0 <= count < 2**53}
 
 
 class Progress:
@@ -2844,7 +2951,7 @@ def table(ran: list[Ran]) -> Iterator[str]:
         rate = f"{tally.answered / tally.wall:,.1f}" if tally.wall else "-"
         cpu = f"{1000 * tally.cpu / done:.2f} ms" if done else "-"
         spread = [f"{1000 * value:,.0f} ms" if value is not None else "-" for value in tally.percentiles().values()]
-        walls = [f"{tally.wall:.2f} s", f"{sum(tally.latencies):.2f} s"]
+        walls = [f"{tally.wall:.2f} s", f"{tally.latency:.2f} s"]
         rows.append([backend, way, *walls, rate, cpu, *spread, str(tally.failed)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -2899,6 +3006,9 @@ class ErrorLog(logging.Handler):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file of ours may become what a closed stream was
+        pass
+    os.close(number)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - started without one
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
@@ -2912,7 +3022,8 @@ def main(argv: list[str] | None = None) -> int:
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
             if args.demo:
                 stack.enter_context(demo_server(args))
-            status = asyncio.run(compare(args) if args.compare else answer_file(args))
+            gc.freeze()  # what is there by now stays: the collector need not look at it again and again
+            status = run_loop(compare(args) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
