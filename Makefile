@@ -5,7 +5,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test torture lint typecheck check clean
+.PHONY: help demo install test torture bench lint typecheck check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile
@@ -27,6 +27,11 @@ torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what wa
 	$(BIN)/python -m tests.torture
 	$(BIN)/python -m tests.fuzz
 
+BENCH ?= --svg benchmarks/throughput.svg
+
+bench: $(VENV)/bench $(VENV)/litellm/made  ## what a request costs, by client (ten minutes; with BENCH=--quick one)
+	$(BIN)/python -m benchmarks $(BENCH)
+
 lint: $(VENV)/dev  ## check the style
 	$(BIN)/python -m ruff check .
 
@@ -42,6 +47,13 @@ clean:  ## remove what make and the tests made
 $(VENV)/dev: $(VENV)/made requirements.txt requirements-dev.txt
 	$(PIP) -r requirements-dev.txt
 	@touch $(VENV)/live $@
+
+$(VENV)/bench: $(VENV)/made requirements.txt requirements-bench.txt
+	@$(PIP) -r requirements-bench.txt && touch $(VENV)/live $@ || echo "Measured is what is installed already."
+
+$(VENV)/litellm/made: $(VENV)/made  # in an environment of its own: it wants an older openai
+	$(BIN)/python -m venv $(VENV)/litellm
+	@$(subst $(VENV),$(VENV)/litellm,$(PIP)) litellm && touch $@ || echo "litellm is not measured."
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

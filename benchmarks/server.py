@@ -1,0 +1,103 @@
+"""A server that costs next to nothing: every POST gets the same chat completion, over kept-alive HTTP/1.1.
+
+    python benchmarks/server.py [--latency SECONDS] [--tail SEED] [--tls PEM]
+
+Prints its port; for every line on its standard input, what it has seen since the last one, as JSON; and ends with it.
+With --tail the latencies are heavy-tailed, each settled by the seed and the prompt. Times are of the monotonic clock,
+which all processes share. uvloop is used where it is installed: it is not the server that is to be measured.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import ssl
+import sys
+import time
+import zlib
+from typing import Any
+
+MESSAGE = {"role": "assistant", "content": "Air scatters short waves of light more than long ones. " * 2}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1700000000,
+    "model": "m",
+    "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop", "logprobs": None}],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 24, "total_tokens": 36},
+    "system_fingerprint": None,
+}
+BODY = json.dumps(ANSWER).encode()
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+SHORTEST, SHAPE, LONGEST = 0.005, 1.5, 0.25  # of the heavy tail: a Pareto distribution, cut off
+NOTHING = {"connections": 0, "answers": 0, "connected": 0.0, "asked": 0.0, "answered": 0.0}
+seen: dict[str, float] = dict(NOTHING)
+
+
+def tail(seed: int, body: bytes) -> float:
+    """Return the latency of the prompt in this body, "prompt N: ...", whatever else stands there."""
+    begin = body.find(b"prompt ")
+    share = zlib.crc32(body[begin : body.find(b":", begin)], seed) / 2**32
+    latency: float = SHORTEST * (1 - share) ** (-1 / SHAPE)
+    return min(LONGEST, latency)
+
+
+class Connection(asyncio.Protocol):
+    """One connection; requests come one after the other, as no client here pipelines."""
+
+    def __init__(self, latency: float, seed: int | None) -> None:
+        self.latency, self.seed, self.got = latency, seed, b""
+        self.later = asyncio.get_running_loop().call_later
+
+    def connection_made(self, transport: Any) -> None:  # uvloop's is not an asyncio.Transport
+        self.transport = transport
+        seen["connections"] += 1
+        seen["connected"] = seen["connected"] or time.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        self.got = data = self.got + data if self.got else data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return
+        at = data.lower().index(b"content-length:", 0, end) + 15
+        if len(data) < end + int(data[at : data.index(b"\r", at)]):
+            return
+        self.got = b""
+        seen["asked"] = seen["asked"] or time.monotonic()
+        if latency := self.latency if self.seed is None else tail(self.seed, data):
+            self.later(latency, self.answer)
+        else:
+            self.answer()
+
+    def answer(self) -> None:
+        self.transport.write(REPLY)
+        seen["answers"] += 1
+        seen["answered"] = time.monotonic()
+
+
+async def serve(latency: float, seed: int | None, pem: str | None) -> None:
+    """Serve until standard input ends."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if pem else None
+    if tls and pem:
+        tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        tls.load_cert_chain(pem)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(latency, seed), "127.0.0.1", 0, backlog=4096, ssl=tls)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(seen), flush=True)
+        seen.update(NOTHING)
+    server.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--latency", type=float, default=0)
+    parser.add_argument("--tail", type=int)
+    parser.add_argument("--tls")
+    options = parser.parse_args()
+    new_loop: Any = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        from uvloop import new_event_loop as new_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(options.latency, options.tail, options.tls))
