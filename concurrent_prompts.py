@@ -271,9 +271,11 @@ def fingerprint(prompt: Prompt) -> str:
 
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
-encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+encode_json = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
+).encode
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-decode_json = json.JSONDecoder().decode
+read_json = json.JSONDecoder().raw_decode
 
 
 def _dump(value: Any) -> bytes:
@@ -281,7 +283,11 @@ def _dump(value: Any) -> bytes:
 
 
 def _load(text: bytes | str) -> Any:
-    return decode_json(text if isinstance(text, str) else text.decode())
+    text = text if isinstance(text, str) else text.decode()
+    value, end = read_json(text)
+    if end < len(text) and not text[end:].isspace():
+        raise ValueError("more than one value")
+    return value
 
 
 dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
@@ -1411,7 +1417,7 @@ class Quota:
         self._others, self._heard = 0.0, (0.0, 0.0, 0.0)  # their rate; when, what was left and spent at the last reply
         self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
         self._sure, self._let_in, self._barren = False, 0, 0
-        self._unsaid, self._began = 0, 0.0
+        self.unsaid, self._began = 0, 0.0  # replies since one has told the limit
         self._told = math.inf if told is None else told / 60
         self._stated = math.inf  # by the headers
         if told is not None:
@@ -1463,10 +1469,9 @@ class Quota:
 
         `spent` is what all calls had spent when this one went out.
         """
-        self._unsaid += 1
-        if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
-            return False  # looking for them costs time, too
-        self._unsaid = 0
+        if not (found := limits_in(headers, self.name)):
+            return False
+        self.unsaid = 0
         rate, left, size = found
         if self._stated not in (rate, math.inf):
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
@@ -1509,11 +1514,10 @@ class Quota:
 
     def let_in(self) -> None:
         """Try a little more after each call that was let in, and the more the longer it goes well."""
-        if self.source == "from refusals":
-            self._let_in += 1
-            more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
-            faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
-            self.rate = min(self.rate * faster, 1e6)
+        self._let_in += 1
+        more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
+        faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
+        self.rate = min(self.rate * faster, 1e6)
 
     def refuse(self, cost: float, now: float) -> None:
         """Learn from a call that was refused, of which nothing more is known."""
@@ -1553,7 +1557,7 @@ class Window:
         self.source = ""  # why it grows fourfold no longer
         self.highest = 0  # place of the last call in the row that was answered, since it was last set
         self.answers = 0  # since then
-        self._octaves: dict[int, tuple[int, float, int]] = {}  # answers, the logarithms of their latencies, places
+        self._octaves: dict[int, list[float]] = {}  # answers, the logarithms of their latencies, places
         self._noted = 0  # answers in the octaves
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
@@ -1565,7 +1569,8 @@ class Window:
 
     def answered(self, place: int, latency: float) -> None:
         """Learn from an answer to a call that was the `place`-th in flight."""
-        self.highest = max(self.highest, place)
+        if place > self.highest:
+            self.highest = place
         self.answers += 1
         if self.source == "from refusals":
             self.size = min(self.ceiling, self.size + min(1.0, (self.answers / self.size / 6) ** 2 / self.size))
@@ -1581,13 +1586,14 @@ class Window:
                     self._decide()
 
     def _note(self, place: int, latency: float) -> None:
-        octave = place.bit_length()
-        count, total, places = self._octaves.get(octave, (0, 0.0, 0))
-        self._octaves[octave] = count + 1, total + latency, places + place
+        octave = self._octaves.setdefault(place.bit_length(), [0, 0.0, 0])
+        octave[0] += 1
+        octave[1] += latency
+        octave[2] += place
         self._noted += 1
-        self._lately += (latency - self._lately) / min(16, self._noted)
-        if count >= 15:
-            self._usual = min(self._usual, (total + latency) / (count + 1))
+        self._lately += (latency - self._lately) / (16 if self._noted > 16 else self._noted)
+        if octave[0] > 15 and self._usual * octave[0] > octave[1]:
+            self._usual = octave[1] / octave[0]
 
     def _decide(self) -> None:
         """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
@@ -1754,7 +1760,10 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if self.in_flight + 1 > self.window.size:
             return math.inf
-        wait = max(self.pause_end - now, self._next - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
+        wait = max(self.pause_end, self._next) - now
+        for quota, amount in ((self.requests, 1), (self.tokens, cost)):
+            if quota.rate < math.inf:
+                wait = max(wait, quota.wait(amount, now))
         return wait if wait > 1e-6 else 0.0
 
     async def _change(self, span: float) -> None:
@@ -1774,19 +1783,23 @@ class Limiter:
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended."""
-        now, headers = self._clock(), outcome.headers
+        now = self._clock()
         call.latency = now - call.started
         failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
         self._changed.set()
-        self._listen(call.started, failure, now)
+        if failure is not None or self._refusals or now < self._doubt_end or not self.heard:
+            self._listen(call.started, failure, now)
         slow = failure is not None and failure.slow
         self._slow += (slow - self._slow) / 50
         if slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = self.requests.hear(headers, call, call.spent[0], now)
-        told |= self.tokens.hear(headers, call, call.spent[1], now)
+        told = False
+        for quota, spent in zip((self.requests, self.tokens), call.spent, strict=True):
+            quota.unsaid += 1
+            if quota.unsaid <= 50 or quota.unsaid % 50 == 0:  # looking for limits costs time, too
+                told |= quota.hear(outcome.headers, call, spent, now)
         if failure is None:
             self._answered(call, call.latency)
         elif slow and failure.wait is not None:
@@ -1797,8 +1810,9 @@ class Limiter:
     def _answered(self, call: Call, latency: float) -> None:
         self._latency += (latency - self._latency) / (50 if self._latency else 1)
         self.window.answered(call.place, latency)
-        self.requests.let_in()
-        self.tokens.let_in()
+        for quota in (self.requests, self.tokens):
+            if quota.source == "from refusals":
+                quota.let_in()
         if self._strikes and call.started > self._refusal:
             self._spread_end = -math.inf
 
@@ -1938,8 +1952,10 @@ class Patience:
     def answered(self, call: Call) -> None:
         """Learn from an answer."""
         self.answers += 1
-        self.slowest = max(self.slowest, call.latency)
-        self.latest = max(self.latest, call.started)
+        if call.latency > self.slowest:
+            self.slowest = call.latency
+        if call.started > self.latest:
+            self.latest = call.started
 
     def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
         """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
@@ -2125,14 +2141,16 @@ class Run:
         self.patience.answered(call)
         result.error = result.exception = None
         result.take(outcome)
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
+        if self.limiter.tokens.source or self.patience.answers % 16 == 1:  # what nobody limits is known well enough
+            self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
         return None
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
         """Make a call; return what came of it."""
         cancelled = call.task.cancelling()
         self.limiter.enter(call)
-        self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
+        if call.place > self.most_in_flight:
+            self.most_in_flight = call.place
         self._calls[call.task] = call
         if "sweep" not in self._timers:
             self._sweep()
@@ -2478,8 +2496,10 @@ class Journal:
             log.warning("%s cannot be put into the input's order (%s); it is complete", target, failure.strerror)
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
+        end = lines.seek(0)  # of the line before
         for number, offset in enumerate(self._offsets):
-            line = line_at(lines, offset)
+            line = lines.readline() if offset == end else line_at(lines, offset)
+            end = offset + len(line)
             yield renewed(line, self._changed[number]) if number in self._changed else line
 
     def _stale(self, answers: bool) -> list[int]:
