@@ -1,18 +1,31 @@
 """The raw-aiohttp backend: one aiohttp session, a pool as large as the run needs. Needs: pip install aiohttp."""
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 
 from . import MAX_BODY, Post, proxy_for
 
 
+class Socket(socket.socket):
+    """A socket that reads at most 64 KiB: for the 256 KiB that asyncio asks for, malloc goes to the kernel."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return super().recv(min(size, 65536), flags)
+
+
 @asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a session; see the contract in the package's docstring."""
-    connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context())
+
+    def new_socket(address: tuple[Any, ...]) -> Socket:
+        return Socket(*address[:3])
+
+    connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context(), socket_factory=new_socket)
     async with aiohttp.ClientSession(
         connector=connector,
         headers=headers,
@@ -23,8 +36,8 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
 
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             try:
-                async with session.post(base_url + path, data=body, allow_redirects=False) as reply:
-                    return reply.status, reply.headers, await bounded(reply)
+                reply = await session.post(base_url + path, data=body, allow_redirects=False)
+                return reply.status, reply.headers, await bounded(reply)
             except TimeoutError as failure:
                 raise TimeoutError(str(failure)) from failure
             except aiohttp.ClientConnectorError as failure:
@@ -37,11 +50,13 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
 
 async def bounded(reply: aiohttp.ClientResponse) -> bytes:
     """Return the body. Raises ConnectionError where it is larger than any answer should be."""
-    if (reply.content_length or MAX_BODY) < MAX_BODY and "content-encoding" not in reply.headers:
-        return await reply.read()
     body = bytearray()
-    while block := await reply.content.readany():
-        body += block
-        if len(body) > MAX_BODY:
-            raise ConnectionError(f"the body is longer than {MAX_BODY} bytes")
+    try:
+        while block := await reply.content.readany():  # when it has read the last, it releases the connection
+            body += block
+            if len(body) > MAX_BODY:
+                raise ConnectionError(f"the body is longer than {MAX_BODY} bytes")
+    except BaseException:
+        reply.close()
+        raise
     return bytes(body)

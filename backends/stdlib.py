@@ -6,8 +6,9 @@ bodies, undoes gzip and deflate, and bounds whatever a server may send.
 
 A request costs one write, usually one read, one future and one parser. The parser is a generator:
 it is sent the bytes as they come, waits for more wherever it stands, and returns the answer. It
-lives for that one answer, so that nothing can be left over for the next. Header lines are checked by
-a regular expression and then stay as they came until somebody asks for one.
+lives for that one answer, so that nothing can be left over for the next; what outlives it only hands
+over bytes and answers. Header lines are checked by a regular expression and then stay as they came
+until somebody asks for one.
 
 No request ever gets another's answer: a connection is used again only if the end of its last answer
 was beyond doubt, nothing came after it and the request had been sent in full. Anything else closes
@@ -29,7 +30,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -43,7 +44,8 @@ MAX_INTERIM = 20  # answers 1xx before the one that counts
 MAX_LINE = 4096  # bytes of a chunk-size or trailer line
 MAX_MEMBERS = 100  # gzip members of a body
 UNANSWERED = "the server closed the connection without answering"
-BUFFER = 16 * 1024  # bytes of one read; every connection has its own, so that small is kind to the cache
+CUT = "the server closed the connection in the middle of its answer"
+BUFFER = 64 * 1024  # bytes of one read
 
 Answer = tuple[int, Mapping[str, str], bytes]
 T = TypeVar("T")
@@ -51,12 +53,20 @@ Reading = Generator[None, bytes, T]  # is sent bytes and returns a T; the end of
 Split = tuple[bytes, bytes]  # what was looked for, and the bytes that came after it
 
 _TEXT = rb"[^\0-\x08\n-\x1f\x7f]*+"  # a reason phrase or a value: no control character but the tab
-_FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:" + _TEXT + rb"\r\n"
-_is_field = re.compile(_FIELD).fullmatch
-_is_head = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r\n(?:%b){0,%d}+" % (_TEXT, _FIELD, MAX_LINES)).fullmatch
+_STATUS = rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: %b)?\r\n"
+_FIELD = rb"[!#$%%&'*+.^_`|~0-9A-Za-z-]++:%b\r\n"
+_is_status = re.compile(_STATUS % _TEXT).fullmatch
+_is_field = re.compile(_FIELD % _TEXT).fullmatch
 _chunk_size = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?\r\n" % _TEXT).fullmatch
+# A head is matched loosely, which is three times as fast, and what its lines hold is checked by deleting _TEXT_BYTES.
+_match_head = re.compile(rb"%b(?:%b)*+\r\n" % (_STATUS % rb"[^\r]*+", _FIELD % rb"[^\r]*+")).match
+_TEXT_BYTES = bytes({9, *range(32, 127), *range(128, 256)})
+_LINE_ENDS = b"\r\n" * (1 + MAX_LINES + 1)  # the most that may be left: the status line and the empty one count too
 _bare_line_feed = re.compile(rb"(?<!\r)\n").search
-_framing_fields = re.compile(rb"\r\n(content-length|transfer-encoding|content-encoding|connection):([^\r]*)").findall
+_framing_fields = re.compile(
+    rb"\n(content-length|transfer-encoding|content-encoding|connection):[ \t]*+([^\r]*[^\r \t])?"
+).findall
+_says_close = re.compile(rb"(?:^|[ \t,])close(?:[ \t,]|$)").search
 
 
 class Headers(Mapping[str, str]):
@@ -83,7 +93,7 @@ class Headers(Mapping[str, str]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        lines = self._lower.decode("latin-1").split("\r\n")[1:-1]
+        lines = self._lower.decode("latin-1").split("\r\n")[1:-2]
         return iter(dict.fromkeys(line.partition(":")[0] for line in lines))
 
     def __len__(self) -> int:
@@ -93,84 +103,97 @@ class Headers(Mapping[str, str]):
 # ---- Parsing: generators that are sent the bytes of one answer -------------------------------------------------------
 
 
-def _answer(tunnel: bool = False) -> Reading[tuple[Answer, bool]]:
-    """Read one answer; return it, and whether its connection may be used again.
+def _answers(tunnel: bool = False) -> Generator[tuple[Answer, bool] | None, bytes, None]:
+    """Read the answers of one connection: yield None for more bytes, or an answer as `_answer` returns it."""
+    data = yield None
+    while True:
+        data = yield (yield from _answer(data, tunnel))
+        tunnel = False
+
+
+def _answer(data: bytes, tunnel: bool) -> Reading[tuple[Answer, bool]]:
+    """Read one answer, of which some bytes have come; return it, and whether its connection may be used again.
 
     The answer to CONNECT (`tunnel`) has no body, whatever its header lines say.
     """
-    try:
-        data = yield
-    except EOFError:
-        raise ConnectionError(UNANSWERED) from None
     for _ in range(MAX_INTERIM):
-        head, data = yield from _head(data)
-        if head[9:10] != b"1":
+        match = _match_head(data) or (yield from _until_head(data))
+        head, data = match[0], match.string[match.end() :]
+        if len(head) > MAX_HEAD or not _LINE_ENDS.startswith(head.translate(None, _TEXT_BYTES)):
+            raise ConnectionError(_complaint(head))
+        status = int(match[1])
+        if status >= 200:
             break
     else:
         raise ConnectionError(f"{MAX_INTERIM} interim answers (1xx) and no other")
     lower = head.lower()
-    status, headers = int(head[9:12]), Headers(head, lower)
-    if tunnel:
-        return (status, headers, b""), not data
-    fields: dict[bytes, bytes] = {}
-    for name, value in _framing_fields(lower):
-        value = value.strip(b" \t")
-        fields[name] = fields[name] + b"," + value if name in fields else value
-    bodiless = status in (204, 304)
-    body, data = (b"", data) if bodiless else (yield from _body(data, fields))
-    if b"content-encoding" in fields:
+    fields = _fields(lower)
+    if tunnel or status in (204, 304):
+        body = b""
+    elif b"transfer-encoding" in fields:
+        body, data = yield from _chunked_body(data, fields[b"transfer-encoding"])
+    elif b"content-length" in fields:
+        length = _length(fields[b"content-length"])
+        if len(data) < length:
+            data = yield from _until(length, data)
+        body, data = data[:length], data[length:]
+    else:
+        body, data = (yield from _endless_body(data)), b""
+    if b"content-encoding" in fields and not tunnel:
         body = _decompress(body, fields[b"content-encoding"])
-    return (status, headers, body), not data and _persistent(head, fields, bodiless)
+    reusable = not data and (tunnel or _persistent(head, status, fields))
+    return (status, Headers(head, lower), body), reusable
 
 
-def _head(data: bytes) -> Reading[Split]:
-    """Read a status line and its header lines, without the empty line after them."""
-    end, seen = data.find(b"\r\n\r\n"), 0
-    while end < 0 and len(data) <= MAX_HEAD:
+def _until_head(data: bytes) -> Reading[re.Match[bytes]]:
+    """Read until a head is whole."""
+    seen = 0
+    while (end := data.find(b"\r\n\r\n", seen)) < 0:
         # What can no longer become a head is refused at once, since its server may send no more.
-        if not data.startswith(b"HTTP/1."[: len(data)]) or _bare_line_feed(data, seen):
+        if len(data) > MAX_HEAD or not data.startswith(b"HTTP/1."[: len(data)]) or _bare_line_feed(data, seen):
             raise ConnectionError(_complaint(data))
         seen = max(0, len(data) - 3)
         data += yield
-        end = data.find(b"\r\n\r\n", seen)
-    if not 0 <= end <= MAX_HEAD:
-        raise ConnectionError(f"the header is longer than {MAX_HEAD} bytes")
-    head = data[: end + 2]
-    if not _is_head(head):
-        raise ConnectionError(_complaint(head))
-    return head, data[end + 4 :]
+    match = _match_head(data)
+    if not match:
+        raise ConnectionError(_complaint(data[: end + 4]))
+    return match
 
 
 def _complaint(head: bytes) -> str:
     """Say what is wrong with a head that is none."""
-    status, *fields = head.splitlines(keepends=True) or [b""]
-    if not _is_head(status):
+    if len(head) > MAX_HEAD:
+        return f"the header is longer than {MAX_HEAD} bytes"
+    status, *fields = head.replace(b"\r\n\r\n", b"\r\n").splitlines(keepends=True) or [b""]
+    if not _is_status(status):
         return f"not an HTTP/1.1 answer: {status[:60]!r}"
     if len(fields) > MAX_LINES:
         return f"more than {MAX_LINES} header lines"
     return f"malformed header line: {next((field for field in fields if not _is_field(field)), b'')[:60]!r}"
 
 
-def _persistent(head: bytes, fields: dict[bytes, bytes], bodiless: bool) -> bool:
+def _fields(lower: bytes) -> dict[bytes, bytes]:
+    """Find the fields that say where a body ends and what it is; those of one name are joined by commas."""
+    found = _framing_fields(lower)
+    fields = dict(found)
+    if len(fields) < len(found):
+        return {name: b",".join(value for other, value in found if other == name) for name in fields}
+    return fields
+
+
+def _persistent(head: bytes, status: int, fields: dict[bytes, bytes]) -> bool:
     """Whether the server keeps the connection open, and told the end of the body beyond doubt."""
-    lengths = (b"content-length" in fields) + (b"transfer-encoding" in fields)
-    if head.startswith(b"HTTP/1.0") or lengths != (0 if bodiless else 1):
+    if head.startswith(b"HTTP/1.0") or (b"connection" in fields and _says_close(fields[b"connection"])):
         return False
-    return b"connection" not in fields or b"close" not in re.split(rb"[ \t]*,[ \t]*", fields[b"connection"])
+    lengths = (b"content-length" in fields) + (b"transfer-encoding" in fields)
+    return lengths == (0 if status in (204, 304) else 1)
 
 
-def _body(data: bytes, fields: dict[bytes, bytes]) -> Reading[Split]:
-    """Read a body by the rules of RFC 9112, 6.3: chunked wins over Content-Length, and without either it is endless."""
-    if coding := fields.get(b"transfer-encoding"):
-        if coding != b"chunked":
-            raise ConnectionError(f"unknown transfer coding: {coding[:60]!r}")
-        return _chunked_body(data)
-    if b"content-length" not in fields:
-        return _endless_body(data)
-    digits = fields[b"content-length"]
-    if not digits.isdigit() or len(digits) > 18:  # several fields were joined by a comma, so that they fail too
+def _length(digits: bytes) -> int:
+    """Return the value of a Content-Length; several were joined by a comma, so that they fail too."""
+    if not digits.isdigit() or len(digits) > 18:
         raise ConnectionError(f"bad Content-Length: {digits[:60]!r}")
-    return _counted_body(data, _bounded(int(digits)))
+    return _bounded(int(digits))
 
 
 def _bounded(size: int) -> int:
@@ -180,21 +203,19 @@ def _bounded(size: int) -> int:
     return size
 
 
-def _counted_body(data: bytes, length: int) -> Reading[Split]:
-    """Read a body of known length."""
-    if len(data) < length:
-        body = bytearray(data)  # grows with what has come: what was announced may never come
-        try:
-            while len(body) < length:
-                body += yield
-        except EOFError:
-            message = f"the server closed the connection after {len(body)} of {length} bytes"
-            raise ConnectionError(message) from None
-        data = bytes(body)
-    return data[:length], data[length:]
+def _until(length: int, data: bytes) -> Reading[bytes]:
+    """Read until so many bytes have come, or more."""
+    body = bytearray(data)  # grows with what has come: what was announced may never come
+    try:
+        while len(body) < length:
+            body += yield
+    except EOFError:
+        message = f"the server closed the connection after {len(body)} of {length} bytes"
+        raise ConnectionError(message) from None
+    return bytes(body)
 
 
-def _endless_body(data: bytes) -> Reading[Split]:
+def _endless_body(data: bytes) -> Reading[bytes]:
     """Read a body that ends with the connection."""
     body = bytearray(data)
     try:
@@ -202,12 +223,13 @@ def _endless_body(data: bytes) -> Reading[Split]:
             _bounded(len(body))
             body += yield
     except EOFError:
-        pass
-    return bytes(body), b""
+        return bytes(body)
 
 
-def _chunked_body(data: bytes) -> Reading[Split]:
+def _chunked_body(data: bytes, coding: bytes) -> Reading[Split]:
     """Read a body in chunks and the trailer lines after it, which are dropped."""
+    if coding != b"chunked":
+        raise ConnectionError(f"unknown transfer coding: {coding[:60]!r}")
     body = bytearray()
     while True:
         line, data = yield from _line(data)
@@ -276,23 +298,22 @@ class _Connection(asyncio.BufferedProtocol):
     """A connection with at most one request on it."""
 
     transport: asyncio.Transport
-    _waiter: asyncio.Future[Answer]
 
-    def __init__(self, idle: dict["_Connection", None]) -> None:
+    def __init__(self, idle: dict["_Connection", None], buffer: memoryview, tunnel: bool = False) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(BUFFER))
-        self._parser: Reading[tuple[Answer, bool]] | None = None
+        self._buffer = buffer  # all share one: an event loop fills it and calls `buffer_updated` in one go
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._parser = _answers(tunnel)
+        next(self._parser)
 
-    def send(self, request: bytes, tunnel: bool = False) -> asyncio.Future[Answer]:
+    def send(self, request: bytes) -> asyncio.Future[Answer]:
         """Write the request; the future is for its answer."""
         if self.transport.is_closing():
             raise ConnectionError(UNANSWERED)
-        self._waiter = self._loop.create_future()
-        self._parser = _answer(tunnel)
-        next(self._parser)
+        self._waiter = waiter = self._loop.create_future()
         self.transport.write(request)
-        return self._waiter
+        return waiter
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -304,7 +325,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """Called by the event loop: so many bytes have come."""
-        if self._parser:
+        if self._waiter:
             self._advance(self._parser.send, self._buffer[:count].tobytes())
         else:
             self.transport.abort()  # nobody asked for this, and the next request must not take it for its answer
@@ -316,30 +337,33 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop: the connection was closed (None) or broken."""
         self._idle.pop(self, None)
-        end: Exception = EOFError()
+        begun = self._parser.gi_yieldfrom  # type: ignore[attr-defined]  # the answer that it is reading, if any
+        end: Exception = EOFError(CUT if begun else UNANSWERED)
         if error:
             end = ConnectionError(f"connection lost: {_reason(error)}")
             end.__cause__ = error
-        if self._parser:
+        if self._waiter:
             self._advance(self._parser.throw, end)
 
-    def _advance(self, step: Callable[[Any], None], value: bytes | Exception) -> None:
-        """Let the parser take a step, and settle the future if that was its last."""
+    def _advance(self, step: Callable[[Any], tuple[Answer, bool] | None], value: bytes | Exception) -> None:
+        """Let the parser take a step, and settle the future if an answer is whole or never will be."""
+        waiter = self._waiter
+        assert waiter
         try:
-            step(value)
-        except StopIteration as end:
-            answer, reusable = end.value
-            self._parser = None
+            end = step(value)
+        except (ConnectionError, EOFError) as error:
+            self._waiter = None
+            self.transport.abort()
+            if not waiter.done():
+                waiter.set_exception(ConnectionError(str(error)) if isinstance(error, EOFError) else error)
+            return
+        if end:
+            self._waiter = None
+            answer, reusable = end
             if not reusable or self.transport.get_write_buffer_size():
                 self.transport.abort()
-            if not self._waiter.done():
-                self._waiter.set_result(answer)
-        except (ConnectionError, EOFError) as error:
-            self._parser = None
-            self.transport.abort()
-            if not self._waiter.done():
-                cut = "the server closed the connection in the middle of its answer"
-                self._waiter.set_exception(ConnectionError(cut) if isinstance(error, EOFError) else error)
+            if not waiter.done():
+                waiter.set_result(answer)
 
 
 def _reason(error: Exception) -> str:
@@ -449,12 +473,22 @@ class _Client:
             self._tls.set_alpn_protocols(["http/1.1"])
         self._concurrency = concurrency
         self._idle: dict[_Connection, None] = {}  # a stack from which a lost connection can be taken at once
+        self._connection = partial(_Connection, self._idle, memoryview(bytearray(BUFFER)), bool(self._tunnel))
 
     async def post(self, path: str, body: bytes) -> Answer:
         """Send one request, on the connection that was used last or a fresh one."""
         request = b"%b%d\r\n\r\n%b" % (self._head(path), len(body), body)
         connection = self._idle.popitem()[0] if self._idle else await self._open()
-        return await self._exchange(connection, request)
+        try:
+            answer = await connection.send(request)
+        except BaseException:
+            connection.transport.abort()  # the answer may be on its way, and is nobody else's
+            raise
+        if len(self._idle) >= self._concurrency:
+            connection.transport.abort()
+        elif not connection.transport.is_closing():
+            self._idle[connection] = None
+        return answer
 
     async def close(self) -> None:
         """Close the idle connections, and from now on each one that has done its work."""
@@ -470,19 +504,6 @@ class _Client:
             raise ValueError(f"a path must start with a slash and be plain ASCII without spaces: {path!r}")
         return b"POST %b HTTP/1.1\r\n%bContent-Length: " % ((self._prefix + path).encode(), self._fields)
 
-    async def _exchange(self, connection: _Connection, request: bytes) -> Answer:
-        """Send a request and wait for its answer; keep the connection if it may be kept."""
-        try:
-            answer = await connection.send(request)
-        except BaseException:
-            connection.transport.abort()  # the answer may be on its way, and is nobody else's
-            raise
-        if len(self._idle) >= self._concurrency:
-            connection.transport.abort()
-        elif not connection.transport.is_closing():
-            self._idle[connection] = None
-        return answer
-
     async def _open(self) -> _Connection:
         """Connect, through a tunnel if need be."""
         loop, hop = asyncio.get_running_loop(), self._hop
@@ -491,9 +512,7 @@ class _Client:
         race = hop.is_name and isinstance(loop, asyncio.BaseEventLoop)
         options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if race else {}
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self._idle), hop.host, hop.port, ssl=tls, **options
-            )
+            _, connection = await loop.create_connection(self._connection, hop.host, hop.port, ssl=tls, **options)
         except OSError as error:
             spoke = isinstance(error, ssl.SSLError | ConnectionResetError | ConnectionAbortedError)
             kind = ConnectionError if spoke else ConnectionRefusedError
@@ -507,7 +526,7 @@ class _Client:
         assert self._tls
         loop, host = asyncio.get_running_loop(), self._target.host
         try:
-            status, _, _ = await connection.send(self._tunnel, tunnel=True)
+            status, _, _ = await connection.send(self._tunnel)
             if not 200 <= status < 300:
                 raise ConnectionError(f"it answered CONNECT with status {status}")
             if not connection.transport.is_closing():

@@ -195,7 +195,7 @@ class FakeTransport:
 
 def feed(pieces: list[bytes], *, end: bool = True) -> tuple[Any, bool]:
     """Give a connection its answer in these pieces; return answer or error, and whether it may be reused."""
-    connection, transport = stdlib._Connection({}), FakeTransport()
+    connection, transport = stdlib._Connection({}, memoryview(bytearray(stdlib.BUFFER))), FakeTransport()
     connection.connection_made(transport)  # type: ignore[arg-type]
     future = connection.send(b"")
     for piece in pieces:
@@ -703,7 +703,7 @@ async def test_server_that_speaks_first() -> None:
         connection = await client._open()
         await ended.wait()
         with pytest.raises(ConnectionError, match="without answering"):
-            await client._exchange(connection, b"")
+            await connection.send(b"")
 
 
 @pytest.mark.parametrize("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
