@@ -737,9 +737,8 @@ class Connection(asyncio.BufferedProtocol):
         self._answers = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.abort = transport.abort
+        self._transport = transport  # type: ignore[assignment]  # a Transport; uvloop's is none by name
+        self.abort = transport.abort  # type: ignore[attr-defined]
         self._server.links.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
