@@ -33,10 +33,7 @@ import asyncio
 import codecs
 import collections
 import contextlib
-import csv
 import dataclasses
-import datetime
-import email.utils
 import errno
 import functools
 import gc
@@ -60,7 +57,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -444,6 +440,8 @@ def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float
 
     retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK.
     """
+    import email.utils  # slow to import, and for failures only
+
     candidates: list[float | None] = []
     with contextlib.suppress(TypeError, ValueError):
         candidates.append(float(headers.get("retry-after-ms", "")) / 1000)
@@ -668,6 +666,8 @@ def spooled() -> Iterator[str]:
         raise UsageError("standard input is closed; name a file of prompts")
     if sys.stdin.buffer.isatty():
         print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "prompts")
         with open(path, "wb") as file:
@@ -758,6 +758,8 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
     depends on the lines below it alone. So where one ended badly, every later one that is open before that line does
     too; none looks for its end again, and no line is read more than a few times.
     """
+    import csv
+
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
     number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
     again: Iterator[bytes] = iter(())  # what a record has swallowed
@@ -1392,8 +1394,11 @@ def period_of(limit: float, left: float, wait: float, least: int) -> int:
 def reset_wait(text: str) -> float:
     """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
     wait = seconds(text) or 0.0
-    with contextlib.suppress(ValueError, OverflowError):
-        wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
+    if ":" in text:
+        import datetime
+
+        with contextlib.suppress(ValueError, OverflowError):
+            wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
     with contextlib.suppress(ValueError):
         wait = float(text)
     return wait if 0 < wait < 1e6 else 0.0
@@ -3042,7 +3047,8 @@ def main(argv: list[str] | None = None) -> int:
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
             if args.demo:
                 stack.enter_context(demo_server(args))
-            gc.freeze()  # what is there by now stays: the collector need not look at it again and again
+            gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
+            gc.set_threshold(50_000)  # for the collector to look at all of it again and again is a waste
             status = run_loop(compare(args) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name

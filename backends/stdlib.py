@@ -4,7 +4,7 @@ It keeps connections alive, verifies TLS certificates (SSL_CERT_FILE and SSL_CER
 through the proxies that the environment names, reads Content-Length, chunked and close-delimited
 bodies, undoes gzip and deflate, and bounds whatever a server may send.
 
-A request costs one write, usually one read, one future and one parser. The parser is a generator:
+A request costs one write, usually one read, one future and one step of a parser. The parser is a generator:
 it is sent the bytes as they come, waits for more wherever it stands, and returns the answer. It
 lives for that one answer, so that nothing can be left over for the next; what outlives it only hands
 over bytes and answers. Header lines are checked by a regular expression and then stay as they came
@@ -12,7 +12,8 @@ until somebody asks for one.
 
 No request ever gets another's answer: a connection is used again only if the end of its last answer
 was beyond doubt, nothing came after it and the request had been sent in full. Anything else closes
-it, and so do a byte that arrives while it is idle, an error, and the cancellation of `post`.
+it, and so do a byte that arrives before a request has been written, an error, and the cancellation of
+`post`.
 
 It does not:
   * speak HTTP/2, pipeline, or send anything but POST
@@ -294,13 +295,41 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
 # ---- Connections -----------------------------------------------------------------------------------------------------
 
 
+class _Outbox:
+    """The requests of one turn of the event loop, which are written one right after the other.
+
+    A server on this machine that has fallen asleep in between costs as much to wake as the rest of a write.
+    """
+
+    MOST = 32  # requests; the first of a great many should not wait for the last
+
+    def __init__(self) -> None:
+        self._connections: list[_Connection] = []
+
+    def add(self, connection: "_Connection") -> None:
+        """Have the connection write at the end of this turn."""
+        if not self._connections:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._connections.append(connection)
+        if len(self._connections) >= self.MOST:
+            self._write()
+
+    def _write(self) -> None:
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.write()
+
+
 class _Connection(asyncio.BufferedProtocol):
     """A connection with at most one request on it."""
 
     transport: asyncio.Transport
 
-    def __init__(self, idle: dict["_Connection", None], buffer: memoryview, tunnel: bool = False) -> None:
-        self._idle = idle
+    def __init__(
+        self, idle: dict["_Connection", None], outbox: _Outbox, buffer: memoryview, tunnel: bool = False
+    ) -> None:
+        self._idle, self._outbox = idle, outbox
+        self._request = b""  # while it is still to be written
         self._loop = asyncio.get_running_loop()
         self._buffer = buffer  # all share one: an event loop fills it and calls `buffer_updated` in one go
         self._waiter: asyncio.Future[Answer] | None = None
@@ -308,12 +337,19 @@ class _Connection(asyncio.BufferedProtocol):
         next(self._parser)
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
-        """Write the request; the future is for its answer."""
+        """Have the request written; the future is for its answer."""
         if self.transport.is_closing():
             raise ConnectionError(UNANSWERED)
         self._waiter = waiter = self._loop.create_future()
-        self.transport.write(request)
+        self._request = request
+        self._outbox.add(self)
         return waiter
+
+    def write(self) -> None:
+        """Write the request, unless the connection has gone since."""
+        request, self._request = self._request, b""
+        if not self.transport.is_closing():
+            self.transport.write(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -325,7 +361,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """Called by the event loop: so many bytes have come."""
-        if self._waiter:
+        if self._waiter and not self._request:
             self._advance(self._parser.send, self._buffer[:count].tobytes())
         else:
             self.transport.abort()  # nobody asked for this, and the next request must not take it for its answer
@@ -473,7 +509,8 @@ class _Client:
             self._tls.set_alpn_protocols(["http/1.1"])
         self._concurrency = concurrency
         self._idle: dict[_Connection, None] = {}  # a stack from which a lost connection can be taken at once
-        self._connection = partial(_Connection, self._idle, memoryview(bytearray(BUFFER)), bool(self._tunnel))
+        buffer = memoryview(bytearray(BUFFER))
+        self._connection = partial(_Connection, self._idle, _Outbox(), buffer, bool(self._tunnel))
 
     async def post(self, path: str, body: bytes) -> Answer:
         """Send one request, on the connection that was used last or a fresh one."""

@@ -179,6 +179,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.closed = False
         self.unsent = 0
+        self.written = b""
 
     def is_closing(self) -> bool:
         return self.closed
@@ -187,16 +188,24 @@ class FakeTransport:
         self.closed = True
 
     def write(self, data: bytes) -> None:
-        pass
+        assert not self.closed
+        self.written += data
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
 
 
+def made() -> tuple[Any, FakeTransport]:
+    """Return a connection and its transport."""
+    transport = FakeTransport()
+    connection = stdlib._Connection({}, stdlib._Outbox(), memoryview(bytearray(stdlib.BUFFER)))
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    return connection, transport
+
+
 def feed(pieces: list[bytes], *, end: bool = True) -> tuple[Any, bool]:
     """Give a connection its answer in these pieces; return answer or error, and whether it may be reused."""
-    connection, transport = stdlib._Connection({}, memoryview(bytearray(stdlib.BUFFER))), FakeTransport()
-    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection, transport = made()
     future = connection.send(b"")
     for piece in pieces:
         for at in range(0, len(piece), stdlib.BUFFER):
@@ -704,6 +713,41 @@ async def test_server_that_speaks_first() -> None:
         await ended.wait()
         with pytest.raises(ConnectionError, match="without answering"):
             await connection.send(b"")
+
+
+async def test_an_answer_to_what_is_not_yet_written_is_none() -> None:
+    connection, transport = made()
+    future, early = connection.send(b"POST"), answer(b"too early")
+    connection.get_buffer(-1)[: len(early)] = early
+    connection.buffer_updated(len(early))
+    assert transport.closed and not future.done()
+    connection.connection_lost(None)
+    with pytest.raises(ConnectionError, match="without answering"):
+        await future
+    await asyncio.sleep(0)
+    assert transport.written == b""
+
+
+async def test_the_requests_of_a_turn_are_written_at_its_end() -> None:
+    connections = [made() for _ in range(3)]
+    outbox = stdlib._Outbox()
+    for number, (connection, _) in enumerate(connections):
+        connection._outbox = outbox
+        connection.send(b"%d" % number)
+    assert [transport.written for _, transport in connections] == [b""] * 3
+    connections[1][1].abort()
+    await asyncio.sleep(0)
+    assert [transport.written for _, transport in connections] == [b"0", b"", b"2"]
+
+
+async def test_the_first_of_many_requests_do_not_wait_for_the_last() -> None:
+    connections, outbox = [made() for _ in range(stdlib._Outbox.MOST + 1)], stdlib._Outbox()
+    for connection, _ in connections:
+        connection._outbox = outbox
+        connection.send(b"x")
+    assert [transport.written for _, transport in connections] == [b"x"] * stdlib._Outbox.MOST + [b""]
+    await asyncio.sleep(0)
+    assert connections[-1][1].written == b"x"
 
 
 @pytest.mark.parametrize("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
