@@ -2299,7 +2299,8 @@ class Journal:
         self._retry_failed = retry_failed
         self._earlier: dict[str, list[int]] = {}  # by the request's fingerprint, where its lines stand
         self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
-        self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1: nowhere yet
+        # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
+        self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._overwrite, self._torn = overwrite, False
@@ -2392,7 +2393,7 @@ class Journal:
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
         for prompt in prompts:
-            self._offsets.append(-1)
+            self._offsets.append(0)
             key = fingerprint(prompt) if self._earlier else ""
             earlier = self._earlier.get(key[:16])
             if not earlier:
@@ -2407,7 +2408,7 @@ class Journal:
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
-            self._offsets[prompt.number] = offset
+            self._place(prompt.number, offset)
             if row_id != prompt.id or row != key[16:]:
                 self._changed[prompt.number] = prompt
             self.kept += error is None
@@ -2428,8 +2429,15 @@ class Journal:
                 self._torn = False
             raise
         self._torn = False
-        self._offsets[result.prompt.number] = self._size
+        self._place(result.prompt.number, self._size)
         self._size += len(line)
+
+    def _place(self, number: int, offset: int) -> None:
+        try:
+            self._offsets[number] = offset + 1
+        except OverflowError:  # from 4 GiB on
+            self._offsets = array.array("Q", self._offsets)
+            self._offsets[number] = offset + 1
 
     def attend(self) -> None:
         """See that the file is there: where somebody has removed it, go on in a new one with all that it held.
@@ -2502,7 +2510,8 @@ class Journal:
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
-        for number, offset in enumerate(self._offsets):
+        for number, place in enumerate(self._offsets):
+            offset = place - 1
             line = lines.readline() if offset == end else line_at(lines, offset)
             end = offset + len(line)
             yield renewed(line, self._changed[number]) if number in self._changed else line

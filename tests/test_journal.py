@@ -703,3 +703,11 @@ def test_failures_of_the_same_question_are_told_apart(path):
     assert session(path, items, fail=["a"], answer=2, finish=False) == ["b", "a"]  # the first takes the other's line
     assert session(path, items) == []
     assert [row["id"] for row in rows(path)] == [1, 2, 3]
+
+
+def test_the_place_of_a_line_beyond_4_gib(tmp_path):
+    with Journal(tmp_path / "r.jsonl") as journal:
+        assert list(journal.left(iter(prepare(["a", "b", "c"])))) and len(journal._offsets) == 3
+        for number, offset in enumerate((0, 2**32 - 2, 2**32 - 1)):
+            journal._place(number, offset)
+        assert list(journal._offsets) == [1, 2**32 - 1, 2**32]
