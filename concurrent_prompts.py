@@ -2033,6 +2033,7 @@ class Run:
             self._warn_once("files", text)
 
     async def __aenter__(self) -> Run:
+        self._loop = asyncio.get_running_loop()
         self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
@@ -2040,7 +2041,7 @@ class Run:
 
     def _later(self, name: str, delay: float, action: Callable[[], None]) -> None:
         """Set a timer. Where it comes late (the process was stopped), the replies that wait are read first."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         due = loop.time() + delay
 
         def act() -> None:
@@ -2124,7 +2125,7 @@ class Run:
         return result.attempts >= min(3, self._max_attempts)
 
     async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
-        task, asked = asyncio.current_task(), self._clock()
+        task, asked = asyncio.current_task(self._loop), self._clock()
         assert task is not None
         result.started = result.started or self._epoch + asked
         cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
@@ -2654,7 +2655,9 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     async def worker(prompt: Prompt | None) -> None:
         while prompt is not None:
-            await _record(record, await run.answer(prompt))
+            waiting = record(await run.answer(prompt))
+            if waiting is not None:
+                await waiting
             prompt = next(admitted, None)
 
     workers = []
@@ -2841,8 +2844,9 @@ class Tally:
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
             if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
                 self.marked[result.finish_reason] += 1
-            if result.tokens is not NO_TOKENS:
-                self.tokens = list(map(int.__add__, self.tokens, result.tokens))
+            for place, count in enumerate(result.tokens):
+                if count:
+                    self.tokens[place] += count
 
     def fail(self, error: Error) -> None:
         """Count a failure."""
