@@ -132,7 +132,6 @@ class Prompt:
 
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
-NOTHING: dict[str, Any] = {}  # never changed
 NO_TOKENS = 0, 0, 0, 0
 
 
@@ -143,7 +142,7 @@ class Reply(NamedTuple):
     finish_reason: str | None = None
     model: str | None = None
     usage: dict[str, Any] | None = None
-    extra: dict[str, Any] = NOTHING
+    extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
     http: Http | None = None
     headers: Mapping[str, str] = NO_HEADERS
 
@@ -172,7 +171,7 @@ class Result:
     tokens: Iterable[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
     finish_reason: str | None = None
     model: str | None = None
-    extra: dict[str, Any] = dataclasses.field(default_factory=lambda: NOTHING)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     http: Http | None = None
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
@@ -267,9 +266,7 @@ def fingerprint(prompt: Prompt) -> str:
 
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
-encode_json = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
-).encode
+encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 read_json = json.JSONDecoder().raw_decode
 
@@ -1273,7 +1270,7 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
 def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the text, the finish reason and what else there is of a chat completion."""
     texts = [message_text(choice["message"]) for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else NOTHING
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
 
 
 def message_text(message: dict[str, Any]) -> str:
@@ -1303,7 +1300,7 @@ def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]
 def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the text, the finish reason and what else there is of a completion."""
     texts = [choice["text"] or "" for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else NOTHING
+    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
 
 
 def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
@@ -2655,9 +2652,7 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     async def worker(prompt: Prompt | None) -> None:
         while prompt is not None:
-            waiting = record(await run.answer(prompt))
-            if waiting is not None:
-                await waiting
+            await _record(record, await run.answer(prompt))
             prompt = next(admitted, None)
 
     workers = []
