@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+import concurrent_prompts
 from backends.stand_in import serve
 
 VARIABLES = (
@@ -46,6 +47,14 @@ def mended_aioresponses():
         aiohttp.ClientResponse.__init__ = init
     yield
     aiohttp.ClientResponse.__init__ = original
+
+
+@pytest.fixture(params=["as installed", "json alone"])
+def codec(request, monkeypatch):
+    """Do without orjson, too: what is read and written must be the same."""
+    if request.param == "json alone":
+        monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
+        monkeypatch.setattr(concurrent_prompts, "load", concurrent_prompts._load)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from concurrent_prompts import (
     verdict_of,
 )
 
+pytestmark = pytest.mark.usefixtures("codec")
+
 CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS = "/chat/completions", "/responses", "/completions", "/embeddings"
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 
@@ -20,6 +21,8 @@ from concurrent_prompts import (
     http_error,
     read_prompts,
 )
+
+pytestmark = pytest.mark.usefixtures("codec")
 
 FAILED = Error("http_500", "boom", 500, True)
 
@@ -711,3 +714,31 @@ def test_the_place_of_a_line_beyond_4_gib(tmp_path):
         for number, offset in enumerate((0, 2**32 - 2, 2**32 - 1)):
             journal._place(number, offset)
         assert list(journal._offsets) == [1, 2**32 - 1, 2**32]
+
+
+ROWS = {
+    "usual": {"id": 1, "text": "Grüße, \u2028 \U0001f600", "n": [0.5, -0.0, 1.25, 2**53, True, None]},
+    "half a surrogate pair": {"text": "\ud800"},
+    "no number": {"text": float("nan"), "more": [float("inf")]},
+    "a number beyond 64 bits": {"n": 2**70},
+    "keys of other types": {"usage": {1: "one"}},
+    "too deep": {"id": 1, "reply": functools.reduce(lambda inner, _: [inner], range(3000), 0)},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_line_is_the_same_with_and_without_orjson(row, monkeypatch):
+    line = concurrent_prompts.to_line(row)
+    assert line.endswith(b"\n") and line.count(b"\n") == 1 and isinstance(json.loads(line), dict)
+    monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
+    assert concurrent_prompts.to_line(row) == line
+
+
+TEXTS = ['{"a":1}', " [1] \n", '\ufeff{"a":1}', '{"a":NaN}', '"\\ud800"', "", "x", "[1] 2", "[" * 9999]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_read_is_the_same_with_and_without_orjson(text, monkeypatch):
+    values = [concurrent_prompts.parse_json(form) for form in (text, text.encode())]
+    monkeypatch.setattr(concurrent_prompts, "load", concurrent_prompts._load)
+    assert repr([concurrent_prompts.parse_json(form) for form in (text, text.encode())]) == repr(values)
