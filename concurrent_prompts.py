@@ -193,7 +193,7 @@ class Result:
             "text": self.text,
             "error": self.error and self.error._asdict(),
             "attempts": self.attempts,
-            "latency": int(1e6 * self.latency) / 1e6,
+            "latency": int(1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
             "started": int(1e6 * self.started) / 1e6,
             "slot_wait": int(1e6 * self.slot_wait) / 1e6,
             "limit_wait": int(1e6 * self.limit_wait) / 1e6,
@@ -1419,7 +1419,7 @@ class Quota:
         self._others, self._heard = 0.0, (0.0, 0.0, 0.0)  # their rate; when, what was left and spent at the last reply
         self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
         self._sure, self._let_in, self._barren = False, 0, 0
-        self.unsaid, self._began = 0, 0.0  # replies since one has told the limit
+        self._unsaid, self._began = 0, 0.0  # replies since one has told the limit
         self._told = math.inf if told is None else told / 60
         self._stated = math.inf  # by the headers
         if told is not None:
@@ -1435,19 +1435,16 @@ class Quota:
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
-        return min(self.size, self._level + (now - self._stamp) * self.rate)
+        return self._level if self.rate == math.inf else min(self.size, self._level + (now - self._stamp) * self.rate)
 
     def wait(self, cost: float, now: float) -> float:
         """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
-        if self.rate == math.inf:
-            return 0.0
         lack = min(cost, self.size) - self.level(now)
         return lack / self.rate if lack > 0 else 0.0
 
     def spend(self, cost: float, now: float) -> None:
         """Take out the cost of a call that goes out."""
-        if self.rate < math.inf:
-            self._level, self._stamp = self.level(now) - cost, now
+        self._level, self._stamp = self.level(now) - cost, now
         self.spent += cost
         self._calls += 1
 
@@ -1471,9 +1468,10 @@ class Quota:
 
         `spent` is what all calls had spent when this one went out.
         """
-        if not (found := limits_in(headers, self.name)):
-            return False
-        self.unsaid = 0
+        self._unsaid += 1
+        if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
+            return False  # looking for them costs time, too
+        self._unsaid = 0
         rate, left, size = found
         if self._stated not in (rate, math.inf):
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
@@ -1516,10 +1514,11 @@ class Quota:
 
     def let_in(self) -> None:
         """Try a little more after each call that was let in, and the more the longer it goes well."""
-        self._let_in += 1
-        more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
-        faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
-        self.rate = min(self.rate * faster, 1e6)
+        if self.source == "from refusals":
+            self._let_in += 1
+            more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
+            faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
+            self.rate = min(self.rate * faster, 1e6)
 
     def refuse(self, cost: float, now: float) -> None:
         """Learn from a call that was refused, of which nothing more is known."""
@@ -1593,9 +1592,9 @@ class Window:
         octave[1] += latency
         octave[2] += place
         self._noted += 1
-        self._lately += (latency - self._lately) / (16 if self._noted > 16 else self._noted)
-        if octave[0] > 15 and self._usual * octave[0] > octave[1]:
-            self._usual = octave[1] / octave[0]
+        self._lately += (latency - self._lately) / min(16, self._noted)
+        if octave[0] > 15:
+            self._usual = min(self._usual, octave[1] / octave[0])
 
     def _decide(self) -> None:
         """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
@@ -1762,10 +1761,7 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if self.in_flight + 1 > self.window.size:
             return math.inf
-        wait = max(self.pause_end, self._next) - now
-        for quota, amount in ((self.requests, 1), (self.tokens, cost)):
-            if quota.rate < math.inf:
-                wait = max(wait, quota.wait(amount, now))
+        wait = max(self.pause_end - now, self._next - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
 
     async def _change(self, span: float) -> None:
@@ -1790,18 +1786,15 @@ class Limiter:
         failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
         self._changed.set()
-        if failure is not None or self._refusals or now < self._doubt_end or not self.heard:
-            self._listen(call.started, failure, now)
+        self._listen(call.started, failure, now)
         slow = failure is not None and failure.slow
         self._slow += (slow - self._slow) / 50
         if slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = False
-        for quota, spent in zip((self.requests, self.tokens), call.spent, strict=True):
-            quota.unsaid += 1
-            if quota.unsaid <= 50 or quota.unsaid % 50 == 0:  # looking for limits costs time, too
-                told |= quota.hear(outcome.headers, call, spent, now)
+        requests, tokens = call.spent
+        told = self.requests.hear(outcome.headers, call, requests, now)
+        told |= self.tokens.hear(outcome.headers, call, tokens, now)
         if failure is None:
             self._answered(call, call.latency)
         elif slow and failure.wait is not None:
@@ -1812,9 +1805,8 @@ class Limiter:
     def _answered(self, call: Call, latency: float) -> None:
         self._latency += (latency - self._latency) / (50 if self._latency else 1)
         self.window.answered(call.place, latency)
-        for quota in (self.requests, self.tokens):
-            if quota.source == "from refusals":
-                quota.let_in()
+        self.requests.let_in()
+        self.tokens.let_in()
         if self._strikes and call.started > self._refusal:
             self._spread_end = -math.inf
 
@@ -2144,8 +2136,7 @@ class Run:
         self.patience.answered(call)
         result.error = result.exception = None
         result.take(outcome)
-        if self.limiter.tokens.source or self.patience.answers % 16 == 1:  # what nobody limits is known well enough
-            self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
         return None
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
@@ -2730,7 +2721,7 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
-    its text, or a loaded backend (`load_backend`). Options:
+    its text, or a loaded backend (`load_backend`). The event loop is uvloop's where that is installed. Options:
     `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
     attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `return_exceptions`: True
     (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as

@@ -107,8 +107,9 @@ class Server:
     """The server process; it has the last core, unless it is to roam."""
 
     def __init__(self, *options: str, trust: str | None = None, roam: bool = False) -> None:
-        command = [sys.executable, str(ROOT / "benchmarks" / "server.py"), *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "benchmarks.server", *options]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
         pin(self.process.pid, CORES[-1] if SECOND is not None and not roam else None)
         self.trust, self.one_by_one = trust, threading.Lock()
         self.url = f"http{'s' if trust else ''}://127.0.0.1:{self.line().strip()}/v1"

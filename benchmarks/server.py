@@ -1,6 +1,6 @@
 """A server that costs next to nothing: every POST gets the same chat completion, over kept-alive HTTP/1.1.
 
-    python benchmarks/server.py [--latency SECONDS] [--tail SEED] [--tls PEM]
+    python -m benchmarks.server [--latency SECONDS] [--tail SEED] [--tls PEM]
 
 Prints its port; for every line on its standard input, what it has seen since the last one, as JSON; and ends with it.
 With --tail the latencies are heavy-tailed, each settled by the seed and the prompt. Times are of the monotonic clock,
@@ -9,13 +9,14 @@ which all processes share. uvloop is used where it is installed: it is not the s
 
 import argparse
 import asyncio
-import contextlib
 import json
 import ssl
 import sys
 import time
 import zlib
 from typing import Any
+
+from concurrent_prompts import run_loop
 
 MESSAGE = {"role": "assistant", "content": "Air scatters short waves of light more than long ones. " * 2}
 ANSWER = {
@@ -96,8 +97,4 @@ if __name__ == "__main__":
     parser.add_argument("--tail", type=int)
     parser.add_argument("--tls")
     options = parser.parse_args()
-    new_loop: Any = asyncio.new_event_loop
-    with contextlib.suppress(ImportError):
-        from uvloop import new_event_loop as new_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(options.latency, options.tail, options.tls))
+    run_loop(serve(options.latency, options.tail, options.tls))

@@ -808,7 +808,7 @@ async def test_cancelled_while_connecting() -> None:
         connect(f"https://127.0.0.1:{port}", {}, 1) as post,
     ):
         await cancel_once(asked, post)
-        await ended.wait()
+        assert await asyncio.wait_for(ended.wait(), 5), "the connection is still open"
 
 
 async def test_busy_when_the_block_ends() -> None:
@@ -1322,7 +1322,8 @@ async def test_cancelled_while_the_tunnel_is_dug(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         async with connect("https://api.test/v1", {}, 1) as post:
             await cancel_once(asked, post)
-            await ended.wait()
+            assert await asyncio.wait_for(ended.wait(), 5), "the tunnel is still open"
+        assert len(proxy.requests) == 1
 
 
 async def test_http_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
