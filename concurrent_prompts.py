@@ -154,7 +154,8 @@ class Result:
     The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
     place among the calls in flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off)
     and `lost` (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a
-    Unix time.
+    Unix time. `tries` says when each of the failed attempts before the last one began, after `started`, and how long
+    it took; `limit` is how many calls a minute the server was known to let through by then.
     """
 
     prompt: Prompt
@@ -167,6 +168,8 @@ class Result:
     limit_wait: float = 0.0
     retry_wait: float = 0.0
     lost: float = 0.0
+    tries: list[tuple[float, float]] | None = None
+    limit: float | None = None
     usage: dict[str, Any] | None = None
     tokens: Iterable[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
     finish_reason: str | None = None
@@ -186,11 +189,9 @@ class Result:
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
         self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
-    def as_row(self) -> dict[str, Any]:
-        """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
-        row = {
-            "id": self.prompt.id,
-            "text": self.text,
+    def clocks(self) -> dict[str, Any]:
+        """The part of a line of the results file that says what ran when: all that a picture needs."""
+        clocks: dict[str, Any] = {
             "error": self.error and self.error._asdict(),
             "attempts": self.attempts,
             "latency": int(1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
@@ -199,6 +200,19 @@ class Result:
             "limit_wait": int(1e6 * self.limit_wait) / 1e6,
             "retry_wait": int(1e6 * self.retry_wait) / 1e6,
             "lost": int(1e6 * self.lost) / 1e6,
+        }
+        if self.tries:
+            clocks["tries"] = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries]
+        if self.limit:
+            clocks["limit"] = int(10 * self.limit) / 10
+        return clocks
+
+    def as_row(self) -> dict[str, Any]:
+        """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
+        row = {
+            "id": self.prompt.id,
+            "text": self.text,
+            **self.clocks(),
             "usage": self.usage,
             "finish_reason": self.finish_reason,
             "model": self.model,
@@ -969,7 +983,8 @@ class Api:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
-                    post = await stack.enter_async_context(self._connect(self.base_url, self._headers, concurrency))
+                    connecting = self._connect(self.base_url, self._headers, concurrency + 1)  # and one beside the run
+                    post = await stack.enter_async_context(connecting)
                 except (ValueError, OSError) as failure:
                     raise UsageError(self._conceal(f"backend {self.name} cannot be opened: {failure}")) from None
 
@@ -1687,6 +1702,11 @@ class Limiter:
         """Return what is known of the server's limits, for the report."""
         return [str(known) for known in (self.requests, self.tokens, self.window) if known.source]
 
+    def calls_a_minute(self) -> float | None:
+        """Return how many calls a minute the server is known to let through, None where nothing is known."""
+        rate = min(self.requests.rate, self.tokens.rate * self.sent / max(1.0, self.tokens.spent))
+        return 60 * rate if rate < math.inf else None
+
     def state(self) -> str:
         """Return what holds up the run, in a few words, or ''."""
         now = self._clock()
@@ -2071,6 +2091,7 @@ class Run:
             return result
         losses, first_missed = 0, math.inf
         while (failure := await self._attempt(prompt, result, losses)) is not None:
+            began = result.slot_wait + result.limit_wait + result.retry_wait + result.lost
             result.error, result.http, result.exception = failure.error, failure.http, failure
             if self._never_there(failure, result):
                 kind = "timeout" if failure.kind == "timeout" else "unreachable"
@@ -2088,6 +2109,7 @@ class Run:
                 return result
             losses += failure.kind == "lost"
             result.attempts -= free
+            result.tries = [*(result.tries or ()), (began, result.latency)]
             result.lost, result.latency = result.lost + result.latency, 0.0
         return result
 
@@ -2132,6 +2154,7 @@ class Run:
         if isinstance(outcome, PromptError):
             return outcome
         self._answered = call.started + call.latency
+        result.limit = self.limiter.calls_a_minute()
         self._unheard.clear()
         self.patience.answered(call)
         result.error = result.exception = None
@@ -2166,6 +2189,14 @@ class Run:
                 call.task.uncancel()
             self.limiter.settle(call, outcome)
         return outcome
+
+    async def look_up(self, path: str) -> Any:
+        """Return the document at a path of the API: beside the run, outside its limits, tried once.
+
+        Raises what a call raises.
+        """
+        reply = await self._call(Prompt(0, None, path=path))
+        return reply.extra["reply"]
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
@@ -3280,11 +3311,12 @@ async def answer_file(args: argparse.Namespace) -> int:
         tally = Tally()
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet)
-            syncing = asyncio.ensure_future(keep_synced(run, sink))
+            beside = [asyncio.ensure_future(work) for work in (keep_synced(run, sink), warn_of_shutdown(run, api))]
             try:
                 await way(run, sink.left(prompts), functools.partial(record, args, run, sink, tally, progress))
             finally:
-                syncing.cancel()
+                for task in beside:
+                    task.cancel()
                 progress.close()
         tally.stop()
         if run.stopped is None:
@@ -3305,6 +3337,24 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
         except OSError as failure:
             run.stop(disk_error(sink, failure))
             return
+
+
+async def warn_of_shutdown(run: Run, api: Api) -> None:
+    """Warn where the server's list of models says that the model has less than 90 days left.
+
+    OpenAI's has a `shutdown_date` (https://platform.openai.com/docs/api-reference/models). Whatever goes wrong here is
+    nobody's business: the run neither waits for this nor fails by it.
+    """
+    import datetime
+
+    model = api.model or DEFAULT_MODEL
+    with contextlib.suppress(Exception):
+        listed = (await run.look_up(f"/models{api.query}"))["data"]
+        date = next(entry["shutdown_date"] for entry in listed if entry["id"] == model and entry["shutdown_date"])
+        left = (datetime.date.fromisoformat(date) - datetime.date.today()).days
+        when = f"in {plural(left, 'day')}" if left > 0 else "by now"
+        if left <= 90:
+            log.warning("%s is to be shut down on %s, %s: choose another model (-m)", model, date, when)
 
 
 def record(

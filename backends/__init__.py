@@ -16,8 +16,8 @@ A live backend is one function, an async context manager factory:
     concurrency  int, the most calls that will ever be in flight; a pool must not be smaller
 
 `post` is given the path below the base URL ("/chat/completions", maybe with a "?query") and the
-body, JSON as bytes; it returns the status as an int, a mapping whose get() finds a header by its
-lower-case name, and the body as bytes, content and transfer encodings undone.
+body, JSON as bytes, or b"" for a GET ("/models"); it returns the status as an int, a mapping whose
+get() finds a header by its lower-case name, and the body as bytes, content and transfer encodings undone.
 
 The rules:
   * Every HTTP status is returned as a value, redirects too: none is followed, none is an exception.

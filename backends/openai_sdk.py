@@ -45,11 +45,12 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
             "/responses": client.responses.with_raw_response.create,
             "/completions": client.completions.with_raw_response.create,
             "/embeddings": client.embeddings.with_raw_response.create,
+            "/models": client.models.with_raw_response.list,
         }
 
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             url, _, query = path.partition("?")
-            arguments: dict[str, Any] = json.loads(body)
+            arguments: dict[str, Any] = json.loads(body or "{}")
             if url == "/embeddings":
                 arguments.setdefault("encoding_format", "float")  # the API's default; the SDK's own is base64
             extra = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)

@@ -36,7 +36,8 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
 
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             try:
-                reply = await session.post(base_url + path, data=body, allow_redirects=False)
+                method = "POST" if body else "GET"
+                reply = await session.request(method, base_url + path, data=body or None, allow_redirects=False)
                 return reply.status, reply.headers, await bounded(reply)
             except TimeoutError as failure:
                 raise TimeoutError(str(failure)) from failure

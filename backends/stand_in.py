@@ -27,6 +27,7 @@ Whom it turns away:
   --quota N              after N requests that get an answer, 429 insufficient_quota for ever
   --require-key KEY      without "Authorization: Bearer KEY", 401
   --models A,B           any other model is 404
+  --shutdown DATE        what the list of models gives as their shutdown_date (YYYY-MM-DD)
 What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
                          reset, truncated, hang, null-choices, error-200, malformed, empty-html (the last four
@@ -107,6 +108,7 @@ class Options:
     quota: int | None = None
     require_key: str | None = None
     models: tuple[str, ...] = ()
+    shutdown: str | None = None
     fault: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     close_every: int | None = None
@@ -512,12 +514,12 @@ class Server:
             shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
             job.link.send(Reply(200, encode_json(shown)))
             return
+        if (job.head.method, job.head.path) == ("GET", "/v1/models"):  # that is no call either
+            job.link.send(self._dress(self._models(job.head), 0.0))
+            return
         self.stats.enter(job.started)
         try:
             self._check_head(job.head)
-            if job.head.method == "GET":
-                self._leave(job, self._models())
-                return
             job.ask = Ask(job.head.path, raw)
             self._admit(job.ask)
             job.fault, job.latency = self._draw(job.ask)
@@ -621,11 +623,15 @@ class Server:
         text = encode_json(answer)
         return Reply(200, text[: len(text) // 2] if job.fault == "malformed" else text)
 
-    def _models(self) -> Reply:
+    def _models(self, head: Head) -> Reply:
+        try:
+            self._check_head(head)
+        except Refusal as refusal:
+            return refusal.reply
         names = self.options.models or ("gpt-6-luna", "text-embedding-3-small")
         return Reply(200, encode_json({"object": "list", "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": "stand-in", "shutdown_date": None}
-            for name in names]}))
+            {"id": name, "object": "model", "created": 0, "owned_by": "stand-in",
+             "shutdown_date": self.options.shutdown} for name in names]}))
 
     def _leave(self, job: Job, reply: Reply | None) -> None:
         """Count a request out, let the next one in the queue begin, and answer."""

@@ -16,7 +16,7 @@ it, and so do a byte that arrives before a request has been written, an error, a
 `post`.
 
 It does not:
-  * speak HTTP/2, pipeline, or send anything but POST
+  * speak HTTP/2, pipeline, or send anything but POST and GET
   * stream: bodies are held in memory, whole, in both directions
   * follow redirects, keep cookies, retry, wait or time out
   * use SOCKS proxies, or any content coding but gzip and deflate
@@ -514,7 +514,7 @@ class _Client:
 
     async def post(self, path: str, body: bytes) -> Answer:
         """Send one request, on the connection that was used last or a fresh one."""
-        request = b"%b%d\r\n\r\n%b" % (self._head(path), len(body), body)
+        request = b"%b%d\r\n\r\n%b" % (self._head("POST" if body else "GET", path), len(body), body)
         connection = self._idle.popitem()[0] if self._idle else await self._open()
         try:
             answer = await connection.send(request)
@@ -535,11 +535,11 @@ class _Client:
         while self._idle:  # connection_lost takes them out, in the next round of the event loop
             await asyncio.sleep(0)
 
-    def _write_head(self, path: str) -> bytes:
+    def _write_head(self, method: str, path: str) -> bytes:
         """Write all of a request up to the number of its body's bytes."""
         if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
             raise ValueError(f"a path must start with a slash and be plain ASCII without spaces: {path!r}")
-        return b"POST %b HTTP/1.1\r\n%bContent-Length: " % ((self._prefix + path).encode(), self._fields)
+        return f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode() + self._fields + b"Content-Length: "
 
     async def _open(self) -> _Connection:
         """Connect, through a tunnel if need be."""

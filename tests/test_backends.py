@@ -313,7 +313,7 @@ async def test_identical_results_through_faults(tmp_path, monkeypatch):
         async with serve(fault=faults, seed=7) as server:
             send = load_backend(name, base_url=server.url)
             results = await run_concurrent(read_prompts(tmp_path / "p.txt"), send, concurrency=20, max_attempts=50)
-        own = ("attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost")
+        own = ("attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit")
         outcomes.append([{k: v for k, v in result.as_row().items() if k not in own} for result in results])
         assert sum(result.attempts for result in results) > 220, "the faults did not come through"
     assert outcomes[0] == outcomes[1] == outcomes[2]
@@ -385,3 +385,17 @@ async def test_a_body_that_is_too_large_is_refused(name, monkeypatch):
     async with scripted(lambda head, body: reply(b" " * 2000)) as (url, _), module.connect(url, {}, 1) as post:
         with pytest.raises(ConnectionError, match="longer than 1000 bytes"):
             await post("/x", b"{}")
+
+
+# ---- The server's list of models -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_empty_body_is_a_get(name):
+    async with serve(require_key="k", shutdown="2027-01-14") as server:
+        module = importlib.import_module(f"backends.{name.replace('-', '_')}")
+        async with module.connect(server.url, {"Authorization": "Bearer k"}, 1) as post:
+            status, _, body = await post("/models", b"")
+            assert (status, json.loads(body)["data"][0]["shutdown_date"]) == (200, "2027-01-14")
+        async with module.connect(server.url, {"Authorization": "Bearer wrong"}, 1) as post:
+            assert (await post("/models", b""))[0] == 401

@@ -1,5 +1,7 @@
 """The command line, from the user's end: what is typed, what is on the screen, what is in the files."""
 
+import asyncio
+import datetime
 import gzip
 import io
 import json
@@ -12,10 +14,11 @@ import sys
 import time
 
 import pytest
+from test_backends import reply, scripted
 
 import concurrent_prompts
 from backends.stand_in import main as stand_in_main
-from concurrent_prompts import main
+from concurrent_prompts import load_backend, main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
@@ -456,3 +459,41 @@ def test_the_stand_in_has_a_manual(capsys):
     with pytest.raises(SystemExit, match="0"):
         stand_in_main(["--help"])
     assert "--latency" in capsys.readouterr().out
+
+
+# ---- A model's last days -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(0, "by now"), (-30, "by now"), (1, "in 1 day"), (90, "in 90 days"), (91, None), ("null", None), ("soon", None)],
+)
+def test_a_model_that_is_to_be_shut_down(here, stand_in, capsys, days, said):
+    date = str(datetime.date.today() + datetime.timedelta(days)) if isinstance(days, int) else days
+    server = stand_in(shutdown=None if date == "null" else date, latency=0.1)
+    assert main(["prompts.txt", "--base-url", server.url]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "shut down" in line]
+    assert told == ([f"gpt-6-luna is to be shut down on {date}, {said}: choose another model (-m)"] if said else [])
+
+
+@pytest.mark.parametrize("listing", [b"", b"[]", b"{}", b'{"data":[7]}', b'{"data":null}', b"<html>", b"\xff", None])
+async def test_a_list_of_models_that_is_none_costs_nothing(caplog, listing):
+    async with scripted(lambda head, body: reply(listing) if listing is not None else None) as (url, log):
+        api = load_backend("stdlib", base_url=url)
+        async with concurrent_prompts.Run(api) as run:
+            await concurrent_prompts.warn_of_shutdown(run, api)
+    assert len(log) == 1 and log[0][0].startswith(b"GET /v1/models ") and not caplog.records
+
+
+def test_nobody_waits_for_the_list_of_models(here, stand_in, monkeypatch):
+    ended = []
+
+    async def never(run, path):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(path)
+
+    monkeypatch.setattr(concurrent_prompts.Run, "look_up", never)
+    assert main(["prompts.txt", "--base-url", stand_in(latency=0.05).url]) == 0
+    assert ended == ["/models"]

@@ -371,6 +371,17 @@ async def test_the_clocks_add_up():
         assert result.error is None and result.attempts == (3 if int(result.text == "x") else 1)
 
 
+@virtual
+async def test_the_failed_attempts_are_told_one_by_one():
+    failures = [(2, http_error(500, {}, b"")), (3, ConnectionResetError())]
+    server = Server({"a": [*failures, (4, "A")], "b": [(1, ValueError())]})
+    a, b = await run_concurrent(["a", "b"], server, **options())
+    when = [began for prompt, began in server.calls if prompt == "a"]
+    assert [began for began, _ in a.tries] == pytest.approx([began - when[0] for began in when[:2]])
+    assert [took for _, took in a.tries] == pytest.approx([2, 3]) and sum(took for _, took in a.tries) == a.lost
+    assert "tries" not in b.as_row() and b.error is not None  # its only attempt is the last one
+
+
 # ---- Timeouts ------------------------------------------------------------------------------------------------
 
 

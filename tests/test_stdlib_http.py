@@ -1034,7 +1034,7 @@ async def test_callers_header_replaces_ours() -> None:
 )
 async def test_host_and_path_of_a_base_url(base_url: str, host: str, url: str) -> None:
     client = stdlib._Client(base_url, {}, 1)
-    lines = client._head("/x").decode().split("\r\n")
+    lines = client._head("POST", "/x").decode().split("\r\n")
     assert lines[:2] == [f"POST {url} HTTP/1.1", f"Host: {host}"]
     assert not any("secret" in line or "authorization" in line.lower() for line in lines)
 
@@ -1331,7 +1331,7 @@ async def test_http_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", f"http://user:pass@127.0.0.1:{proxy.port}/")
         async with connect("http://me:secret@api.test:8000/v1", {}, 1) as post:
             for _ in range(2):
-                assert (await post("/x", b""))[2] == b"via"
+                assert (await post("/x", b"{}"))[2] == b"via"
         assert proxy.requests[0].head.startswith(b"POST http://api.test:8000/v1/x HTTP/1.1\r\nHost: api.test:8000\r\n")
         assert proxy.requests[0].header("proxy-authorization") == f"Basic {base64.b64encode(b'user:pass').decode()}"
         assert b"secret" not in proxy.requests[0].head
