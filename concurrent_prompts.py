@@ -967,7 +967,7 @@ class Api:
         self._headers = request_headers(self.base_url, self._key)
         secrets = [text for name, text in self._headers.items() if text and SECRET_NAME.search(name)]
         secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
-        self._conceal = concealer(self._key, secrets)
+        self.conceal = concealer(self._key, secrets)
         if secrets and self.base_url.startswith("http:"):
             check_plain_http(self.base_url, allow_http)
 
@@ -986,7 +986,7 @@ class Api:
                     connecting = self._connect(self.base_url, self._headers, concurrency + 1)  # and one beside the run
                     post = await stack.enter_async_context(connecting)
                 except (ValueError, OSError) as failure:
-                    raise UsageError(self._conceal(f"backend {self.name} cannot be opened: {failure}")) from None
+                    raise UsageError(self.conceal(f"backend {self.name} cannot be opened: {failure}")) from None
 
                 async def call(prompt: Prompt) -> Reply:
                     path = prompt.path
@@ -1005,9 +1005,9 @@ class Api:
         """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
         error = as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        if list(map(self._conceal, texts)) == texts:
+        if list(map(self.conceal, texts)) == texts:
             raise failure
-        *_, kind, message, http = map(self._conceal, texts)
+        *_, kind, message, http = map(self.conceal, texts)
         error.error = error.error._replace(type=kind, message=message)
         error.args = (message,)
         error.http = error.http if http == texts[-1] else None
@@ -1082,7 +1082,7 @@ class Api:
         try:
             return reply_of(prompt.path, status, headers, body)
         except PromptError:
-            body = self._conceal(body.decode("latin-1")).encode("latin-1")
+            body = self.conceal(body.decode("latin-1")).encode("latin-1")
         try:
             return reply_of(prompt.path, status, headers, body)
         except PromptError as failure:
@@ -2835,6 +2835,7 @@ class Tally:
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
         self.tokens = [0, 0, 0, 0]  # in, out, cached and for reasoning
+        self.hopeful = 0  # failures that another run may not meet
         self.errors: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
@@ -2868,6 +2869,7 @@ class Tally:
     def fail(self, error: Error) -> None:
         """Count a failure."""
         self.failed += 1
+        self.hopeful += error.retryable
         self.errors[error.type] += 1
         self.examples.setdefault(error.type, error)
 
@@ -2890,6 +2892,25 @@ class Tally:
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         if waits:
             yield from textwrap.wrap(f"waiting, all calls added up: {', '.join(waits)}", 76, subsequent_indent="    ")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was counted; times are in seconds."""
+        names = ("in", "out", "cached", "reasoning")
+        errors = [self.examples[kind]._asdict() | {"count": count} for kind, count in self.errors.most_common()]
+        return {
+            "wall_seconds": self.wall,
+            "cpu_seconds": self.cpu,
+            "answered": self.answered,
+            "failed": self.failed,
+            "attempts": self.attempts,
+            "latency_sum_seconds": self.latency,
+            "latency_seconds": self.percentiles(),
+            "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(self.latencies.items())],
+            "waited_seconds": {name: getattr(self, name) for name in WAITS},
+            "tokens": dict(zip(names, self.tokens, strict=True)),
+            "errors": [error | {"hint": hint(self.examples[error["type"]])} for error in errors],
+            "ended_by": dict(self.marked),
+        }
 
     def percentiles(self) -> dict[str, float | None]:
         """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
@@ -2986,59 +3007,120 @@ class Progress:
             self._stream.write("\r\x1b[K")
 
 
-class Ran(NamedTuple):
-    """One run of a comparison."""
+@dataclasses.dataclass
+class Ran:
+    """One run, with all that is to be said of it."""
 
-    backend: str
-    way: str  # sequential or concurrent
+    api: Api
+    run: Run
+    asked: int | str  # calls in flight at the most
     tally: Tally
-    texts: list[str]  # the first few answers
+    texts: list[str] = dataclasses.field(default_factory=list)  # the first few answers
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.tally.answered / self.tally.wall if self.tally.wall else 0.0
+
+    @property
+    def most(self) -> int:
+        """The most calls that were in flight."""
+        return self.run.most_in_flight
+
+    @property
+    def cpu(self) -> float:
+        """CPU time a prompt, in seconds."""
+        return self.tally.cpu / max(1, self.tally.answered + self.tally.failed)
+
+    def title(self) -> str:
+        """Return what a picture calls it."""
+        return f"{self.api.name}, {'one at a time' if self.most == 1 else f'up to {self.most:,} in flight'}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures; the README says what they mean."""
+        limiter = self.run.limiter
+        limits = {quota.name: quota.rate for quota in (limiter.requests, limiter.tokens) if quota.source}
+        return {
+            "backend": self.api.name,
+            "base_url": self.api.base_url,
+            "model": self.api.model or DEFAULT_MODEL,
+            "endpoint": self.api.endpoint,
+            "concurrency": self.asked,
+            "most_in_flight": self.most,
+            "answers_a_second": self.rate,
+            "cpu_seconds_a_prompt": self.cpu,
+            **self.tally.as_dict(),
+            "limits": limiter.learned(),
+            "limits_a_minute": {name: 60 * rate for name, rate in limits.items()},
+        }
 
 
-COLUMNS = ("backend", "", "wall", "sum", "req/s", "CPU/req", "p50", "p90", "p99", "failed")
+COLUMNS = ("backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed")
 
 
 def table(ran: list[Ran]) -> Iterator[str]:
     """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
     rows = [list(COLUMNS)]
-    for backend, way, tally, _ in ran:
-        done = tally.answered + tally.failed
-        rate = f"{tally.answered / tally.wall:,.1f}" if tally.wall else "-"
-        cpu = f"{1000 * tally.cpu / done:.2f} ms" if done else "-"
-        spread = [f"{1000 * value:,.0f} ms" if value is not None else "-" for value in tally.percentiles().values()]
-        walls = [f"{tally.wall:.2f} s", f"{tally.latency:.2f} s"]
-        rows.append([backend, way, *walls, rate, cpu, *spread, str(tally.failed)])
+    for one in ran:
+        tally = one.tally
+        spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
+        figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{one.rate:,.1f}", f"{1000 * one.cpu:.2f}", *spread]
+        rows.append([short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        yield "  ".join(names + numbers)
+    for name, *figures in rows:
+        cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+        yield "  ".join([name.ljust(widths[0]), *cells])
 
 
 def verdicts(ran: list[Ran]) -> Iterator[str]:
     """Yield the sentences that say who won and by how much."""
-    for one, two in itertools.pairwise(ran):
-        if one.backend == two.backend and one.tally.answered and two.tally.answered:
-            ratio = one.tally.wall / two.tally.wall
-            won = f"ran {times(ratio)} faster than" if ratio >= 1.05 else "was no faster than"
-            walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)}"
-            walls += f" for {plural(two.tally.answered, 'prompt')}"
-            yield f"{one.backend}: concurrent {won} sequential: {walls}."
-    concurrent = [one for one in ran if one.way == "concurrent" and one.tally.answered >= 100]
-    if len(concurrent) > 1:  # CPU time of fewer is mostly chance
-        cheap, *_, dear = sorted(concurrent, key=lambda one: one.tally.cpu / one.tally.answered)
-        ratio = (dear.tally.cpu / dear.tally.answered) / (cheap.tally.cpu / cheap.tally.answered)
-        yield f"{cheap.backend} used the least CPU time per request, {times(ratio)} less than {dear.backend}."
+    last = {one.api.name: one for one in ran}
+    for name in last:
+        runs = [one for one in ran if one.api.name == name and one.tally.answered]
+        yield from speed_up(*runs) if len(runs) == 2 else knee(runs)
+    known = [one for one in last.values() if one.tally.answered >= 100]
+    if len(known) > 1:  # CPU time of fewer is mostly chance
+        cheap, *_, dear = sorted(known, key=lambda one: one.cpu)
+        less = times(dear.cpu / cheap.cpu)
+        yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."
 
 
-def as_in_the_article(ran: Ran) -> Iterator[str]:
+def speed_up(one: Ran, two: Ran) -> Iterator[str]:
+    """Yield the sentence on one backend's two runs."""
+    ratio = one.tally.wall / two.tally.wall
+    won = f"ran {times(ratio)} faster than" if ratio >= 1.05 else "was no faster than"
+    walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)}"
+    yield f"{one.api.name}: concurrent {won} sequential: {walls}."
+
+
+def knee(ran: list[Ran]) -> Iterator[str]:
+    """Yield the sentence that names the fewest calls in flight which bring nine tenths of the most answers."""
+    if len(ran) < 3:
+        return
+    ran = sorted(ran, key=lambda one: one.most)
+    best = max(ran, key=lambda one: one.rate)
+    at = next(one for one in ran if one.rate >= 0.9 * best.rate)
+    found = f"{at.rate:,.1f} answers/s at {at.most:,} in flight"
+    found += f", {times(at.rate / ran[0].rate)} those at {ran[0].most:,}" if at is not ran[0] else ""
+    if at is ran[-1]:
+        yield f"{at.api.name}: no knee yet: {found}; more may bring more."
+    else:
+        share = f"{at.rate / best.rate:.0%} of the most"
+        p50 = [duration(one.tally.percentiles()["p50"] or 0.0) for one in (ran[-1], at)]
+        yield f"{at.api.name}: the knee is at {at.most:,} in flight: {found}, and {share}."
+        yield f"With {ran[-1].most:,} half of the answers take {p50[0]} or more, there {p50[1]}."
+    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > ran[-1].most:
+        yield f"{at.api.name}: no more than {ran[-1].most:,} were ever in flight; for {asked:,} give more prompts."
+
+
+def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
     """Yield the first results of a run and its time."""
-    yield f"{ran.way.capitalize()} results ({ran.backend}):"
-    yield from (f"  {number}. {short(text, 90)}" for number, text in enumerate(ran.texts, 1))
+    yield f"{way} results ({ran.api.name}):"
+    yield from (f"  {number}. {short(text, 76)}" for number, text in enumerate(ran.texts, 1))
     rest = ran.tally.answered + ran.tally.failed - len(ran.texts)
     if rest > 0:
         yield f"  ... and {rest:,} more"
-    yield f"{ran.way.capitalize()} time: {ran.tally.wall:.2f} seconds"
+    yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
 
 # ---- Command line --------------------------------------------------------------------------------------------
@@ -3126,7 +3208,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
     if args.compare and (args.output or args.retry_failed or args.overwrite):
         raise UsageError("--compare writes no results file; leave out -o, --retry-failed and --overwrite")
-    args.concurrency = args.concurrency or "auto"
+    args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
+    if len(args.sweep) > 1 and not args.compare:
+        raise UsageError("several numbers of calls (-c 1,16,auto) are for --compare")
+    args.concurrency = args.sweep[0]
+    args.backends = list(dict.fromkeys(args.backends))
     args.params = dict(parameter(text) for text in args.param)
     if args.output is None:
         stdout = args.prompts in (None, "-")
@@ -3135,6 +3221,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("standard output is closed; name a file with -o")
     if args.output != "-" and args.prompts and os.path.realpath(args.output) == os.path.realpath(args.prompts):
         raise UsageError(f"{args.output} is the input; choose another file with -o")
+    if args.report:
+        check_target("--report", args.report, (".json",), args.prompts, args.output)
     return args
 
 
@@ -3154,7 +3242,8 @@ def build_parser() -> argparse.ArgumentParser:
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency,
-           help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY})")  # fmt: skip
+           help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY}); 1,16,auto with --compare: a "
+           "sweep that finds the knee")  # fmt: skip
     option("-m", "--model", metavar="NAME", help=f"model (default: {DEFAULT_MODEL})")
     option("-s", "--system", metavar="TEXT", help="system text before each prompt")
     option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
@@ -3176,6 +3265,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
     option("--overwrite", action="store_true", help="begin the output file anew")
+    option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
     option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
@@ -3196,9 +3286,12 @@ def positive(number: type[T]) -> Callable[[str], T]:
     return parse
 
 
-def concurrency(text: str) -> int | str:
-    """Return a number of calls, or "auto"."""
-    return "auto" if text == "auto" else positive(int)(text)
+def concurrency(text: str) -> list[int | str]:
+    """Return numbers of calls, or "auto", with commas between them."""
+    return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
+
+
+concurrency.__name__ = "int"  # what argparse calls it in its message
 
 
 def parameter(text: str) -> tuple[str, Any]:
@@ -3324,7 +3417,11 @@ async def answer_file(args: argparse.Namespace) -> int:
                 sink.finish(whole=args.limit is None)
             except OSError as failure:
                 run.stop(disk_error(sink, failure))
-    return report(args, run, api, tally, sink)
+    ran = Ran(api, run, 1 if args.sequential else args.concurrency, tally)
+    status = report(args, ran, sink)
+    results = str(sink.path) if sink.path else None
+    write_report(args, [ran], status, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
+    return status
 
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
@@ -3419,26 +3516,28 @@ def interruptible(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def report(args: argparse.Namespace, run: Run, api: Api, tally: Tally, sink: Journal | Printer) -> int:
+def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     """Print the report and the warnings; return the exit status."""
+    tally, run = ran.tally, ran.run
     lines = list(tally.lines())
     for error in sink.kept_errors:
         tally.fail(error)
     if not args.quiet:
-        way = ", one at a time" if run.most_in_flight == 1 else f", up to {run.most_in_flight} in flight"
-        say_error(f"{api.name} at {api.base_url}{way if run.most_in_flight else ''}")
+        way = ", one at a time" if ran.most == 1 else f", up to {ran.most} in flight"
+        say_error(f"{ran.api.name} at {ran.api.base_url}{way if ran.most else ''}")
         say_error(*lines, indent="  ")
         say_error(*(f"limit: {known}" for known in run.limiter.learned()), indent="  ")
         if kept := sink.answers if run.stopped else sink.kept:
             say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
-        if sink.kept_errors and not run.stopped:
-            say_error(f"{len(sink.kept_errors):,} failed earlier; --retry-failed asks them again", indent="  ")
         if sink.path:
             say_error(f"results in {sink.path}", indent="  ")
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
         return stopped_status(run.stopped, args)
+    if sink.path and tally.hopeful and not args.quiet:
+        again = command_again(args.argv, True, "--retry-failed")
+        say_error(f"{tally.hopeful:,} of the {tally.failed:,} failed may be answered now: {again}", indent="  ")
     return 1 if tally.failed else 0
 
 
@@ -3453,16 +3552,82 @@ def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
     return 130 if interrupted else 3
 
 
-def command_again(argv: list[str], begun: bool) -> str:
+REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
+OPTIONAL = ("aiohttp", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop")
+
+
+def write_report(args: argparse.Namespace, ran: list[Ran], status: int, **more: Any) -> None:
+    """Write what --report asks for: all that was said of the runs, and the numbers behind it."""
+    if not args.report:
+        return
+    import importlib.metadata
+    import platform
+
+    reason = ran[-1].run.stopped
+    facts = {
+        "report": REPORT_VERSION,
+        "program": f"{PROGRAM} {__version__}",
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
+        "command": [ran[-1].api.conceal(without_secrets(word)) for word in args.argv],
+        "input": source_name(args),
+        "exit_status": status,
+        "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error)},
+        **more,
+        "runs": [one.as_dict() for one in ran],
+    }
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
+    with replacing(args.report) as file:
+        file.write(f"{text}\n".encode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of the one at the path when it is whole, and not before."""
+    target = pathlib.Path(os.path.realpath(path))  # a link stays a link
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+        os.replace(draft, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def check_target(flag: str, path: str, suffixes: tuple[str, ...], *others: str | None) -> None:
+    """Raise UsageError where no such file can be written, or it would take the place of one of the others."""
+    target = pathlib.Path(path)
+    if target.suffix.lower() not in suffixes:
+        raise UsageError(f"{flag} {path}: the name ends in {' or '.join(suffixes)}")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        why = "is a directory" if target.is_dir() else f"cannot be written: {target.parent} is missing or protected"
+        raise UsageError(f"{flag} {path} {why}; name another file")
+    if any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
+        raise UsageError(f"{flag} {path} is the input or the output; name another file")
+
+
+def without_secrets(word: str) -> str:
+    """Return a word of the command line without what sounds secret in a URL's query."""
+    before, mark, query = word.partition("?")
+    return before + split_query(query)[0] if mark and split_query(query)[1] else word
+
+
+def command_again(argv: list[str], begun: bool, *more: str) -> str:
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
     without = "--overwrite" if begun else ""  # what it has written is to be kept
-    if any(split_query(word.partition("?")[2])[1] for word in argv):
-        return "the same command again" + (f", without {without}" if without in argv else "")
+    more = tuple(word for word in more if word not in argv)
+    if any(without_secrets(word) != word for word in argv):
+        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
+        return ", ".join(["the same command again", *changes])
     python = os.path.basename(sys.executable)
     if shutil.which(python) != sys.executable:
         python = sys.executable
     words = [python, sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
-    words += [word for word in argv if word != without]
+    words += [word for word in argv if word != without] + list(more)
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
@@ -3474,32 +3639,34 @@ def say_error(*lines: str, indent: str = "") -> None:
 
 
 async def compare(args: argparse.Namespace) -> int:
-    """Run the prompts sequentially and concurrently with each backend; print the results, the table and who won."""
+    """Run the prompts one at a time and with as many in flight as asked, with each backend; print who won."""
     ran: list[Ran] = []
     end = time.monotonic() + (args.deadline or math.inf)
     apis = [make_api(args, name) for name in args.backends]
     prompts = list(checked(prompts_of(args, args.limit), apis[0], source_name(args)))
-    for api in apis:
-        for way in (sequentially, concurrently):
-            args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-            one, stopped = await measure(args, api, way, prompts)
-            ran.append(one)
-            if stopped is not None:
-                return stopped_status(stopped, args)
-    blocks: list[Iterable[str]] = [as_in_the_article(ran[0]), as_in_the_article(ran[1]), table(ran), verdicts(ran)]
-    for lines in blocks:
+    article = len(args.sweep) == 1
+    for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
+        args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
+        way = sequentially if calls == 1 and (not article or not ran or ran[-1].api is not api) else concurrently
+        ran.append(await measure(args, api, way, calls, prompts))
+        if (reason := ran[-1].run.stopped) is not None:
+            status = stopped_status(reason, args)
+            write_report(args, ran, status)
+            return status
+    shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
+    said = list(verdicts(ran))
+    for lines in [*shown, table(ran), (textwrap.fill(sentence, 80) for sentence in said)]:
         print(*lines, "", sep="\n")
     for one in ran:
-        say_error(*(f"{one.backend}, {one.way}: {warning}" for warning in one.tally.warnings()))
-    return 1 if any(one.tally.failed for one in ran) else 0
+        say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
+    status = 1 if any(one.tally.failed for one in ran) else 0
+    write_report(args, ran, status, verdicts=said)
+    return status
 
 
-async def measure(
-    args: argparse.Namespace, api: Api, way: Any, prompts: list[Prompt]
-) -> tuple[Ran, PromptError | None]:
+async def measure(args: argparse.Namespace, api: Api, way: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
-    name = "sequential" if way is sequentially else "concurrent"
-    run = make_run(args, api, **({"concurrency": 1} if way is sequentially else {}))
+    run = make_run(args, api, concurrency=calls)
     texts: dict[int, str] = {}
     with interruptible(run):
         async with run:
@@ -3516,7 +3683,7 @@ async def measure(
             await way(run, iter(prompts), note)
             tally.stop()
             progress.close()
-    return Ran(api.name, name, tally, [text for _, text in sorted(texts.items())]), run.stopped
+    return Ran(api, run, calls, tally, [text for _, text in sorted(texts.items())])
 
 
 if __name__ == "__main__":

@@ -216,13 +216,65 @@ def test_compare(here, stand_in, capsys):
     assert len({len(line) for line in block}) == 1, "aligned"
     for line in block[1:]:
         cells = line.split()
-        assert cells[1] in ("sequential", "concurrent") and cells[-1] == "0"
+        assert cells[1] in ("1", "4") and cells[-1] == "0" and len(line) <= 80
         assert cells[-2] == "-", "there is no p99 of twelve"
     for name in names:
-        won = re.search(rf"{name}: concurrent ran ([\d.]+) times faster than sequential: .* for 12 prompts\.", out)
+        won = re.search(rf"{name}: concurrent ran ([\d.]+) times faster than sequential: ", " ".join(out.split()))
         assert won and float(won[1]) > 1.5
     assert "least CPU time" not in out, "that of twelve requests is chance"
     assert not pathlib.Path("prompts.results.jsonl").exists()
+
+
+def test_a_sweep_finds_the_knee(here, stand_in, capsys):
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(60)))
+    server = stand_in(latency=0.05, knee=4)
+    arguments = ["prompts.txt", "--compare", "-b", "stdlib", "-c", "1,4,30,auto", "--base-url", server.url]
+    assert main([*arguments, "--report", "r.json", "-q"]) == 0
+    out = capsys.readouterr().out
+    header, *lines = out.splitlines()[:5]
+    assert header.split()[:2] == ["backend", "-c"]
+    assert [line.split()[1] for line in lines] == ["1", "4", "30", "auto"]
+    words = " ".join(out.split())
+    assert re.search(r"stdlib: the knee is at 4 in flight: [\d.]+ answers/s at 4 in flight, [34]\.\d times th", words)
+    told = json.loads(pathlib.Path("r.json").read_text())
+    assert " ".join(told["verdicts"]) in words
+    assert [(run["concurrency"], run["answered"]) for run in told["runs"]] == [(1, 60), (4, 60), (30, 60), ("auto", 60)]
+    assert max(run["most_in_flight"] for run in told["runs"][:3]) == 30 == told["runs"][2]["most_in_flight"]
+
+
+def test_a_sweep_of_too_few_prompts_says_so(here, stand_in, capsys):
+    assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.02).url, "-q"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "no more than 3 were ever in flight; for 50 give more prompts." in words
+
+
+def test_the_report_in_numbers(here, stand_in, capsys):
+    server = stand_in(latency=0.01, fault={"500": 1.0}, rpm=60000, seed=1)
+    arguments = ["prompts.txt", "--base-url", f"{server.url}?api-key=hush-hush-hush", "--max-attempts", "2"]
+    assert main([*arguments, "--report", "r.json"]) == 1
+    assert "failed may be answered now: the same command again, with --retry-failed" in capsys.readouterr().err
+    text = pathlib.Path("r.json").read_text()
+    told = json.loads(text)
+    assert "hush" not in text and told["command"][:3] == ["prompts.txt", "--base-url", server.url]
+    assert (told["report"], told["exit_status"], told["stopped"], told["input"]) == (1, 1, None, "prompts.txt")
+    assert told["results"] == "prompts.results.jsonl" and told["python"] == sys.version.split()[0]
+    (run,) = told["runs"]
+    (error,) = run["errors"]
+    assert (error["type"], error["count"], error["status"], error["retryable"]) == ("server_error", 3, 500, True)
+    assert (run["answered"], run["failed"], run["attempts"], run["latency_counts"]) == (0, 3, 6, [])
+    assert run["limits_a_minute"]["requests"] == pytest.approx(60000, rel=0.01) and run["waited_seconds"]["lost"] > 0.02
+    server.options.fault["500"] = 0.0
+    assert main([*arguments, "--report", "r.json", "--retry-failed"]) == 0
+    (run,) = json.loads(pathlib.Path("r.json").read_text())["runs"]
+    assert sum(count for _, count in run["latency_counts"]) == run["answered"] == 3 and run["tokens"]["out"] > 0
+
+
+def test_a_stopped_run_has_a_report_too(here, stand_in, capsys):
+    url = stand_in(require_key="k").url
+    for way in ([], ["--compare"]):
+        assert main(["prompts.txt", "--base-url", url, "--report", "r.json", *way]) == 3
+        told = json.loads(pathlib.Path("r.json").read_text())
+        assert told["exit_status"] == 3 and told["stopped"]["status"] == 401 and "key" in told["stopped"]["hint"]
 
 
 def test_compare_of_a_server_that_refuses_the_key(here, stand_in, capsys):
@@ -256,6 +308,10 @@ UNUSABLE = {
     "a column twice": (["twice.csv"], "twice.csv has the column 'a' twice"),
     "a semicolon": (["semicolon.csv"], "semicolon.csv is not separated by ','"),
     "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
+    "a report elsewhere": (["prompts.txt", "--report", "no/r.json"], "no/r.json cannot be written: no is missing"),
+    "a report that is none": (["prompts.txt", "--report", "r.txt"], "--report r.txt: the name ends in .json"),
+    "a report for a results file": (["prompts.txt", "-o", "r.json", "--report", "r.json"], "the input or the output"),
+    "a sweep apart from a comparison": (["prompts.txt", "-c", "1,2"], "(-c 1,16,auto) are for --compare"),
     "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
     "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out one of them"),
     "one at a time, many at once": (["prompts.txt", "--sequential", "-c", "4"], "or -c"),
