@@ -3016,6 +3016,7 @@ class Ran:
     asked: int | str  # calls in flight at the most
     tally: Tally
     texts: list[str] = dataclasses.field(default_factory=list)  # the first few answers
+    clocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what a picture needs that is in no file
 
     @property
     def rate(self) -> float:
@@ -3222,7 +3223,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.output != "-" and args.prompts and os.path.realpath(args.output) == os.path.realpath(args.prompts):
         raise UsageError(f"{args.output} is the input; choose another file with -o")
     if args.report:
-        check_target("--report", args.report, (".json",), args.prompts, args.output)
+        check_report(args.report)
+    if args.plot:
+        try:
+            load_plot().check(args.plot)
+        except ValueError as problem:
+            raise UsageError(f"--plot: {problem}") from None
+    for flag, path in (("--report", args.report), ("--plot", args.plot)):
+        if path and os.path.realpath(path) in map(os.path.realpath, filter(None, (args.prompts, args.output))):
+            raise UsageError(f"{flag} {path} is the input or the output; name another file")
     return args
 
 
@@ -3266,6 +3275,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
     option("--overwrite", action="store_true", help="begin the output file anew")
     option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
+    option("--plot", metavar="FILE", help="picture of what ran when: .png, .svg or .html; needs matplotlib")
     option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
@@ -3401,26 +3411,26 @@ async def answer_file(args: argparse.Namespace) -> int:
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
-        tally = Tally()
+        ran = Ran(api, run, 1 if args.sequential else args.concurrency, Tally())
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet)
             beside = [asyncio.ensure_future(work) for work in (keep_synced(run, sink), warn_of_shutdown(run, api))]
             try:
-                await way(run, sink.left(prompts), functools.partial(record, args, run, sink, tally, progress))
+                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink, progress))
             finally:
                 for task in beside:
                     task.cancel()
                 progress.close()
-        tally.stop()
+        ran.tally.stop()
         if run.stopped is None:
             try:
                 sink.finish(whole=args.limit is None)
             except OSError as failure:
                 run.stop(disk_error(sink, failure))
-    ran = Ran(api, run, 1 if args.sequential else args.concurrency, tally)
     status = report(args, ran, sink)
     results = str(sink.path) if sink.path else None
     write_report(args, [ran], status, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
+    draw_plot(args, [ran], results)
     return status
 
 
@@ -3454,9 +3464,7 @@ async def warn_of_shutdown(run: Run, api: Api) -> None:
             log.warning("%s is to be shut down on %s, %s: choose another model (-m)", model, date, when)
 
 
-def record(
-    args: argparse.Namespace, run: Run, sink: Journal | Printer, tally: Tally, progress: Progress, result: Result
-) -> None:
+def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, progress: Progress, result: Result) -> None:
     """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
     if result.done:
         args.begun = True
@@ -3466,9 +3474,11 @@ def record(
             raise
         except OSError as failure:
             result.done = False
-            tally.unwritten += result.error is None
-            run.stop(disk_error(sink, failure))
-    tally.add(result)
+            ran.tally.unwritten += result.error is None
+            ran.run.stop(disk_error(sink, failure))
+        if args.plot and (sink.path is None or result.prompt.kind == "batch"):
+            ran.clocks.append(result.clocks())
+    ran.tally.add(result)
     progress.update(result)
 
 
@@ -3583,6 +3593,28 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, **more: 
         file.write(f"{text}\n".encode("utf-8", "replace"))
 
 
+def load_plot() -> Any:
+    """Return the module that draws."""
+    try:
+        return importlib.import_module("backends.plot")
+    except ModuleNotFoundError:
+        raise UsageError(f"--plot needs the folder backends/ beside {PROGRAM}") from None
+
+
+def draw_plot(args: argparse.Namespace, ran: list[Ran], results: str | None = None) -> None:
+    """Draw what --plot asks for: from the results file, and from what is in none."""
+    if not args.plot:
+        return
+    plot = load_plot()
+    kept = plot.read(results) if results else ()
+    try:
+        plot.draw(args.plot, [(one.title(), itertools.chain(kept, one.clocks)) for one in ran])
+        if not args.quiet:
+            say_error(f"picture in {args.plot}", indent="  ")
+    except ValueError as failure:  # there is nothing to be seen yet
+        say_error(f"--plot: {failure}", indent="  ")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of the one at the path when it is whole, and not before."""
@@ -3598,16 +3630,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
-def check_target(flag: str, path: str, suffixes: tuple[str, ...], *others: str | None) -> None:
-    """Raise UsageError where no such file can be written, or it would take the place of one of the others."""
+def check_report(path: str) -> None:
+    """Raise UsageError where no report can be written to the path."""
     target = pathlib.Path(path)
-    if target.suffix.lower() not in suffixes:
-        raise UsageError(f"{flag} {path}: the name ends in {' or '.join(suffixes)}")
+    if target.suffix.lower() != ".json":
+        raise UsageError(f"--report {path}: the name of a report ends in .json")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         why = "is a directory" if target.is_dir() else f"cannot be written: {target.parent} is missing or protected"
-        raise UsageError(f"{flag} {path} {why}; name another file")
-    if any(other and os.path.realpath(other) == os.path.realpath(path) for other in others):
-        raise UsageError(f"{flag} {path} is the input or the output; name another file")
+        raise UsageError(f"--report {path} {why}; name another file")
 
 
 def without_secrets(word: str) -> str:
@@ -3652,6 +3682,7 @@ async def compare(args: argparse.Namespace) -> int:
         if (reason := ran[-1].run.stopped) is not None:
             status = stopped_status(reason, args)
             write_report(args, ran, status)
+            draw_plot(args, ran)
             return status
     shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
     said = list(verdicts(ran))
@@ -3661,6 +3692,7 @@ async def compare(args: argparse.Namespace) -> int:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
     status = 1 if any(one.tally.failed for one in ran) else 0
     write_report(args, ran, status, verdicts=said)
+    draw_plot(args, ran)
     return status
 
 
@@ -3668,6 +3700,7 @@ async def measure(args: argparse.Namespace, api: Api, way: Any, calls: int | str
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = make_run(args, api, concurrency=calls)
     texts: dict[int, str] = {}
+    clocks: list[dict[str, Any]] = []
     with interruptible(run):
         async with run:
             await run.answer(prompts[0])
@@ -3679,11 +3712,13 @@ async def measure(args: argparse.Namespace, api: Api, way: Any, calls: int | str
                 progress.update(result)
                 if result.prompt.number < 3:
                     texts[result.prompt.number] = str(result.error.message if result.error else result.text)
+                if args.plot:
+                    clocks.append(result.clocks())
 
             await way(run, iter(prompts), note)
             tally.stop()
             progress.close()
-    return Ran(api, run, calls, tally, [text for _, text in sorted(texts.items())])
+    return Ran(api, run, calls, tally, [text for _, text in sorted(texts.items())], clocks)
 
 
 if __name__ == "__main__":

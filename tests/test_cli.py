@@ -309,8 +309,11 @@ UNUSABLE = {
     "a semicolon": (["semicolon.csv"], "semicolon.csv is not separated by ','"),
     "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
     "a report elsewhere": (["prompts.txt", "--report", "no/r.json"], "no/r.json cannot be written: no is missing"),
-    "a report that is none": (["prompts.txt", "--report", "r.txt"], "--report r.txt: the name ends in .json"),
+    "a report that is none": (["prompts.txt", "--report", "r.txt"], "r.txt: the name of a report ends in .json"),
     "a report for a results file": (["prompts.txt", "-o", "r.json", "--report", "r.json"], "the input or the output"),
+    "a picture elsewhere": (["prompts.txt", "--plot", "no/r.svg"], "--plot: no/r.svg: there is no directory"),
+    "a picture of another kind": (["prompts.txt", "--plot", "r.pdf"], "--plot: r.pdf: a picture's name ends in .png"),
+    "a picture for a results file": (["prompts.txt", "-o", "r.svg", "--plot", "r.svg"], "the input or the output"),
     "a sweep apart from a comparison": (["prompts.txt", "-c", "1,2"], "(-c 1,16,auto) are for --compare"),
     "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
     "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out one of them"),
@@ -553,3 +556,45 @@ def test_nobody_waits_for_the_list_of_models(here, stand_in, monkeypatch):
     monkeypatch.setattr(concurrent_prompts.Run, "look_up", never)
     assert main(["prompts.txt", "--base-url", stand_in(latency=0.05).url]) == 0
     assert ended == ["/models"]
+
+
+# ---- Pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["prompts.txt"], "a.svg"),
+        (["prompts.txt", "--compare", "-c", "1,2,auto"], "a.html"),
+        (["prompts.txt", "-o", "-"], "a.png"),
+        (["batch.jsonl"], "a.svg"),
+    ],
+)
+def test_a_picture_of_every_kind_of_run(here, stand_in, capsys, arguments, name):
+    pytest.importorskip("matplotlib")
+    request = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}
+    pathlib.Path("batch.jsonl").write_text(json.dumps({"custom_id": "a"} | request))
+    server = stand_in(latency=0.02)
+    assert main([*arguments, "--base-url", server.url, "--plot", name]) == 0
+    assert f"picture in {name}" in capsys.readouterr().err
+    start = {"a.svg": b"<?xml", "a.html": b"<!DOCTYPE html>", "a.png": b"\x89PNG"}[name]
+    assert pathlib.Path(name).read_bytes().startswith(start) and pathlib.Path(name).stat().st_size > 5000
+
+
+def test_a_picture_drawn_later_and_one_of_nothing(here, stand_in, capsys):
+    pytest.importorskip("matplotlib")
+    server = stand_in(latency=0.02)
+    assert main(["prompts.txt", "--base-url", server.url]) == 0
+    assert main(["prompts.txt", "--base-url", server.url, "--plot", "a.svg"]) == 0 and server.stats.requests == 3
+    assert "picture in a.svg" in capsys.readouterr().err
+    pathlib.Path("bad.jsonl").write_text("{\n")
+    assert main(["bad.jsonl", "--base-url", server.url, "--plot", "b.svg"]) == 1
+    assert "--plot: there is no call to draw" in capsys.readouterr().err and not pathlib.Path("b.svg").exists()
+
+
+def test_a_picture_without_the_library_is_refused_before_the_first_call(here, stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(concurrent_prompts.importlib.util, "find_spec", lambda name: None)
+    server = stand_in()
+    assert main(["prompts.txt", "--base-url", server.url, "-b", "stdlib", "--plot", "a.svg"]) == 2
+    assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+    assert server.stats.requests == 0
