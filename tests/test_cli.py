@@ -572,8 +572,9 @@ def test_nobody_waits_for_the_list_of_models(here, stand_in, monkeypatch):
 )
 def test_a_picture_of_every_kind_of_run(here, stand_in, capsys, arguments, name):
     pytest.importorskip("matplotlib")
-    request = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "x"}]}}
-    pathlib.Path("batch.jsonl").write_text(json.dumps({"custom_id": "a"} | request))
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    pathlib.Path("batch.jsonl").write_text(json.dumps(request))
     server = stand_in(latency=0.02)
     assert main([*arguments, "--base-url", server.url, "--plot", name]) == 0
     assert f"picture in {name}" in capsys.readouterr().err
