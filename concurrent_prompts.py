@@ -128,6 +128,7 @@ class Prompt:
     path: str = ""
     body: bytes = b""
     error: Error | None = None
+    row: Any = dataclasses.field(default=None, compare=False, repr=False)  # what the input holds, as it was read
 
 
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
@@ -253,9 +254,9 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
     return [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
 
 
-def beside(row: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+def beside(row: Iterable[str], columns: dict[str, Any]) -> dict[str, Any]:
     """Return the columns under names that the row does not have."""
-    taken = {*row, "request"}
+    taken = {*row}
     named = {}
     for name, value in columns.items():
         while name in taken:
@@ -501,6 +502,11 @@ CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\
 def visible(text: str) -> str:
     """Return the text with its control characters escaped as in JSON: no terminal obeys them; line ends stay."""
     return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def obeys(stream: IO[str]) -> bool:
+    """Tell whether the stream is a terminal that can clear a line; Emacs' and a serial one cannot."""
+    return stream.isatty() and (sys.platform == "win32" or os.environ.get("TERM") not in (None, "", "dumb"))
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
@@ -841,7 +847,7 @@ def columns_of(header: list[str], record: list[str]) -> dict[str, Any] | Error:
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
     """Return the prompt that a row holds: a text, an object, an OpenAI Batch request, or an Error."""
-    prompt = Prompt(number, row, line, where=where)
+    prompt = Prompt(number, row, line, where=where, row=row)
     if isinstance(row, str):
         return prompt
     if not isinstance(row, dict):
@@ -2503,30 +2509,40 @@ class Journal:
         Raises OSError where that cannot be. Not `whole`: only the first prompts of the input were asked for, so that
         the other lines stay in the file.
         """
-        target = pathlib.Path(os.path.realpath(self.path))  # a link stays a link
-        draft = target.with_name(f".{target.name}.tmp")
         self.attend()
         self.sync()
         try:
-            with open(os.dup(self._file.fileno()), "rb") as lines, open(draft, "wb") as file:
-                file.writelines(self._ordered(lines))
-                stale = [line_at(lines, offset) for offset in self._stale(whole)]
+            with replacing(self.path) as file:
+                with open(os.dup(self._file.fileno()), "rb") as lines:
+                    file.writelines(self._ordered(lines))
+                    stale = [line_at(lines, offset) for offset in self._stale(whole)]
                 file.writelines([] if whole else stale)
-                file.flush()
-                os.fsync(file.fileno())
-            if whole and stale:
-                self._set_aside(stale)
-            shutil.copymode(target, draft)
-            if sys.platform == "win32":  # replaces no open file
-                self._file.close()
-            os.replace(draft, target)
+                if whole and stale:
+                    flush(file)
+                    self._set_aside(stale)
+                if sys.platform == "win32":  # replaces no open file
+                    self._file.close()
             self._file.close()  # and with it the lock
         except OSError as failure:
-            with contextlib.suppress(OSError):
-                draft.unlink()
             if failure.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
                 raise
-            log.warning("%s cannot be put into the input's order (%s); it is complete", target, failure.strerror)
+            log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
+
+    def results(self, prompts: Iterable[Prompt]) -> Iterator[Result]:
+        """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+        rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
+        with open(os.dup(self._file.fileno()), "rb") as lines:
+            for prompt in prompts:
+                key = fingerprint(prompt)[:16]
+                if prompt.number < len(self._offsets):
+                    offset = self._offsets[prompt.number] - 1
+                else:
+                    if key not in rest:  # an answer before a failure, as in `left`
+                        places = self._earlier.get(key, ())
+                        rest[key] = iter(sorted(places, key=lambda place: self._lines[place][2] is not None))
+                    offset = next(rest[key], -1)
+                found = result_in(line_at(lines, offset), prompt, key) if offset >= 0 else None
+                yield found or Result(prompt, error=OPEN, done=False)
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
@@ -2550,8 +2566,7 @@ class Journal:
         place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
         with open(place, "ab") as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
@@ -2563,14 +2578,40 @@ def batch_error(row: dict[str, Any]) -> Error | None:
     return Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
 
 
+NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
+OPEN = Error("not_answered", "not asked yet, or the run was stopped", None, True)
+
+
+def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
+    """Return the prompt's result from its line, without clocks and counts; None where the line is another request's.
+
+    It may be, if the input was changed while the run went on.
+    """
+    row = parse_json(line) or {"request": ""}
+    batch = "request" not in row
+    if (row["id"].removeprefix("batch_req_") if batch else row["request"])[:16] != key:
+        return None
+    if not batch:
+        before = itertools.takewhile(lambda name: name != "request", row)  # what comes after it are the input's columns
+        extra = {name: row[name] for name in before if name in NO_TEXTS}
+        return Result(prompt, row["text"], row["error"] and Error(**row["error"]), extra=extra)
+    response, error = row["response"], batch_error(row)
+    if error is None:
+        text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(response["body"])
+        return Result(prompt, text, extra=extra)
+    message = row["error"]["message"] if row["error"] else error_of(response["body"])[1]
+    return Result(prompt, error=error._replace(message=message))
+
+
 def renewed(line: bytes, prompt: Prompt) -> bytes:
     """Return a result's line with the id and the columns that its prompt has by now."""
     row = json.loads(line)
-    if prompt.kind == "batch":
+    if "request" not in row:  # a Batch output line
         return line
     names = list(row)
-    row = {name: row[name] for name in names[: names.index("request")]} | {"id": prompt.id}
-    return to_line(row | {"request": fingerprint(prompt)} | beside(row, prompt.columns))
+    row = {name: row[name] for name in names[: names.index("request")]}
+    row |= {"id": prompt.id, "request": fingerprint(prompt)}
+    return to_line(row | beside(row, prompt.columns))
 
 
 def lock(file: IO[bytes], path: pathlib.Path) -> bool:
@@ -2599,53 +2640,199 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
     return file.readline()
 
 
+def flush(file: IO[bytes]) -> None:
+    """Bring the file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link."""
+    target = pathlib.Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            flush(file)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, draft)
+        os.replace(draft, target)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+# ---- Other forms of the results ------------------------------------------------------------------------------
+
+
+def answer_of(result: Result) -> Any:
+    """Return the answer: a text, or else all of several, the vectors, or the whole reply."""
+    return next((result.extra[name] for name in NO_TEXTS if name in result.extra), result.text)
+
+
+def cell(value: Any) -> str:
+    """Return what stands in a table for a value: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else "" if value is None else to_line(value).decode().rstrip("\n")
+
+
+class Table:
+    """The results for a spreadsheet: the input's own columns as they were, then `text` and `error`.
+
+    An input without columns has `id` and `prompt`; JSON objects have all their keys, in the order in which they come
+    up. Raises UsageError where these are more than any spreadsheet takes.
+    """
+
+    MOST = 16_000
+
+    def __init__(self, prompts: Iterable[Prompt], separator: str = ",") -> None:
+        import csv
+
+        self._names: dict[str, None] = {}
+        for prompt in prompts:
+            self._names.update(dict.fromkeys(own_columns(prompt)))
+            if len(self._names) > self.MOST:
+                raise UsageError(f"{prompt.where}: over {self.MOST:,} columns so far; no table, but -o FILE.jsonl")
+        to_text: Any = type("ToText", (), {"write": str})  # writerow returns what `write` does
+        self._record = csv.writer(to_text, delimiter=separator).writerow
+        self.head = self._line([*beside(("text", "error"), self._names), "text", "error"])
+
+    def line(self, result: Result) -> bytes:
+        """Return a result's record."""
+        row, error = own_columns(result.prompt), result.error
+        answer = error and f"{error.type}: {error.message}"
+        return self._line([*map(row.get, self._names), None if error else answer_of(result), answer])
+
+    def _line(self, values: Iterable[Any]) -> bytes:
+        record: Any = self._record(map(cell, values))  # ends with \r\n, so that either is quoted where it is data
+        return f"{record[:-2]}\n".encode(errors="backslashreplace")
+
+    async def write(self, path: pathlib.Path, results: Iterable[Result]) -> None:
+        """Write the table, whole or not at all. Raises OSError where it cannot be."""
+        with replacing(path) as file:
+            file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
+            for number, result in enumerate(results):
+                file.write(self.line(result))
+                if number % 1000 == 0:
+                    await asyncio.sleep(0)  # a second Ctrl-C ends this, too
+
+
+def own_columns(prompt: Prompt) -> dict[str, Any]:
+    """Return the input's own columns of a prompt, in their order; none where its line could not be read."""
+    if isinstance(prompt.row, dict):
+        return prompt.row
+    return {"id": prompt.id, "prompt": prompt.row} if isinstance(prompt.row, str) else {}
+
+
+WIDE = "\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+WIDE += "\U0001f300-\U0001faff\U00020000-\U0003fffd"  # two columns each: Chinese, Japanese, Korean, emoji
+PIECE = re.compile(rf" +|[{WIDE}](?:[\u200d\ufe0f]+[{WIDE}]?)*|[^ {WIDE}]+")  # between two of them a line may be broken
+ITEM = re.compile(r" *(?:(?:[-*+•>]|\d{1,3}[.)]) +)*")  # what stands before the text of a list item or a quotation
+AS_IT_IS = re.compile(r"(?: {4}|\t)(?! *(?:[-*+•]|\d{1,3}[.)]) )|\s*\|")  # code, or a table
+
+
+def as_text(result: Result) -> bytes:
+    """Return a result for people: the beginning of the prompt on one line, the answer below, and a blank line."""
+    width = max(20, min(100, shutil.get_terminal_size().columns))
+    title, *more = wrapped(short(f"[{result.id}] {asked(result.prompt)}", width), width - 2)
+    answer = answer_of(result)
+    if result.error:
+        answer = f"failed: {result.error.type}: {result.error.message}"
+    elif "texts" in result.extra:
+        answer = "\n\n".join(f"({number} of {len(answer)})\n{text}" for number, text in enumerate(answer, 1))
+    elif "embedding" in result.extra:
+        answer = "\n".join(map(vector_text, answer if answer and isinstance(answer[0], list) else [answer]))
+    lines = [f"{title} …" if more else title, *laid_out(cell(answer) or "(an empty answer)", width), "", ""]
+    return "\n".join(lines).encode(errors="backslashreplace")
+
+
+def asked(prompt: Prompt) -> str:
+    """Return what a prompt asks: the last of several messages, the columns where a template makes it of them."""
+    content = prompt.content if prompt.kind else prompt.columns
+    if prompt.kind == "batch" and isinstance(content["body"], dict):
+        content = next((content["body"][key] for key in CONTENT_KEYS if key in content["body"]), content["body"])
+    if isinstance(content, list) and content and isinstance(content[-1], dict):
+        content = content[-1].get("content")
+    return "" if isinstance(content, Error) else cell(content)
+
+
+def vector_text(vector: Any) -> str:
+    """Return a vector's size and first numbers; as it came, shortened, where it is encoded."""
+    if not isinstance(vector, list):
+        return short(str(vector), 60)
+    return f"{plural(len(vector), 'number')}: {', '.join(map(str, vector[:4]))}{', …' if len(vector) > 4 else ''}"
+
+
+def laid_out(text: str, width: int) -> Iterator[str]:
+    """Yield the lines of a text, the long ones broken, but not in code and tables."""
+    fenced = False
+    for line in text.splitlines():
+        fence = line.lstrip().startswith(("```", "~~~"))
+        fenced ^= fence
+        yield from [line] if fenced or fence or AS_IT_IS.match(line) else wrapped(line.rstrip(), width)
+
+
+def wrapped(line: str, width: int) -> Iterator[str]:
+    """Yield the line in parts of so many columns; a word or an address that is longer stays whole."""
+    marker: Any = ITEM.match(line)
+    part, hang = "", " " * min(len(marker[0]), width // 2)
+    for piece in PIECE.findall(line):
+        if part.strip() and columns_on_screen(part + piece) > width:
+            yield part.rstrip()
+            part, piece = hang, piece.lstrip()
+        part += piece
+    yield part.rstrip()
+
+
+def columns_on_screen(text: str) -> int:
+    """Return how many columns of a terminal the text takes."""
+    return len(text) if text.isascii() else len(text) + len(re.findall(f"[{WIDE}]", text))
+
+
 class Printer:
-    """The same for standard output, where nothing can be kept or continued: lines in the input's order, as they can."""
+    """A journal's stand-in for standard output, where nothing can be kept: results in the input's order, as they can.
+
+    `form` makes of each what is printed, after the `head`.
+    """
 
     kept = answers = 0
     kept_errors: tuple[Error, ...] = ()
     path = None
 
-    def __init__(self) -> None:
-        self._early: dict[int, bytes] = {}
-        self._next = 0
+    def __init__(self, form: Callable[[Result], bytes] = Result.as_line, head: bytes = b"") -> None:
+        self._form = form
+        self._early = {-1: head} if head else {}
+        self._next = min(self._early, default=0)
         self._terminal = sys.stdout.isatty()
 
     def __enter__(self) -> Printer:
         return self
 
     def __exit__(self, kind: Any, *failure: Any) -> None:
-        if kind is None or not issubclass(kind, OSError):
-            for _, line in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
-                self._write(line)
+        if kind is None or not issubclass(kind, OSError | UsageError):
+            for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
+                self._write(lines)
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield all the prompts."""
         return iter(prompts)
 
     def append(self, result: Result) -> None:
-        """Print a result's line once all before it are printed."""
-        self._early[result.prompt.number] = result.as_line()
-        while line := self._early.pop(self._next, None):
-            self._write(line)
+        """Print a result once all before it are printed."""
+        self._early[result.prompt.number] = self._form(result)
+        while lines := self._early.pop(self._next, None):
+            self._write(lines)
             self._next += 1
 
-    def check(self, prompts: Iterable[Prompt], source: str) -> None:
-        """Nothing was there before."""
+    def check(self, *given: Any, **options: Any) -> None:
+        """Do nothing: nothing was there before, and nothing can be brought to a disk or put into order."""
 
-    def attend(self) -> None:
-        """Nothing can be seen to."""
+    attend = sync = finish = check
 
-    def sync(self) -> None:
-        """Nothing can be brought to a disk."""
-
-    def finish(self, whole: bool = True) -> None:
-        """Nothing is left to do."""
-
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: bytes) -> None:
         if self._terminal:  # in JSON an escape is the same text
-            line = visible(line.decode()).encode()
-        sys.stdout.buffer.write(line)
+            lines = visible(lines.decode().expandtabs()).encode()
+        sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
 
 
@@ -2947,7 +3134,7 @@ class Progress:
         self._total, self._run, self._sink = total, run, sink
         self._new = self._failed = 0
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._terminal = obeys(self._stream)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._began = time.monotonic()
@@ -3139,7 +3326,7 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
-        say_error(record.getMessage(), indent="\r\x1b[K" if sys.stderr.isatty() else "")
+        say_error(record.getMessage(), indent="\r\x1b[K" if obeys(sys.stderr) else "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -3197,7 +3384,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # not the whole of it: somebody may try to give a key here
         raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
-    args.argv, args.begun = sys.argv[1:] if argv is None else argv, False
+    args.argv, args.begun, args.tabled = sys.argv[1:] if argv is None else argv, False, False
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
     args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
@@ -3207,8 +3394,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("several backends (-b a,b) are for --compare")
     if args.sequential and (args.compare or args.concurrency):
         raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
-    if args.compare and (args.output or args.retry_failed or args.overwrite):
-        raise UsageError("--compare writes no results file; leave out -o, --retry-failed and --overwrite")
+    if args.compare and (args.output or args.retry_failed or args.overwrite or args.format):
+        raise UsageError("--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite")
     args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
     if len(args.sweep) > 1 and not args.compare:
         raise UsageError("several numbers of calls (-c 1,16,auto) are for --compare")
@@ -3220,8 +3407,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         args.output = "-" if stdout else default_output(args.prompts, ".demo" if args.demo else "")
     if (args.output == "-" or args.compare) and sys.stdout is None:
         raise UsageError("standard output is closed; name a file with -o")
-    if args.output != "-" and args.prompts and os.path.realpath(args.output) == os.path.realpath(args.prompts):
-        raise UsageError(f"{args.output} is the input; choose another file with -o")
+    if args.format and args.output != "-":
+        raise UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
+    check_files(args)
+    return args
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Set where the results go. Raises UsageError where a file that is to be written cannot be, or is another one."""
+    suffix = pathlib.PurePath(args.output).suffix.lower()
+    args.table = pathlib.Path(args.output) if suffix in SEPARATORS else None
+    args.journal = f"{args.output}.results.jsonl" if args.table else args.output
     if args.report:
         check_report(args.report)
     if args.plot:
@@ -3229,10 +3425,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             load_plot().check(args.plot)
         except ValueError as problem:
             raise UsageError(f"--plot: {problem}") from None
-    for flag, path in (("--report", args.report), ("--plot", args.plot)):
-        if path and os.path.realpath(path) in map(os.path.realpath, filter(None, (args.prompts, args.output))):
-            raise UsageError(f"{flag} {path} is the input or the output; name another file")
-    return args
+    taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
+    files = {"-o": args.output, "-o ": args.journal, "--report": args.report, "--plot": args.plot}
+    for flag, path in files.items():
+        if path and path != "-" and taken.setdefault(os.path.realpath(path), flag.strip()) != flag.strip():
+            raise UsageError(f"{path} is {taken[os.path.realpath(path)]}; choose another file with {flag.strip()}")
+    if suffix in NOT_WRITTEN:
+        raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -3270,7 +3469,10 @@ def build_parser() -> argparse.ArgumentParser:
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
            help="for one attempt (default: %(default).0f)")  # fmt: skip
     option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; what is in flight then is cut off")
-    option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is stdout")
+    option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is "
+           "stdout; .csv or .tsv: a table, and all the rest in FILE.results.jsonl")  # fmt: skip
+    option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
+           help="form of stdout: text, jsonl or csv (default: text on a terminal, else jsonl)")  # fmt: skip
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
     option("--overwrite", action="store_true", help="begin the output file anew")
@@ -3320,6 +3522,40 @@ def default_output(prompts: str, mark: str = "") -> str:
     """Return PROMPTS' stem + .results.jsonl; made-up answers get another name, lest they pass for real ones."""
     path = pathlib.Path(prompts.removesuffix(".gz"))
     return str(path.parent / f"{path.stem}{mark}.results.jsonl")
+
+
+# What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
+NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
+
+
+def open_sink(args: argparse.Namespace) -> tuple[Journal | Printer, Table | None]:
+    """Open what keeps or prints the results; return with it the table that is to be made of them in the end."""
+    journal = pathlib.Path(args.journal)
+    if args.table:
+        check_table(args.table, journal, args.overwrite)
+    separator = SEPARATORS[args.table.suffix.lower()] if args.table else ","
+    table = Table(prompts_of(args, None), separator) if args.table or args.format == "csv" else None
+    if args.output != "-":
+        return Journal(journal, overwrite=args.overwrite, retry_failed=args.retry_failed), table
+    if table:
+        return Printer(table.line, table.head), None
+    text = args.format == "text" or (args.format is None and sys.stdout.isatty())
+    return Printer(as_text if text else Result.as_line), None
+
+
+def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
+    """Raise UsageError where a table cannot take the place of what is there, or had better not."""
+    if path.exists():
+        if not path.is_file():
+            raise UsageError(f"{path} is no file; choose another with -o")
+        if not overwrite and not (journal.exists() and journal.stat().st_size):
+            what = f"{path} holds something other than results (there is no {journal.name} beside it)"
+            raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
+        try:
+            open(path, "r+b").close()
+        except OSError as failure:
+            advice = "close the program that has it open, or choose another file with -o"
+            raise UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
 
 
 @contextlib.contextmanager
@@ -3406,8 +3642,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     prompts = checked(prompts_of(args, args.limit), api, source_name(args))
     way = sequentially if args.sequential else concurrently
     run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
-    path = pathlib.Path(args.output)
-    sink = Printer() if args.output == "-" else Journal(path, overwrite=args.overwrite, retry_failed=args.retry_failed)
+    sink, table = open_sink(args)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
@@ -3422,11 +3657,16 @@ async def answer_file(args: argparse.Namespace) -> int:
                     task.cancel()
                 progress.close()
         ran.tally.stop()
-        if run.stopped is None:
-            try:
+        name = args.table
+        try:
+            if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
+                await table.write(name, sink.results(map(api.prepare, prompts_of(args, None))))
+                args.tabled = True
+            name = sink.path
+            if run.stopped is None:
                 sink.finish(whole=args.limit is None)
-            except OSError as failure:
-                run.stop(disk_error(sink, failure))
+        except OSError as failure:
+            run.stop(disk_error(name, failure))
     status = report(args, ran, sink)
     results = str(sink.path) if sink.path else None
     write_report(args, [ran], status, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
@@ -3442,7 +3682,7 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
             sink.attend()
             await asyncio.to_thread(sink.sync)
         except OSError as failure:
-            run.stop(disk_error(sink, failure))
+            run.stop(disk_error(sink.path, failure))
             return
 
 
@@ -3475,16 +3715,16 @@ def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, progress
         except OSError as failure:
             result.done = False
             ran.tally.unwritten += result.error is None
-            ran.run.stop(disk_error(sink, failure))
+            ran.run.stop(disk_error(sink.path, failure))
         if args.plot and (sink.path is None or result.prompt.kind == "batch"):
             ran.clocks.append(result.clocks())
     ran.tally.add(result)
     progress.update(result)
 
 
-def disk_error(sink: Journal | Printer, failure: OSError) -> PromptError:
+def disk_error(path: pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
-    return PromptError("disk", f"cannot write {sink.path or 'the output'}: {failure.strerror or failure}", "stop")
+    return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
 
 
 def count_prompts(args: argparse.Namespace) -> int | None:
@@ -3541,6 +3781,8 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
             say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
         if sink.path:
             say_error(f"results in {sink.path}", indent="  ")
+        if args.tabled:
+            say_error(f"as a table in {args.table}", indent="  ")
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
@@ -3613,21 +3855,6 @@ def draw_plot(args: argparse.Namespace, ran: list[Ran], results: str | None = No
             say_error(f"picture in {args.plot}", indent="  ")
     except ValueError as failure:  # there is nothing to be seen yet
         say_error(f"--plot: {failure}", indent="  ")
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of the one at the path when it is whole, and not before."""
-    target = pathlib.Path(os.path.realpath(path))  # a link stays a link
-    draft = target.with_name(f".{target.name}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            yield file
-        os.replace(draft, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
 
 
 def check_report(path: str) -> None:

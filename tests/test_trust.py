@@ -435,6 +435,7 @@ class Terminal(io.TextIOWrapper):
 def terminal(here, monkeypatch):
     """Return a function that makes terminals of both streams; the prompt's id holds every order there is."""
     monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setenv("TERM", "xterm")
     (here / "p.jsonl").write_text(json.dumps({"id": f"a{ORDERS}b", "prompt": "x"}))
 
     def switch():
@@ -459,7 +460,7 @@ def orders_in(stream):
 def test_an_answer_printed_on_a_terminal_commands_nothing(terminal):
     out, err = terminal()
     with serving(lambda head, body: reply(ANSWER)) as (url, _):
-        assert main(["p.jsonl", "-o", "-", "--base-url", url]) == 0
+        assert main(["p.jsonl", "-o", "-", "--format", "jsonl", "--base-url", url]) == 0
         assert main(["p.jsonl", "--compare", "--base-url", url]) == 0
     assert (orders_in(out), orders_in(err)) == (set(), set())
     row = json.loads(out.buffer.getvalue().splitlines()[0])
