@@ -48,12 +48,7 @@ WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
 NAMES = ("waiting", "back-off", "failed attempt", "failed for good", "answered")
 COLOURS = ("#E4E4E4", "#E69F00", "#D55E00", "#000000", "#005A94")  # apart for the colour-blind, and in grey
 LINES = ("#4D4D4D", "#008B66", "#B5548A", "#2E86C1", "#9A7D0A")  # of runs; the sixth is the first, dashed
-WAITS = {
-    "slot_wait": "for a place",
-    "limit_wait": "for the server's limits or its return",
-    "retry_wait": "between attempts",
-    "lost": "in lost attempts",
-}
+WAITS = ("for a place", "for the server's limits or its return", "between attempts", "in failed attempts")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
@@ -135,16 +130,20 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep matplotlib's notes (a font cache built, a letter that the font has not) from standard error."""
-    log = logging.getLogger("matplotlib")
+    """Keep matplotlib's notes (a font cache built, a letter that the font has not) from standard error.
+
+    And keep it from failing over a backend for the screen that is not there, as a notebook's may be: none is needed.
+    """
+    log, backend = logging.getLogger("matplotlib"), os.environ.pop("MPLBACKEND", None)
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
+            warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not|constrained_layout not")
             yield
     finally:
         log.setLevel(level)
+        os.environ |= {"MPLBACKEND": backend} if backend is not None else {}
 
 
 def write(path: str, content: bytes) -> None:
@@ -176,7 +175,7 @@ class Run:
     latency: Floats  # of the last attempts
     failed: NDArray[np.bool_]
     limit: Floats  # calls a second, NaN where none was known
-    waits: dict[str, float]  # all prompts added up
+    waits: list[float]  # of all prompts together, as in WAITS
     spans: list[Spans]  # by state: WAIT, BACKOFF, ...
     cuts: list[tuple[float, float]]  # where, and how long a pause was cut out
     notes: list[str]  # of each prompt, where each has a bar of its own
@@ -186,35 +185,21 @@ class Run:
         """Gather the rows."""
         import numpy as np
 
-        count, batch, flat, pieces, notes = 0, False, array("d"), array("d"), list[str]()
-        for count, row in enumerate(rows, 1):  # noqa: B007 - the count is wanted after the loop
-            clocks = clocks_of(row)
-            if clocks is None:
-                batch = batch or "custom_id" in row
-                continue
-            number = len(flat) // 9
-            tries = row.get("tries")
-            known = tries is not None and retried(number, tries, clocks, pieces)
-            limit = row.get("limit")
-            failed = row.get("error") is not None
-            flat.extend((*clocks, failed, known, limit / 60 if is_seconds(limit) and limit else math.nan))
-            if number < BARS:
-                notes.append(note(row, clocks))
+        flat, pieces, notes = array("d"), array("d"), list[str]()
+        count, batch = gather(rows, flat, pieces, notes)
         table = np.frombuffer(flat).reshape(-1, 9)
         order = np.argsort(table[:, 0], kind="stable")
-        notes = [notes[place] for place in order] if len(order) <= BARS else []
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         table = table[order]
-        started = float(table[0, 0]) if len(table) else 0.0
+        started = float(table[:1, 0].sum())
         begin = table[:, 0] - started
         end = begin + table[:, 1:6].sum(axis=1)
         cuts = cut_pauses(begin, end)
-        failed_, known_ = table[:, 6] > 0, table[:, 7] > 0
-        spans = states(begin, end, table, failed_, known_, np.frombuffer(pieces).reshape(-1, 4), rank)
-        waits = {name: float(table[:, 1 + place].sum()) for place, name in enumerate(CLOCKS[1:])}
-        return cls(clean(title), count, batch, started, begin, end, table[:, 5].copy(), failed_, table[:, 8].copy(),
-                   waits, spans, cuts, notes)  # fmt: skip
+        spans = states(begin, end, table, np.frombuffer(pieces).reshape(-1, 4), rank)
+        notes = [notes[place] for place in order] if len(order) <= BARS else []
+        return cls(clean(title), count, batch, started, begin, end, table[:, 5].copy(), table[:, 6] > 0,
+                   table[:, 8].copy(), table[:, 1:5].sum(axis=0).tolist(), spans, cuts, notes)  # fmt: skip
 
     @property
     def wall(self) -> float:
@@ -237,6 +222,27 @@ class Run:
         return np.concatenate([begin for _, begin, _ in wire]), np.concatenate([end for _, _, end in wire])
 
 
+def gather(rows: Iterable[Mapping[str, Any]], flat: array[float], pieces: array[float], notes: list[str],
+           ) -> tuple[int, bool]:  # fmt: skip
+    """Add what each row says that has clocks; return how many rows there were, and whether any of Batch output.
+
+    `flat` gets nine numbers: the clocks, whether it failed, whether its attempts are known, and the limit.
+    """
+    count, batch = 0, False
+    for count, row in enumerate(rows, 1):  # noqa: B007 - wanted after the loop
+        clocks = clocks_of(row)
+        if clocks is None:
+            batch = batch or "custom_id" in row
+            continue
+        number, tries, limit = len(flat) // 9, row.get("tries"), row.get("limit")
+        known = tries is not None and retried(number, tries, clocks, pieces)
+        rate = limit / 60 if is_seconds(limit) and limit else math.nan
+        flat.extend((*clocks, row.get("error") is not None, known, rate))
+        if number < BARS:
+            notes.append(note(row, clocks))
+    return count, batch
+
+
 def is_seconds(value: Any) -> bool:
     """Whether it is a number that a clock may show; True and NaN are none."""
     return type(value) in (int, float) and 0 <= value < LATEST
@@ -252,15 +258,12 @@ def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
 
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
     """Return what a bar says when it is pointed at."""
-    _, slot, limit, retry, lost, latency = clocks
-    waits = zip(("waited for a place", "for the limits", "back-off", "failed attempts"), (slot, limit, retry, lost),
-                strict=True)  # fmt: skip
-    error = row.get("error")
-    parts = [f"{row['attempts']:.0f} x sent" if row["attempts"] > 1 else ""]
-    parts += [f"{name} {duration(value)}" for name, value in waits if value >= 0.0005]
-    parts += [f"latency {duration(latency)}"]
-    parts += [f"failed: {error.get('type') if isinstance(error, Mapping) else error}"] if error is not None else []
-    return clean(f"{row.get('id')}", 60) + ": " + clean(", ".join(filter(None, parts)))
+    parts = [f"sent {row['attempts']:.0f} times"] if row["attempts"] > 1 else []
+    parts += [f"{duration(wait)} {words}" for words, wait in zip(WAITS, clocks[1:5], strict=True) if wait >= 0.0005]
+    parts += [f"latency {duration(clocks[5])}"]
+    if (error := row.get("error")) is not None:
+        parts += [f"failed: {error.get('type') if isinstance(error, Mapping) else error}"]
+    return f"{clean(str(row.get('id')), 60)}: {clean(', '.join(parts))}"
 
 
 def retried(number: int, tries: Any, clocks: Sequence[float], pieces: array[float]) -> bool:
@@ -305,15 +308,14 @@ def cut_pauses(begin: Floats, end: Floats) -> list[tuple[float, float]]:
     return [(float(begin[place]), float(pause[place])) for place in np.flatnonzero(pause)]
 
 
-def states(begin: Floats, end: Floats, table: Floats, failed: NDArray[np.bool_], known: NDArray[np.bool_],
-           pieces: Floats, rank: NDArray[np.int64]) -> list[Spans]:  # fmt: skip
+def states(begin: Floats, end: Floats, table: Floats, pieces: Floats, rank: NDArray[np.int64]) -> list[Spans]:
     """Return when which prompt was in which state.
 
     Where it is not known when an attempt failed, its time comes right after the waits.
     """
     import numpy as np
 
-    row = np.arange(len(begin))
+    row, failed, known = np.arange(len(begin)), table[:, 6] > 0, table[:, 7] > 0
     waited = begin + table[:, 1] + table[:, 2]
     lost = waited + table[:, 4]
     called = np.maximum(end - table[:, 5], begin)
@@ -396,12 +398,13 @@ def duration(span: float) -> str:
     if span < 0.9995:
         return f"{1000 * span:.3g} ms"
     if span < 99.95:
-        return f"{span:.3g} s"
-    minutes, rest = divmod(round(span), 60)
-    hours, minutes_ = divmod(round(span / 60), 60)
-    if hours < 48:
-        return f"{minutes} min {rest} s" if minutes < 60 else f"{hours} h" + (f" {minutes_} min" if minutes_ else "")
-    return f"{hours / 24:,.0f} days"
+        return f"{span:.2f} s" if span < 9.995 else f"{span:.1f} s"
+    if span < 3599.5:
+        return f"{round(span) // 60} min {round(span) % 60} s"
+    if span < 48 * 3600:
+        hours, minutes = divmod(round(span / 60), 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{span / 86400:,.0f} days"
 
 
 def plural(count: int, noun: str) -> str:
@@ -429,11 +432,13 @@ def summary(run: Run) -> str:
 
 
 def against(run: Run, first: Run) -> str:
-    """Return the title of a run among several: its time, and how much faster than the first it was."""
+    """Return the title of a run among several: its time, and how much faster than the first it gave as many answers."""
     text = f"{run.title}: {duration(run.wall)}"
     if len(run.begin) != len(first.begin):
         text += f" for {plural(len(run.begin), 'prompt')}"
-    elif run is not first and first.wall > 1.05 * run.wall:
+    if run.failed.any():
+        text += f", {run.failed.sum():,} failed"
+    if len(run.answers) == len(first.answers) > 0 and first.wall > 1.05 * run.wall:
         text += f", {times(first.wall / run.wall)} faster"
     return text
 
@@ -465,7 +470,8 @@ def lay_out(runs: Sequence[Run], count: int, notes: bool) -> Figure:
     low = [1.0, 1.0, 0.2 + 0.17 * len(runs) if several else 1.4]
     low = low if any(len(run.answers) for run in runs) else low[:2]
     rest = sum(low) + 0.26 * len(runs) * several + 1.9
-    tall = [max(0.5 if several else 1.2, min(2.4 if several else 4.2, 0.13 * len(run.begin))) for run in runs]
+    least, most = (0.5, 2.4) if several else (1.2, 4.2 if len(runs[0].begin) <= BARS else 3.2)
+    tall = [max(least, min(most, 0.13 * len(run.begin))) for run in runs]
     tall = [max(0.32, min(1.0, (11 - rest) / sum(tall)) * height) for height in tall]
     figure = Figure((WIDTH, sum(tall) + rest), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.03, hspace=0.02)  # type: ignore[union-attr, call-arg]
@@ -639,7 +645,8 @@ def flight(axes: Axes, runs: Sequence[Run], span: float) -> None:
         tops.append(int(counts.max(initial=1)))
     if len(runs) == 1:
         mark_cuts(axes, runs[0], span)
-        axes.set_title(f"at most {tops[0]:,}", loc="right", color=COLOURS[ANSWER], pad=2)
+        text = f"mean, with the least and the most; at most {tops[0]:,}" if many else f"at most {tops[0]:,}"
+        axes.set_title(text, loc="right", color=COLOURS[ANSWER], pad=2, size=8.5)
     scale(axes, "calls\nin flight", 1.08 * max(tops))
 
 
@@ -648,17 +655,15 @@ def throughput(axes: Axes, runs: Sequence[Run], span: float) -> None:
     import numpy as np
 
     alone = runs[0] if len(runs) == 1 else None
-    unit, name = next((unit, name) for unit, name in ((1, "second"), (60, "minute"), (3600, "hour"))
+    unit, name = next((unit, name) for unit, name in ((1, "a second"), (60, "a minute"), (3600, "an hour"))
                       if unit == 3600 or any(len(run.begin) * unit >= run.wall for run in runs))  # fmt: skip
     most = 0.0
     for place, run in enumerate(runs):
         edges = np.linspace(0, run.wall, max(5, min(60, len(run.begin) // 4)) + 1)
         line = {"color": COLOURS[ANSWER]} if alone else line_of(place)
-        for which, words, look in (
-            (~run.failed, "answered", line),
-            (run.failed, "failed for good", {"color": "black"}),
-        ):
-            if which.any() and (look is line or alone):
+        kinds = [(~run.failed, "answered", line), (run.failed, "failed for good", {"color": COLOURS[FAILED]})]
+        for which, words, look in kinds if alone else kinds[:1]:
+            if which.any():
                 rate = unit * np.histogram(run.end[which], edges)[0] / edges[1]
                 axes.stairs(rate, edges, linewidth=1.2, label=words, **look)
                 most = max(most, float(rate.max()))
@@ -667,7 +672,7 @@ def throughput(axes: Axes, runs: Sequence[Run], span: float) -> None:
         mark_cuts(axes, alone, span)
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, borderaxespad=0.2)
-    scale(axes, f"answers\na {name}", 1.12 * most or 1, whole=False)
+    scale(axes, f"answers\n{name}", 1.12 * most or 1, whole=False)
 
 
 def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
@@ -689,6 +694,11 @@ def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
     return max(most, float(limit.max()))
 
 
+def apart(low: float, high: float) -> tuple[float, float]:
+    """Return the two such that there is room between them."""
+    return (float(low), float(high)) if high > 1.001 * low else (0.5 * float(low), 1.5 * float(high))
+
+
 def latency_axis(axes: Axes, low: float, high: float) -> bool:
     """Let the axis show latencies from `low` to `high`; return whether in logarithms, as where they differ much."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -700,9 +710,7 @@ def latency_axis(axes: Axes, low: float, high: float) -> bool:
     axes.set_xlim(low, high)
     axes.set_xlabel("latency of the answers")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{1000 * value:g} ms" if value < 1 else f"{value:g} s")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{1000 * at:g} ms" if at < 1 else f"{at:,.0f} s"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     return True
 
@@ -712,8 +720,7 @@ def latencies(axes: Axes, runs: Sequence[Run]) -> None:
     import numpy as np
 
     values = np.maximum(runs[0].answers, 1e-6)
-    low, high = float(values[0]), float(values[-1])
-    low, high = (low, high) if high > 1.001 * low else (0.5 * low, 1.5 * high)
+    low, high = apart(values[0], values[-1])
     many = latency_axis(axes, low, high)
     count = max(11, min(81, round(3 * len(values) ** (1 / 3)) | 1))
     edges = np.geomspace(low, high, count + 1) if many else np.linspace(low, high, count + 1)
@@ -732,10 +739,11 @@ def latencies(axes: Axes, runs: Sequence[Run]) -> None:
 def compare_latencies(axes: Axes, runs: Sequence[Run]) -> None:
     """Draw each run's latencies as a line from the least to the most, with the percentiles on it."""
     answers = {place: run.answers.clip(1e-6) for place, run in enumerate(runs) if len(run.answers)}
-    low, high = min(float(one[0]) for one in answers.values()), max(float(one[-1]) for one in answers.values())
-    low, high = (low, high) if high > 1.001 * low else (0.5 * low, 1.5 * high)
-    many = latency_axis(axes, low, high)
-    axes.set_xlim(*((low / 1.05, high * 1.05) if many else (low - 0.02 * (high - low), high + 0.02 * (high - low))))
+    low, high = apart(min(one[0] for one in answers.values()), max(one[-1] for one in answers.values()))
+    if latency_axis(axes, low, high):
+        axes.set_xlim(low / 1.05, high * 1.05)
+    else:
+        axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     marks = {"p50": "o", "p90": "D", "p99": "|"}
     for place, one in answers.items():
         colour = line_of(place)["color"]
@@ -745,7 +753,8 @@ def compare_latencies(axes: Axes, runs: Sequence[Run]) -> None:
     known = sorted(set().union(*(percentiles(one) for one in answers.values())))
     for name in known:
         axes.plot([], [], marks[name], color="black", markersize=5 if name != "p99" else 9, label=name)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, borderaxespad=0.2)
+    if known:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, borderaxespad=0.2)
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_yticks(range(len(runs)), [clean(run.title, 24) for run in runs])
 
@@ -757,10 +766,12 @@ def with_notes(svg: bytes, runs: Sequence[Run]) -> bytes:
     """Give each bar that can be pointed at its words."""
 
     def bar(match: re.Match[str]) -> str:
-        words = html.escape(runs[int(match[1])].notes[int(match[2])])
-        return f'<path d="{match[3]}" fill="none" pointer-events="all"><title>{words}</title></path>'
+        run, row, left, top, right, bottom = match.groups()
+        words = html.escape(runs[int(run)].notes[int(row)])
+        corners = f"M{left} {top}H{right}V{bottom}H{left}z"
+        return f'<path d="{corners}" fill="none" pointer-events="all"><title>{words}</title></path>'
 
-    found = r'<g id="prompt-(\d+)-(\d+)">\s*<path d="([^"]*)"[^>]*/>\s*</g>'
+    found = r'<g id="prompt-(\d+)-(\d+)">\s*<path d="M (\S+) (\S+)\s+L (\S+) \S+\s+L \S+ (\S+)[^>]*>\s*</g>'
     return re.sub(found, bar, svg.decode()).encode()
 
 
@@ -778,8 +789,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "sum of latencies", duration(float(answers.sum()))
         yield from ((f"latency {name}", duration(value)) for name, value in percentiles(answers).items())
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
-        for name, words in WAITS.items():
-            yield f"waited {words}", duration(run.waits[name])
+        yield from ((f"spent {words}", duration(wait)) for words, wait in zip(WAITS, run.waits, strict=True))
 
 
 def as_page(runs: Sequence[Run], svg: bytes) -> bytes:

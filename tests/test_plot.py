@@ -234,6 +234,26 @@ def test_short_pauses_stay(np):
     assert run.wall == 3040
 
 
+def test_words(np):
+    slow = plot.Run.of("slow", [row(started=1.7e9 + number, latency=1.0) for number in range(8)])
+    fast = plot.Run.of("fast", [row(latency=0.25 * number + 0.25) for number in range(8)])
+    assert plot.summary(slow) == "8 prompts in 8.00 s"
+    assert plot.summary(fast) == (
+        "8 prompts in 2.00 s, latencies add up to 9.00 s: 4.5 times faster than one after another"
+    )
+    assert plot.against(slow, slow) == "slow: 8.00 s"
+    assert plot.against(fast, slow) == "fast: 2.00 s, 4.0 times faster"
+    assert plot.against(plot.Run.of("one", [row(error={})]), slow) == "one: 500 ms for 1 prompt, 1 failed"
+    failed = plot.Run.of("failed", [row(error={"type": "x"})] * 8)
+    assert plot.against(failed, slow) == "failed: 500 ms, 8 failed"  # which is not faster
+
+
+def test_duration():
+    spans = {0.0: "0 ms", 0.0004: "0.4 ms", 0.9996: "1.00 s", 9.996: "10.0 s", 99.96: "1 min 40 s", 3599.6: "1 h"}
+    spans |= {50400.0: "14 h", 50460.0: "14 h 1 min", 3 * 86400.0: "3 days"}
+    assert {span: plot.duration(span) for span in spans} == spans
+
+
 # ---- What is drawn -------------------------------------------------------------------------------------------
 
 HOSTILE = "</title><script>alert(1)</script>-->]]>&\x00\x1b[31m\ud800\u202e"
@@ -305,7 +325,7 @@ def test_notes(drawn):
     assert notes[0] == "run 1"
     assert notes[2] == "7: latency 500 ms"
     assert notes[1].startswith(
-        "<b>&'\"\\u001b: 2 x sent, waited for a place 250 ms, failed attempts 125 ms, latency 500"
+        "<b>&'\"\\u001b: sent 2 times, 250 ms for a place, 125 ms in failed attempts, latency 500"
     )
     assert "failed: </title><script>" in notes[1]
 
@@ -336,8 +356,9 @@ def test_command(tmp_path):
     pytest.importorskip("matplotlib")
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("".join(f"{json.dumps(one)}\n" for one in rows(30)))
-    nowhere = dict.fromkeys(("HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), os.devnull)
-    assert command("a.jsonl", "b.jsonl", "-o", "p.svg", cwd=tmp_path, **nowhere) == (0, "", "")
+    odd = dict.fromkeys(("HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), os.devnull)
+    odd["MPLBACKEND"] = "module://that_is.not_there"
+    assert command("a.jsonl", "b.jsonl", "-o", "p.svg", cwd=tmp_path, **odd) == (0, "", "")
     assert b"<title>a.jsonl, b.jsonl</title>" in (tmp_path / "p.svg").read_bytes()
 
 
