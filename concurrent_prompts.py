@@ -150,7 +150,7 @@ class Reply(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Result:
-    """What became of one prompt: `text`, or else `error`.
+    """What became of one prompt: `text`, or else `error`; an answer that does not fit the schema has both.
 
     The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
     place among the calls in flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off)
@@ -235,7 +235,8 @@ class Result:
         failed = self.error is not None and (response is None or response["status_code"] == 200)
         error = {"code": self.error.type, "message": self.error.message} if failed and self.error else None
         row_id = f"batch_req_{fingerprint(self.prompt)}"
-        return {"id": row_id, "custom_id": self.id, "response": None if failed else response, "error": error}
+        kept = response if not failed or self.text is not None else None  # what does not fit the schema was paid, too
+        return {"id": row_id, "custom_id": self.id, "response": kept, "error": error}
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -364,6 +365,14 @@ class PromptError(Exception):
         return "" if self.heard else self.error.type
 
 
+class Unfit(PromptError):
+    """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
+
+    def __init__(self, problem: str, http: Http | None, again: bytes = b"") -> None:
+        super().__init__("schema_mismatch", short(problem), "retry", 200)
+        self.http, self.again = http, again
+
+
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
 RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
@@ -412,6 +421,8 @@ HINTS = {
     "unreadable": "mend these lines and run the same command; the others are kept",
     "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
+    "schema_mismatch": "see their text; mend the prompt or the schema, or run again with --retry-failed; "
+    "raise max_completion_tokens (-p) where they were cut off",
 }
 HINTS["invalid_api_key"] = HINTS["401"]
 OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable"}
@@ -928,11 +939,179 @@ def missing_backend(name: str, module: str) -> str:
     return f"backend {name}: there is no module {module}"
 
 
+STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.openai.com/docs/guides/structured-outputs
+    r"\$(defs|ref|schema)|additionalProperties|anyOf|const|definitions|description|enum|(exclusiveM|m)(ax|in)imum|format|"
+    r"items|(max|min)Items|multipleOf|pattern|properties|required|title|type"
+)
+STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
+STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
+WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
+CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with nothing but JSON that fits it."
+
+
+class Schema:
+    """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
+
+    They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
+    """
+
+    LARGE = 10_000  # characters of an answer that is not to hold up the event loop
+
+    def __init__(self, schema: Any, source: str = "the schema") -> None:
+        if not isinstance(schema, dict):
+            raise UsageError(f"{source} is no JSON object")
+        try:
+            text = encode_json(schema).encode().decode()
+            schema = json.loads(text)  # a copy
+            self.find = finder(schema, text)
+            strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
+            strict = strict and is_strict(schema)
+        except Exception as failure:  # whatever a library finds wrong with it
+            where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
+            raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
+        name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
+        self._form = {"name": name or "answer", "schema": schema, "strict": strict}
+
+    @classmethod
+    def read(cls, path: str) -> Schema:
+        """Return the schema in a file. Raises UsageError where there is none."""
+        data = b""
+        try:
+            data = pathlib.Path(path).read_bytes()
+            return cls(decode_nested(data.decode("utf-8-sig")), path)
+        except OSError as failure:
+            raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
+        except UnicodeDecodeError as failure:
+            line = data.count(b"\n", 0, failure.start) + 1
+            raise UsageError(f"{path} line {line}: not UTF-8; save it as UTF-8") from None
+        except json.JSONDecodeError as failure:
+            raise UsageError(f"{path} line {failure.lineno} column {failure.colno}: not JSON: {failure.msg}") from None
+        except (ValueError, RecursionError) as failure:
+            raise UsageError(f"{path}: not JSON: {failure}") from None
+
+    def check_options(self, endpoint: str, params: Mapping[str, Any]) -> None:
+        """Raise UsageError where an Api's other options leave no place for the schema."""
+        if endpoint == "embeddings":
+            raise UsageError("embeddings takes no schema (--schema)")
+        text = params.get("text", {})
+        if "response_format" in params or not isinstance(text, dict) or "format" in text:
+            name = "response_format" if "response_format" in params else "text"
+            raise UsageError(f"--schema and -p {name} both say what answers look like; leave out one of them")
+
+    def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown."""
+        place = path.partition("?")[0]
+        if place == ENDPOINTS["responses"]:
+            return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
+        if place in (ENDPOINTS["chat"], ENDPOINTS["completions"]):  # the latter is vLLM's: OpenAI's has no such thing
+            return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
+        raise ValueError(f"how {path} takes a schema (--schema) is not known")
+
+    async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
+        """Return what is wrong with an answer that does not fit, or None."""
+        texts = reply.extra.get("texts") or [reply.text]
+        try:
+            large = sum(map(len, texts)) > self.LARGE
+            text, problem = await asyncio.to_thread(self._look, texts) if large else self._look(texts)
+            early = ended_early(reply) if problem else ""
+            again = corrected(prompt, text, problem) if problem and not early else b""
+        except Exception as failure:  # the schema refers to itself without end, the answer is nested too deep, ...
+            problem, early, again = f"cannot be checked against the schema: {in_words(failure)}", "", b""
+        return Unfit(f"ended by {early}: {problem}" if early else problem, reply.http, again) if problem else None
+
+    def _look(self, texts: list[str]) -> tuple[str, str]:
+        """Return the first of the texts that does not fit and what is wrong with it."""
+        for number, text in enumerate(texts, 1):
+            if problem := self._problem(text):
+                return text, f"answer {number} of {len(texts)}: {problem}" if len(texts) > 1 else problem
+        return "", ""
+
+    def _problem(self, text: str) -> str:
+        if not text.strip() or text.lstrip().startswith("```"):
+            return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
+        try:
+            value = decode_nested(text)
+        except (ValueError, RecursionError) as failure:
+            return f"not JSON: {failure}"
+        error = self.find(value) if self.find else None
+        return f"{error.json_path}: {in_words(error)}" if error else ""
+
+
+def finder(schema: dict[str, Any], text: str) -> Callable[[Any], Any] | None:
+    """Return a function that finds what is wrong with a value; None without jsonschema. Raises what is with the schema.
+
+    `text` is the schema as JSON.
+    """
+    try:
+        validators: Any = importlib.import_module("jsonschema.validators")
+        best_match: Any = importlib.import_module("jsonschema.exceptions").best_match
+        nothing: Any = importlib.import_module("referencing").Registry()  # the default one would fetch from the network
+    except ImportError:
+        return None
+    kind = validators.validator_for(schema, validators.Draft202012Validator)
+    kind.check_schema(schema)
+    validator = kind(schema, registry=nothing)
+    if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
+        for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
+            validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
+    return lambda value: best_match(itertools.islice(validator.iter_errors(value), 100))
+
+
+def in_words(failure: Any) -> str:
+    """Return an exception's message, in which jsonschema has written out all of the value, however large."""
+    message = str(getattr(failure, "message", failure)) or type(failure).__name__
+    value = repr(getattr(failure, "instance", ""))
+    return short(short(value, 60) + message.removeprefix(value) if message.startswith(value) else message)
+
+
+def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
+    """Tell whether OpenAI's strict mode takes a schema: of few keywords, and with no property that may be absent."""
+    if not isinstance(schema, dict) or not all(map(STRICT_KEYWORDS.fullmatch, schema)):
+        return False
+    if "$ref" in schema:
+        return len(schema) == 1
+    kind, properties = schema.get("type"), schema.get("properties", {})
+    kinds = kind if isinstance(kind, list) else [kind]
+    closed = schema.get("additionalProperties") is False and {*schema.get("required", ())} == {*properties}
+    if ("object" in kinds and not (closed and levels)) or ("array" in kinds and "items" not in schema):
+        return False
+    typed = schema.keys() & {"type", "anyOf", "enum", "const"}
+    if not typed or not STRICT_FORMATS.fullmatch(schema.get("format", "date")):
+        return False
+    below = [*properties.values(), *schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]
+    below += [*schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()]
+    return all(is_strict(one, levels - ("object" in kinds)) for one in below)
+
+
+def ended_early(reply: Reply) -> str:
+    """Return what ended an answer, where that is not its end: a limit, a filter, a refusal, a call; else ''."""
+    data = reply.http[2] if reply.http else {}
+    choices, output = data.get("choices") or [], data.get("output") or []
+    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
+    if any(part.get("refusal") for part in [*parts, *(choice.get("message") or {} for choice in choices)]):
+        return "refusal"
+    reasons = [choice.get("finish_reason") for choice in choices] or [reply.finish_reason]
+    reasons += [output[-1].get("type")] if output and not parts else []
+    return next((str(reason) for reason in reasons if reason not in WHOLE), "")
+
+
+def corrected(prompt: Prompt, text: str, problem: str) -> bytes:
+    """Return the request with the answer and what is wrong with it appended, where the endpoint has turns."""
+    body = json.loads(prompt.body)
+    key = next((key for key in ("messages", "input") if key in body), "")
+    if not key or not text:
+        return prompt.body
+    turns = [{"role": "user", "content": body[key]}] if isinstance(body[key], str) else body[key]
+    more = {"role": "assistant", "content": text}, {"role": "user", "content": CORRECTION.format(problem)}
+    return encode_json(body | {key: [*turns, *more]}).encode("utf-8", "replace")
+
+
 class Api:
     """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
 
     `model`, `system`, `template`, `params` and `endpoint` are as on the command line; a Batch request line keeps its
-    own unless `model` or `params` are given. One Api may serve any number of runs.
+    own unless `model` or `params` are given. `schema` is a JSON schema, as a dict: answers that do not fit it fail,
+    after one more try. One Api may serve any number of runs.
     The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
     goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`.
     """
@@ -950,6 +1129,7 @@ class Api:
         base_url: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         allow_http: bool = False,
+        schema: dict[str, Any] | Schema | None = None,
     ) -> None:
         if endpoint not in ENDPOINTS:
             raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
@@ -963,6 +1143,9 @@ class Api:
         self.template = template
         self.params = dict(params or {})
         self.endpoint = endpoint
+        self.schema = schema if schema is None or isinstance(schema, Schema) else Schema(schema)
+        if self.schema:
+            self.schema.check_options(endpoint, self.params)
         self._connect = connect
         self._key = os.environ.get(api_key_env, "")
         if not self._key and (self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")):
@@ -986,6 +1169,8 @@ class Api:
 
         It raises PromptError, ConnectionError or TimeoutError.
         """
+        if self.schema and not self.schema.find:
+            log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
@@ -1055,7 +1240,10 @@ class Api:
             body["input"] = hole
             if self.system is not None:
                 body["instructions"] = self.system
-        return encode_json(body | self.params).partition(encode_json(hole))
+        return encode_json(self._formed(ENDPOINTS[self.endpoint], body | self.params)).partition(encode_json(hole))
+
+    def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self.schema.asked(path, body) if self.schema else body
 
     def _content(self, prompt: Prompt) -> Any:
         content = prompt.content
@@ -1081,7 +1269,8 @@ class Api:
         if self.system is not None or self.template is not None:
             raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
         model = {"model": self.model} if self.model else {}
-        return url.removeprefix("/v1"), body | model | self.params
+        path = url.removeprefix("/v1")
+        return path, self._formed(path, body | model | self.params)
 
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
@@ -1100,6 +1289,8 @@ class Api:
 
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
+
+    schema = None
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
         if not callable(send):
@@ -2096,9 +2287,14 @@ class Run:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
         losses, first_missed = 0, math.inf
-        while (failure := await self._attempt(prompt, result, losses)) is not None:
+        asked, unfit = prompt, None
+        while (failure := await self._attempt(asked, result, losses)) is not None:
             began = result.slot_wait + result.limit_wait + result.retry_wait + result.lost
-            result.error, result.http, result.exception = failure.error, failure.http, failure
+            if isinstance(failure, Unfit):
+                failure.verdict = "retry" if failure.again and not unfit else "fail"
+                asked, unfit = dataclasses.replace(prompt, body=failure.again), failure
+            known = unfit or failure  # an answer that does not fit is more than none
+            result.error, result.http, result.exception = known.error, known.http, known
             if self._never_there(failure, result):
                 kind = "timeout" if failure.kind == "timeout" else "unreachable"
                 failure = PromptError(kind, failure.error.message, "stop")
@@ -2107,7 +2303,8 @@ class Run:
             missed = self._missed(prompt, failure)
             first_missed = min(first_missed, self._clock()) if missed else math.inf
             free = missed and self.patience.latest < first_missed  # nobody is there, which is not this prompt's failure
-            if failure.verdict == "fail" or (result.attempts >= self._max_attempts and not free and not self.stopped):
+            spent = result.attempts >= self._max_attempts and not free
+            if failure.verdict == "fail" or (unfit if self.stopped else spent):
                 return result
             if self.stopped or not (free or await self._back_off(failure, result)):
                 result.done = False
@@ -2166,7 +2363,8 @@ class Run:
         result.error = result.exception = None
         result.take(outcome)
         self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
-        return None
+        schema = self._source.schema
+        return await schema.judge(prompt, outcome) if schema else None
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
         """Make a call; return what came of it."""
@@ -2229,7 +2427,7 @@ class Run:
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and result.attempts == 1)
-        wait = 0.0 if at_once else backoff(result.attempts)
+        wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(result.attempts)
         if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
         if failure.wait is not None:
@@ -3402,6 +3600,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.concurrency = args.sweep[0]
     args.backends = list(dict.fromkeys(args.backends))
     args.params = dict(parameter(text) for text in args.param)
+    args.schema = Schema.read(args.schema) if args.schema is not None else None
     if args.output is None:
         stdout = args.prompts in (None, "-")
         args.output = "-" if stdout else default_output(args.prompts, ".demo" if args.demo else "")
@@ -3458,6 +3657,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
     option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
            help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
+    option("--schema", metavar="FILE", help="JSON schema that each answer has to fit")
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
@@ -3611,7 +3811,7 @@ def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt
 
 def make_api(args: argparse.Namespace, backend: str) -> Api:
     """Return the API that the arguments ask for."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http")
+    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
     return load_backend(backend, **{name: getattr(args, name) for name in names})
 
 

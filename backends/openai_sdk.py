@@ -6,6 +6,7 @@ for both. Where aiohttp is installed too, the SDK's aiohttp transport is used, s
 """
 
 import contextlib
+import inspect
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -47,15 +48,19 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
             "/embeddings": client.embeddings.with_raw_response.create,
             "/models": client.models.with_raw_response.list,
         }
+        known = {path: inspect.signature(call).parameters.keys() for path, call in create.items()}
 
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             url, _, query = path.partition("?")
             arguments: dict[str, Any] = json.loads(body or "{}")
             if url == "/embeddings":
                 arguments.setdefault("encoding_format", "float")  # the API's default; the SDK's own is base64
+            more = {name: arguments.pop(name) for name in arguments.keys() - known[url]}  # other servers' own
             extra = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
             try:
-                reply = await create[url](**arguments, extra_query=extra, extra_headers=keyless)
+                reply = await create[url](
+                    **arguments, extra_query=extra, extra_headers=keyless, extra_body=more or None
+                )
             except openai.APIStatusError as failure:
                 return failure.status_code, failure.response.headers, failure.response.content
             except BELOW_HTTP as failure:

@@ -30,8 +30,8 @@ Whom it turns away:
   --shutdown DATE        what the list of models gives as their shutdown_date (YYYY-MM-DD)
 What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
-                         reset, truncated, hang, null-choices, error-200, malformed, empty-html (the last four
-                         with status 200)
+                         reset, truncated, hang, null-choices, error-200, malformed, empty-html, schema (the last
+                         five with status 200; schema: what was to fit one does not, in answer to the first asking)
   --seed N               default 0. The latency of a request follows from the seed and its JSON, its fault also
                          from how often the same was let in before, so every client meets the same fate
   --close-every N        close each connection after its N-th answer, unannounced
@@ -39,6 +39,8 @@ What goes wrong:
 
 Prints its base URL when it is ready; SIGINT, SIGTERM or the end of input stop it, with the counts on stderr.
 In Python: ``async with serve(latency=0.1, fault={"500": 0.05}) as server:`` has server.url and server.stats.
+Where a request has a JSON schema (response_format, text.format), its answer is a made-up instance: of objects, arrays,
+enums, texts, numbers and $ref; patterns and formats mean nothing to it.
 It does not stream, call tools, or check parameters that it does not use.
 """
 
@@ -79,7 +81,7 @@ BODY_LIMIT = 32 * 1024 * 1024
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
 FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
-          "null-choices", "error-200", "malformed", "empty-html")
+          "null-choices", "error-200", "malformed", "empty-html", "schema")
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 SERIAL = (f"{random.SystemRandom().getrandbits(48):012x}{number:012x}" for number in count(1))
 encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -183,6 +185,8 @@ class Ask:
         self.cap = next(filter(None, caps), None)
         self.size = self.number("dimensions", 4096) or 8
         self.prompts: Prompts = read_prompts(self.body)
+        self.schema = schema_in(self.body)
+        self.again = any(item.get("role") == "assistant" for item in self.body[subject] if isinstance(item, dict))
         self.prompt_tokens = sum(estimate(whole) for _, whole in self.prompts)
         self.texts = [] if self.answer is embeddings else self.invent_texts(self.number("n", 128) or 1)
 
@@ -196,6 +200,8 @@ class Ask:
         """Return n texts for each prompt, every one with its finish reason."""
         suffixes = [f", choice {k} of {n}" for k in range(1, n + 1)] if n > 1 else [""]
         texts = [invent(*prompt, suffix) for prompt in self.prompts for suffix in suffixes]
+        if self.schema is not None:
+            texts = [instance_text(self.schema, text) for text in texts]
         if self.cap is None:
             return [(text, "stop") for text in texts]
         return [(text[: 4 * self.cap], "stop" if estimate(text) <= self.cap else "length") for text in texts]
@@ -223,6 +229,49 @@ def invent(shown: str, whole: str, suffix: str) -> str:
     words = shown.split()
     return (f"[made up by the stand-in server] {len(words)} word{'s'[: len(words) != 1]}, "
             f'beginning "{" ".join(words[:6])[:60]}" (checksum {checksum(whole):08x}){suffix}')
+
+
+def schema_in(body: dict[str, Any]) -> Any:
+    """Return the JSON schema that an answer is to fit, or None."""
+    form, text = body.get("response_format"), body.get("text")
+    form = form.get("json_schema") if isinstance(form, dict) else text.get("format") if isinstance(text, dict) else None
+    return form.get("schema") if isinstance(form, dict) else None
+
+
+def instance_text(schema: Any, seed: str) -> str:
+    try:
+        return encode_json(instance(schema, schema, random.Random(checksum(seed))))
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise invalid("response_format", "a JSON schema") from None
+
+
+def instance(schema: Any, root: Any, luck: random.Random, depth: int = 0) -> Any:
+    """Make up a value that fits a schema; below a few levels as small a one as there is, so that recursions end."""
+    deep = depth > 6
+    if "$ref" in schema:
+        target = root
+        for part in schema["$ref"].split("/")[1:]:
+            target = target[part]
+        return instance(target, root, luck, depth + 1)
+    if "const" in schema or "enum" in schema:
+        return luck.choice(schema["enum"]) if "enum" in schema else schema["const"]
+    if ways := schema.get("anyOf") or schema.get("oneOf"):
+        return instance(min(ways, key=lambda way: "$ref" in way) if deep else luck.choice(ways), root, luck, depth + 1)
+    kind = schema.get("type", "object")
+    kind = kind[-1] if isinstance(kind, list) and deep else luck.choice(kind) if isinstance(kind, list) else kind
+    if kind == "object":
+        wanted = schema.get("required", ()) if deep else schema.get("properties", {})
+        return {name: instance(schema["properties"][name], root, luck, depth + 1) for name in wanted}
+    if kind == "array":
+        size = max(schema.get("minItems", 0), min(0 if deep else luck.randint(1, 3), schema.get("maxItems", 3)))
+        return [instance(schema.get("items", {}), root, luck, depth + 1) for _ in range(size)]
+    if kind == "string":
+        return f"made up {luck.getrandbits(16):04x}".ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        high = schema.get("maximum", schema.get("exclusiveMaximum", low + 101) - 1)
+        return luck.randint(min(low, high), high)
+    return luck.random() < 0.5 if kind == "boolean" else None
 
 
 def conversation(items: Any, name: str, preface: str = "") -> Prompts:
@@ -591,7 +640,9 @@ class Server:
         body = json.dumps(ask.body, sort_keys=True).encode()
         key = blake2b(body, digest_size=8).digest()
         self._seen[key] += 1
-        return fate(self.options, body, self._seen[key] - 1)
+        kind, latency = fate(self.options, body, self._seen[key] - 1)
+        first = ask.schema is not None and self._seen[key] == 1 and not ask.again
+        return kind if kind != "schema" or first else "", latency
 
     def _begin(self, job: Job) -> None:
         if job.fault == "hang":
@@ -617,6 +668,9 @@ class Server:
 
     def _answer(self, job: Job) -> Reply:
         assert job.ask
+        if job.fault == "schema":
+            job.ask.schema = None
+            job.ask.texts = job.ask.invent_texts(len(job.ask.texts) // len(job.ask.prompts))
         answer = job.ask.answer(job.ask)
         if job.fault == "null-choices":
             answer |= {name: None for name in ("choices", "output", "data") if name in answer}
