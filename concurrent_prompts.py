@@ -3,26 +3,32 @@
 # requires-python = ">=3.11"
 # dependencies = []
 # ///
-"""Send a file of prompts to an OpenAI-compatible API, one by one or all at once, and lose none.
+"""Send a file of prompts to an OpenAI-compatible API, one by one or all at once,
+and lose none.
 
-    python concurrent_prompts.py prompts.txt                the answers, as concurrently as the server will take
-    python concurrent_prompts.py prompts.txt --sequential   one at a time: the baseline
+    python concurrent_prompts.py prompts.txt                concurrently
+    python concurrent_prompts.py prompts.txt --sequential   one at a time
     python concurrent_prompts.py prompts.txt --compare      both, side by side
-    python concurrent_prompts.py --demo --compare           the same with no key and no network
+    python concurrent_prompts.py prompts.txt --dry-run      what it would cost
+    python concurrent_prompts.py --demo --compare           no key, no network
 
-PROMPTS is a file with a prompt a line (.txt), a JSON string or object a line (.jsonl: `prompt`, `messages` or
-`input`, maybe an `id`; other keys are columns), a table with a header (.csv, .tsv), a file of OpenAI Batch API
-requests, any of these gzipped, or - for standard input. Answers go to a JSON Lines file beside it, each as soon as
-it is there; the same command again asks only what is still open.
+PROMPTS is a file with a prompt a line (.txt), a JSON string or object a line
+(.jsonl: `prompt`, `messages` or `input`, maybe an `id`; other keys are
+columns), a table with a header (.csv, .tsv), a file of OpenAI Batch API
+requests, any of these gzipped, or - for standard input. Answers go to a JSON
+Lines file beside it, each as soon as it is there; the same command again asks
+only what is still open.
 
 In Python, with your own coroutine function or with a backend:
 
     from concurrent_prompts import run, load_backend
-    results = run(["Why is the sky blue?", "Why is grass green?"], load_backend(model="gpt-6-luna"))
+    results = run(["Why is the sky blue?", "Why is grass green?"],
+                  load_backend(model="gpt-6-luna"))
     print([result.text for result in results])
 
-Exit status: 0 every prompt is answered, 1 some failed, 2 unusable arguments or input, 3 stopped early (key, quota,
-address, disk, deadline), 130 interrupted.
+Exit status: 0 every prompt is answered, 1 some failed, 2 unusable arguments or
+input, 3 stopped early (key, quota, address, disk, deadline, budget), 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -3309,7 +3315,7 @@ class Tally:
             error = self.examples[kind]
             advice = hint(error)
             first = ", first" if count > 1 else ""
-            yield f"{count:,} x {kind}{first}: {error.message}" + (f"\n    -> {advice}" if advice else "")
+            yield f"{count:,} x {kind}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
             yield f"{count:,} answered but ended by {reason}: {advice}"
@@ -3524,7 +3530,7 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
-        say_error(record.getMessage(), indent="\r\x1b[K" if obeys(sys.stderr) else "")
+        say_error(record.getMessage(), start="\r\x1b[K" if obeys(sys.stderr) else "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -3639,7 +3645,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         usage=f"{PROGRAM} PROMPTS [options]",
         description=__doc__,
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100),
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=80),
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -3989,7 +3995,8 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
         return stopped_status(run.stopped, args)
     if sink.path and tally.hopeful and not args.quiet:
         again = command_again(args.argv, True, "--retry-failed")
-        say_error(f"{tally.hopeful:,} of the {tally.failed:,} failed may be answered now: {again}", indent="  ")
+        say_error(f"{tally.hopeful:,} of {tally.failed:,} failed for what may pass; to ask again:", indent="  ")
+        say_error(again, indent="    ", wrap=False)
     return 1 if tally.failed else 0
 
 
@@ -4000,7 +4007,7 @@ def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ")
+        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
     return 130 if interrupted else 3
 
 
@@ -4088,11 +4095,12 @@ def command_again(argv: list[str], begun: bool, *more: str) -> str:
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
-def say_error(*lines: str, indent: str = "") -> None:
-    """Print lines on standard error, with nothing in them that a terminal would obey; the indent is ours."""
+def say_error(*lines: str, start: str = "", indent: str = "", wrap: bool = True) -> None:
+    """Print lines on standard error: wrapped on a terminal, and with nothing that it would obey but `start`."""
+    width = shutil.get_terminal_size().columns - 1 if wrap and sys.stderr.isatty() else sys.maxsize
     with contextlib.suppress(OSError):
-        for line in lines:
-            print(indent + visible(line), file=sys.stderr)
+        for line in "\n".join(lines).split("\n") if lines else ():
+            print(start + "\n".join(wrapped(indent + visible(line), max(20, width))), file=sys.stderr)
 
 
 async def compare(args: argparse.Namespace) -> int:
