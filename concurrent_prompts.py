@@ -1645,10 +1645,11 @@ class Quota:
 
     def __str__(self) -> str:
         about = "about " if self.source == "from refusals" else ""
-        return f"{about}{60 * self._limit:,.0f} {self.name}/min, {self.source}"
+        return f"{about}{60 * self.limit:,.0f} {self.name}/min, {self.source}"
 
     @property
-    def _limit(self) -> float:
+    def limit(self) -> float:
+        """What the server lets through a second, by itself or as it is told; inf where that is not known."""
         return self.rate if self.source == "from refusals" else min(self._told, self._stated)
 
     def level(self, now: float) -> float:
@@ -1907,7 +1908,7 @@ class Limiter:
 
     def calls_a_minute(self) -> float | None:
         """Return how many calls a minute the server is known to let through, None where nothing is known."""
-        rate = min(self.requests.rate, self.tokens.rate * self.sent / max(1.0, self.tokens.spent))
+        rate = min(self.requests.limit, self.tokens.limit * self.sent / max(1.0, self.tokens.spent))
         return 60 * rate if rate < math.inf else None
 
     def state(self) -> str:
@@ -3426,12 +3427,12 @@ class Ran:
 
     def title(self) -> str:
         """Return what a picture calls it."""
-        return f"{self.api.name}, {'one at a time' if self.most == 1 else f'up to {self.most:,} in flight'}"
+        return f"{self.api.name}, {'one at a time' if self.most == 1 else f'{self.most:,} in flight'}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures; the README says what they mean."""
         limiter = self.run.limiter
-        limits = {quota.name: quota.rate for quota in (limiter.requests, limiter.tokens) if quota.source}
+        limits = {quota.name: quota.limit for quota in (limiter.requests, limiter.tokens) if quota.source}
         return {
             "backend": self.api.name,
             "base_url": self.api.base_url,
