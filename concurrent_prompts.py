@@ -69,7 +69,7 @@ import time
 import traceback
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 __version__ = "0.1.0"
@@ -139,7 +139,7 @@ class Prompt:
 
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
-NO_TOKENS = 0, 0, 0, 0
+NO_TOKENS: Sequence[int] = (0, 0, 0, 0)
 
 
 class Reply(NamedTuple):
@@ -178,7 +178,8 @@ class Result:
     tries: list[tuple[float, float]] | None = None
     limit: float | None = None
     usage: dict[str, Any] | None = None
-    tokens: Iterable[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
+    tokens: Sequence[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
+    lost_tokens: Sequence[int] = NO_TOKENS  # of the attempts that failed, where the server has told them
     finish_reason: str | None = None
     model: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -195,6 +196,12 @@ class Result:
         """Fill in the answer."""
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
         self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
+
+    def lose(self, failure: PromptError) -> None:
+        """Count the tokens of an attempt that failed: they are paid for, too."""
+        if failure.usage:
+            pairs = zip(self.lost_tokens, token_counts(failure.usage), strict=True)
+            self.lost_tokens = [before + more for before, more in pairs]
 
     def clocks(self) -> dict[str, Any]:
         """The part of a line of the results file that says what ran when: all that a picture needs."""
@@ -258,7 +265,12 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
         given.get("cached_tokens") if isinstance(given, dict) else 0,
         made.get("reasoning_tokens") if isinstance(made, dict) else 0,
     )
-    return [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
+    return [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
+
+
+def whole(count: Any) -> int:
+    """Return what is no plain count as one: 12.0 is, True is not."""
+    return int(count) if isinstance(count, float) and 0 <= count < 2**53 else 0
 
 
 def beside(row: Iterable[str], columns: dict[str, Any]) -> dict[str, Any]:
@@ -370,6 +382,13 @@ class PromptError(Exception):
         """The error's type where it is one of ours, '' where a server has spoken: it may write there what it likes."""
         return "" if self.heard else self.error.type
 
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """What the server says that the call took all the same."""
+        body = self.http[2] if self.http else None
+        usage = body.get("usage") if isinstance(body, dict) else None
+        return usage if isinstance(usage, dict) else None
+
 
 class Unfit(PromptError):
     """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
@@ -419,6 +438,8 @@ HINTS = {
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
     "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c, and --retry-failed",
     "disk": "make room, or see who removed it",
+    "budget": "a higher --max-cost goes on: what is spent so far counts in it",
+    "unknown_price": "ask these in a run of their own, with --price IN,OUT and --retry-failed",
     "missing_column": "name a column that is there (-t)",
     "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
@@ -431,7 +452,7 @@ HINTS = {
     "raise max_completion_tokens (-p) where they were cut off",
 }
 HINTS["invalid_api_key"] = HINTS["401"]
-OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable"}
+OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
 OUR_OWN |= {"connection_error", "certificate", "unreachable"}
 
 
@@ -1120,6 +1141,7 @@ class Api:
     after one more try. One Api may serve any number of runs.
     The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
     goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`.
+    A `dry` one only makes requests, and needs no key.
     """
 
     def __init__(
@@ -1136,6 +1158,7 @@ class Api:
         api_key_env: str = "OPENAI_API_KEY",
         allow_http: bool = False,
         schema: dict[str, Any] | Schema | None = None,
+        dry: bool = False,
     ) -> None:
         if endpoint not in ENDPOINTS:
             raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
@@ -1154,7 +1177,8 @@ class Api:
             self.schema.check_options(endpoint, self.params)
         self._connect = connect
         self._key = os.environ.get(api_key_env, "")
-        if not self._key and (self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")):
+        wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
+        if wanted and not self._key and not dry:
             name = api_key_env if re.fullmatch("[A-Z0-9_]+", api_key_env) else "the variable that --api-key-env names"
             raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
@@ -1209,6 +1233,26 @@ class Api:
         error.args = (message,)
         error.http = error.http if http == texts[-1] else None
         raise error from None
+
+    def model_of(self, prompt: Prompt) -> str | None:
+        """Return the model that a prompt is asked of; None where the server is to choose."""
+        model = self.params.get("model") or self.model
+        if prompt.kind != "batch":
+            model = model or DEFAULT_MODEL
+        elif not model and isinstance(prompt.content["body"], dict):
+            model = prompt.content["body"].get("model")
+        return model if isinstance(model, str) else None
+
+    def show(self, prompt: Prompt) -> Iterator[str]:
+        """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
+        path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
+        yield self.conceal(f"POST {self.base_url}{path}")
+        for name, text in self._headers.items():
+            hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
+            yield f"{name}: {hidden if SECRET_NAME.search(name) else self.conceal(text)}"
+        if not self._key and self.base_url == DEFAULT_BASE_URL:
+            yield "Authorization: missing, since no key is set"
+        yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
@@ -1306,6 +1350,9 @@ class Own:
     def prepare(self, prompt: Prompt) -> Prompt:
         """Nothing is to be done: the function makes its own request."""
         return prompt
+
+    def model_of(self, prompt: Prompt) -> None:
+        """The function knows, and does not say."""
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
@@ -1460,13 +1507,15 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     if data.get("error"):
         raise error_in_answer(data)
     reader = READERS.get(path.partition("?")[0], other_reply)
+    http = 200, headers.get("x-request-id") or "", data
     try:
         text, reason, extra = reader(data)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200) from None
+        failure = PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200)
+        failure.http = http
+        raise failure from None
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else None
-    http = 200, headers.get("x-request-id") or "", data
     return Reply(text, reason, data.get("model"), usage, extra, http, headers)
 
 
@@ -1482,6 +1531,7 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
         verdict = "fail"  # the Responses API means it
     error = PromptError(code or "no_answer", short(message) or "HTTP 200 with an error in it", verdict, 200)
     error.slow = code in ("rate_limit_exceeded", "slow_down")
+    error.http = 200, "", data
     return error
 
 
@@ -1575,6 +1625,7 @@ class Call:
             self.task.cancel()
 
 
+NEVER_THERE = {"unreachable", "connection_error", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
@@ -2109,6 +2160,178 @@ class Limiter:
         self._doubt_end = self._next = -math.inf
 
 
+# USD per million tokens: in, in from the cache, out. Standard prices of https://developers.openai.com/api/docs/pricing;
+# what comes on top of them or off (long contexts, service tiers, cache writes, tools) is not counted.
+PRICES_DATE = "2026-11-05"
+Price = tuple[float, float, float]
+PRICES: dict[str, Price] = {
+    "gpt-6.1-sol": (2.00, 0.10, 10.00),
+    "gpt-6-astra": (10.00, 1.00, 50.00),
+    "gpt-6-sol": (2.00, 0.20, 10.00),
+    "gpt-6-luna": (0.10, 0.01, 0.50),
+    "gpt-5.6-sol": (4.00, 0.40, 20.00),
+    "gpt-5.6-terra": (2.00, 0.20, 12.00),
+    "gpt-5.6-luna": (0.20, 0.02, 1.20),
+    "gpt-5.5": (5.00, 0.50, 30.00),
+    "gpt-5.4": (2.50, 0.25, 15.00),
+    "gpt-5.4-mini": (0.75, 0.075, 4.50),
+    "gpt-5.4-nano": (0.20, 0.02, 1.25),
+    "gpt-5.2": (1.75, 0.175, 14.00),
+    "gpt-5": (1.25, 0.125, 10.00),
+    "gpt-5-mini": (0.25, 0.025, 2.00),
+    "gpt-5-nano": (0.05, 0.005, 0.40),
+    "gpt-4.1": (2.00, 0.50, 8.00),
+    "gpt-4.1-mini": (0.40, 0.10, 1.60),
+    "gpt-4o": (2.50, 1.25, 10.00),
+    "gpt-4o-2024-05-13": (5.00, 5.00, 15.00),
+    "gpt-4o-mini": (0.15, 0.075, 0.60),
+    "text-embedding-3-small": (0.02, 0.02, 0.00),
+    "text-embedding-3-large": (0.13, 0.13, 0.00),
+}
+
+
+def price_of(model: str | None) -> Price | None:
+    """Return a model's price, None where it is unknown; a provider's prefix and a snapshot's date do not matter."""
+    name = (model or "").rpartition("/")[2]
+    return PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
+
+
+def known_price(told: Price | None, *models: str | None) -> tuple[str, Price | None]:
+    """Return the first of the models that has a price, and that: the one that the user has told, or the table's."""
+    names = [model for model in models if model] or ["a model that is not named"]
+    found = ((name, told or price_of(name)) for name in names)
+    return next(((name, price) for name, price in found if price), (names[0], None))
+
+
+def as_price(numbers: Iterable[float | str]) -> Price:
+    """Return the price that IN, OUT and perhaps CACHED make. Raises ValueError where they make none."""
+    asked, answered, *cached = map(float, numbers)
+    price = asked, *(cached or [asked]), answered
+    if len(price) != 3 or not all(0 <= part < math.inf for part in price):
+        raise ValueError("a price is (in, out) or (in, out, cached), in USD per million tokens")
+    return price
+
+
+def cost_of(tokens: Sequence[float], price: Price) -> float:
+    """Return what so many tokens in, out and cached (of those in) cost, in USD."""
+    asked, answered, cached = tokens[:3]
+    cached = min(asked, cached)
+    return ((asked - cached) * price[0] + cached * price[1] + answered * price[2]) / 1e6
+
+
+def money(dollars: float) -> str:
+    """Return the amount with as many digits as mean something: $12.30, $0.0123."""
+    digits = 2 if dollars >= 1 or dollars <= 0 else 2 - math.floor(math.log10(dollars))
+    whole, _, part = f"{dollars:,.{digits}f}".partition(".")
+    return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
+
+
+def told_most(request: Any) -> tuple[int, int]:
+    """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
+    request = request if isinstance(request, dict) else {}
+
+    def told(*names: str) -> int:
+        return max((request[name] for name in names if type(request.get(name)) is int), default=0)
+
+    texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
+    many = len(texts) if isinstance(texts, list) and texts and not isinstance(texts[0], int) else 1
+    most = told("max_completion_tokens", "max_tokens", "max_output_tokens")
+    return max(0, most), max(1, told("n", "best_of")) * many
+
+
+class Budget:
+    """What a job may cost, in USD: a call goes out where that holds even if it and those under way cost the most.
+
+    The most is a token for each byte that it sends, and the answer's maximum where the request tells one, else the
+    longest answer so far and, while few are known, more. The first call goes out alone; then, without such a maximum,
+    half as many as there are answers: of those under way, the short ones come first. What a call has cost instead is
+    taken from its usage; a reply that was lost, or that tells none, is counted at the most: it may have been billed.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.spent = self.earlier = self.assumed = 0.0  # all; of it by earlier runs, and without a usage to know it
+        self._calls, self._fixed, self._open = 0, 0.0, 0.0  # under way: how many, and the sums of what they may cost
+        self._answers = 0
+        self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
+        self._queue = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    def most_of(self, body: bytes, price: Price) -> tuple[float, float]:
+        """Return the most that a request may cost, and for each token of the longest answer if it tells no maximum."""
+        most, answers = told_most(parse_json(body))
+        told = max(most, self._beyond) * answers if most else 0
+        return cost_of((len(body) * self._dearest, told, 0), price), 0.0 if most else price[2] * answers / 1e6
+
+    def in_all(self, fixed: float, per_token: float) -> float:
+        """Return what that comes to, with more than the longest answer so far while few are known."""
+        return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
+
+    def admit(self, most: tuple[float, float]) -> bool:
+        """Reserve what a call may cost, if that fits at once."""
+        if self._queue.locked() or not self._fits(*most):
+            return False
+        self._reserve(*most)
+        return True
+
+    async def acquire(self, most: tuple[float, float]) -> bool:
+        """Reserve it once it fits; return False where it does not although nothing else is under way."""
+        async with self._queue:
+            while not self._fits(*most):
+                if not self._calls:
+                    return False
+                self._changed.clear()
+                await self._changed.wait()
+            self._reserve(*most)
+        return True
+
+    def _fits(self, fixed: float, per_token: float) -> bool:
+        reserved = self.in_all(self._fixed + fixed, self._open + per_token)
+        beside = self._answers // 2 if per_token else self._answers and math.inf
+        return self._calls <= beside and self.spent + reserved <= self.most
+
+    def _reserve(self, fixed: float, per_token: float, calls: int = 1) -> None:
+        self._calls += calls
+        self._fixed, self._open = (self._fixed + fixed, self._open + per_token) if self._calls else (0.0, 0.0)
+
+    def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
+        """Put what a call has cost in the place of what was reserved for it."""
+        self._reserve(-most[0], -most[1], -1)
+        self.spent += cost
+        self.assumed += cost if assumed else 0.0
+        self._changed.set()
+
+    def learn(self, body: bytes, asked: float, answered: float) -> None:
+        """Learn from the tokens of an answer."""
+        most, answers = told_most(parse_json(body))
+        self._answers += 1
+        self._dearest = max(self._dearest, asked / len(body))
+        if not most:
+            self._longest = max(self._longest, answered / answers)
+        elif answered > most * answers:
+            self._beyond = max(self._beyond, answered / answers)
+
+    def count(self, row: dict[str, Any], price: Price) -> None:
+        """Count what a line of the results file has cost: what it says itself, or else its usage at that price."""
+        _, tokens = usage_in(row)
+        own = itertools.takewhile(lambda name: name != "request", row)  # what comes after it are columns of the input
+        cost = row["cost"] if "cost" in own else None
+        if not isinstance(cost, int | float) or not 0 <= cost < math.inf:
+            cost = cost_of(tokens, price)
+        self._longest = max(self._longest, tokens[1])
+        self.earlier += cost
+        self.spent += cost
+
+
+def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
+    """Return the model and the tokens that a line of a results file names."""
+    reply = row if "request" in row else (row.get("response") or {}).get("body")
+    if not isinstance(reply, dict) or not isinstance(reply.get("usage"), dict):
+        return None, NO_TOKENS
+    model = reply.get("model")
+    return model if isinstance(model, str) else None, token_counts(reply["usage"])
+
+
 class Costs:
     """How many tokens a request will count for: its prompt by length, and the most that it may answer."""
 
@@ -2196,6 +2419,7 @@ class Run:
     `answer` does the attempts of one prompt and always returns a Result. An error that would meet every prompt stops
     the run: what is in flight finishes, what waits gives up, nothing more is admitted. A server that goes away is
     waited for, which costs no prompt an attempt; `deadline` (seconds) bounds it all, the calls in flight too.
+    `max_cost` (USD) bounds what it spends, at `price` (IN, OUT and perhaps CACHED) or else that of the model asked.
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
@@ -2210,21 +2434,28 @@ class Run:
         deadline: float | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        max_cost: float | None = None,
+        price: Iterable[float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
         deadline = math.inf if deadline is None else deadline
-        limits = deadline, timeout, math.inf if rpm is None else rpm, math.inf if tpm is None else tpm
+        limits = [deadline, timeout, *(limit for limit in (rpm, tpm, max_cost) if limit is not None)]
         if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
-            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
+            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm, tpm and max_cost are greater than 0")
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
         self._source = send if isinstance(send, Api) else Own(send)
+        if max_cost is not None and not isinstance(send, Api):
+            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
+        self.budget = None if max_cost is None else Budget(max_cost)
+        self.price = None if price is None else as_price(price)
+        self.usual_price: Price | None = None  # of what does not name a model with a price
         self._max_attempts, self._timeout, self._deadline = max_attempts, timeout, deadline
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
@@ -2285,7 +2516,25 @@ class Run:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
         rest = iter(prompts)
         while self.stopped is None and (prompt := next(rest, None)) is not None:
-            yield self._source.prepare(prompt)
+            yield self._priced(self._source.prepare(prompt)) if self.budget else self._source.prepare(prompt)
+
+    def _priced(self, prompt: Prompt) -> Prompt:
+        """Set the prompt's `error` where nobody knows what it will cost, although that matters."""
+        name, price = self.price_for(prompt)
+        if prompt.error is None and price is None:
+            prompt.error = Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
+        return prompt
+
+    def count(self, row: dict[str, Any]) -> None:
+        """Count a line of the results file in the budget, if there is one."""
+        if self.budget is not None:
+            price = known_price(self.price, usage_in(row)[0])[1] or self.usual_price
+            assert price is not None
+            self.budget.count(row, price)
+
+    def price_for(self, prompt: Prompt, named: str | None = None) -> tuple[str, Price | None]:
+        """Return the model that a prompt is asked of and its price, or what the reply names; None: unknown."""
+        return known_price(self.price, self._source.model_of(prompt), named)
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -2294,8 +2543,9 @@ class Run:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
         losses, first_missed = 0, math.inf
+        attempt = self._attempt if self.budget is None else self._paid_attempt
         asked, unfit = prompt, None
-        while (failure := await self._attempt(asked, result, losses)) is not None:
+        while (failure := await attempt(asked, result, losses)) is not None:
             began = result.slot_wait + result.limit_wait + result.retry_wait + result.lost
             if isinstance(failure, Unfit):
                 failure.verdict = "retry" if failure.again and not unfit else "fail"
@@ -2362,6 +2612,7 @@ class Run:
         outcome = await self._send(call, prompt)
         result.latency = call.latency
         if isinstance(outcome, PromptError):
+            result.lose(outcome)
             return outcome
         self._answered = call.started + call.latency
         result.limit = self.limiter.calls_a_minute()
@@ -2370,8 +2621,59 @@ class Run:
         result.error = result.exception = None
         result.take(outcome)
         self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
-        schema = self._source.schema
-        return await schema.judge(prompt, outcome) if schema else None
+        if self._source.schema and (unfit := await self._source.schema.judge(prompt, outcome)):
+            result.tokens = NO_TOKENS
+            result.lose(unfit)
+            return unfit
+        return None
+
+    async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
+        """Attempt it when that fits into the budget, which the run ends with, and see what it has cost."""
+        budget, price, asked = self.budget, self.price_for(prompt)[1], self._clock()
+        assert budget is not None
+        if price is None:
+            return PromptError(*self._priced(prompt).error[:2])  # type: ignore[index]
+        most = budget.most_of(prompt.body, price)
+        result.started = result.started or self._epoch + asked
+        if self.stopped or not budget.admit(most):
+            fits = await self._rest(budget.acquire(most))
+            if not fits:
+                call = money(budget.in_all(*most))
+                left = f"{money(budget.spent)} of {money(budget.most)} is spent and a call may cost {call}"
+                return self.stopped or PromptError("budget", left, "stop")
+            result.slot_wait += self._clock() - asked
+        attempts, before, cost, assumed = result.attempts, result.extra.get("cost", 0.0), 0.0, False
+        try:
+            failure = await self._attempt(prompt, result, losses)
+            if result.attempts > attempts:
+                cost, assumed = self._paid(prompt, result, failure, most, price)
+        finally:
+            budget.settle(most, cost, assumed)
+        if cost or before:
+            result.extra = {**result.extra, "cost": round(before + cost, 12)}
+        return failure
+
+    def _paid(
+        self, prompt: Prompt, result: Result, failure: PromptError | None, most: tuple[float, float], price: Price
+    ) -> tuple[float, bool]:
+        """Return what an attempt has cost, and whether that had to be assumed."""
+        assert self.budget is not None
+        if failure is not None:
+            asked, answered, cached, _ = token_counts(failure.usage or {})
+            if asked:
+                return cost_of((asked, answered, cached), price), False
+            lost = failure.kind == "connection_error" and not self.limiter.away
+            lost |= failure.error.status == 200 or not (failure.heard or failure.kind in NEVER_THERE)
+            return (self.budget.in_all(*most), True) if lost else (0.0, False)
+        asked, answered, cached, _ = result.tokens
+        told = asked and (answered or not result.text)
+        if not told:
+            self._warn_once("usage", "the server does not tell the usage: --max-cost counts a token for each byte")
+            asked = asked or len(prompt.body)
+            answered = len(str(result.extra.get("texts") or result.text or "").encode(errors="replace"))
+        self.budget.learn(prompt.body, asked, answered)
+        cost = cost_of((asked, answered, cached), price)
+        return (cost, False) if told else (max(most[0], cost), True)
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
         """Make a call; return what came of it."""
@@ -2520,11 +2822,20 @@ class Journal:
     Opening one that exists continues it: `left` passes over the prompts that it already holds. `finish` puts the
     lines into the input's order by an atomic replace; results of prompts that are no longer in the input, or were
     asked otherwise, go to FILE.superseded.jsonl, since they were paid for. Raises UsageError where the file cannot be
-    written or holds something else.
+    written or holds something else. `count` is given each line that is there. To `look` writes and locks nothing.
     """
 
-    def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        count: Callable[[dict[str, Any]], None] = lambda row: None,
+        look: bool = False,
+    ) -> None:
         self.path = path
+        self._count = count
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
@@ -2538,10 +2849,10 @@ class Journal:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file = open(path, "rb" if look else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
-        if not lock(self._file, path):
+        if not look and not lock(self._file, path):
             self._file.close()
             raise UsageError(f"another run is writing {path}; wait for its end, or choose another file with -o")
         self._size = self._synced = 0 if overwrite else self._load()
@@ -2551,14 +2862,14 @@ class Journal:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        if not self._file.closed:
+        if not self._file.closed and self._file.writable():
             try:
                 self.attend()
             except OSError:
                 self._rescue()
             with contextlib.suppress(OSError):
                 self.sync()
-            self._file.close()
+        self._file.close()
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -2582,6 +2893,8 @@ class Journal:
             self._refuse(damaged)
         if damaged:
             log.warning("%s line %d is damaged: what it answered is asked again", self.path, damaged)
+        if not self._file.writable():
+            return size
         if size < os.fstat(self._file.fileno()).st_size:
             self._file.truncate(size)
         elif size and not line.endswith(b"\n"):  # only its end was cut off
@@ -2601,6 +2914,7 @@ class Journal:
                 raise TypeError
         except (AttributeError, KeyError, TypeError, ValueError):
             self._refuse(number)
+        self._count(row)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row["custom_id" if batch else "id"], key[16:], error
 
@@ -3146,8 +3460,9 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
     its text, or a loaded backend (`load_backend`). The event loop is uvloop's where that is installed. Options:
     `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
-    attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `return_exceptions`: True
-    (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
+    attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `max_cost`, USD, and
+    `price`, (in, out) or (in, out, cached) USD per million tokens, for models that PRICES lacks; `return_exceptions`:
+    True (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
     PromptError and ends the run); `clock` and `sleep`, for tests. What `send` raises is classified: ConnectionError,
     TimeoutError and HTTP errors worth another try are retried; ConnectionRefusedError, once anything has been
     answered, is an outage that is waited for.
@@ -3221,13 +3536,21 @@ def times(ratio: float) -> str:
 class Tally:
     """What the report is made of, counted as the results come."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        model_of: Callable[[Prompt], str | None] = lambda prompt: None,
+        price: Price | None = None,
+    ) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
-        self.tokens = [0, 0, 0, 0]  # in, out, cached and for reasoning
         self.hopeful = 0  # failures that another run may not meet
+        # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
+        self.bills: dict[tuple[str | None, str | None], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
+        self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
+        self._model_of, self._price = model_of, price
         self.errors: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
@@ -3246,6 +3569,11 @@ class Tally:
         self.limit_wait += result.limit_wait
         self.retry_wait += result.retry_wait
         self.lost += result.lost
+        if result.tokens is not NO_TOKENS:
+            self._bill(result, result.tokens)
+        if result.lost_tokens is not NO_TOKENS:
+            self._bill(result, result.lost_tokens)
+            self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.fail(result.error)
         elif result.done:
@@ -3254,9 +3582,41 @@ class Tally:
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
             if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
                 self.marked[result.finish_reason] += 1
-            for place, count in enumerate(result.tokens):
-                if count:
-                    self.tokens[place] += count
+            self.silent += not result.tokens[0]
+
+    def _bill(self, result: Result, tokens: Sequence[int]) -> None:
+        bill = self.bills[self._model_of(result.prompt), result.model if isinstance(result.model, str) else None]
+        for place, count in enumerate(tokens):
+            if count:
+                bill[place] += count
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in, out, cached and for reasoning of all attempts."""
+        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
+
+    def costs(self) -> dict[str, tuple[float, Price | None]]:
+        """Return what each model has cost, in USD, and its price; 0.0 and None where that is unknown."""
+        costs: dict[str, tuple[float, Price | None]] = {}
+        for models, tokens in self.bills.items():
+            name, price = known_price(self._price, *models)
+            costs[name] = costs.get(name, (0.0, None))[0] + (cost_of(tokens, price) if price else 0.0), price
+        return costs
+
+    def cost(self) -> float | None:
+        """Return what all has cost, in USD; None where that is not known of all."""
+        costs = self.costs().values()
+        known = costs and not self.silent and all(price for _, price in costs)
+        return sum(cost for cost, _ in costs) if known else None
+
+    def cost_line(self) -> str:
+        """Return the line of the report that says what it has cost, or '' where nothing was used."""
+        if not any(self.tokens):
+            return "cost unknown: the server tells no usage" if self.silent else ""
+        costs = self.costs()
+        total = money(sum(cost for cost, _ in costs.values()))
+        text = say_cost(total, {name: price for name, (_, price) in costs.items()}, self._price is not None)
+        return "cost " + text + (f"; {plural(self.silent, 'answer')} without usage not counted" if self.silent else "")
 
     def fail(self, error: Error) -> None:
         """Count a failure."""
@@ -3277,7 +3637,9 @@ class Tally:
             yield f"latency {', '.join(spread)}"
         if any(self.tokens):
             counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
-            yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count)
+            wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
+            yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
+        yield from textwrap.wrap(self.cost_line(), 76, subsequent_indent="    ")
         waited = [(getattr(self, name), text) for name, text in WAITS.items()]
         waits = [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]
         lost = self.attempts - self.answered - self.unwritten
@@ -3299,7 +3661,8 @@ class Tally:
             "latency_seconds": self.percentiles(),
             "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(self.latencies.items())],
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
-            "tokens": dict(zip(names, self.tokens, strict=True)),
+            "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
+            "cost_usd": self.cost(),
             "errors": [error | {"hint": hint(self.examples[error["type"]])} for error in errors],
             "ended_by": dict(self.marked),
         }
@@ -3322,6 +3685,21 @@ class Tally:
             yield f"{count:,} answered but ended by {reason}: {advice}"
 
 
+def say_cost(amount: str, prices: Mapping[str, Price | None], told: bool) -> str:
+    """Return the amount with the prices that it comes from, or else why it is unknown and what to do."""
+    known = [
+        f"{short(name, 60)} at {money(price[0])} in" + (f", {money(price[2])} out" if price[2] else "")
+        for name, price in prices.items()
+        if price
+    ]
+    unknown = ", ".join(short(name, 60) for name, price in prices.items() if not price)
+    way_out = f"no price for {unknown}; give --price IN,OUT"
+    if not known:
+        return f"unknown: {way_out}"
+    source = "as told" if told else f"prices of {PRICES_DATE}"
+    return f"{amount} ({', '.join(known)} per million, {source})" + (f"; {way_out}" if unknown else "")
+
+
 WAITS = {
     "slot_wait": "for a place",
     "limit_wait": "for the server's limits or its return",
@@ -3335,8 +3713,16 @@ class Progress:
 
     EVERY = 5.0  # seconds between lines
 
-    def __init__(self, total: int | None, run: Run, sink: Any, quiet: bool, stream: IO[str] | None = None) -> None:
-        self._total, self._run, self._sink = total, run, sink
+    def __init__(
+        self,
+        total: int | None,
+        run: Run,
+        sink: Any,
+        quiet: bool,
+        stream: IO[str] | None = None,
+        cost: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._total, self._run, self._sink, self._cost = total, run, sink, cost
         self._new = self._failed = 0
         self._stream = stream or sys.stderr
         self._terminal = obeys(self._stream)
@@ -3382,7 +3768,9 @@ class Progress:
 
     def _state(self) -> list[str]:
         failed = [f"{self._failed:,} failed"] if self._failed else []
-        return [*failed, f"{self._run.limiter.in_flight} in flight", *filter(None, [self._run.state()])]
+        flight, budget, cost = f"{self._run.limiter.in_flight} in flight", self._run.budget, self._cost()
+        spent = f"{money(budget.spent)} of {money(budget.most)}" if budget else money(cost) if cost else ""
+        return [*failed, flight, *filter(None, [spent, self._run.state()])]
 
     def update(self, result: Result) -> None:
         """Count a result."""
@@ -3550,6 +3938,8 @@ def main(argv: list[str] | None = None) -> int:
         log.setLevel(logging.INFO if args.verbose else logging.WARNING)
         with contextlib.ExitStack() as stack:
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
+            if args.dry_run:
+                return dry_run(args)
             if args.demo:
                 stack.enter_context(demo_server(args))
             gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
@@ -3601,6 +3991,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
     if args.compare and (args.output or args.retry_failed or args.overwrite or args.format):
         raise UsageError("--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite")
+    if args.compare and not args.dry_run and (args.max_cost or args.price):
+        raise UsageError("--compare asks everything several times; leave out --max-cost and --price, or see --dry-run")
+    try:
+        args.price = None if args.price is None else args.price.split(",")
+        as_price(args.price or (0, 0))
+    except ValueError:
+        raise UsageError(f"--price {short(','.join(args.price), 40)} is not IN,OUT in USD per million tokens") from None
     args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
     if len(args.sweep) > 1 and not args.compare:
         raise UsageError("several numbers of calls (-c 1,16,auto) are for --compare")
@@ -3611,7 +4008,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.output is None:
         stdout = args.prompts in (None, "-")
         args.output = "-" if stdout else default_output(args.prompts, ".demo" if args.demo else "")
-    if (args.output == "-" or args.compare) and sys.stdout is None:
+    if (args.output == "-" or args.compare or args.dry_run) and sys.stdout is None:
         raise UsageError("standard output is closed; name a file with -o")
     if args.format and args.output != "-":
         raise UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
@@ -3676,6 +4073,11 @@ def build_parser() -> argparse.ArgumentParser:
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
            help="for one attempt (default: %(default).0f)")  # fmt: skip
     option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; what is in flight then is cut off")
+    option("--price", metavar="IN,OUT",
+           help="USD per million tokens instead of the table's; a third number is for cached input")  # fmt: skip
+    option("--max-cost", metavar="USD", type=positive(float),
+           help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
+    option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is "
            "stdout; .csv or .tsv: a table, and all the rest in FILE.results.jsonl")  # fmt: skip
     option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
@@ -3735,7 +4137,7 @@ def default_output(prompts: str, mark: str = "") -> str:
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
 
-def open_sink(args: argparse.Namespace) -> tuple[Journal | Printer, Table | None]:
+def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Table | None]:
     """Open what keeps or prints the results; return with it the table that is to be made of them in the end."""
     journal = pathlib.Path(args.journal)
     if args.table:
@@ -3743,7 +4145,7 @@ def open_sink(args: argparse.Namespace) -> tuple[Journal | Printer, Table | None
     separator = SEPARATORS[args.table.suffix.lower()] if args.table else ","
     table = Table(prompts_of(args, None), separator) if args.table or args.format == "csv" else None
     if args.output != "-":
-        return Journal(journal, overwrite=args.overwrite, retry_failed=args.retry_failed), table
+        return Journal(journal, overwrite=args.overwrite, retry_failed=args.retry_failed, count=run.count), table
     if table:
         return Printer(table.line, table.head), None
     text = args.format == "text" or (args.format is None and sys.stdout.isatty())
@@ -3816,15 +4218,15 @@ def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt
     return map(api.prepare, itertools.chain([first], prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str) -> Api:
+def make_api(args: argparse.Namespace, backend: str, dry: bool = False) -> Api:
     """Return the API that the arguments ask for."""
     names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
-    return load_backend(backend, **{name: getattr(args, name) for name in names})
+    return load_backend(backend, dry=dry, **{name: getattr(args, name) for name in names})
 
 
 def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
     """Return a run as the arguments ask for."""
-    names = ("concurrency", "max_attempts", "timeout", "deadline", "rpm", "tpm")
+    names = ("concurrency", "max_attempts", "timeout", "deadline", "rpm", "tpm", "max_cost", "price")
     run = Run(api, **{name: getattr(args, name) for name in names} | changes)
     run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
@@ -3849,13 +4251,15 @@ async def answer_file(args: argparse.Namespace) -> int:
     prompts = checked(prompts_of(args, args.limit), api, source_name(args))
     way = sequentially if args.sequential else concurrently
     run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
-    sink, table = open_sink(args)
+    check_budget(args, run)
+    sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
-        ran = Ran(api, run, 1 if args.sequential else args.concurrency, Tally())
+        tally = Tally(model_of=api.model_of, price=run.price)
+        ran = Ran(api, run, 1 if args.sequential else args.concurrency, tally)
         async with run:
-            progress = Progress(count_prompts(args), run, sink, quiet)
+            progress = Progress(count_prompts(args), run, sink, quiet, cost=tally.cost)
             beside = [asyncio.ensure_future(work) for work in (keep_synced(run, sink), warn_of_shutdown(run, api))]
             try:
                 await way(run, sink.left(prompts), functools.partial(record, args, ran, sink, progress))
@@ -3879,6 +4283,195 @@ async def answer_file(args: argparse.Namespace) -> int:
     write_report(args, [ran], status, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
     draw_plot(args, [ran], results)
     return status
+
+
+def check_budget(args: argparse.Namespace, run: Run) -> None:
+    """Raise UsageError where there is a budget, and what the first prompt costs is unknown."""
+    for prompt in prompts_of(args, 1) if run.budget else ():
+        name, run.usual_price = run.price_for(prompt)
+        if run.usual_price is None:
+            raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
+
+
+class Plan:
+    """What a run would ask and what that costs, for a dry run."""
+
+    SAMPLE = 8 << 20  # characters that are counted by tiktoken, in two seconds; the others are taken to be alike
+
+    def __init__(self, api: Api, told: Price | None, first: Prompt) -> None:
+        self.asked = self.bad = 0
+        self.first: Prompt | None = None
+        self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one
+        self.tokens: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0, 0])  # in, out at most, answers
+        self._api, self._told = api, told
+        self._usual = known_price(told, api.model_of(first))[1]
+        self._earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
+        self._left_out: set[str] = set()
+        self._encode, self._encoding = tokenizer(api.model_of(first) or "")
+        self._bytes = self._counted = 0  # by tiktoken
+
+    def count(self, row: dict[str, Any]) -> None:
+        """Count a line that the results file holds."""
+        model, tokens = usage_in(row)
+        self._answers += tokens[0] > 0
+        self._answered += tokens[1]
+        if price := known_price(self._told, model)[1] or self._usual:
+            self._earlier.count(row, price)
+
+    def add(self, prompt: Prompt) -> None:
+        """Count a prompt that would be sent, or one that cannot be."""
+        if prompt.error is not None:
+            self.bad += 1
+            reason = re.sub(r"\d+", "#", prompt.error.message.removeprefix(f"{prompt.where}: "))
+            reason = reason if len(self.errors) < 20 or reason in self.errors else "others"
+            self.errors.setdefault(reason, [0, prompt.error.message])[0] += 1
+            return
+        self.asked += 1
+        self.first = self.first or prompt
+        request = load(prompt.body)
+        if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
+            self._left_out.add("tools and schemas")
+        most, answers = told_most(request) if "embeddings" not in prompt.path else (0, 0)
+        bill = self.tokens[known_price(self._told, self._api.model_of(prompt))[0]]
+        bill[0] += sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
+        bill[0] += 3 * ("messages" in request)
+        bill[1] += most * answers
+        bill[2] += 0 if most else answers
+
+    def _tokens(self, value: Any) -> float:
+        """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
+        if isinstance(value, list):
+            return sum(map(self._tokens, value))
+        if isinstance(value, str):
+            size = len(value.encode(errors="replace"))
+            if self._encode is None or self._bytes > self.SAMPLE:
+                return size * (self._counted / self._bytes if self._bytes else 0.25)
+            count = sum(len(self._encode(value[start : start + 10_000])) for start in range(0, len(value), 10_000))
+            self._bytes += size
+            self._counted += count
+            return count
+        if not isinstance(value, dict):
+            return float(isinstance(value, int))  # a token itself
+        if re.search("image|audio|file", str(value.get("type"))):
+            self._left_out.add("images, audio and files")
+            return 0
+        kept = ("content", "text", "arguments", "output", "refusal")
+        return sum(self._tokens(value[key]) for key in kept if key in value) + 4 * ("role" in value)
+
+    def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
+        """Yield what there is to say of tokens, money and time, each with its label."""
+        given, most, untold = (runs * sum(part) for part in zip(*self.tokens.values(), strict=True))
+        part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
+        how = f"counted by tiktoken{part} ({self._encoding})" if self._encode else f"estimated, {self._encoding}"
+        yield "tokens in", f"about {given:,.0f}, {how}"
+        outs = [f"at most {most:,} where a maximum is told"] if most else []
+        outs += [f"{100 * untold:,} for each 100 tokens of an answer, whose maximum is not told"] if untold else []
+        yield "tokens out", "; ".join(outs) or "none"
+        yield from self._money(args.max_cost, runs)
+        limits = [(runs * self.asked, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
+        least = [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]
+        if least:
+            yield "time", f"at least {duration(max(least)[0])} at {max(least)[1]}"
+        if self._left_out:
+            yield "not counted", " and ".join(sorted(self._left_out))
+
+    def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
+        """Yield what it costs, and whether that is within the budget, if there is one."""
+        prices = {name: known_price(self._told, name)[1] for name in self.tokens}
+        priced = [(price, [runs * count for count in self.tokens[name]]) for name, price in prices.items() if price]
+        given = sum(cost_of((tokens[0], 0, 0), price) for price, tokens in priced)
+        most = sum(cost_of((0, tokens[1], 0), price) for price, tokens in priced)
+        token = sum(cost_of((0, tokens[2], 0), price) for price, tokens in priced)  # one of each other answer
+        text = f"about {money(given)} in"
+        if most:
+            text += f" + at most {money(most)} out = at most {money(given + most)}"
+        if token:
+            text += f" + {money(100 * token)} for each 100 tokens of an answer"
+            if self._answers:
+                mean = self._answered / self._answers
+                text += f", {money(given + most + mean * token)} if they are like those there"
+        yield "cost", say_cost(text, prices, bool(self._told))
+        if budget and not all(prices.values()):
+            yield "--max-cost", "cannot be kept without a price"
+        elif budget:
+            spent = self._earlier.spent
+            left = budget - spent - given - most
+            average = f" for answers of {left / token:,.0f} tokens on average" if token else ""
+            already = f", with the {money(spent)} spent already," if spent else ""
+            may_not = "may not suffice: the run stops before it is passed, and can go on"
+            yield "--max-cost", f"{money(budget)}{already} {may_not if left < 0 else 'suffices' + average}"
+
+
+ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
+
+
+def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
+    """Return tiktoken's encoder for the model and what to call it; None and the reason where there is none in time."""
+    found: list[tuple[Callable[[str], list[int]] | None, str]] = []
+
+    def find() -> None:
+        try:
+            import tiktoken
+
+            try:
+                encoding, doubt = tiktoken.encoding_for_model(model.rpartition("/")[2]), ""
+            except KeyError:
+                encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
+            found.append((encoding.encode_ordinary, encoding.name + doubt))
+        except ImportError:
+            found.append((None, "four bytes a token; pip install tiktoken counts them"))
+        except Exception:  # it downloads the encoding
+            found.append((None, "four bytes a token; tiktoken's encoding cannot be had"))
+
+    thread = threading.Thread(target=find, daemon=True)
+    thread.start()
+    thread.join(ENCODING_TIMEOUT)
+    return found[0] if found else (None, "four bytes a token; tiktoken's encoding did not come in time")
+
+
+def dry_run(args: argparse.Namespace) -> int:
+    """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
+    if args.demo:
+        args.base_url, args.api_key_env, args.model = "http://127.0.0.1:8000/v1", "", args.model or "made-up"
+    api = make_api(args, args.backends[0], dry=True)
+    prompts = checked(prompts_of(args, args.limit), api, source_name(args))
+    first = next(prompts)
+    price = args.price and as_price(args.price)
+    plan = Plan(api, price, first)
+    sink: Any = None
+    if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
+        sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
+    prompts = itertools.chain([first], prompts)
+    with sink or contextlib.nullcontext():
+        if sink:
+            sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
+        for prompt in sink.left(prompts) if sink else prompts:
+            plan.add(prompt)
+    kept, failed = (sink.kept, len(sink.kept_errors)) if sink else (0, 0)
+    runs = len(args.backends) * max(2, len(args.sweep)) if args.compare else 1
+    rows = [("prompts", f"{plan.asked + kept + failed + plan.bad:,} in {source_name(args)}")]
+    rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
+    if kept or failed:
+        rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
+    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs, and one more before it" if runs > 1 else ""))]
+    rows += plan.rows(args, runs) if plan.asked else []
+    page = textwrap.TextWrapper(78, subsequent_indent=" " * 12, break_on_hyphens=False)
+    for label, text in rows:
+        page.initial_indent = f"{label:<12}"
+        print(page.fill(visible(text)))
+    if plan.first is not None:
+        print("", "the first request:", *excerpt(api.show(plan.first)), sep="\n")
+    return 0 if not plan.bad else 1 if plan.asked + kept + failed else 2
+
+
+def excerpt(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the first lines, cut to the width of a page."""
+    for number, line in enumerate(lines):
+        if number == 40:
+            yield "…"
+            return
+        line = visible(line)
+        yield line if len(line) < 80 else f"{line[:78]}…"
 
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
@@ -3983,6 +4576,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
         way = ", one at a time" if ran.most == 1 else f", up to {ran.most} in flight"
         say_error(f"{ran.api.name} at {ran.api.base_url}{way if ran.most else ''}")
         say_error(*lines, indent="  ")
+        say_error(*spent_lines(run.budget), indent="  ")
         say_error(*(f"limit: {known}" for known in run.limiter.learned()), indent="  ")
         if kept := sink.answers if run.stopped else sink.kept:
             say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
@@ -4001,6 +4595,15 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     return 1 if tally.failed else 0
 
 
+def spent_lines(budget: Budget | None) -> Iterator[str]:
+    """Yield what a budget was used for, if there is one."""
+    if budget is not None:
+        parts = ((budget.earlier, "by earlier runs"), (budget.assumed, "assumed where no usage was told"))
+        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
+        text = f"{money(budget.spent)} of {money(budget.most)} spent" + (f", of it {told}" if told else "")
+        yield from textwrap.wrap(text, 76, subsequent_indent="    ")
+
+
 def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
     """Say why the run was stopped, what to do and how to continue; return the exit status."""
     interrupted = reason.kind == "interrupted"
@@ -4008,7 +4611,8 @@ def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
+        higher = ", with a higher --max-cost" if reason.error.type == "budget" else ""
+        say_error(f"to continue{higher}: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
     return 130 if interrupted else 3
 
 

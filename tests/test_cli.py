@@ -267,6 +267,8 @@ def test_the_report_in_numbers(here, stand_in, capsys):
     assert main([*arguments, "--report", "r.json", "--retry-failed"]) == 0
     (run,) = json.loads(pathlib.Path("r.json").read_text())["runs"]
     assert sum(count for _, count in run["latency_counts"]) == run["answered"] == 3 and run["tokens"]["out"] > 0
+    spent = run["tokens"]["in"] * 0.10 + run["tokens"]["out"] * 0.50
+    assert run["cost_usd"] == pytest.approx(spent / 1e6)
 
 
 def test_a_stopped_run_has_a_report_too(here, stand_in, capsys):
