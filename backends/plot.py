@@ -83,12 +83,14 @@ def check(path: str) -> None:
         raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if os.path.isdir(path):
         raise ValueError(f"{clean(path)} is a directory; name a file in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{clean(path)} is not a regular file; choose another")
     if not os.path.isdir(folder):
         raise ValueError(f"{clean(path)}: there is no directory {clean(folder)}; make it, or choose another")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{clean(path)}: the directory {clean(folder)} cannot be written to; choose another")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+        raise ValueError("a picture needs matplotlib: pip install matplotlib")
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
@@ -149,9 +151,9 @@ def quiet() -> Iterator[None]:
 def write(path: str, content: bytes) -> None:
     """Write the file whole or not at all."""
     path = os.path.realpath(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{os.getpid()}.{time.time_ns()}.tmp"  # nobody's link lies there
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
         os.replace(temporary, path)
     finally:
@@ -756,7 +758,7 @@ def compare_latencies(axes: Axes, runs: Sequence[Run]) -> None:
     if known:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, borderaxespad=0.2)
     axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.set_yticks(range(len(runs)), [clean(run.title, 24) for run in runs])
+    axes.set_yticks(range(len(runs)), [clean(run.title, 32) for run in runs])
 
 
 # ---- The page ------------------------------------------------------------------------------------------------
@@ -801,7 +803,7 @@ def as_page(runs: Sequence[Run], svg: bytes) -> bytes:
         f"<tr><th>{name}</th>" + "".join(f"<td>{column.get(name, '-')}</td>" for column in columns) + "</tr>\n"
         for name in names
     )
-    title = html.escape(", ".join(run.title for run in runs))
+    title = html.escape(runs[0].title if len(runs) == 1 else f"{len(runs)} runs")
     picture = svg.decode()
     return PAGE.format(title=title, picture=picture[picture.index("<svg") :], heads=heads, lines=lines).encode()
 
@@ -815,8 +817,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
-    except (ValueError, OSError) as problem:
+    except ValueError as problem:
         parser.error(str(problem))
+    except OSError as problem:
+        parser.error(f"cannot use {clean(str(problem.filename or args.output))}: {problem.strerror or problem}")
     return 0
 
 

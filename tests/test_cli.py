@@ -599,5 +599,5 @@ def test_a_picture_without_the_library_is_refused_before_the_first_call(here, st
     monkeypatch.setattr(concurrent_prompts.importlib.util, "find_spec", lambda name: None)
     server = stand_in()
     assert main(["prompts.txt", "--base-url", server.url, "-b", "stdlib", "--plot", "a.svg"]) == 2
-    assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+    assert "--plot: a picture needs matplotlib: pip install matplotlib" in capsys.readouterr().err
     assert server.stats.requests == 0

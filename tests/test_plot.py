@@ -81,7 +81,7 @@ def test_check(tmp_path, monkeypatch):
 
 def test_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"^--plot needs matplotlib: pip install matplotlib$"):
+    with pytest.raises(ValueError, match=r"^a picture needs matplotlib: pip install matplotlib$"):
         plot.draw(str(tmp_path / "a.png"), [("run", [row()])])
     assert os.listdir(tmp_path) == []
 
