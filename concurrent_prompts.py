@@ -1625,7 +1625,7 @@ class Call:
             self.task.cancel()
 
 
-NEVER_THERE = {"unreachable", "connection_error", "certificate", "too_many_files"}  # calls that nobody has billed
+NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
@@ -1660,13 +1660,13 @@ def period_of(limit: float, left: float, wait: float, least: int) -> int:
 def reset_wait(text: str) -> float:
     """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
     wait = seconds(text) or 0.0
-    if ":" in text:
-        import datetime
+    with contextlib.suppress(ValueError, OverflowError):
+        if ":" in text:
+            import datetime
 
-        with contextlib.suppress(ValueError, OverflowError):
             wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
-    with contextlib.suppress(ValueError):
-        wait = float(text)
+        elif not wait:
+            wait = float(text)
     return wait if 0 < wait < 1e6 else 0.0
 
 
@@ -1685,7 +1685,8 @@ class Quota:
         self.size = math.inf  # what a full bucket holds
         self.spent, self._calls = 0.0, 0
         self._level, self._stamp = math.inf, 0.0
-        self._others, self._heard = 0.0, (0.0, 0.0, 0.0)  # their rate; when, what was left and spent at the last reply
+        self._others = 0.0  # their rate
+        self._heard = -math.inf, 0.0, 0.0  # when the last reply came, what was left by then, and spent
         self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
         self._sure, self._let_in, self._barren = False, 0, 0
         self._unsaid, self._began = 0, 0.0  # replies since one has told the limit
@@ -1725,13 +1726,10 @@ class Quota:
 
     def refund(self, cost: float, started: float) -> None:
         """Put back the cost of a call that began at `started` and was refused."""
-        self._level += cost
-        self.spent -= cost
+        self.correct(-cost)
         self._calls -= 1
-        for name in ("_empty", "_refused"):
-            when, spent = getattr(self, name)
-            if started <= when:
-                setattr(self, name, (when, spent - cost))
+        marks = self._empty, self._refused
+        self._empty, self._refused = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
         """Learn from a reply's headers; return whether they say that there is nothing left for such a call.
@@ -1751,7 +1749,8 @@ class Quota:
             rate = min(rate, RAMP * 1.5 ** ((now - self._began) / 900))
         if not self.source:
             log.info("the server tells its limit of %s", self.name)
-        self.source = self.source if self.source == "as told" else "from headers"
+        if self.source != "as told":
+            self.source = "from headers"
         own = self.level(now) if self._told < rate else math.inf  # who is told less keeps his own account
         self.size = size if own == math.inf else 1.0
         self._count_others(rate, left, now)
@@ -1767,13 +1766,11 @@ class Quota:
     def _count_others(self, rate: float, left: float, now: float) -> None:
         when, before, spent = self._heard
         span = now - when
-        if when and span < 0.01:
-            return
-        if when:
+        if span >= 0.01:
             gone = min(self.size, before + rate * span) - (self.spent - spent) - left
             fade = math.exp(-span / self.FADE)
             self._others = self._others * fade + gone / span * (1 - fade)
-        self._heard = now, left, self.spent
+            self._heard = now, left, self.spent
 
     def guess(self, rate: float, now: float) -> None:
         """Begin to feel for the rate of an empty bucket, from a low one."""
@@ -1794,12 +1791,10 @@ class Quota:
         """Learn from a call that was refused, of which nothing more is known."""
         when, spent = self._refused
         self._barren = self._barren + 1 if self.spent <= spent else 0
-        patience = 0.0
-        if self._barren:  # nothing was let in since: there is nothing to learn but patience
-            patience = min(8.0, 2.0 ** (self._barren - 3)) if self._barren > 2 else 0.0  # seconds
-        elif self._sure or self.spent - spent >= 2 * cost:  # else how full it was matters more
-            lately, error = (self.spent - spent) / max(1e-3, now - when), cost / max(1e-3, now - when)
-            if self._sure and lately + 1.5 * error < 0.9 * self.rate:
+        # Where nothing was let in since, there is nothing to learn but patience: so many seconds.
+        patience = min(8.0, 2.0 ** (self._barren - 3)) if self._barren > 2 else 0.0
+        if not self._barren and (self._sure or self.spent - spent >= 2 * cost):  # else how full it was matters more
+            if self._sure and (self.spent - spent + 1.5 * cost) / max(1e-3, now - when) < 0.9 * self.rate:
                 self._empty = self._refused  # the server lets through less than it did
             when, spent = self._empty
             self.rate = max(0.01, (self.spent - spent + (cost - 0.5) / 2) / max(1e-3, now - when))
@@ -1890,14 +1885,12 @@ class Window:
         if self.answers < self._rounds * self.size:
             return
         mean = self._total / self.answers
-        if self._before is None:
-            self._before, self.size = (self.size, mean), min(self.ceiling, self.size * 1.25)
-            self._rounds = 4
-        else:
-            size, usual = self._before
-            if mean > usual + math.log(1.1):  # it does not bring a tenth more
-                self.size, self._rounds = size, 24
-            self._before = None
+        before, self._before = self._before, None
+        if before is None:
+            self._before = self.size, mean
+            self.size, self._rounds = min(self.ceiling, self.size * 1.25), 4
+        elif mean > before[1] + math.log(1.1):  # it does not bring a tenth more
+            self.size, self._rounds = before[0], 24
         self.answers, self._total = 0, 0.0
 
     def shrink(self, size: float) -> None:
@@ -1967,18 +1960,11 @@ class Limiter:
         now = self._clock()
         if self.away_since is not None:
             return f"nobody there for {duration(now - self.away_since)}, one try a second"
-        left = self.pause_end - now
-        if left > 0:
-            return f"a pause that the server asked for, {duration(left)} left"
-        held = [quota for quota in (self.requests, self.tokens) if quota.wait(1, now)] if self._queued else []
-        if held or not self._queued or not self.window.source:
-            return f"held by the limit: {held[0]}" if held else ""
-        return f"held by the server: {self.window}"
-
-    @property
-    def away(self) -> bool:
-        """Whether the server is taken for away."""
-        return self.away_since is not None
+        if self.pause_end > now:
+            return f"a pause that the server asked for, {duration(self.pause_end - now)} left"
+        held = next((f"limit: {quota}" for quota in (self.requests, self.tokens) if quota.wait(1, now)), "")
+        held = held or (f"server: {self.window}" if self.window.source else "")
+        return f"held by the {held}" if held and self._queued else ""
 
     @property
     def busy(self) -> bool:
@@ -1990,8 +1976,6 @@ class Limiter:
 
         What is asked `again` does not queue up behind all that is asked for the first time.
         """
-        if self.admit(cost, again):
-            return 0.0
         asked, held_up = self._clock(), self._held_up
         self._queued += 1
         try:
@@ -2067,27 +2051,23 @@ class Limiter:
         if slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        requests, tokens = call.spent
-        told = self.requests.hear(outcome.headers, call, requests, now)
-        told |= self.tokens.hear(outcome.headers, call, tokens, now)
+        told = self.requests.hear(outcome.headers, call, call.spent[0], now)
+        told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
         if failure is None:
-            self._answered(call, call.latency)
+            self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
+            self.window.answered(call.place, call.latency)
+            self.requests.let_in()
+            self.tokens.let_in()
+            if self._strikes and call.started > self._refusal:
+                self._spread_end = -math.inf
         elif slow and failure.wait is not None:
             self._pause(min(failure.wait, PAUSE_CEILING))
         elif slow and not told and call.started > self._refusal:
             self._refused(call, failure, now)
 
-    def _answered(self, call: Call, latency: float) -> None:
-        self._latency += (latency - self._latency) / (50 if self._latency else 1)
-        self.window.answered(call.place, latency)
-        self.requests.let_in()
-        self.tokens.let_in()
-        if self._strikes and call.started > self._refusal:
-            self._spread_end = -math.inf
-
     def _refused(self, call: Call, failure: PromptError, now: float) -> None:
         """Learn from a refusal that says nothing more: were they too many at once, or too many a minute?"""
-        at_the_door = not self._latency or now - call.started < self._latency / 4
+        at_the_door = not self._latency or call.latency < self._latency / 4
         if not at_the_door and not self.busy:
             return  # after some work, and now and then: a fault, not a limit
         again = call.number - self._mark <= 2
@@ -2107,14 +2087,14 @@ class Limiter:
     def _strike(self, quota: Quota, again: bool, now: float) -> None:
         """Take a refusal for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if (self._strikes > 1 or self.window.answers < 3) and quota.source:
+        if self._strikes == 1 and self.window.answers > 2:
+            self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
+        elif quota.source:
             self.window.shrink(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one
-        elif self._strikes > 1 or self.window.answers < 3:
+        else:
             quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
             self.window.source = ""  # it was not the number at once
             self._next = now + self.PAUSE
-        else:
-            self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
 
     def _pause(self, wait: float) -> None:
         spread = min(1.0, wait / 10)
@@ -2226,17 +2206,16 @@ def money(dollars: float) -> str:
     return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
 
 
-def told_most(request: Any) -> tuple[int, int]:
+def told_most(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
-    request = request if isinstance(request, dict) else {}
 
-    def told(*names: str) -> int:
-        return max((request[name] for name in names if type(request.get(name)) is int), default=0)
+    def told(least: int, *names: str) -> int:
+        found: list[int] = [request[name] for name in names if type(request.get(name)) is int]
+        return max([least, *found])
 
     texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
     many = len(texts) if isinstance(texts, list) and texts and not isinstance(texts[0], int) else 1
-    most = told("max_completion_tokens", "max_tokens", "max_output_tokens")
-    return max(0, most), max(1, told("n", "best_of")) * many
+    return told(0, "max_completion_tokens", "max_tokens", "max_output_tokens"), told(1, "n", "best_of") * many
 
 
 class Budget:
@@ -2267,36 +2246,28 @@ class Budget:
         """Return what that comes to, with more than the longest answer so far while few are known."""
         return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
 
-    def admit(self, most: tuple[float, float]) -> bool:
-        """Reserve what a call may cost, if that fits at once."""
-        if self._queue.locked() or not self._fits(*most):
+    def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
+        """Reserve what a call may cost, if that fits and it is its turn."""
+        fixed, per_token = self._fixed + most[0], self._open + most[1]
+        beside = self._answers // 2 if most[1] else self._answers and math.inf
+        fits = self._calls <= beside and self.spent + self.in_all(fixed, per_token) <= self.most
+        if not fits or (self._queue.locked() and not in_turn):
             return False
-        self._reserve(*most)
+        self._calls, self._fixed, self._open = self._calls + 1, fixed, per_token
         return True
 
     async def acquire(self, most: tuple[float, float]) -> bool:
         """Reserve it once it fits; return False where it does not although nothing else is under way."""
         async with self._queue:
-            while not self._fits(*most):
-                if not self._calls:
-                    return False
+            while not (fits := self.admit(most, in_turn=True)) and self._calls:
                 self._changed.clear()
                 await self._changed.wait()
-            self._reserve(*most)
-        return True
-
-    def _fits(self, fixed: float, per_token: float) -> bool:
-        reserved = self.in_all(self._fixed + fixed, self._open + per_token)
-        beside = self._answers // 2 if per_token else self._answers and math.inf
-        return self._calls <= beside and self.spent + reserved <= self.most
-
-    def _reserve(self, fixed: float, per_token: float, calls: int = 1) -> None:
-        self._calls += calls
-        self._fixed, self._open = (self._fixed + fixed, self._open + per_token) if self._calls else (0.0, 0.0)
+        return fits
 
     def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
         """Put what a call has cost in the place of what was reserved for it."""
-        self._reserve(-most[0], -most[1], -1)
+        self._calls -= 1
+        self._fixed, self._open = (self._fixed - most[0], self._open - most[1]) if self._calls else (0.0, 0.0)
         self.spent += cost
         self.assumed += cost if assumed else 0.0
         self._changed.set()
@@ -2313,14 +2284,17 @@ class Budget:
 
     def count(self, row: dict[str, Any], price: Price) -> None:
         """Count what a line of the results file has cost: what it says itself, or else its usage at that price."""
-        _, tokens = usage_in(row)
-        own = itertools.takewhile(lambda name: name != "request", row)  # what comes after it are columns of the input
-        cost = row["cost"] if "cost" in own else None
+        tokens, cost = usage_in(row)[1], own_part(row).get("cost")
         if not isinstance(cost, int | float) or not 0 <= cost < math.inf:
             cost = cost_of(tokens, price)
         self._longest = max(self._longest, tokens[1])
         self.earlier += cost
         self.spent += cost
+
+
+def own_part(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a line of the results file holds before its `request`: what comes after are the input's columns."""
+    return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
 
 
 def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
@@ -2381,9 +2355,6 @@ class Patience:
         self.given_up = 0
         self.latest = -math.inf  # the start of the latest call that was answered
 
-    def __repr__(self) -> str:
-        return f"<Patience {self.limit(0):.1f} s after {self.answers} answers, {self.given_up} given up>"
-
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
         if not self.answers or losses is None:
@@ -2400,13 +2371,15 @@ class Patience:
 
     def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
         """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
+
+        def due(call: Call) -> float:
+            return call.started + self.limit(call.losses)
+
         calls, least = list(calls), self.limit(0)
         old = itertools.takewhile(lambda call: now - call.started > least, calls)
-        late = [call for call in old if now - call.started > self.limit(call.losses) and call.ended is None]
-        if not late:
-            return []
-        found = [call for call in late if self.latest > call.started + self.limit(call.losses)]
-        if not found and not any(late[0].started + self.limit(late[0].losses) < call.started for call in calls):
+        late = [call for call in old if now > due(call) and call.ended is None]
+        found = [call for call in late if self.latest > due(call)]
+        if late and not found and not any(call.started > due(late[0]) for call in calls):
             found = late[:1]
         found = found[: max(0, 3 + self.answers // 20 - self.given_up)]
         self.given_up += len(found)
@@ -2441,8 +2414,7 @@ class Run:
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
-        deadline = math.inf if deadline is None else deadline
-        limits = [deadline, timeout, *(limit for limit in (rpm, tpm, max_cost) if limit is not None)]
+        limits = [limit for limit in (timeout, deadline, rpm, tpm, max_cost) if limit is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm, tpm and max_cost are greater than 0")
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
@@ -2456,7 +2428,8 @@ class Run:
         self.budget = None if max_cost is None else Budget(max_cost)
         self.price = None if price is None else as_price(price)
         self.usual_price: Price | None = None  # of what does not name a model with a price
-        self._max_attempts, self._timeout, self._deadline = max_attempts, timeout, deadline
+        self._max_attempts, self._timeout = max_attempts, timeout
+        self._deadline = math.inf if deadline is None else deadline
         self._clock, self._sleep = clock, sleep
         self._epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
@@ -2516,25 +2489,22 @@ class Run:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
         rest = iter(prompts)
         while self.stopped is None and (prompt := next(rest, None)) is not None:
-            yield self._priced(self._source.prepare(prompt)) if self.budget else self._source.prepare(prompt)
-
-    def _priced(self, prompt: Prompt) -> Prompt:
-        """Set the prompt's `error` where nobody knows what it will cost, although that matters."""
-        name, price = self.price_for(prompt)
-        if prompt.error is None and price is None:
-            prompt.error = Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
-        return prompt
+            prompt = self._source.prepare(prompt)
+            if self.budget and prompt.error is None and self.price_for(prompt)[1] is None:
+                name = short(self.price_for(prompt)[0], 60)
+                prompt.error = Error("unknown_price", f"{prompt.where}: no price is known for {name}")
+            yield prompt
 
     def count(self, row: dict[str, Any]) -> None:
         """Count a line of the results file in the budget, if there is one."""
-        if self.budget is not None:
+        if self.budget:
             price = known_price(self.price, usage_in(row)[0])[1] or self.usual_price
             assert price is not None
             self.budget.count(row, price)
 
-    def price_for(self, prompt: Prompt, named: str | None = None) -> tuple[str, Price | None]:
-        """Return the model that a prompt is asked of and its price, or what the reply names; None: unknown."""
-        return known_price(self.price, self._source.model_of(prompt), named)
+    def price_for(self, prompt: Prompt) -> tuple[str, Price | None]:
+        """Return the model that a prompt is asked of, and its price."""
+        return known_price(self.price, self._source.model_of(prompt))
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -2581,7 +2551,7 @@ class Run:
             self._unheard.add(prompt.number)
             if len(self._unheard) >= 3 and self.limiter.heard:
                 self.limiter.leave(failure)
-            return self.limiter.away
+            return self.limiter.away_since is not None
         return failure.kind == "unreachable"
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
@@ -2630,17 +2600,14 @@ class Run:
     async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
         """Attempt it when that fits into the budget, which the run ends with, and see what it has cost."""
         budget, price, asked = self.budget, self.price_for(prompt)[1], self._clock()
-        assert budget is not None
-        if price is None:
-            return PromptError(*self._priced(prompt).error[:2])  # type: ignore[index]
+        assert budget is not None and price is not None  # `admit` has seen to that
         most = budget.most_of(prompt.body, price)
         result.started = result.started or self._epoch + asked
         if self.stopped or not budget.admit(most):
-            fits = await self._rest(budget.acquire(most))
-            if not fits:
-                call = money(budget.in_all(*most))
-                left = f"{money(budget.spent)} of {money(budget.most)} is spent and a call may cost {call}"
-                return self.stopped or PromptError("budget", left, "stop")
+            if not await self._rest(budget.acquire(most)):
+                spent = f"{money(budget.spent)} of {money(budget.most)} is spent"
+                text = f"{spent} and a call may cost {money(budget.in_all(*most))}"
+                return self.stopped or PromptError("budget", text, "stop")
             result.slot_wait += self._clock() - asked
         attempts, before, cost, assumed = result.attempts, result.extra.get("cost", 0.0), 0.0, False
         try:
@@ -2659,11 +2626,11 @@ class Run:
         """Return what an attempt has cost, and whether that had to be assumed."""
         assert self.budget is not None
         if failure is not None:
-            asked, answered, cached, _ = token_counts(failure.usage or {})
-            if asked:
-                return cost_of((asked, answered, cached), price), False
-            lost = failure.kind == "connection_error" and not self.limiter.away
-            lost |= failure.error.status == 200 or not (failure.heard or failure.kind in NEVER_THERE)
+            tokens = token_counts(failure.usage or {})
+            if tokens[0]:
+                return cost_of(tokens, price), False
+            away = failure.kind == "connection_error" and self.limiter.away_since is not None
+            lost = failure.error.status == 200 or not (failure.heard or away or failure.kind in NEVER_THERE)
             return (self.budget.in_all(*most), True) if lost else (0.0, False)
         asked, answered, cached, _ = result.tokens
         told = asked and (answered or not result.text)
@@ -2739,11 +2706,11 @@ class Run:
         wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(result.attempts)
         if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
-        if failure.wait is not None:
-            if failure.wait > PAUSE_CEILING:
-                text = f"the server asks to wait {duration(failure.wait)}; trying again in {PAUSE_CEILING:.0f} s"
-                self._warn_once("wait", text)
-            wait += min(failure.wait, PAUSE_CEILING)
+        told = failure.wait or 0.0
+        if told > PAUSE_CEILING:
+            text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
+            self._warn_once("wait", text)
+        wait += min(told, PAUSE_CEILING)
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         asked = self._clock()
         self._backing_off[result.prompt.number] = asked + wait
@@ -2783,7 +2750,7 @@ class Run:
             self._resting.pop().cancel()
 
     def not_sent(self) -> Error:
-        """Return the error of a prompt that was never sent because the run was stopped."""
+        """Return the error of a prompt that a stopped run never sent."""
         return Error("not_sent", f"the run was stopped: {self.stopped}", None, True)
 
     def _warn_once(self, kind: str, text: str) -> None:
@@ -2845,7 +2812,7 @@ class Journal:
         self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
-        self._overwrite, self._torn = overwrite, False
+        self._torn = overwrite  # what the file holds after the lines that count is to go
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
         try:
@@ -2878,8 +2845,7 @@ class Journal:
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
-                row = parse_json(text)
-                if row is not None:
+                if (row := parse_json(text)) is not None:
                     self._recognise(row, number, size + line.index(text))
                 elif text and not LINE_START.startswith(text[: len(LINE_START)]):
                     self._refuse(number)
@@ -2905,18 +2871,15 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            batch = "request" not in row  # `custom_id` may be a column
-            key = row["id"].removeprefix("batch_req_") if batch else row["request"]
-            if not re.fullmatch("[0-9a-f]{24}", key):
+            key, error = key_in(row), error_in(row)
+            if not re.fullmatch("[0-9a-f]{24}", key) or (error and not isinstance(error.type + error.message, str)):
                 raise ValueError
-            error = batch_error(row) if batch else row["error"] and Error(**row["error"])
-            if error is not None and not isinstance(error.type + error.message, str):
-                raise TypeError
+            row_id = row["id" if "request" in row else "custom_id"]
         except (AttributeError, KeyError, TypeError, ValueError):
             self._refuse(number)
         self._count(row)
         self._earlier.setdefault(key[:16], []).append(offset)
-        self._lines[offset] = row["custom_id" if batch else "id"], key[16:], error
+        self._lines[offset] = row_id, key[16:], error
 
     def _refuse(self, number: int) -> NoReturn:
         self._file.close()
@@ -2926,12 +2889,9 @@ class Journal:
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
         """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
         rows = {row for _, row, error in self._lines.values() if error is None}
-        if not rows:
+        keys = map(fingerprint, prompts)
+        if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
             return
-        for prompt in prompts:
-            key = fingerprint(prompt)
-            if key[:16] in self._earlier or key[16:] in rows:
-                return
         what = f"{self.path} holds the answers of another job: none belongs to {source}"
         raise UsageError(f"{what}; choose another file (-o), or give them up (--overwrite)")
 
@@ -2961,9 +2921,9 @@ class Journal:
 
     def append(self, result: Result) -> None:
         """Write a result's line. Raises OSError where the disk will not take it; then no part of it counts."""
-        if self._overwrite or self._torn:
+        if self._torn:
             self._file.truncate(self._size)
-        self._overwrite, self._torn = False, True
+        self._torn = True
         line = rest = result.as_line()
         try:
             while rest:
@@ -2971,7 +2931,6 @@ class Journal:
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
-                self._torn = False
             raise
         self._torn = False
         self._place(result.prompt.number, self._size)
@@ -3017,7 +2976,7 @@ class Journal:
 
     def sync(self) -> None:
         """Bring to the disk what was written since the last time. Raises OSError where that fails."""
-        size = self._size
+        size = self._size  # `append` may go on meanwhile
         if size != self._synced:
             os.fsync(self._file.fileno())
             self._synced = size
@@ -3035,8 +2994,9 @@ class Journal:
                 with open(os.dup(self._file.fileno()), "rb") as lines:
                     file.writelines(self._ordered(lines))
                     stale = [line_at(lines, offset) for offset in self._stale(whole)]
-                file.writelines([] if whole else stale)
-                if whole and stale:
+                if not whole:
+                    file.writelines(stale)
+                elif stale:
                     flush(file)
                     self._set_aside(stale)
                 if sys.platform == "win32":  # replaces no open file
@@ -3089,8 +3049,16 @@ class Journal:
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
-def batch_error(row: dict[str, Any]) -> Error | None:
-    """Return the error of a Batch output line, or None."""
+def key_in(row: dict[str, Any]) -> str:
+    """Return the fingerprint in a result's line; only in a Batch output line is it part of the id."""
+    key: str = row["request"] if "request" in row else row["id"].removeprefix("batch_req_")
+    return key
+
+
+def error_in(row: dict[str, Any]) -> Error | None:
+    """Return the error in a result's line, or None; that of a Batch output line without its message."""
+    if "request" in row:
+        return row["error"] and Error(**row["error"])
     status = (row["response"] or {}).get("status_code")
     if status == 200 and not row["error"]:
         return None
@@ -3107,14 +3075,13 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
     It may be, if the input was changed while the run went on.
     """
     row = parse_json(line) or {"request": ""}
-    batch = "request" not in row
-    if (row["id"].removeprefix("batch_req_") if batch else row["request"])[:16] != key:
+    if key_in(row)[:16] != key:
         return None
-    if not batch:
-        before = itertools.takewhile(lambda name: name != "request", row)  # what comes after it are the input's columns
-        extra = {name: row[name] for name in before if name in NO_TEXTS}
-        return Result(prompt, row["text"], row["error"] and Error(**row["error"]), extra=extra)
-    response, error = row["response"], batch_error(row)
+    error = error_in(row)
+    if "request" in row:
+        extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
+        return Result(prompt, row["text"], error, extra=extra)
+    response = row["response"]
     if error is None:
         text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(response["body"])
         return Result(prompt, text, extra=extra)
@@ -3127,9 +3094,7 @@ def renewed(line: bytes, prompt: Prompt) -> bytes:
     row = json.loads(line)
     if "request" not in row:  # a Batch output line
         return line
-    names = list(row)
-    row = {name: row[name] for name in names[: names.index("request")]}
-    row |= {"id": prompt.id, "request": fingerprint(prompt)}
+    row = own_part(row) | {"id": prompt.id, "request": fingerprint(prompt)}
     return to_line(row | beside(row, prompt.columns))
 
 
@@ -3145,10 +3110,8 @@ def lock(file: IO[bytes], path: pathlib.Path) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError as failure:
-        if failure.errno in (errno.EACCES, errno.EDEADLK):
+        if isinstance(failure, BlockingIOError) or failure.errno in (errno.EACCES, errno.EDEADLK):
             return False  # else a file system without locks
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
