@@ -2210,7 +2210,7 @@ def told_most(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
 
     def told(least: int, *names: str) -> int:
-        found: list[int] = [request[name] for name in names if type(request.get(name)) is int]
+        found = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
         return max([least, *found])
 
     texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
@@ -2221,11 +2221,16 @@ def told_most(request: dict[str, Any]) -> tuple[int, int]:
 class Budget:
     """What a job may cost, in USD: a call goes out where that holds even if it and those under way cost the most.
 
-    The most is a token for each byte that it sends, and the answer's maximum where the request tells one, else the
-    longest answer so far and, while few are known, more. The first call goes out alone; then, without such a maximum,
-    half as many as there are answers: of those under way, the short ones come first. What a call has cost instead is
-    taken from its usage; a reply that was lost, or that tells none, is counted at the most: it may have been billed.
+    The most is a token for each byte that it sends, PART for each picture or file, and the answer's maximum where the
+    request tells one. Where it does not, it is the longest answer so far and, while few are known, more; the first call
+    goes out alone, and then half as many as there are answers (of those under way, the short ones come first), unless
+    there is room for answers ROOM times as long. What a call has cost instead is taken from its usage; a reply that was
+    lost, or that tells none, is counted at the most: it may have been billed. What is spent is kept in a small file
+    beside the results, with what is under way, so that no run forgets what another has paid.
     """
+
+    PART, ROOM = 3000, 16
+    PARTS = re.compile(rb'"type":"(?:image_url|input_image|input_audio|input_file|file)"')
 
     def __init__(self, most: float) -> None:
         self.most = most
@@ -2240,7 +2245,8 @@ class Budget:
         """Return the most that a request may cost, and for each token of the longest answer if it tells no maximum."""
         most, answers = told_most(parse_json(body))
         told = max(most, self._beyond) * answers if most else 0
-        return cost_of((len(body) * self._dearest, told, 0), price), 0.0 if most else price[2] * answers / 1e6
+        given = len(body) * self._dearest + self.PART * len(self.PARTS.findall(body))
+        return cost_of((given, told, 0), price), 0.0 if most else price[2] * answers / 1e6
 
     def in_all(self, fixed: float, per_token: float) -> float:
         """Return what that comes to, with more than the longest answer so far while few are known."""
@@ -2249,8 +2255,9 @@ class Budget:
     def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
         """Reserve what a call may cost, if that fits and it is its turn."""
         fixed, per_token = self._fixed + most[0], self._open + most[1]
-        beside = self._answers // 2 if most[1] else self._answers and math.inf
-        fits = self._calls <= beside and self.spent + self.in_all(fixed, per_token) <= self.most
+        left = self.most - self.spent - fixed
+        ample = not per_token or (self._answers and per_token * self._longest * self.ROOM <= left)
+        fits = (ample or self._calls <= self._answers // 2) and self.in_all(0, per_token) <= left
         if not fits or (self._queue.locked() and not in_turn):
             return False
         self._calls, self._fixed, self._open = self._calls + 1, fixed, per_token
@@ -2283,13 +2290,30 @@ class Budget:
             self._beyond = max(self._beyond, answered / answers)
 
     def count(self, row: dict[str, Any], price: Price) -> None:
-        """Count what a line of the results file has cost: what it says itself, or else its usage at that price."""
-        tokens, cost = usage_in(row)[1], own_part(row).get("cost")
-        if not isinstance(cost, int | float) or not 0 <= cost < math.inf:
-            cost = cost_of(tokens, price)
+        """Count what a line of the results file has cost, by its usage."""
+        tokens = usage_in(row)[1]
+        self._answers += tokens[1] > 0
         self._longest = max(self._longest, tokens[1])
-        self.earlier += cost
-        self.spent += cost
+        self.spent += cost_of(tokens, price)
+        self.earlier = self.spent
+
+    def load(self, results: pathlib.Path) -> None:
+        """Count what the runs before this one have spent on a results file, where that is more than its lines say."""
+        with contextlib.suppress(OSError):
+            told = parse_json(beside_results(results).read_bytes())
+            if isinstance(told, dict) and all(isinstance(told.get(name), int | float) for name in ("spent", "open")):
+                if self.spent < told["spent"] + told["open"] < math.inf:
+                    self.earlier = self.spent = told["spent"] + told["open"]
+
+    def save(self, results: pathlib.Path) -> None:
+        """Keep what is spent, and what the calls under way may cost. Raises OSError where that cannot be."""
+        with replacing(beside_results(results)) as file:
+            file.write(dump({"spent": self.spent, "open": self.in_all(self._fixed, self._open)}))
+
+
+def beside_results(results: pathlib.Path) -> pathlib.Path:
+    """Return where what is spent on a results file is kept."""
+    return results.with_name(f"{results.name}.spent")
 
 
 def own_part(row: dict[str, Any]) -> dict[str, Any]:
@@ -2609,15 +2633,13 @@ class Run:
                 text = f"{spent} and a call may cost {money(budget.in_all(*most))}"
                 return self.stopped or PromptError("budget", text, "stop")
             result.slot_wait += self._clock() - asked
-        attempts, before, cost, assumed = result.attempts, result.extra.get("cost", 0.0), 0.0, False
+        attempts, cost, assumed = result.attempts, 0.0, False
         try:
             failure = await self._attempt(prompt, result, losses)
             if result.attempts > attempts:
                 cost, assumed = self._paid(prompt, result, failure, most, price)
         finally:
             budget.settle(most, cost, assumed)
-        if cost or before:
-            result.extra = {**result.extra, "cost": round(before + cost, 12)}
         return failure
 
     def _paid(
@@ -2629,8 +2651,7 @@ class Run:
             tokens = token_counts(failure.usage or {})
             if tokens[0]:
                 return cost_of(tokens, price), False
-            away = failure.kind == "connection_error" and self.limiter.away_since is not None
-            lost = failure.error.status == 200 or not (failure.heard or away or failure.kind in NEVER_THERE)
+            lost = failure.error.status == 200 or not (failure.heard or failure.kind in NEVER_THERE)
             return (self.budget.in_all(*most), True) if lost else (0.0, False)
         asked, answered, cached, _ = result.tokens
         told = asked and (answered or not result.text)
@@ -2811,6 +2832,7 @@ class Journal:
         # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
         self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
+        self._outdone: list[int] = []  # where the texts stand that did not fit and are asked for again
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -2911,6 +2933,7 @@ class Journal:
             if earlier:
                 self._claimed.add((key[:16], row_id))
             if prompt.error or (error and self._retry_failed):
+                self._outdone += [offset] if error and error.type == MISMATCH else []
                 yield prompt
                 continue
             self._place(prompt.number, offset)
@@ -3033,7 +3056,8 @@ class Journal:
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
+        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or error.type == MISMATCH}
+        places.update(self._outdone)
         if not answers:
             for key, offsets in self._earlier.items():
                 last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
@@ -3081,12 +3105,14 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
     if "request" in row:
         extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
         return Result(prompt, row["text"], error, extra=extra)
-    response = row["response"]
-    if error is None:
-        text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(response["body"])
-        return Result(prompt, text, extra=extra)
-    message = row["error"]["message"] if row["error"] else error_of(response["body"])[1]
-    return Result(prompt, error=error._replace(message=message))
+    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # what a damaged line may hold
+        body = (row["response"] or {}).get("body")
+        if error is None:
+            text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(body)
+            return Result(prompt, text, extra=extra)
+        message = row["error"]["message"] if row["error"] else error_of(body)[1]
+        return Result(prompt, error=error._replace(message=message))
+    return None
 
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
@@ -3133,8 +3159,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link."""
     target = pathlib.Path(os.path.realpath(path))
     draft = target.with_name(f".{target.name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open(draft, "wb") as file:
+        with open(draft, "xb") as file:
             yield file
             flush(file)
         with contextlib.suppress(FileNotFoundError):
@@ -4444,6 +4472,8 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
         try:
             sink.attend()
             await asyncio.to_thread(sink.sync)
+            if run.budget and sink.path:
+                await asyncio.to_thread(run.budget.save, sink.path)
         except OSError as failure:
             run.stop(disk_error(sink.path, failure))
             return
