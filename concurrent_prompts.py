@@ -36,8 +36,10 @@ from __future__ import annotations
 import argparse
 import array
 import asyncio
+import bisect
 import codecs
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -3287,16 +3289,11 @@ def wrapped(line: str, width: int) -> Iterator[str]:
     marker: Any = ITEM.match(line)
     part, hang = "", " " * min(len(marker[0]), width // 2)
     for piece in PIECE.findall(line):
-        if part.strip() and columns_on_screen(part + piece) > width:
+        if part.strip() and len(part + piece) + len(re.findall(f"[{WIDE}]", part + piece)) > width:
             yield part.rstrip()
             part, piece = hang, piece.lstrip()
         part += piece
     yield part.rstrip()
-
-
-def columns_on_screen(text: str) -> int:
-    """Return how many columns of a terminal the text takes."""
-    return len(text) if text.isascii() else len(text) + len(re.findall(f"[{WIDE}]", text))
 
 
 class Printer:
@@ -3308,12 +3305,12 @@ class Printer:
     kept = answers = 0
     kept_errors: tuple[Error, ...] = ()
     path = None
+    left = staticmethod(iter)  # all the prompts
 
     def __init__(self, form: Callable[[Result], bytes] = Result.as_line, head: bytes = b"") -> None:
         self._form = form
-        self._early = {-1: head} if head else {}
-        self._next = min(self._early, default=0)
-        self._terminal = sys.stdout.isatty()
+        self._early = {-1: head}
+        self._next = -1
 
     def __enter__(self) -> Printer:
         return self
@@ -3323,15 +3320,11 @@ class Printer:
             for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
                 self._write(lines)
 
-    def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-        """Yield all the prompts."""
-        return iter(prompts)
-
     def append(self, result: Result) -> None:
         """Print a result once all before it are printed."""
         self._early[result.prompt.number] = self._form(result)
-        while lines := self._early.pop(self._next, None):
-            self._write(lines)
+        while self._next in self._early:
+            self._write(self._early.pop(self._next))
             self._next += 1
 
     def check(self, *given: Any, **options: Any) -> None:
@@ -3340,7 +3333,7 @@ class Printer:
     attend = sync = finish = check
 
     def _write(self, lines: bytes) -> None:
-        if self._terminal:  # in JSON an escape is the same text
+        if sys.stdout.isatty():  # in JSON an escape is the same text
             lines = visible(lines.decode().expandtabs()).encode()
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
@@ -3393,14 +3386,10 @@ async def run_concurrent(
 
 
 async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
-    results: dict[int, Result] = {}
-
-    def record(result: Result) -> None:
-        results[result.prompt.number] = checked_result(result, return_exceptions)
-
+    results: list[Result] = []
     async with Run(send, **options) as run:
-        await _work(way, run, items, record)
-    return [results[number] for number in sorted(results)]
+        await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
+    return sorted(results, key=lambda result: result.prompt.number)
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
@@ -3420,7 +3409,12 @@ async def as_completed(
     async with Run(send, **options) as run:
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
         work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
-        end = asyncio.ensure_future(_close(work, results))
+
+        async def close() -> None:
+            await asyncio.wait([work])
+            await results.put(None)
+
+        end = asyncio.ensure_future(close())
         try:
             while (result := await results.get()) is not None:
                 yield checked_result(result, return_exceptions)
@@ -3429,11 +3423,6 @@ async def as_completed(
             work.cancel()
             end.cancel()
             await asyncio.gather(work, end, return_exceptions=True)
-
-
-async def _close(work: asyncio.Future[None], results: asyncio.Queue[Result | None]) -> None:
-    await asyncio.wait([work])
-    await results.put(None)
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -3468,7 +3457,6 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
 
 def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine in a thread of its own, since an event loop is running in this one."""
-    outcome: list[Any] = []
     started: list[Callable[[], Any]] = []
 
     async def body() -> T:
@@ -3477,41 +3465,18 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
         started.append(lambda: loop.call_soon_threadsafe(task.cancel))
         return await work
 
-    def target() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(run_loop, body())
         try:
-            outcome.extend((run_loop(body()), None))
-        except BaseException as failure:  # handed over to the caller's thread
-            outcome.extend((None, failure))
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        for cancel in started:
-            cancel()
-        thread.join()
-        raise
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+            concurrent.futures.wait([outcome])
+        except KeyboardInterrupt:
+            for cancel in started:
+                cancel()
+            raise
+    return outcome.result()
 
 
 # ---- Report --------------------------------------------------------------------------------------------------
-
-
-def quantile(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the value that the share of the values does not exceed, to a thousandth; None for too few to know it.
-
-    The values are given as how many there are of each thousandfold logarithm, which takes the same memory for any
-    number of them.
-    """
-    total = sum(counts.values())
-    if total * (1 - share) < 1 - 1e-9:
-        return None
-    steps = sorted(counts)
-    upto = itertools.accumulate(counts[step] for step in steps)
-    return math.exp(next(step for step, place in zip(steps, upto, strict=True) if place >= total * share) / 1000)
 
 
 def plural(count: int, noun: str) -> str:
@@ -3524,14 +3489,16 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
 
 
+def folded(line: str) -> list[str]:
+    """Return a line of the report in parts that fit into 80 columns, indented; none of ''."""
+    return textwrap.wrap(line, 76, subsequent_indent="    ")
+
+
 class Tally:
     """What the report is made of, counted as the results come."""
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        model_of: Callable[[Prompt], str | None] = lambda prompt: None,
-        price: Price | None = None,
+        self, model_of: Callable[[Prompt], str | None] = lambda prompt: None, price: Price | None = None
     ) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
@@ -3543,15 +3510,14 @@ class Tally:
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self._model_of, self._price = model_of, price
         self.errors: collections.Counter[str] = collections.Counter()
-        self.examples: dict[str, Error] = {}
+        self._examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
         self.wall = self.cpu = 0.0
-        self._clock = clock
-        self._start = clock(), time.process_time()
+        self._start = time.monotonic(), time.process_time()
 
     def stop(self) -> None:
         """Take the time."""
-        self.wall, self.cpu = self._clock() - self._start[0], time.process_time() - self._start[1]
+        self.wall, self.cpu = time.monotonic() - self._start[0], time.process_time() - self._start[1]
 
     def add(self, result: Result) -> None:
         """Count a result."""
@@ -3581,48 +3547,47 @@ class Tally:
             if count:
                 bill[place] += count
 
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens in, out, cached and for reasoning of all attempts."""
-        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
-
-    def costs(self) -> dict[str, tuple[float, Price | None]]:
-        """Return what each model has cost, in USD, and its price; 0.0 and None where that is unknown."""
-        costs: dict[str, tuple[float, Price | None]] = {}
-        for models, tokens in self.bills.items():
-            name, price = known_price(self._price, *models)
-            costs[name] = costs.get(name, (0.0, None))[0] + (cost_of(tokens, price) if price else 0.0), price
-        return costs
-
-    def cost(self) -> float | None:
-        """Return what all has cost, in USD; None where that is not known of all."""
-        costs = self.costs().values()
-        known = costs and not self.silent and all(price for _, price in costs)
-        return sum(cost for cost, _ in costs) if known else None
-
-    def cost_line(self) -> str:
-        """Return the line of the report that says what it has cost, or '' where nothing was used."""
-        if not any(self.tokens):
-            return "cost unknown: the server tells no usage" if self.silent else ""
-        costs = self.costs()
-        total = money(sum(cost for cost, _ in costs.values()))
-        text = say_cost(total, {name: price for name, (_, price) in costs.items()}, self._price is not None)
-        return "cost " + text + (f"; {plural(self.silent, 'answer')} without usage not counted" if self.silent else "")
-
     def fail(self, error: Error) -> None:
         """Count a failure."""
         self.failed += 1
         self.hopeful += error.retryable
         self.errors[error.type] += 1
-        self.examples.setdefault(error.type, error)
+        self._examples.setdefault(error.type, error)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in, out, cached and for reasoning of all attempts."""
+        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
+
+    def spent(self) -> tuple[float, dict[str, Price | None]]:
+        """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
+        spent, prices = 0.0, {}
+        for models, tokens in self.bills.items():
+            name, price = known_price(self._price, *models)
+            prices[name] = price
+            spent += cost_of(tokens, price) if price else 0.0
+        return spent, prices
+
+    def cost(self) -> float | None:
+        """Return what all has cost, in USD; None where that is not known of all."""
+        spent, prices = self.spent()
+        return spent if prices and not self.silent and all(prices.values()) else None
+
+    def cost_line(self) -> str:
+        """Return the line of the report that says what it has cost, or '' where nothing was used."""
+        if not any(self.tokens):
+            return "cost unknown: the server tells no usage" if self.silent else ""
+        spent, prices = self.spent()
+        without = f"; {plural(self.silent, 'answer')} without usage not counted" if self.silent else ""
+        return f"cost {say_cost(money(spent), prices, self._price is not None)}{without}"
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report."""
-        total = self.latency
         yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
         if self.answered > 1 and self.wall > 0:
-            ratio = f" ({times(total / self.wall)} the wall time)" if total > 1.05 * self.wall else ""
-            yield f"sum of latencies {duration(total)}{ratio}, {self.answered / self.wall:,.1f} answers/s"
+            ratio = self.latency / self.wall
+            compared = f" ({times(ratio)} the wall time)" if ratio > 1.05 else ""
+            yield f"sum of latencies {duration(self.latency)}{compared}, {self.answered / self.wall:,.1f} answers/s"
         spread = [f"{name} {duration(value)}" for name, value in self.percentiles().items() if value is not None]
         if spread:
             yield f"latency {', '.join(spread)}"
@@ -3630,18 +3595,16 @@ class Tally:
             counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
-        yield from textwrap.wrap(self.cost_line(), 76, subsequent_indent="    ")
-        waited = [(getattr(self, name), text) for name, text in WAITS.items()]
-        waits = [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]
+        yield from folded(self.cost_line())
         lost = self.attempts - self.answered - self.unwritten
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
-        if waits:
-            yield from textwrap.wrap(f"waiting, all calls added up: {', '.join(waits)}", 76, subsequent_indent="    ")
+        waited = [(getattr(self, name), text) for name, text in WAITS.items()]
+        if waits := [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
+            yield from folded(f"waiting, all calls added up: {', '.join(waits)}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return what was counted; times are in seconds."""
         names = ("in", "out", "cached", "reasoning")
-        errors = [self.examples[kind]._asdict() | {"count": count} for kind, count in self.errors.most_common()]
         return {
             "wall_seconds": self.wall,
             "cpu_seconds": self.cpu,
@@ -3654,23 +3617,33 @@ class Tally:
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
             "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
             "cost_usd": self.cost(),
-            "errors": [error | {"hint": hint(self.examples[error["type"]])} for error in errors],
+            "errors": [{**error._asdict(), "count": count, "hint": hint(error)} for error, count in self.failures()],
             "ended_by": dict(self.marked),
         }
 
+    def failures(self) -> Iterator[tuple[Error, int]]:
+        """Yield the first failure of each kind and how many there are, the most frequent kind first."""
+        for kind, count in self.errors.most_common():
+            yield self._examples[kind], count
+
     def percentiles(self) -> dict[str, float | None]:
         """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
-        return {f"p{share * 100:.0f}": quantile(self.latencies, share) for share in (0.5, 0.9, 0.99)}
+        steps = sorted(self.latencies)
+        upto = list(itertools.accumulate(self.latencies[step] for step in steps))
+        found: dict[str, float | None] = {"p50": None, "p90": None, "p99": None}
+        for name in found:
+            share = int(name[1:]) / 100
+            if self.answered * (1 - share) >= 1 - 1e-9:
+                found[name] = math.exp(steps[bisect.bisect_left(upto, self.answered * share)] / 1000)
+        return found
 
     def warnings(self) -> Iterator[str]:
         """Yield a line for each kind of failure, with what to do, and for answers that are not whole."""
         if self.unwritten:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
-        for kind, count in self.errors.most_common():
-            error = self.examples[kind]
-            advice = hint(error)
-            first = ", first" if count > 1 else ""
-            yield f"{count:,} x {kind}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
+        for error, count in self.failures():
+            advice, first = hint(error), ", first" if count > 1 else ""
+            yield f"{count:,} x {error.type}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
             yield f"{count:,} answered but ended by {reason}: {advice}"
@@ -3678,13 +3651,14 @@ class Tally:
 
 def say_cost(amount: str, prices: Mapping[str, Price | None], told: bool) -> str:
     """Return the amount with the prices that it comes from, or else why it is unknown and what to do."""
-    known = [
-        f"{short(name, 60)} at {money(price[0])} in" + (f", {money(price[2])} out" if price[2] else "")
-        for name, price in prices.items()
-        if price
-    ]
-    unknown = ", ".join(short(name, 60) for name, price in prices.items() if not price)
-    way_out = f"no price for {unknown}; give --price IN,OUT"
+    known, unknown = [], []
+    for name, price in prices.items():
+        if price is None:
+            unknown.append(short(name, 60))
+        else:
+            out = f", {money(price[2])} out" if price[2] else ""
+            known.append(f"{short(name, 60)} at {money(price[0])} in{out}")
+    way_out = f"no price for {', '.join(unknown)}; give --price IN,OUT"
     if not known:
         return f"unknown: {way_out}"
     source = "as told" if told else f"prices of {PRICES_DATE}"
@@ -3704,69 +3678,53 @@ class Progress:
 
     EVERY = 5.0  # seconds between lines
 
-    def __init__(
-        self,
-        total: int | None,
-        run: Run,
-        sink: Any,
-        quiet: bool,
-        stream: IO[str] | None = None,
-        cost: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        self._total, self._run, self._sink, self._cost = total, run, sink, cost
-        self._new = self._failed = 0
-        self._stream = stream or sys.stderr
-        self._terminal = obeys(self._stream)
+    def __init__(self, total: int | None, run: Run, sink: Any, quiet: bool, tally: Tally | None = None) -> None:
+        self._total, self._run, self._sink, self._tally = total, run, sink, tally or Tally()
+        self._terminal = obeys(sys.stderr)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._began = time.monotonic()
-        if not quiet:
-            if self._terminal:
-                with contextlib.suppress(ImportError):
-                    from tqdm import tqdm
+        if self._terminal and not quiet:
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
 
-                    self._bar = tqdm(total=total, unit=" prompts", file=self._stream, leave=False)
+                self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
+        if not quiet:
             self._tick()
 
     def _tick(self) -> None:
         """Write what there is to say, and set the timer for the next time."""
+        kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
+        new = self._tally.answered + self._tally.failed
         if self._bar is not None:
-            self._bar.initial, self._bar.n = self._kept(), self._done()
+            self._bar.initial, self._bar.n = kept, kept + new
             self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
             self._bar.set_postfix_str(", ".join(self._state()))
-        elif self._timer is not None or self._terminal:
-            width = shutil.get_terminal_size().columns - 1
-            text = f"\r{self.text()[:width]}\x1b[K" if self._terminal else f"{self.text()}\n"
-            with contextlib.suppress(OSError):
-                self._stream.write(text)
-                self._stream.flush()
+        elif self._terminal:
+            self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+        elif self._timer is not None:
+            self._write(f"{self._text(kept, new)}\n")
         every = 0.2 if self._terminal else self.EVERY
         self._timer = asyncio.get_running_loop().call_later(every, self._tick)
 
-    def text(self) -> str:
-        """Return what the line says."""
-        done = self._done()
-        share = f"{done:,}" + (f" of {self._total:,}" if self._total else "") + " done"
-        rate = self._new / max(0.001, time.monotonic() - self._began)
-        left = f", {duration(max(0, self._total - done) / rate)} left" if self._total and rate > 0 else ""
-        return ", ".join([share, *self._state(), *([] if self._run.state() else [f"{rate:,.1f}/s{left}"])])
-
-    def _kept(self) -> int:
-        return self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
-
-    def _done(self) -> int:
-        return self._new + self._kept()
+    def _text(self, kept: int, new: int) -> str:
+        done, total, state = kept + new, self._total, self._state()
+        if not self._run.state():
+            rate = new / max(0.001, time.monotonic() - self._began)
+            left = f", {duration(max(0, total - done) / rate)} left" if total and rate > 0 else ""
+            state.append(f"{rate:,.1f}/s{left}")
+        return ", ".join([f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state])
 
     def _state(self) -> list[str]:
-        failed = [f"{self._failed:,} failed"] if self._failed else []
-        flight, budget, cost = f"{self._run.limiter.in_flight} in flight", self._run.budget, self._cost()
+        failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
+        budget, cost = self._run.budget, self._tally.cost()
         spent = f"{money(budget.spent)} of {money(budget.most)}" if budget else money(cost) if cost else ""
-        return [*failed, flight, *filter(None, [spent, self._run.state()])]
+        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", spent, self._run.state()])]
 
-    def update(self, result: Result) -> None:
-        """Count a result."""
-        self._new += result.done
-        self._failed += result.done and result.error is not None
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     def close(self) -> None:
         """Clear the line."""
@@ -3775,7 +3733,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self._timer is not None and self._terminal:
-            self._stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
 
 
 @dataclasses.dataclass
@@ -3786,7 +3744,7 @@ class Ran:
     run: Run
     asked: int | str  # calls in flight at the most
     tally: Tally
-    texts: list[str] = dataclasses.field(default_factory=list)  # the first few answers
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)  # the first few answers
     clocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what a picture needs that is in no file
 
     @property
@@ -3811,7 +3769,6 @@ class Ran:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures; the README says what they mean."""
         limiter = self.run.limiter
-        limits = {quota.name: quota.limit for quota in (limiter.requests, limiter.tokens) if quota.source}
         return {
             "backend": self.api.name,
             "base_url": self.api.base_url,
@@ -3823,25 +3780,21 @@ class Ran:
             "cpu_seconds_a_prompt": self.cpu,
             **self.tally.as_dict(),
             "limits": limiter.learned(),
-            "limits_a_minute": {name: 60 * rate for name, rate in limits.items()},
+            "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
         }
-
-
-COLUMNS = ("backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed")
 
 
 def table(ran: list[Ran]) -> Iterator[str]:
     """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
-    rows = [list(COLUMNS)]
+    rows = [["backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed"]]
     for one in ran:
         tally = one.tally
         spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
         figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{one.rate:,.1f}", f"{1000 * one.cpu:.2f}", *spread]
         rows.append([short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *figures in rows:
-        cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
-        yield "  ".join([name.ljust(widths[0]), *cells])
+        yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
 
 
 def verdicts(ran: list[Ran]) -> Iterator[str]:
@@ -3849,7 +3802,12 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
     last = {one.api.name: one for one in ran}
     for name in last:
         runs = [one for one in ran if one.api.name == name and one.tally.answered]
-        yield from speed_up(*runs) if len(runs) == 2 else knee(runs)
+        if len(runs) == 2:
+            slow, fast = (one.tally.wall for one in runs)
+            won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
+            yield f"{name}: concurrent {won} sequential: {duration(fast)} instead of {duration(slow)}."
+        elif len(runs) > 2:
+            yield from knee(sorted(runs, key=lambda one: one.most))
     known = [one for one in last.values() if one.tally.answered >= 100]
     if len(known) > 1:  # CPU time of fewer is mostly chance
         cheap, *_, dear = sorted(known, key=lambda one: one.cpu)
@@ -3857,40 +3815,28 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
         yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."
 
 
-def speed_up(one: Ran, two: Ran) -> Iterator[str]:
-    """Yield the sentence on one backend's two runs."""
-    ratio = one.tally.wall / two.tally.wall
-    won = f"ran {times(ratio)} faster than" if ratio >= 1.05 else "was no faster than"
-    walls = f"{duration(two.tally.wall)} instead of {duration(one.tally.wall)}"
-    yield f"{one.api.name}: concurrent {won} sequential: {walls}."
-
-
 def knee(ran: list[Ran]) -> Iterator[str]:
     """Yield the sentence that names the fewest calls in flight which bring nine tenths of the most answers."""
-    if len(ran) < 3:
-        return
-    ran = sorted(ran, key=lambda one: one.most)
-    best = max(ran, key=lambda one: one.rate)
-    at = next(one for one in ran if one.rate >= 0.9 * best.rate)
+    name, fewest, most = ran[0].api.name, ran[0], ran[-1]
+    best = max(one.rate for one in ran)
+    at = next(one for one in ran if one.rate >= 0.9 * best)
     found = f"{at.rate:,.1f} answers/s at {at.most:,} in flight"
-    found += f", {times(at.rate / ran[0].rate)} those at {ran[0].most:,}" if at is not ran[0] else ""
-    if at is ran[-1]:
-        yield f"{at.api.name}: no knee yet: {found}; more may bring more."
+    found += f", {times(at.rate / fewest.rate)} those at {fewest.most:,}" if at is not fewest else ""
+    if at is most:
+        yield f"{name}: no knee yet: {found}; more may bring more."
     else:
-        share = f"{at.rate / best.rate:.0%} of the most"
-        p50 = [duration(one.tally.percentiles()["p50"] or 0.0) for one in (ran[-1], at)]
-        yield f"{at.api.name}: the knee is at {at.most:,} in flight: {found}, and {share}."
-        yield f"With {ran[-1].most:,} half of the answers take {p50[0]} or more, there {p50[1]}."
-    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > ran[-1].most:
-        yield f"{at.api.name}: no more than {ran[-1].most:,} were ever in flight; for {asked:,} give more prompts."
+        yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {at.rate / best:.0%} of the most."
+        many, few = (duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
+        yield f"With {most.most:,} half of the answers take {many} or more, there {few}."
+    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > most.most:
+        yield f"{name}: no more than {most.most:,} were ever in flight; for {asked:,} give more prompts."
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
     """Yield the first results of a run and its time."""
     yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number}. {short(text, 76)}" for number, text in enumerate(ran.texts, 1))
-    rest = ran.tally.answered + ran.tally.failed - len(ran.texts)
-    if rest > 0:
+    yield from (f"  {number + 1}. {short(text, 76)}" for number, text in sorted(ran.texts.items()))
+    if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
         yield f"  ... and {rest:,} more"
     yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
@@ -3944,12 +3890,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
         return stopped_status(PromptError("interrupted", "interrupted", "stop"), args)
-    except BrokenPipeError:  # the reader of our output has had enough
-        silence(sys.stdout)
-        return 3
     except OSError as failure:
         silence(sys.stdout)
-        say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
+        if not isinstance(failure, BrokenPipeError):  # whose reader has had enough
+            say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
     finally:
         log.removeHandler(handler)
@@ -3971,6 +3915,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if unknown:  # not the whole of it: somebody may try to give a key here
         raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
     args.argv, args.begun, args.tabled = sys.argv[1:] if argv is None else argv, False, False
+    args.name = STDIN if args.prompts == "-" else args.prompts or "the demo"  # in messages
     if args.prompts is None and not args.demo:
         raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
     args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
@@ -3996,9 +3941,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.backends = list(dict.fromkeys(args.backends))
     args.params = dict(parameter(text) for text in args.param)
     args.schema = Schema.read(args.schema) if args.schema is not None else None
-    if args.output is None:
-        stdout = args.prompts in (None, "-")
-        args.output = "-" if stdout else default_output(args.prompts, ".demo" if args.demo else "")
+    if args.output is None:  # made-up answers get another name, lest they pass for real ones
+        path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
+        beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
+        args.output = "-" if args.prompts in (None, "-") else str(beside)
     if (args.output == "-" or args.compare or args.dry_run) and sys.stdout is None:
         raise UsageError("standard output is closed; name a file with -o")
     if args.format and args.output != "-":
@@ -4013,17 +3959,26 @@ def check_files(args: argparse.Namespace) -> None:
     args.table = pathlib.Path(args.output) if suffix in SEPARATORS else None
     args.journal = f"{args.output}.results.jsonl" if args.table else args.output
     if args.report:
-        check_report(args.report)
+        folder = os.path.dirname(args.report) or "."
+        if not args.report.lower().endswith(".json"):
+            raise UsageError(f"--report {args.report}: the name of a report ends in .json")
+        if os.path.isdir(args.report):
+            raise UsageError(f"--report {args.report} is a directory; name another file")
+        if not os.access(folder, os.W_OK):
+            why = f"{folder} is missing or protected"
+            raise UsageError(f"--report {args.report} cannot be written: {why}; name another file")
     if args.plot:
         try:
-            load_plot().check(args.plot)
+            args.draws = importlib.import_module("backends.plot")
+            args.draws.check(args.plot)
+        except ModuleNotFoundError:
+            raise UsageError(f"--plot needs the folder backends/ beside {PROGRAM}") from None
         except ValueError as problem:
             raise UsageError(f"--plot: {problem}") from None
     taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
-    files = {"-o": args.output, "-o ": args.journal, "--report": args.report, "--plot": args.plot}
-    for flag, path in files.items():
-        if path and path != "-" and taken.setdefault(os.path.realpath(path), flag.strip()) != flag.strip():
-            raise UsageError(f"{path} is {taken[os.path.realpath(path)]}; choose another file with {flag.strip()}")
+    for flag, path in (("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)):
+        if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UsageError(f"{path} is {other}; choose another file with {flag}")
     if suffix in NOT_WRITTEN:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
 
@@ -4085,25 +4040,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(number: type[T]) -> Callable[[str], T]:
+def positive(kind: type[T]) -> Callable[[str], T]:
     """Return a parser of numbers above 0, for argparse."""
 
-    def parse(text: str) -> T:
-        value: Any = number(text)  # type: ignore[call-arg]
+    def number(text: str) -> T:
+        value: Any = kind(text)  # type: ignore[call-arg]
         if not 0 < value < math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value  # type: ignore[no-any-return]
 
-    parse.__name__ = number.__name__  # what argparse calls it in its message
-    return parse
+    return number
 
 
 def concurrency(text: str) -> list[int | str]:
     """Return numbers of calls, or "auto", with commas between them."""
     return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
-
-
-concurrency.__name__ = "int"  # what argparse calls it in its message
 
 
 def parameter(text: str) -> tuple[str, Any]:
@@ -4118,12 +4069,6 @@ def parameter(text: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def default_output(prompts: str, mark: str = "") -> str:
-    """Return PROMPTS' stem + .results.jsonl; made-up answers get another name, lest they pass for real ones."""
-    path = pathlib.Path(prompts.removesuffix(".gz"))
-    return str(path.parent / f"{path.stem}{mark}.results.jsonl")
-
-
 # What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
@@ -4134,7 +4079,7 @@ def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Ta
     if args.table:
         check_table(args.table, journal, args.overwrite)
     separator = SEPARATORS[args.table.suffix.lower()] if args.table else ","
-    table = Table(prompts_of(args, None), separator) if args.table or args.format == "csv" else None
+    table = Table(prompts_of(args), separator) if args.table or args.format == "csv" else None
     if args.output != "-":
         return Journal(journal, overwrite=args.overwrite, retry_failed=args.retry_failed, count=run.count), table
     if table:
@@ -4145,17 +4090,18 @@ def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Ta
 
 def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
     """Raise UsageError where a table cannot take the place of what is there, or had better not."""
-    if path.exists():
-        if not path.is_file():
-            raise UsageError(f"{path} is no file; choose another with -o")
-        if not overwrite and not (journal.exists() and journal.stat().st_size):
-            what = f"{path} holds something other than results (there is no {journal.name} beside it)"
-            raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
-        try:
-            open(path, "r+b").close()
-        except OSError as failure:
-            advice = "close the program that has it open, or choose another file with -o"
-            raise UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; choose another with -o")
+    if not overwrite and not (journal.exists() and journal.stat().st_size):
+        what = f"{path} holds something other than results (there is no {journal.name} beside it)"
+        raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
+    try:
+        open(path, "r+b").close()
+    except OSError as failure:
+        advice = "close the program that has it open, or choose another file with -o"
+        raise UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
 
 
 @contextlib.contextmanager
@@ -4167,10 +4113,8 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
     command = [sys.executable, str(script), *DEMO_SERVER]
     environment = dict(os.environ)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    if sys.platform == "win32":  # out of reach of a Ctrl-C, so that the calls in flight can finish
-        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
-    else:
-        options["start_new_session"] = True
+    # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
+    options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     with subprocess.Popen(command, text=True, **options) as server:
         try:
             ready = server.stdout.readline() if server.stdout else ""
@@ -4182,21 +4126,14 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
             yield
         finally:
             server.terminate()
+            os.environ.clear()
             os.environ.update(environment)
-            for name in {"no_proxy", "NO_PROXY"} - environment.keys():
-                os.environ.pop(name, None)
 
 
-def prompts_of(args: argparse.Namespace, limit: int | None) -> Iterator[Prompt]:
+def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
     """Yield the first prompts of the file, or of the demo's own."""
-    name = STDIN if args.prompts == "-" else ""
-    prompts = read_prompts(args.source, name) if args.source else as_prompts(DEMO_PROMPTS)
+    prompts = read_prompts(args.source, args.name) if args.source else as_prompts(DEMO_PROMPTS)
     return itertools.islice(prompts, limit)
-
-
-def source_name(args: argparse.Namespace) -> str:
-    """Return what messages call the input."""
-    return STDIN if args.prompts == "-" else args.prompts or "the demo"
 
 
 def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt]:
@@ -4215,10 +4152,10 @@ def make_api(args: argparse.Namespace, backend: str, dry: bool = False) -> Api:
     return load_backend(backend, dry=dry, **{name: getattr(args, name) for name in names})
 
 
-def make_run(args: argparse.Namespace, api: Api, **changes: Any) -> Run:
-    """Return a run as the arguments ask for."""
-    names = ("concurrency", "max_attempts", "timeout", "deadline", "rpm", "tpm", "max_cost", "price")
-    run = Run(api, **{name: getattr(args, name) for name in names} | changes)
+def make_run(args: argparse.Namespace, api: Api, calls: int | str) -> Run:
+    """Return a run as the arguments ask for, with so many calls in flight."""
+    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "max_cost", "price")
+    run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
     run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
 
@@ -4239,66 +4176,61 @@ def open_files() -> int:
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    prompts = checked(prompts_of(args, args.limit), api, source_name(args))
+    prompts = checked(prompts_of(args, args.limit), api, args.name)
     way = sequentially if args.sequential else concurrently
-    run = make_run(args, api, **({"concurrency": 1} if args.sequential else {}))
-    check_budget(args, run)
+    calls = 1 if args.sequential else args.concurrency
+    run = make_run(args, api, calls)
+    for prompt in prompts_of(args, 1) if run.budget else ():
+        name, run.usual_price = run.price_for(prompt)
+        if run.usual_price is None:
+            raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
-        sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
-        tally = Tally(model_of=api.model_of, price=run.price)
-        ran = Ran(api, run, 1 if args.sequential else args.concurrency, tally)
+        sink.check(map(api.prepare, prompts_of(args)), args.name)
+        ran = Ran(api, run, calls, Tally(api.model_of, run.price))
         async with run:
-            progress = Progress(count_prompts(args), run, sink, quiet, cost=tally.cost)
+            progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
             beside = [asyncio.ensure_future(work) for work in (keep_synced(run, sink), warn_of_shutdown(run, api))]
             try:
-                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink, progress))
+                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
             finally:
                 for task in beside:
                     task.cancel()
                 progress.close()
         ran.tally.stop()
-        name = args.table
+        path = args.table
         try:
             if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
-                await table.write(name, sink.results(map(api.prepare, prompts_of(args, None))))
+                await table.write(path, sink.results(map(api.prepare, prompts_of(args))))
                 args.tabled = True
-            name = sink.path
+            path = sink.path
             if run.stopped is None:
                 sink.finish(whole=args.limit is None)
         except OSError as failure:
-            run.stop(disk_error(name, failure))
+            run.stop(disk_error(path, failure))
     status = report(args, ran, sink)
     results = str(sink.path) if sink.path else None
-    write_report(args, [ran], status, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
-    draw_plot(args, [ran], results)
-    return status
-
-
-def check_budget(args: argparse.Namespace, run: Run) -> None:
-    """Raise UsageError where there is a budget, and what the first prompt costs is unknown."""
-    for prompt in prompts_of(args, 1) if run.budget else ():
-        name, run.usual_price = run.price_for(prompt)
-        if run.usual_price is None:
-            raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
+    return conclude(args, [ran], status, results, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
 
 
 class Plan:
     """What a run would ask and what that costs, for a dry run."""
 
-    SAMPLE = 8 << 20  # characters that are counted by tiktoken, in two seconds; the others are taken to be alike
+    SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
 
     def __init__(self, api: Api, told: Price | None, first: Prompt) -> None:
-        self.asked = self.bad = 0
+        self.asked = 0
         self.first: Prompt | None = None
         self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one
-        self.tokens: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0, 0])  # in, out at most, answers
+        self.tokens = [0.0, 0.0, 0.0]  # in, out at most, and one for each answer that has no maximum
+        self.costs = [0.0, 0.0, 0.0]  # the same in USD
+        self.prices: dict[str, Price | None] = {}
         self._api, self._told = api, told
         self._usual = known_price(told, api.model_of(first))[1]
         self._earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
         self._left_out: set[str] = set()
-        self._encode, self._encoding = tokenizer(api.model_of(first) or "")
+        self._encode, self._how = tokenizer(api.model_of(first) or "")
         self._bytes = self._counted = 0  # by tiktoken
 
     def count(self, row: dict[str, Any]) -> None:
@@ -4312,7 +4244,6 @@ class Plan:
     def add(self, prompt: Prompt) -> None:
         """Count a prompt that would be sent, or one that cannot be."""
         if prompt.error is not None:
-            self.bad += 1
             reason = re.sub(r"\d+", "#", prompt.error.message.removeprefix(f"{prompt.where}: "))
             reason = reason if len(self.errors) < 20 or reason in self.errors else "others"
             self.errors.setdefault(reason, [0, prompt.error.message])[0] += 1
@@ -4322,12 +4253,14 @@ class Plan:
         request = load(prompt.body)
         if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
             self._left_out.add("tools and schemas")
+        given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
         most, answers = told_most(request) if "embeddings" not in prompt.path else (0, 0)
-        bill = self.tokens[known_price(self._told, self._api.model_of(prompt))[0]]
-        bill[0] += sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
-        bill[0] += 3 * ("messages" in request)
-        bill[1] += most * answers
-        bill[2] += 0 if most else answers
+        tokens = (given + 3 * ("messages" in request), most * answers, 0 if most else answers)
+        name, price = known_price(self._told, self._api.model_of(prompt))
+        self.prices[name] = price
+        for kind, count in enumerate(tokens):
+            self.tokens[kind] += count
+            self.costs[kind] += count * price[2 if kind else 0] / 1e6 if price else 0.0
 
     def _tokens(self, value: Any) -> float:
         """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
@@ -4351,73 +4284,67 @@ class Plan:
 
     def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
         """Yield what there is to say of tokens, money and time, each with its label."""
-        given, most, untold = (runs * sum(part) for part in zip(*self.tokens.values(), strict=True))
+        given, most, untold = (runs * count for count in self.tokens)
         part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
-        how = f"counted by tiktoken{part} ({self._encoding})" if self._encode else f"estimated, {self._encoding}"
-        yield "tokens in", f"about {given:,.0f}, {how}"
-        outs = [f"at most {most:,} where a maximum is told"] if most else []
-        outs += [f"{100 * untold:,} for each 100 tokens of an answer, whose maximum is not told"] if untold else []
+        yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
+        outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
+        outs += [f"{100 * untold:,.0f} for each 100 tokens of an answer, whose maximum is not told"] if untold else []
         yield "tokens out", "; ".join(outs) or "none"
         yield from self._money(args.max_cost, runs)
         limits = [(runs * self.asked, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
-        least = [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]
-        if least:
+        if least := [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]:
             yield "time", f"at least {duration(max(least)[0])} at {max(least)[1]}"
         if self._left_out:
             yield "not counted", " and ".join(sorted(self._left_out))
 
     def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
         """Yield what it costs, and whether that is within the budget, if there is one."""
-        prices = {name: known_price(self._told, name)[1] for name in self.tokens}
-        priced = [(price, [runs * count for count in self.tokens[name]]) for name, price in prices.items() if price]
-        given = sum(cost_of((tokens[0], 0, 0), price) for price, tokens in priced)
-        most = sum(cost_of((0, tokens[1], 0), price) for price, tokens in priced)
-        token = sum(cost_of((0, tokens[2], 0), price) for price, tokens in priced)  # one of each other answer
+        given, most, token = (runs * cost for cost in self.costs)
         text = f"about {money(given)} in"
         if most:
             text += f" + at most {money(most)} out = at most {money(given + most)}"
         if token:
             text += f" + {money(100 * token)} for each 100 tokens of an answer"
-            if self._answers:
-                mean = self._answered / self._answers
-                text += f", {money(given + most + mean * token)} if they are like those there"
-        yield "cost", say_cost(text, prices, bool(self._told))
-        if budget and not all(prices.values()):
+        if token and self._answers:
+            alike = given + most + token * self._answered / self._answers
+            text += f", {money(alike)} if they are like those there"
+        yield "cost", say_cost(text, self.prices, bool(self._told))
+        if budget and not all(self.prices.values()):
             yield "--max-cost", "cannot be kept without a price"
         elif budget:
             spent = self._earlier.spent
             left = budget - spent - given - most
-            average = f" for answers of {left / token:,.0f} tokens on average" if token else ""
+            enough = "suffices" + (f" for answers of {left / token:,.0f} tokens on average" if token else "")
+            short_of = "may not suffice: the run stops before it is passed, and can go on"
             already = f", with the {money(spent)} spent already," if spent else ""
-            may_not = "may not suffice: the run stops before it is passed, and can go on"
-            yield "--max-cost", f"{money(budget)}{already} {may_not if left < 0 else 'suffices' + average}"
+            yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
 
 
 ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
 
 
 def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
-    """Return tiktoken's encoder for the model and what to call it; None and the reason where there is none in time."""
-    found: list[tuple[Callable[[str], list[int]] | None, str]] = []
+    """Return tiktoken's encoder for the model, None where there is none in time, and how tokens are counted so."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None, "estimated, four bytes a token; pip install tiktoken counts them"
+    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not come in time"]
 
     def find() -> None:
         try:
-            import tiktoken
-
             try:
                 encoding, doubt = tiktoken.encoding_for_model(model.rpartition("/")[2]), ""
             except KeyError:
                 encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
-            found.append((encoding.encode_ordinary, encoding.name + doubt))
-        except ImportError:
-            found.append((None, "four bytes a token; pip install tiktoken counts them"))
+            found[:] = encoding.encode_ordinary, f"counted by tiktoken ({encoding.name}{doubt})"
         except Exception:  # it downloads the encoding
-            found.append((None, "four bytes a token; tiktoken's encoding cannot be had"))
+            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be had"
 
     thread = threading.Thread(target=find, daemon=True)
     thread.start()
     thread.join(ENCODING_TIMEOUT)
-    return found[0] if found else (None, "four bytes a token; tiktoken's encoding did not come in time")
+    return found[0], found[1]
 
 
 def dry_run(args: argparse.Namespace) -> int:
@@ -4425,44 +4352,31 @@ def dry_run(args: argparse.Namespace) -> int:
     if args.demo:
         args.base_url, args.api_key_env, args.model = "http://127.0.0.1:8000/v1", "", args.model or "made-up"
     api = make_api(args, args.backends[0], dry=True)
-    prompts = checked(prompts_of(args, args.limit), api, source_name(args))
-    first = next(prompts)
-    price = args.price and as_price(args.price)
-    plan = Plan(api, price, first)
-    sink: Any = None
+    prompts = checked(prompts_of(args, args.limit), api, args.name)
+    plan = Plan(api, args.price and as_price(args.price), next(prompts_of(args, 1)))
+    sink: Journal | Printer = Printer()
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
         sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
-    prompts = itertools.chain([first], prompts)
-    with sink or contextlib.nullcontext():
-        if sink:
-            sink.check(map(api.prepare, prompts_of(args, None)), source_name(args))
-        for prompt in sink.left(prompts) if sink else prompts:
+    with sink:
+        sink.check(map(api.prepare, prompts_of(args)), args.name)
+        for prompt in sink.left(prompts):
             plan.add(prompt)
-    kept, failed = (sink.kept, len(sink.kept_errors)) if sink else (0, 0)
+    kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
     runs = len(args.backends) * max(2, len(args.sweep)) if args.compare else 1
-    rows = [("prompts", f"{plan.asked + kept + failed + plan.bad:,} in {source_name(args)}")]
+    rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
     rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs, and one more before it" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
-    page = textwrap.TextWrapper(78, subsequent_indent=" " * 12, break_on_hyphens=False)
     for label, text in rows:
-        page.initial_indent = f"{label:<12}"
-        print(page.fill(visible(text)))
+        row = f"{label:<12}{visible(text)}"
+        print(textwrap.fill(row, 78, subsequent_indent=" " * 12, break_on_hyphens=False))
     if plan.first is not None:
-        print("", "the first request:", *excerpt(api.show(plan.first)), sep="\n")
-    return 0 if not plan.bad else 1 if plan.asked + kept + failed else 2
-
-
-def excerpt(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the first lines, cut to the width of a page."""
-    for number, line in enumerate(lines):
-        if number == 40:
-            yield "…"
-            return
-        line = visible(line)
-        yield line if len(line) < 80 else f"{line[:78]}…"
+        lines = list(map(visible, api.show(plan.first)))
+        lines[40:] = ["…"] * (len(lines) > 40)
+        print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
+    return 0 if not bad else 1 if plan.asked + kept + failed else 2
 
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
@@ -4497,7 +4411,7 @@ async def warn_of_shutdown(run: Run, api: Api) -> None:
             log.warning("%s is to be shut down on %s, %s: choose another model (-m)", model, date, when)
 
 
-def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, progress: Progress, result: Result) -> None:
+def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: Result) -> None:
     """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
     if result.done:
         args.begun = True
@@ -4512,7 +4426,6 @@ def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, progress
         if args.plot and (sink.path is None or result.prompt.kind == "batch"):
             ran.clocks.append(result.clocks())
     ran.tally.add(result)
-    progress.update(result)
 
 
 def disk_error(path: pathlib.Path | None, failure: OSError) -> PromptError:
@@ -4524,7 +4437,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
     if args.source is None:
         return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
-    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, source_name(args)) as (file, form, _):
+    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
         return min(lines, args.limit or lines)
     return None
@@ -4535,7 +4448,6 @@ def interruptible(run: Run) -> Iterator[None]:
     """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-
     presses = itertools.count(1)
 
     def interrupt() -> None:
@@ -4546,55 +4458,46 @@ def interruptible(run: Run) -> Iterator[None]:
         calls = plural(run.limiter.in_flight, "call")
         say_error(f"\nstopping: {calls} in flight may finish; once more to stop at once")
 
-    before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            with contextlib.suppress(ValueError):  # not in the main thread
-                before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
-    try:
+    with contextlib.ExitStack() as stack:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    before = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
+                    stack.callback(signal.signal, number, before)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
     lines = list(tally.lines())
+    if run.budget:
+        parts = ((run.budget.earlier, "by earlier runs"), (run.budget.assumed, "assumed where no usage was told"))
+        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
+        spent = f"{money(run.budget.spent)} of {money(run.budget.most)} spent"
+        lines += folded(f"{spent}, of it {told}" if told else spent)
+    lines += [f"limit: {known}" for known in run.limiter.learned()]
+    if kept := sink.answers if run.stopped else sink.kept:
+        lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
+    if sink.path:
+        lines.append(f"results in {sink.path}")
+    if args.tabled:
+        lines.append(f"as a table in {args.table}")
+    if not args.quiet:
+        way = ", one at a time" if ran.most == 1 else f", up to {ran.most} in flight" if ran.most else ""
+        say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
+        say_error(*lines, indent="  ")
     for error in sink.kept_errors:
         tally.fail(error)
-    if not args.quiet:
-        way = ", one at a time" if ran.most == 1 else f", up to {ran.most} in flight"
-        say_error(f"{ran.api.name} at {ran.api.base_url}{way if ran.most else ''}")
-        say_error(*lines, indent="  ")
-        say_error(*spent_lines(run.budget), indent="  ")
-        say_error(*(f"limit: {known}" for known in run.limiter.learned()), indent="  ")
-        if kept := sink.answers if run.stopped else sink.kept:
-            say_error(f"{plural(kept, 'answer')} of an earlier run kept", indent="  ")
-        if sink.path:
-            say_error(f"results in {sink.path}", indent="  ")
-        if args.tabled:
-            say_error(f"as a table in {args.table}", indent="  ")
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
         return stopped_status(run.stopped, args)
     if sink.path and tally.hopeful and not args.quiet:
-        again = command_again(args.argv, True, "--retry-failed")
         say_error(f"{tally.hopeful:,} of {tally.failed:,} failed for what may pass; to ask again:", indent="  ")
-        say_error(again, indent="    ", wrap=False)
+        say_error(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
     return 1 if tally.failed else 0
-
-
-def spent_lines(budget: Budget | None) -> Iterator[str]:
-    """Yield what a budget was used for, if there is one."""
-    if budget is not None:
-        parts = ((budget.earlier, "by earlier runs"), (budget.assumed, "assumed where no usage was told"))
-        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
-        text = f"{money(budget.spent)} of {money(budget.most)} spent" + (f", of it {told}" if told else "")
-        yield from textwrap.wrap(text, 76, subsequent_indent="    ")
 
 
 def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
@@ -4613,10 +4516,8 @@ REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or m
 OPTIONAL = ("aiohttp", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop")
 
 
-def write_report(args: argparse.Namespace, ran: list[Ran], status: int, **more: Any) -> None:
-    """Write what --report asks for: all that was said of the runs, and the numbers behind it."""
-    if not args.report:
-        return
+def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: dict[str, Any]) -> None:
+    """Write all that was said of the runs, and the numbers behind it."""
     import importlib.metadata
     import platform
 
@@ -4628,7 +4529,7 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, **more: 
         "platform": platform.platform(),
         "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
         "command": [ran[-1].api.conceal(without_secrets(word)) for word in args.argv],
-        "input": source_name(args),
+        "input": args.name,
         "exit_status": status,
         "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error)},
         **more,
@@ -4640,42 +4541,26 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, **more: 
         file.write(f"{text}\n".encode("utf-8", "replace"))
 
 
-def load_plot() -> Any:
-    """Return the module that draws."""
-    try:
-        return importlib.import_module("backends.plot")
-    except ModuleNotFoundError:
-        raise UsageError(f"--plot needs the folder backends/ beside {PROGRAM}") from None
-
-
-def draw_plot(args: argparse.Namespace, ran: list[Ran], results: str | None = None) -> None:
-    """Draw what --plot asks for: from the results file, and from what is in none."""
-    if not args.plot:
-        return
-    plot = load_plot()
-    kept = plot.read(results) if results else ()
-    try:
-        plot.draw(args.plot, [(one.title(), itertools.chain(kept, one.clocks)) for one in ran])
-        if not args.quiet:
-            say_error(f"picture in {args.plot}", indent="  ")
-    except ValueError as failure:  # there is nothing to be seen yet
-        say_error(f"--plot: {failure}", indent="  ")
-
-
-def check_report(path: str) -> None:
-    """Raise UsageError where no report can be written to the path."""
-    target = pathlib.Path(path)
-    if target.suffix.lower() != ".json":
-        raise UsageError(f"--report {path}: the name of a report ends in .json")
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        why = "is a directory" if target.is_dir() else f"cannot be written: {target.parent} is missing or protected"
-        raise UsageError(f"--report {path} {why}; name another file")
+def conclude(args: argparse.Namespace, ran: list[Ran], status: int, file: str | None = None, **more: Any) -> int:
+    """Write and draw what --report and --plot ask for, from the runs and a results file; return the status."""
+    if args.report:
+        write_report(args, ran, status, more)
+    if args.plot:
+        kept = args.draws.read(file) if file else ()
+        try:
+            args.draws.draw(args.plot, [(one.title(), itertools.chain(kept, one.clocks)) for one in ran])
+            if not args.quiet:
+                say_error(f"picture in {args.plot}", indent="  ")
+        except ValueError as failure:  # there is nothing to be seen yet
+            say_error(f"--plot: {failure}", indent="  ")
+    return status
 
 
 def without_secrets(word: str) -> str:
     """Return a word of the command line without what sounds secret in a URL's query."""
     before, mark, query = word.partition("?")
-    return before + split_query(query)[0] if mark and split_query(query)[1] else word
+    kept, secret = split_query(query)
+    return before + kept if mark and secret else word
 
 
 def command_again(argv: list[str], begun: bool, *more: str) -> str:
@@ -4685,11 +4570,9 @@ def command_again(argv: list[str], begun: bool, *more: str) -> str:
     if any(without_secrets(word) != word for word in argv):
         changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
         return ", ".join(["the same command again", *changes])
-    python = os.path.basename(sys.executable)
-    if shutil.which(python) != sys.executable:
-        python = sys.executable
-    words = [python, sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
-    words += [word for word in argv if word != without] + list(more)
+    name = os.path.basename(sys.executable)
+    python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
+    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
@@ -4706,52 +4589,42 @@ async def compare(args: argparse.Namespace) -> int:
     ran: list[Ran] = []
     end = time.monotonic() + (args.deadline or math.inf)
     apis = [make_api(args, name) for name in args.backends]
-    prompts = list(checked(prompts_of(args, args.limit), apis[0], source_name(args)))
+    prompts = list(checked(prompts_of(args, args.limit), apis[0], args.name))
     article = len(args.sweep) == 1
     for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        way = sequentially if calls == 1 and (not article or not ran or ran[-1].api is not api) else concurrently
-        ran.append(await measure(args, api, way, calls, prompts))
+        ran.append(await measure(args, api, calls, prompts))
         if (reason := ran[-1].run.stopped) is not None:
-            status = stopped_status(reason, args)
-            write_report(args, ran, status)
-            draw_plot(args, ran)
-            return status
+            return conclude(args, ran, stopped_status(reason, args))
     shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
     said = list(verdicts(ran))
     for lines in [*shown, table(ran), (textwrap.fill(sentence, 80) for sentence in said)]:
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status = 1 if any(one.tally.failed for one in ran) else 0
-    write_report(args, ran, status, verdicts=said)
-    draw_plot(args, ran)
-    return status
+    return conclude(args, ran, 1 if any(one.tally.failed for one in ran) else 0, verdicts=said)
 
 
-async def measure(args: argparse.Namespace, api: Api, way: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
+async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
-    run = make_run(args, api, concurrency=calls)
-    texts: dict[int, str] = {}
-    clocks: list[dict[str, Any]] = []
+    run = make_run(args, api, calls)
     with interruptible(run):
         async with run:
             await run.answer(prompts[0])
-            progress = Progress(len(prompts), run, None, args.quiet)
-            tally = Tally()
+            ran = Ran(api, run, calls, Tally())
+            progress = Progress(len(prompts), run, None, args.quiet, ran.tally)
 
             def note(result: Result) -> None:
-                tally.add(result)
-                progress.update(result)
+                ran.tally.add(result)
                 if result.prompt.number < 3:
-                    texts[result.prompt.number] = str(result.error.message if result.error else result.text)
+                    ran.texts[result.prompt.number] = str(result.error.message if result.error else result.text)
                 if args.plot:
-                    clocks.append(result.clocks())
+                    ran.clocks.append(result.clocks())
 
-            await way(run, iter(prompts), note)
-            tally.stop()
+            await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
+            ran.tally.stop()
             progress.close()
-    return Ran(api, run, calls, tally, [text for _, text in sorted(texts.items())], clocks)
+    return ran
 
 
 if __name__ == "__main__":
