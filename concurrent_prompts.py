@@ -392,11 +392,14 @@ class PromptError(Exception):
         return usage if isinstance(usage, dict) else None
 
 
+MISMATCH = "schema_mismatch"
+
+
 class Unfit(PromptError):
     """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
 
     def __init__(self, problem: str, http: Http | None, again: bytes = b"") -> None:
-        super().__init__("schema_mismatch", short(problem), "retry", 200)
+        super().__init__(MISMATCH, short(problem), "retry", 200)
         self.http, self.again = http, again
 
 
@@ -2212,7 +2215,7 @@ def told_most(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
 
     def told(least: int, *names: str) -> int:
-        found = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
+        found: list[int] = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
         return max([least, *found])
 
     texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
@@ -2303,14 +2306,26 @@ class Budget:
         """Count what the runs before this one have spent on a results file, where that is more than its lines say."""
         with contextlib.suppress(OSError):
             told = parse_json(beside_results(results).read_bytes())
-            if isinstance(told, dict) and all(isinstance(told.get(name), int | float) for name in ("spent", "open")):
-                if self.spent < told["spent"] + told["open"] < math.inf:
-                    self.earlier = self.spent = told["spent"] + told["open"]
+            numbers = [told.get(name) for name in ("spent", "open")] if isinstance(told, dict) else []
+            known = sum(number for number in numbers if isinstance(number, int | float))
+            self.earlier = self.spent = max(self.spent, known if known < math.inf else 0.0)
 
     def save(self, results: pathlib.Path) -> None:
         """Keep what is spent, and what the calls under way may cost. Raises OSError where that cannot be."""
         with replacing(beside_results(results)) as file:
             file.write(dump({"spent": self.spent, "open": self.in_all(self._fixed, self._open)}))
+
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the budget and what of it is spent, in USD."""
+        return {"most": self.most, "spent": self.spent, "earlier": self.earlier, "assumed": self.assumed}
+
+    def said(self) -> str:
+        """Return what of it is spent, for the report."""
+        parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed where no usage was told"))
+        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
+        passed = ": what calls under way cost is not known beforehand" if self.spent > self.most else ""
+        return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
 
 
 def beside_results(results: pathlib.Path) -> pathlib.Path:
@@ -3108,7 +3123,7 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
         extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
         return Result(prompt, row["text"], error, extra=extra)
     with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # what a damaged line may hold
-        body = (row["response"] or {}).get("body")
+        body: Any = (row["response"] or {}).get("body")
         if error is None:
             text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(body)
             return Result(prompt, text, extra=extra)
@@ -3212,8 +3227,7 @@ class Table:
     def line(self, result: Result) -> bytes:
         """Return a result's record."""
         row, error = own_columns(result.prompt), result.error
-        answer = error and f"{error.type}: {error.message}"
-        return self._line([*map(row.get, self._names), None if error else answer_of(result), answer])
+        return self._line([*map(row.get, self._names), answer_of(result), error and f"{error.type}: {error.message}"])
 
     def _line(self, values: Iterable[Any]) -> bytes:
         record: Any = self._record(map(cell, values))  # ends with \r\n, so that either is quoted where it is data
@@ -3249,7 +3263,8 @@ def as_text(result: Result) -> bytes:
     title, *more = wrapped(short(f"[{result.id}] {asked(result.prompt)}", width), width - 2)
     answer = answer_of(result)
     if result.error:
-        answer = f"failed: {result.error.type}: {result.error.message}"
+        failed = f"failed: {result.error.type}: {result.error.message}"
+        answer = f"{failed}\n\n{answer}" if answer else failed
     elif "texts" in result.extra:
         answer = "\n\n".join(f"({number} of {len(answer)})\n{text}" for number, text in enumerate(answer, 1))
     elif "embedding" in result.extra:
@@ -3489,11 +3504,6 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
 
 
-def folded(line: str) -> list[str]:
-    """Return a line of the report in parts that fit into 80 columns, indented; none of ''."""
-    return textwrap.wrap(line, 76, subsequent_indent="    ")
-
-
 class Tally:
     """What the report is made of, counted as the results come."""
 
@@ -3595,12 +3605,13 @@ class Tally:
             counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
-        yield from folded(self.cost_line())
+        if cost := self.cost_line():
+            yield cost
         lost = self.attempts - self.answered - self.unwritten
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         waited = [(getattr(self, name), text) for name, text in WAITS.items()]
         if waits := [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
-            yield from folded(f"waiting, all calls added up: {', '.join(waits)}")
+            yield f"waiting, all calls added up: {', '.join(waits)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return what was counted; times are in seconds."""
@@ -3617,7 +3628,9 @@ class Tally:
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
             "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
             "cost_usd": self.cost(),
-            "errors": [{**error._asdict(), "count": count, "hint": hint(error)} for error, count in self.failures()],
+            "errors": [
+                {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in self.failures()
+            ],
             "ended_by": dict(self.marked),
         }
 
@@ -3667,7 +3680,7 @@ def say_cost(amount: str, prices: Mapping[str, Price | None], told: bool) -> str
 
 WAITS = {
     "slot_wait": "for a place",
-    "limit_wait": "for the server's limits or its return",
+    "limit_wait": "for limits or the server's return",
     "retry_wait": "between attempts",
     "lost": "in lost attempts",
 }
@@ -3764,7 +3777,8 @@ class Ran:
 
     def title(self) -> str:
         """Return what a picture calls it."""
-        return f"{self.api.name}, {'one at a time' if self.most == 1 else f'{self.most:,} in flight'}"
+        auto = " (auto)" if self.asked == "auto" else ""
+        return f"{self.api.name}, {'one at a time' if self.asked == 1 else f'{self.most:,} in flight{auto}'}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures; the README says what they mean."""
@@ -3779,6 +3793,7 @@ class Ran:
             "answers_a_second": self.rate,
             "cpu_seconds_a_prompt": self.cpu,
             **self.tally.as_dict(),
+            "budget": self.run.budget and self.run.budget.as_dict(),
             "limits": limiter.learned(),
             "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
         }
@@ -3797,16 +3812,16 @@ def table(ran: list[Ran]) -> Iterator[str]:
         yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
 
 
-def verdicts(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentences that say who won and by how much."""
+def verdicts(ran: list[Ran], article: bool) -> Iterator[str]:
+    """Yield the sentences that say who won and by how much: of the article's two runs, or of a sweep."""
     last = {one.api.name: one for one in ran}
     for name in last:
         runs = [one for one in ran if one.api.name == name and one.tally.answered]
-        if len(runs) == 2:
+        if article and len(runs) == 2:
             slow, fast = (one.tally.wall for one in runs)
             won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
-            yield f"{name}: concurrent {won} sequential: {duration(fast)} instead of {duration(slow)}."
-        elif len(runs) > 2:
+            yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
+        elif not article and len(runs) > 1:
             yield from knee(sorted(runs, key=lambda one: one.most))
     known = [one for one in last.values() if one.tally.answered >= 100]
     if len(known) > 1:  # CPU time of fewer is mostly chance
@@ -3822,12 +3837,12 @@ def knee(ran: list[Ran]) -> Iterator[str]:
     at = next(one for one in ran if one.rate >= 0.9 * best)
     found = f"{at.rate:,.1f} answers/s at {at.most:,} in flight"
     found += f", {times(at.rate / fewest.rate)} those at {fewest.most:,}" if at is not fewest else ""
-    if at is most:
+    if at.most == most.most:
         yield f"{name}: no knee yet: {found}; more may bring more."
     else:
         yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {at.rate / best:.0%} of the most."
         many, few = (duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
-        yield f"With {most.most:,} half of the answers take {many} or more, there {few}."
+        yield f"Half of its answers take up to {few}; with {most.most:,} in flight, up to {many}."
     if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > most.most:
         yield f"{name}: no more than {most.most:,} were ever in flight; for {asked:,} give more prompts."
 
@@ -3889,7 +3904,8 @@ def main(argv: list[str] | None = None) -> int:
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return stopped_status(PromptError("interrupted", "interrupted", "stop"), args)
+        say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
+        return 130
     except OSError as failure:
         silence(sys.stdout)
         if not isinstance(failure, BrokenPipeError):  # whose reader has had enough
@@ -3934,13 +3950,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         as_price(args.price or (0, 0))
     except ValueError:
         raise UsageError(f"--price {short(','.join(args.price), 40)} is not IN,OUT in USD per million tokens") from None
+    if args.dry_run and (args.report or args.plot):
+        raise UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
     args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
     if len(args.sweep) > 1 and not args.compare:
         raise UsageError("several numbers of calls (-c 1,16,auto) are for --compare")
     args.concurrency = args.sweep[0]
     args.backends = list(dict.fromkeys(args.backends))
     args.params = dict(parameter(text) for text in args.param)
-    args.schema = Schema.read(args.schema) if args.schema is not None else None
+    args.schema_file, args.schema = args.schema, Schema.read(args.schema) if args.schema is not None else None
     if args.output is None:  # made-up answers get another name, lest they pass for real ones
         path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
         beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
@@ -3962,8 +3980,8 @@ def check_files(args: argparse.Namespace) -> None:
         folder = os.path.dirname(args.report) or "."
         if not args.report.lower().endswith(".json"):
             raise UsageError(f"--report {args.report}: the name of a report ends in .json")
-        if os.path.isdir(args.report):
-            raise UsageError(f"--report {args.report} is a directory; name another file")
+        if os.path.exists(args.report) and not os.path.isfile(args.report):
+            raise UsageError(f"--report {args.report} is not a regular file; name another")
         if not os.access(folder, os.W_OK):
             why = f"{folder} is missing or protected"
             raise UsageError(f"--report {args.report} cannot be written: {why}; name another file")
@@ -3976,7 +3994,9 @@ def check_files(args: argparse.Namespace) -> None:
         except ValueError as problem:
             raise UsageError(f"--plot: {problem}") from None
     taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
-    for flag, path in (("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)):
+    taken |= {os.path.realpath(args.schema_file): "the schema"} if args.schema_file else {}
+    files = [("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)]
+    for flag, path in files:
         if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise UsageError(f"{path} is {other}; choose another file with {flag}")
     if suffix in NOT_WRITTEN:
@@ -4090,6 +4110,8 @@ def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Ta
 
 def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
     """Raise UsageError where a table cannot take the place of what is there, or had better not."""
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: {path.parent} is missing or protected; choose another file with -o")
     if not path.exists():
         return
     if not path.is_file():
@@ -4132,7 +4154,7 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
 
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
     """Yield the first prompts of the file, or of the demo's own."""
-    prompts = read_prompts(args.source, args.name) if args.source else as_prompts(DEMO_PROMPTS)
+    prompts = read_prompts(args.source, args.name) if args.source is not None else as_prompts(DEMO_PROMPTS)
     return itertools.islice(prompts, limit)
 
 
@@ -4180,14 +4202,17 @@ async def answer_file(args: argparse.Namespace) -> int:
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.concurrency
     run = make_run(args, api, calls)
-    for prompt in prompts_of(args, 1) if run.budget else ():
-        name, run.usual_price = run.price_for(prompt)
+    if run.budget:
+        usable = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
+        name, run.usual_price = run.price_for(next(usable, Prompt(0, "")))
         if run.usual_price is None:
             raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         sink.check(map(api.prepare, prompts_of(args)), args.name)
+        if run.budget and sink.path and not args.overwrite:
+            run.budget.load(sink.path)
         ran = Ran(api, run, calls, Tally(api.model_of, run.price))
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
@@ -4199,8 +4224,11 @@ async def answer_file(args: argparse.Namespace) -> int:
                     task.cancel()
                 progress.close()
         ran.tally.stop()
-        path = args.table
+        path = sink.path
         try:
+            if run.budget and path:
+                run.budget.save(path)
+            path = args.table
             if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
                 await table.write(path, sink.results(map(api.prepare, prompts_of(args))))
                 args.tabled = True
@@ -4209,9 +4237,7 @@ async def answer_file(args: argparse.Namespace) -> int:
                 sink.finish(whole=args.limit is None)
         except OSError as failure:
             run.stop(disk_error(path, failure))
-    status = report(args, ran, sink)
-    results = str(sink.path) if sink.path else None
-    return conclude(args, [ran], status, results, results=results, kept=sink.kept, kept_failed=len(sink.kept_errors))
+    return report(args, ran, sink)
 
 
 class Plan:
@@ -4228,7 +4254,8 @@ class Plan:
         self.prices: dict[str, Price | None] = {}
         self._api, self._told = api, told
         self._usual = known_price(told, api.model_of(first))[1]
-        self._earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
+        self._reserve = 0.0  # USD by which a call is counted for more than it is likely to cost, until it has ended
+        self.earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
         self._left_out: set[str] = set()
         self._encode, self._how = tokenizer(api.model_of(first) or "")
         self._bytes = self._counted = 0  # by tiktoken
@@ -4239,7 +4266,7 @@ class Plan:
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
         if price := known_price(self._told, model)[1] or self._usual:
-            self._earlier.count(row, price)
+            self.earlier.count(row, price)
 
     def add(self, prompt: Prompt) -> None:
         """Count a prompt that would be sent, or one that cannot be."""
@@ -4261,6 +4288,8 @@ class Plan:
         for kind, count in enumerate(tokens):
             self.tokens[kind] += count
             self.costs[kind] += count * price[2 if kind else 0] / 1e6 if price else 0.0
+        if price:
+            self._reserve = max(self._reserve, self.earlier.most_of(prompt.body, price)[0] - given * price[0] / 1e6)
 
     def _tokens(self, value: Any) -> float:
         """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
@@ -4288,14 +4317,14 @@ class Plan:
         part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
         yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
         outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
-        outs += [f"{100 * untold:,.0f} for each 100 tokens of an answer, whose maximum is not told"] if untold else []
+        outs += [f"{100 * untold:,.0f} if an answer has 100 (no maximum is told)"] if untold else []
         yield "tokens out", "; ".join(outs) or "none"
         yield from self._money(args.max_cost, runs)
-        limits = [(runs * self.asked, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
+        limits = [(runs * self.asked - 1, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
         if least := [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]:
             yield "time", f"at least {duration(max(least)[0])} at {max(least)[1]}"
         if self._left_out:
-            yield "not counted", " and ".join(sorted(self._left_out))
+            yield "besides", f"{' and '.join(sorted(self._left_out))}: not counted"
 
     def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
         """Yield what it costs, and whether that is within the budget, if there is one."""
@@ -4308,13 +4337,13 @@ class Plan:
         if token and self._answers:
             alike = given + most + token * self._answered / self._answers
             text += f", {money(alike)} if they are like those there"
-        yield "cost", say_cost(text, self.prices, bool(self._told))
+        yield "cost", say_cost(f"{text}, without retries", self.prices, bool(self._told))
         if budget and not all(self.prices.values()):
             yield "--max-cost", "cannot be kept without a price"
         elif budget:
-            spent = self._earlier.spent
-            left = budget - spent - given - most
-            enough = "suffices" + (f" for answers of {left / token:,.0f} tokens on average" if token else "")
+            spent = self.earlier.spent
+            left = budget - spent - given - most - self._reserve
+            enough = "suffices" + (f" for answers of about {left / token:,.0f} tokens" if token else "")
             short_of = "may not suffice: the run stops before it is passed, and can go on"
             already = f", with the {money(spent)} spent already," if spent else ""
             yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
@@ -4359,6 +4388,8 @@ def dry_run(args: argparse.Namespace) -> int:
         sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
     with sink:
         sink.check(map(api.prepare, prompts_of(args)), args.name)
+        if sink.path:
+            plan.earlier.load(sink.path)
         for prompt in sink.left(prompts):
             plan.add(prompt)
     kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
@@ -4381,8 +4412,8 @@ def dry_run(args: argparse.Namespace) -> int:
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
     """Bring the results to the disk once a second: a power cut, unlike a killed process, loses what is not there."""
-    while True:
-        await asyncio.sleep(1)
+    for wait in itertools.chain([0.1], itertools.repeat(1.0)):
+        await asyncio.sleep(wait)
         try:
             sink.attend()
             await asyncio.to_thread(sink.sync)
@@ -4469,47 +4500,45 @@ def interruptible(run: Run) -> Iterator[None]:
 
 
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
-    """Print the report and the warnings; return the exit status."""
+    """Print the report and the warnings, write and draw what is asked for; return the exit status."""
     tally, run = ran.tally, ran.run
-    lines = list(tally.lines())
+    lines = [line for line in tally.lines() if not (args.demo and line.startswith("cost unknown"))]
     if run.budget:
-        parts = ((run.budget.earlier, "by earlier runs"), (run.budget.assumed, "assumed where no usage was told"))
-        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
-        spent = f"{money(run.budget.spent)} of {money(run.budget.most)} spent"
-        lines += folded(f"{spent}, of it {told}" if told else spent)
+        lines.append(run.budget.said())
     lines += [f"limit: {known}" for known in run.limiter.learned()]
     if kept := sink.answers if run.stopped else sink.kept:
         lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
-    if sink.path:
-        lines.append(f"results in {sink.path}")
-    if args.tabled:
-        lines.append(f"as a table in {args.table}")
-    if not args.quiet:
-        way = ", one at a time" if ran.most == 1 else f", up to {ran.most} in flight" if ran.most else ""
-        say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
-        say_error(*lines, indent="  ")
+    if sink.kept_errors:
+        lines.append(f"{plural(len(sink.kept_errors), 'failure')} of an earlier run kept")
     for error in sink.kept_errors:
         tally.fail(error)
+    status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if tally.failed else 0
+    results = str(sink.path) if sink.path else None
+    names = {"results": results, "table": args.table and str(args.table)}
+    status, files = conclude(args, [ran], status, sink, **names)
+    if not args.quiet:
+        way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
+        say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
+        say_error(*lines, *([f"results in {results}"] if results else []), indent="  ", width=80)
+        say_error(*([f"as a table in {args.table}"] if args.tabled else []), *files, indent="  ")
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
-        return stopped_status(run.stopped, args)
-    if sink.path and tally.hopeful and not args.quiet:
+        say_stopped(run.stopped, args)
+    elif sink.path and tally.hopeful and not args.quiet:
         say_error(f"{tally.hopeful:,} of {tally.failed:,} failed for what may pass; to ask again:", indent="  ")
         say_error(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
-    return 1 if tally.failed else 0
+    return status
 
 
-def stopped_status(reason: PromptError, args: argparse.Namespace | None) -> int:
-    """Say why the run was stopped, what to do and how to continue; return the exit status."""
-    interrupted = reason.kind == "interrupted"
-    say_error(f"{PROGRAM}: {'' if interrupted else 'stopped: '}{reason.error.message}")
+def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
+    """Say why the run was stopped, what to do and how to continue."""
+    say_error(f"{PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
         higher = ", with a higher --max-cost" if reason.error.type == "budget" else ""
         say_error(f"to continue{higher}: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
-    return 130 if interrupted else 3
 
 
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
@@ -4527,11 +4556,12 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: di
         "program": f"{PROGRAM} {__version__}",
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "picture": args.plot,
         "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
         "command": [ran[-1].api.conceal(without_secrets(word)) for word in args.argv],
         "input": args.name,
         "exit_status": status,
-        "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error)},
+        "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error) or None},
         **more,
         "runs": [one.as_dict() for one in ran],
     }
@@ -4541,19 +4571,31 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: di
         file.write(f"{text}\n".encode("utf-8", "replace"))
 
 
-def conclude(args: argparse.Namespace, ran: list[Ran], status: int, file: str | None = None, **more: Any) -> int:
-    """Write and draw what --report and --plot ask for, from the runs and a results file; return the status."""
-    if args.report:
-        write_report(args, ran, status, more)
-    if args.plot:
-        kept = args.draws.read(file) if file else ()
-        try:
-            args.draws.draw(args.plot, [(one.title(), itertools.chain(kept, one.clocks)) for one in ran])
-            if not args.quiet:
-                say_error(f"picture in {args.plot}", indent="  ")
-        except ValueError as failure:  # there is nothing to be seen yet
-            say_error(f"--plot: {failure}", indent="  ")
-    return status
+def conclude(
+    args: argparse.Namespace, ran: list[Ran], status: int, sink: Journal | Printer, **more: Any
+) -> tuple[int, list[str]]:
+    """Draw and write what --plot and --report ask for; return the exit status and what there is to say of it."""
+    said = []
+    try:
+        if args.plot:
+            kept = args.draws.read(sink.path) if sink.path else ()
+            earlier = sink.kept or sink.kept_errors
+            runs = [(args.name if earlier else one.title(), itertools.chain(kept, one.clocks)) for one in ran]
+            args.draws.draw(args.plot, runs)
+            said.append(f"picture in {args.plot}")
+    except ValueError as failure:  # there is nothing to be seen yet
+        said.append(f"no picture: {failure}")
+    except OSError as failure:
+        status = status or 3
+        say_error(f"{PROGRAM}: cannot write {args.plot}: {failure.strerror or failure}")
+    try:
+        if args.report:
+            write_report(args, ran, status, more)
+            said.append(f"report in {args.report}")
+    except OSError as failure:
+        status = status or 3
+        say_error(f"{PROGRAM}: cannot write {args.report}: {failure.strerror or failure}")
+    return status, said
 
 
 def without_secrets(word: str) -> str:
@@ -4576,12 +4618,16 @@ def command_again(argv: list[str], begun: bool, *more: str) -> str:
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
-def say_error(*lines: str, start: str = "", indent: str = "", wrap: bool = True) -> None:
-    """Print lines on standard error: wrapped on a terminal, and with nothing that it would obey but `start`."""
-    width = shutil.get_terminal_size().columns - 1 if wrap and sys.stderr.isatty() else sys.maxsize
+def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
+    """Print lines on standard error, with nothing in them that a terminal would obey but `start`.
+
+    They are wrapped to a terminal's width, elsewhere to `width`, if one is given.
+    """
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else width
+    width = max(20, width - 3) if wrap and width else sys.maxsize
     with contextlib.suppress(OSError):
         for line in "\n".join(lines).split("\n") if lines else ():
-            print(start + "\n".join(wrapped(indent + visible(line), max(20, width))), file=sys.stderr)
+            print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
 
 
 async def compare(args: argparse.Namespace) -> int:
@@ -4595,14 +4641,19 @@ async def compare(args: argparse.Namespace) -> int:
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
         ran.append(await measure(args, api, calls, prompts))
         if (reason := ran[-1].run.stopped) is not None:
-            return conclude(args, ran, stopped_status(reason, args))
+            say_stopped(reason, args)
+            return conclude(args, ran, 130 if reason.kind == "interrupted" else 3, Printer())[0]
     shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
-    said = list(verdicts(ran))
-    for lines in [*shown, table(ran), (textwrap.fill(sentence, 80) for sentence in said)]:
+    said = list(verdicts(ran, article))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for lines in [*shown, table(ran), (line for sentence in said for line in wrapped(sentence, width))]:
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    return conclude(args, ran, 1 if any(one.tally.failed for one in ran) else 0, verdicts=said)
+    failed = any(one.tally.failed for one in ran)
+    status, files = conclude(args, ran, 1 if failed else 0, Printer(), verdicts=said)
+    say_error(*([] if args.quiet else files))
+    return status
 
 
 async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
@@ -4610,7 +4661,9 @@ async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts:
     run = make_run(args, api, calls)
     with interruptible(run):
         async with run:
+            beside = asyncio.ensure_future(warn_of_shutdown(run, api))
             await run.answer(prompts[0])
+            beside.cancel()
             ran = Ran(api, run, calls, Tally())
             progress = Progress(len(prompts), run, None, args.quiet, ran.tally)
 
