@@ -243,15 +243,13 @@ class Result:
 
     def as_batch_row(self) -> dict[str, Any]:
         """This result as a line of a Batch API output file, field for field."""
-        response = None
-        if self.http is not None:
-            status, request_id, body = self.http
-            response = {"status_code": status, "request_id": request_id, "body": body}
-        failed = self.error is not None and (response is None or response["status_code"] == 200)
-        error = {"code": self.error.type, "message": self.error.message} if failed and self.error else None
+        response = self.http and dict(zip(("status_code", "request_id", "body"), self.http, strict=True))
+        error = None
+        if self.error and (response is None or response["status_code"] == 200):
+            error = {"code": self.error.type, "message": self.error.message}
+            response = response if self.text is not None else None  # what does not fit the schema was paid, too
         row_id = f"batch_req_{fingerprint(self.prompt)}"
-        kept = response if not failed or self.text is not None else None  # what does not fit the schema was paid, too
-        return {"id": row_id, "custom_id": self.id, "response": kept, "error": error}
+        return {"id": row_id, "custom_id": self.id, "response": response, "error": error}
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -275,14 +273,12 @@ def whole(count: Any) -> int:
     return int(count) if isinstance(count, float) and 0 <= count < 2**53 else 0
 
 
-def beside(row: Iterable[str], columns: dict[str, Any]) -> dict[str, Any]:
+def beside(row: Mapping[str, Any] | Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
     """Return the columns under names that the row does not have."""
-    taken = {*row}
-    named = {}
+    named: dict[str, Any] = {}
     for name, value in columns.items():
-        while name in taken:
+        while name in row or name in named:
             name = f"input_{name}"
-        taken.add(name)
         named[name] = value
     return named
 
@@ -335,19 +331,12 @@ def to_line(row: dict[str, Any]) -> bytes:
     try:
         return dump(row) + b"\n"
     except (TypeError, ValueError, RecursionError):  # of which there are more with orjson
-        return line_of_any(row)
-
-
-def line_of_any(row: dict[str, Any]) -> bytes:
-    """Return what `to_line` does, for the few that are not as usual."""
+        pass
     try:
-        return encode_json(row).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
     except RecursionError:
-        return to_line({name: value if isinstance(value, str | int) else None for name, value in row.items()})
-    except ValueError:
-        return to_line(json.loads(json.dumps(row), parse_constant=lambda _: None))
+        row = {name: value if isinstance(value, str | int) else None for name, value in row.items()}
+    return encode_json(row).encode("utf-8", "backslashreplace") + b"\n"
 
 
 # ---- Errors --------------------------------------------------------------------------------------------------
@@ -365,7 +354,9 @@ class PromptError(Exception):
     too much to do, `http` the status, request id and body, where there were any.
     """
 
-    def __init__(self, kind: str, message: str, verdict: str = "fail", status: int | None = None) -> None:
+    def __init__(
+        self, kind: str, message: str, verdict: str = "fail", status: int | None = None, http: Http | None = None
+    ) -> None:
         super().__init__(message)
         self.error = Error(kind, message, status, verdict != "fail")
         self.verdict = verdict
@@ -374,7 +365,7 @@ class PromptError(Exception):
         self.scope = ""  # "requests" or "tokens", where the server names the limit
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
-        self.http: Http | None = None
+        self.http = http
 
     def __str__(self) -> str:
         return self.error.message
@@ -399,8 +390,8 @@ class Unfit(PromptError):
     """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
 
     def __init__(self, problem: str, http: Http | None, again: bytes = b"") -> None:
-        super().__init__(MISMATCH, short(problem), "retry", 200)
-        self.http, self.again = http, again
+        super().__init__(MISMATCH, short(problem), "retry", 200, http)
+        self.again = again
 
 
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
@@ -416,20 +407,16 @@ FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_pa
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
+TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
 WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 HINTS = {
     "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
-    "402": "the account has no credit left; add some",
     "403": "this key may not use this model or project; check both",
     "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
-    "405": "the base URL is not an API's (--base-url; most end in /v1)",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
-    "408": "the server gave up waiting; run again with --retry-failed",
     "413": "the request is too large for this server; shorten the prompt",
-    "409": "run again with --retry-failed",
-    "425": "run again with --retry-failed",
     "429": "the server's rate limit; run again later with --retry-failed, or with a smaller -c",
     "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; mend it and run the same command",
@@ -451,12 +438,12 @@ HINTS = {
     "unreachable": "check that the server runs and that --base-url is its address",
     "timeout": "no answer within --timeout seconds; raise it, see whether the server works, use --retry-failed",
     "unreadable": "mend these lines and run the same command; the others are kept",
-    "no_answer": "the server answered with nothing in it; run again with --retry-failed",
     "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
     "schema_mismatch": "see their text; mend the prompt or the schema, or run again with --retry-failed; "
     "raise max_completion_tokens (-p) where they were cut off",
 }
-HINTS["invalid_api_key"] = HINTS["401"]
+HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "405": HINTS["404"]}
+HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "run again with --retry-failed")
 OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
 OUR_OWN |= {"connection_error", "certificate", "unreachable"}
 
@@ -464,10 +451,9 @@ OUR_OWN |= {"connection_error", "certificate", "unreachable"}
 def hint(error: Error) -> str:
     """Return what the user can do about the error, in plain words, or ''."""
     status = str(error.status or "")
-    if error.status and error.type in OUR_OWN:  # the server's word for something else
-        return HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
     kind = "insufficient_quota" if QUOTA_CODES.fullmatch(error.type) else error.type
     kind = "content_filter" if kind.startswith("content_") else kind
+    kind = "" if error.status and kind in OUR_OWN else kind  # the server's word for something else
     return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
 
 
@@ -526,13 +512,6 @@ def error_of(data: Any) -> tuple[str, str]:
     return code, message if isinstance(message, str) else json.dumps(message)
 
 
-def scope_of(data: Any, message: str) -> str:
-    """Return which limit a refusal is about, "tokens" or "requests"."""
-    inner = data.get("error") if isinstance(data, dict) else None
-    kind = inner.get("type") if isinstance(inner, dict) else ""
-    return "tokens" if kind == "tokens" or re.search(r"tokens per|\bTPM\b", message) else "requests"
-
-
 def short(text: str, width: int = 300) -> str:
     """Return the text on one line, without control characters, cut to the width."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * width]).split())
@@ -565,23 +544,22 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
         verdict, code = "fail", "larger_than_limit"
     if 300 <= status < 400:
         code, message = "redirect", f"HTTP {status}, redirected to {headers.get('location', 'nowhere')}"
-    error = PromptError(code or f"http_{status}", short(message), verdict, status)
-    error.slow = status in SLOW_STATUSES and verdict == "retry"
-    error.scope, error.headers = scope_of(data, message), headers
-    error.wait = asked_wait(headers, message) if verdict == "retry" else None
-    error.http = status, headers.get("x-request-id") or "", data
+    http = status, headers.get("x-request-id") or "", data
+    error = PromptError(code or f"http_{status}", short(message), verdict, status, http)
+    error.headers = headers
+    if verdict == "retry":
+        error.slow = status in SLOW_STATUSES
+        error.scope = "tokens" if TOKENS_TEXT.search(f"{data}{message}") else "requests"
+        error.wait = asked_wait(headers, message)
     return error
 
 
 def verdict_of(status: int, code: str, should_retry: str) -> str:
     """Return "fail", "retry" or "stop"; the server's x-should-retry overrides the status, but not a lack of credit."""
-    if STOP_CODES.fullmatch(code) or 300 <= status < 400:
+    if STOP_CODES.fullmatch(code) or 300 <= status < 400 or (status in STOP_STATUSES and should_retry != "true"):
         return "stop"
-    if should_retry in ("true", "false"):
-        return "retry" if should_retry == "true" else "stop" if status in STOP_STATUSES else "fail"
-    if status in STOP_STATUSES:
-        return "stop"
-    return "retry" if status in RETRY_STATUSES or status >= 500 else "fail"
+    passing = (status in RETRY_STATUSES or status >= 500) and should_retry != "false"
+    return "retry" if passing or should_retry == "true" else "fail"
 
 
 def page_title(body: bytes | str | Any) -> str:
@@ -601,29 +579,18 @@ def parse_json(body: bytes | str) -> Any:
     return None
 
 
-def causes(failure: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception and those that it came from, of which there may be a circle."""
-    for _ in range(20):
-        if failure is not None:
-            yield failure
-            failure = failure.__cause__
-
-
 def as_prompt_error(failure: Exception) -> PromptError:
     """Classify whatever a call raised: ours, a connection's, or that of a library that the reader's own code uses."""
     if isinstance(failure, PromptError):
         return failure
     text = short(str(failure)) or type(failure).__name__
-    for cause in causes(failure):  # these look like any lost connection
+    cause: BaseException | None = failure
+    for _ in range(20):  # causes may go round in a circle; these two look like any lost connection
         if type(cause).__name__ == "SSLCertVerificationError":
             return PromptError("certificate", text, "stop")
         if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
             return PromptError("too_many_files", text, "retry")
-    if isinstance(failure, TimeoutError):
-        return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
-    if isinstance(failure, ConnectionError):
-        kind = "unreachable" if isinstance(failure, ConnectionRefusedError) else "connection_error"
-        return PromptError(kind, text, "retry")
+        cause = cause and cause.__cause__
     reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
     status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
     if isinstance(status, int):
@@ -631,7 +598,9 @@ def as_prompt_error(failure: Exception) -> PromptError:
         return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
     names = " ".join(base.__name__ for base in type(failure).__mro__)
     if "Timeout" in names:
-        return PromptError("timeout", text, "retry")
+        return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
+    if isinstance(failure, ConnectionRefusedError):
+        return PromptError("unreachable", text, "retry")
     if re.search("Connect|Transport|Payload|IncompleteRead|gaierror", names):
         return PromptError("connection_error", text, "retry")
     if "JSONDecodeError" in names:
@@ -643,7 +612,6 @@ def as_prompt_error(failure: Exception) -> PromptError:
 
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-JSON_SUFFIXES = (".jsonl", ".ndjson")
 CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
@@ -652,15 +620,13 @@ LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer t
 START = 4096  # bytes by which a file's form is known
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant[:40]} is not a JSON number")
-
-
 def _finite(text: str) -> float:
-    return number if math.isfinite(number := float(text)) else _refuse(text)
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is not a JSON number")
+    return number
 
 
-decode_row = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
+decode_row = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode
 
 
 def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Prompt]:
@@ -752,16 +718,12 @@ def form_of(name: str, start: bytes) -> str:
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
-    if suffix == ".json" and first == b"[":
-        raise UsageError(f"{name} is one JSON array; make it a JSON object a line (jq -c '.[]' {name})")
-    if suffix == ".json" and first == b"{" and whole and parse_json(line) is None:
-        raise UsageError(f"{name} is not JSON Lines; put each object on a line of its own (jq -c '.[]' {name})")
+    if suffix == ".json" and (first == b"[" or (first == b"{" and whole and parse_json(line) is None)):
+        raise UsageError(f"{name} is one JSON array, or indented; put each object on a line (jq -c '.[]' {name})")
     quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
-    if suffix in JSON_SUFFIXES or first == b"{" or quoted:
-        return ".jsonl"
-    return ".txt"
+    return ".jsonl" if suffix in (".jsonl", ".ndjson") or first == b"{" or quoted else ".txt"
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -794,11 +756,9 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
 def decode_nested(line: str) -> Any:
     """Return the value of a line of JSON. Raises ValueError also where it is nested too deep to be written again."""
     if line.count("[") + line.count("{") > DEEPEST:
-        depth = 0
-        for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", line)):
-            depth += 1 if bracket in "[{" else -1
-            if depth > DEEPEST:
-                raise ValueError(f"nested more than {DEEPEST} deep")
+        brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", line))
+        if any(depth > DEEPEST for depth in itertools.accumulate(1 if one in "[{" else -1 for one in brackets)):
+            raise ValueError(f"nested more than {DEEPEST} deep")
     return decode_row(line)
 
 
@@ -808,7 +768,12 @@ def csv_rows(lines: Iterator[bytes], separator: str, name: str) -> Iterator[tupl
     for line, header in itertools.islice(records, 1):
         check_header(header, separator, name, line)
     for line, record in records:
-        yield line, record if isinstance(record, Error) else columns_of(header, record)
+        if isinstance(record, Error):
+            yield line, record
+        elif len(record) != len(header):
+            yield line, Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
+        else:
+            yield line, dict(zip(header, record, strict=True))
 
 
 def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
@@ -840,8 +805,11 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
         record.clear()
         try:
             fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
+            "".join(fields).encode()
         except StopIteration:
             return
+        except UnicodeEncodeError:
+            fields = Error("unreadable", "not UTF-8")
         except csv.Error as failure:
             last = number + len(record) - 1
             fields = Error("unreadable", csv_reason(str(failure), number, last))
@@ -866,26 +834,10 @@ def check_header(header: list[str] | Error, separator: str, name: str, line: int
     """Raise UsageError where the columns' names cannot be told."""
     if isinstance(header, Error):
         raise UsageError(f"{name} line {line}, the header: {header.message}")
-    if not all(map(is_utf8, header)):
-        raise UsageError(f"{name} line {line}, the header: not UTF-8; save the file as UTF-8")
     if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
         raise UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
     if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
         raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
-
-
-def is_utf8(field: str) -> bool:
-    """Tell whether the field was decoded without loss."""
-    return field.isascii() or field.encode("utf-8", "replace").decode() == field
-
-
-def columns_of(header: list[str], record: list[str]) -> dict[str, Any] | Error:
-    """Return the record as a dict, or an Error where it does not fit the header."""
-    if len(header) != len(record):
-        return Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
-    if not all(map(is_utf8, record)):
-        return Error("unreadable", "not UTF-8")
-    return dict(zip(header, record, strict=True))
 
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
@@ -995,7 +947,7 @@ class Schema:
         try:
             text = encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
-            self.find = finder(schema, text)
+            self.find = finder(schema)
             strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
             strict = strict and is_strict(schema)
         except Exception as failure:  # whatever a library finds wrong with it
@@ -1045,11 +997,11 @@ class Schema:
         try:
             large = sum(map(len, texts)) > self.LARGE
             text, problem = await asyncio.to_thread(self._look, texts) if large else self._look(texts)
-            early = ended_early(reply) if problem else ""
-            again = corrected(prompt, text, problem) if problem and not early else b""
+            if problem and (early := ended_early(reply)):
+                return Unfit(f"ended by {early}: {problem}", reply.http)
+            return Unfit(problem, reply.http, corrected(prompt, text, problem)) if problem else None
         except Exception as failure:  # the schema refers to itself without end, the answer is nested too deep, ...
-            problem, early, again = f"cannot be checked against the schema: {in_words(failure)}", "", b""
-        return Unfit(f"ended by {early}: {problem}" if early else problem, reply.http, again) if problem else None
+            return Unfit(f"cannot be checked against the schema: {in_words(failure)}", reply.http)
 
     def _look(self, texts: list[str]) -> tuple[str, str]:
         """Return the first of the texts that does not fit and what is wrong with it."""
@@ -1069,11 +1021,8 @@ class Schema:
         return f"{error.json_path}: {in_words(error)}" if error else ""
 
 
-def finder(schema: dict[str, Any], text: str) -> Callable[[Any], Any] | None:
-    """Return a function that finds what is wrong with a value; None without jsonschema. Raises what is with the schema.
-
-    `text` is the schema as JSON.
-    """
+def finder(schema: dict[str, Any]) -> Callable[[Any], Any] | None:
+    """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
     try:
         validators: Any = importlib.import_module("jsonschema.validators")
         best_match: Any = importlib.import_module("jsonschema.exceptions").best_match
@@ -1083,6 +1032,7 @@ def finder(schema: dict[str, Any], text: str) -> Callable[[Any], Any] | None:
     kind = validators.validator_for(schema, validators.Draft202012Validator)
     kind.check_schema(schema)
     validator = kind(schema, registry=nothing)
+    text = encode_json(schema)
     if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
         for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
             validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
@@ -1170,7 +1120,8 @@ class Api:
         if system is not None and endpoint in ("completions", "embeddings"):
             raise UsageError(f"{endpoint} takes no system text (-s)")
         self.name = name
-        self.base_url, query = split_url(base_url or environment_url())
+        environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+        self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
         self.query, self._login = split_query(query)
         self.model = model
         self.system = system
@@ -1200,10 +1151,7 @@ class Api:
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
-        """Open the backend; yield the function that sends a prompt's request and returns the answer.
-
-        It raises PromptError, ConnectionError or TimeoutError.
-        """
+        """Open the backend; yield the function that sends a prompt's request and returns the answer."""
         if self.schema and not self.schema.find:
             log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
         try:
@@ -1272,8 +1220,7 @@ class Api:
 
     def _request(self, prompt: Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
-            path, body = self._batch_request(prompt.content)
-            return path + self.query, encode_json(body).encode()
+            return self._batch_request(prompt.content)
         content = self._content(prompt)
         single = isinstance(content, str)
         if not single and self.endpoint == "chat" and self.system is not None:
@@ -1308,14 +1255,13 @@ class Api:
             return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
         if not prompt.kind:
             raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
-        listed = isinstance(content, list) and bool(content)
-        fits = prompt.kind == "messages" and self.endpoint in ("chat", "responses")
-        fits = fits or (prompt.kind == "input" and self.endpoint in ("responses", "embeddings"))
-        if not (listed and fits) and (prompt.kind == "messages" or not isinstance(content, str)):
+        lists = {"messages": ("chat", "responses"), "input": ("responses", "embeddings")}.get(prompt.kind, ())
+        fits = prompt.kind != "messages" if isinstance(content, str) else self.endpoint in lists
+        if not fits or not isinstance(content, str | list) or content == []:
             raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
         return content
 
-    def _batch_request(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _batch_request(self, row: dict[str, Any]) -> tuple[str, bytes]:
         url, body = row.get("url"), row["body"]
         if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
@@ -1325,7 +1271,7 @@ class Api:
             raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
         model = {"model": self.model} if self.model else {}
         path = url.removeprefix("/v1")
-        return path, self._formed(path, body | model | self.params)
+        return path + self.query, encode_json(self._formed(path, body | model | self.params)).encode()
 
     def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
@@ -1390,11 +1336,6 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
 
 
-def environment_url() -> str:
-    """Return the base URL of the official SDK's environment variables, or OpenAI's own."""
-    return os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE") or DEFAULT_BASE_URL
-
-
 def split_url(url: str) -> tuple[str, str]:
     """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
     base, mark, query = url.strip().partition("?")
@@ -1416,10 +1357,8 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
     """Return the headers of every request, from the official SDK's environment variables."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     headers["User-Agent"] = f"concurrent_prompts/{__version__}"
-    if key and "/deployments" in base_url:  # Azure
-        headers["api-key"] = key
-    elif key:
-        headers["Authorization"] = f"Bearer {key}"
+    if key:
+        headers |= {"api-key": key} if "/deployments" in base_url else {"Authorization": f"Bearer {key}"}  # Azure's
     for header, name in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
         if os.environ.get(name):
             headers[header] = os.environ[name]
@@ -1516,9 +1455,7 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     try:
         text, reason, extra = reader(data)
     except (KeyError, IndexError, TypeError, AttributeError):
-        failure = PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200)
-        failure.http = http
-        raise failure from None
+        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, http) from None
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else None
     return Reply(text, reason, data.get("model"), usage, extra, http, headers)
@@ -1534,9 +1471,9 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
     verdict = "stop" if STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
     if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
         verdict = "fail"  # the Responses API means it
-    error = PromptError(code or "no_answer", short(message) or "HTTP 200 with an error in it", verdict, 200)
+    message = short(message) or "HTTP 200 with an error in it"
+    error = PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
     error.slow = code in ("rate_limit_exceeded", "slow_down")
-    error.http = 200, "", data
     return error
 
 
