@@ -181,6 +181,7 @@ class Result:
     limit: float | None = None
     usage: dict[str, Any] | None = None
     tokens: Sequence[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
+    unanswered: int = 0  # calls whose replies were lost: they may have been billed
     lost_tokens: Sequence[int] = NO_TOKENS  # of the attempts that failed, where the server has told them
     finish_reason: str | None = None
     model: str | None = None
@@ -201,6 +202,7 @@ class Result:
 
     def lose(self, failure: PromptError) -> None:
         """Count the tokens of an attempt that failed: they are paid for, too."""
+        self.unanswered += not failure.heard and failure.kind not in NEVER_THERE
         if failure.usage:
             pairs = zip(self.lost_tokens, token_counts(failure.usage), strict=True)
             self.lost_tokens = [before + more for before, more in pairs]
@@ -265,7 +267,9 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
         given.get("cached_tokens") if isinstance(given, dict) else 0,
         made.get("reasoning_tokens") if isinstance(made, dict) else 0,
     )
-    return [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
+    found = [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
+    found[2] = min(found[:3:2])  # what is cached is of what goes in
+    return found
 
 
 def whole(count: Any) -> int:
@@ -332,11 +336,17 @@ def to_line(row: dict[str, Any]) -> bytes:
         return dump(row) + b"\n"
     except (TypeError, ValueError, RecursionError):  # of which there are more with orjson
         pass
-    try:
-        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
-    except RecursionError:
-        row = {name: value if isinstance(value, str | int) else None for name, value in row.items()}
+    row = json.loads(json.dumps(shallow(row, DEEPEST)), parse_constant=lambda _: None)
     return encode_json(row).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def shallow(value: Any, levels: int) -> Any:
+    """Return the value with null for what is nested deeper than that."""
+    if isinstance(value, dict):
+        return {name: shallow(one, levels - 1) for name, one in value.items()} if levels else None
+    if isinstance(value, list | tuple):
+        return [shallow(one, levels - 1) for one in value] if levels else None
+    return value
 
 
 # ---- Errors --------------------------------------------------------------------------------------------------
@@ -944,6 +954,9 @@ class Schema:
     def __init__(self, schema: Any, source: str = "the schema") -> None:
         if not isinstance(schema, dict):
             raise UsageError(f"{source} is no JSON object")
+        for name in ("json_schema", "schema"):
+            if isinstance(schema.get(name), dict) and "type" not in schema:
+                raise UsageError(f"{source} holds a schema under `{name}`; give that alone")
         try:
             text = encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
@@ -1202,10 +1215,18 @@ class Api:
         yield self.conceal(f"POST {self.base_url}{path}")
         for name, text in self._headers.items():
             hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
-            yield f"{name}: {hidden if SECRET_NAME.search(name) else self.conceal(text)}"
+            yield f"{name}: {self.conceal(text) if name in OPEN_HEADERS else hidden}"
         if not self._key and self.base_url == DEFAULT_BASE_URL:
             yield "Authorization: missing, since no key is set"
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
+
+    async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
+        """Return what is wrong with an answer that does not fit the schema, or None."""
+        unfit = await self.schema.judge(prompt, reply) if self.schema else None
+        if unfit is not None:
+            unfit.error = unfit.error._replace(message=self.conceal(unfit.error.message))
+            unfit.args = unfit.error[1:2]
+        return unfit
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
@@ -1305,6 +1326,9 @@ class Own:
     def model_of(self, prompt: Prompt) -> None:
         """The function knows, and does not say."""
 
+    async def judge(self, prompt: Prompt, reply: Reply) -> None:
+        """There is nothing to judge by."""
+
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
         """Yield the function that answers a prompt."""
@@ -1372,6 +1396,7 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
     return headers
 
 
+OPEN_HEADERS = {"Content-Type", "Accept", "User-Agent", "OpenAI-Organization", "OpenAI-Project"}
 SECRET_NAME = re.compile("auth|cookie|key|token|secret|password|sig|^code$", re.IGNORECASE)
 PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
 
@@ -2112,6 +2137,7 @@ PRICES: dict[str, Price] = {
 }
 
 
+@functools.lru_cache
 def price_of(model: str | None) -> Price | None:
     """Return a model's price, None where it is unknown; a provider's prefix and a snapshot's date do not matter."""
     name = (model or "").rpartition("/")[2]
@@ -2569,7 +2595,7 @@ class Run:
         result.error = result.exception = None
         result.take(outcome)
         self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
-        if self._source.schema and (unfit := await self._source.schema.judge(prompt, outcome)):
+        if self._source.schema and (unfit := await self._source.judge(prompt, outcome)):
             result.tokens = NO_TOKENS
             result.lose(unfit)
             return unfit
@@ -3455,6 +3481,7 @@ class Tally:
         # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
         self.bills: dict[tuple[str | None, str | None], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
+        self.unanswered = 0  # calls whose replies were lost
         self._model_of, self._price = model_of, price
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
@@ -3473,6 +3500,7 @@ class Tally:
         self.limit_wait += result.limit_wait
         self.retry_wait += result.retry_wait
         self.lost += result.lost
+        self.unanswered += result.unanswered
         if result.tokens is not NO_TOKENS:
             self._bill(result, result.tokens)
         if result.lost_tokens is not NO_TOKENS:
@@ -3486,10 +3514,11 @@ class Tally:
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
             if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
                 self.marked[result.finish_reason] += 1
-            self.silent += not result.tokens[0]
+            self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
-        bill = self.bills[self._model_of(result.prompt), result.model if isinstance(result.model, str) else None]
+        named = result.model if isinstance(result.model, str) and price_of(result.model) else None  # by the server
+        bill = self.bills[self._model_of(result.prompt), named]
         for place, count in enumerate(tokens):
             if count:
                 bill[place] += count
@@ -3526,6 +3555,7 @@ class Tally:
             return "cost unknown: the server tells no usage" if self.silent else ""
         spent, prices = self.spent()
         without = f"; {plural(self.silent, 'answer')} without usage not counted" if self.silent else ""
+        without += f"; {plural(self.unanswered, 'lost call')} may have been billed, too" if self.unanswered else ""
         return f"cost {say_cost(money(spent), prices, self._price is not None)}{without}"
 
     def lines(self) -> Iterator[str]:
@@ -3565,6 +3595,7 @@ class Tally:
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
             "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
             "cost_usd": self.cost(),
+            "lost_calls": self.unanswered,
             "errors": [
                 {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in self.failures()
             ],
@@ -4016,7 +4047,7 @@ def concurrency(text: str) -> list[int | str]:
 
 def parameter(text: str) -> tuple[str, Any]:
     """Return the name and the value of NAME=JSON."""
-    name, _, value = text.partition("=")
+    name, _, value = map(str.strip, text.partition("="))
     try:
         parsed = decode_row(value)
     except (ValueError, RecursionError):

@@ -338,7 +338,7 @@ UNUSABLE = {
     "two forms": (["-o", "a.csv", "--format", "csv"], "--format is for standard output (-o -)"),
     "a form of no output": (["--format", "text"], "--format is for standard output (-o -)"),
     "a form of a comparison": (["--compare", "--format", "text"], "leave out -o, --format"),
-    "no folder": (["-o", "no/a.csv"], "cannot write no/a.csv.results.jsonl: No such file"),
+    "no folder": (["-o", "no/a.csv"], "cannot write no/a.csv: no is missing or protected"),
     "a folder": (["-o", "dir.csv"], "dir.csv is no file"),
 }
 
