@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import random
@@ -524,3 +525,75 @@ def test_an_interrupted_wait_for_the_budget_ends():
             assert budget._calls == 0 and not budget._queue.locked()
 
     asyncio.run(asyncio.wait_for(go(), 5))
+
+
+# ---- From one run to the next --------------------------------------------------------------------------------
+
+
+def spent(folder):
+    return json.loads((folder / "prompts.results.jsonl.spent").read_bytes())["spent"]
+
+
+def test_failures_that_were_paid_count_after_they_are_asked_again(prompts, backend, tmp_path):
+    nothing = (200, {}, json.dumps({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 200}}).encode())
+    answer, requests = constant(nothing)
+    command = [prompts, *backend(answer), "-n", "5", "--price", "1,4", "-p", "max_tokens=200", "--max-attempts", "1"]
+    for number in range(1, 5):
+        status = main([*command, "--max-cost", "0.0123", *(["--retry-failed"] if number > 1 else [])])
+        assert len(requests) * 0.00082 <= 0.0123
+    assert status == 3 and spent(tmp_path) == pytest.approx(len(requests) * 0.00082)
+
+
+def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp_path):
+    hung = []
+
+    async def hang(request):
+        hung.append(request)
+        await asyncio.Event().wait()
+
+    command = [prompts, "-n", "1", "--price", "1,4", "-p", "max_tokens=200", "--deadline", "0.2"]
+    for _ in range(3):
+        assert main([*command, *backend(hang), "--max-cost", "0.002"]) == 3
+    assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002
+
+
+@pytest.mark.parametrize("told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "open": 0}', "\xff"])
+def test_a_damaged_account_is_no_account(told, tmp_path):
+    (tmp_path / "r.jsonl.spent").write_text(told, "latin-1")
+    budget = concurrent_prompts.Budget(1)
+    budget.load(tmp_path / "r.jsonl")
+    assert budget.spent == 0
+
+
+def test_pictures_are_counted_before_they_are_known():
+    budget = concurrent_prompts.Budget(1)
+    parts = b'[{"type":"image_url","image_url":{"url":"https://x"}},{"type":"text","text":"?"}]'
+    most, _ = budget.most_of(b'{"max_tokens":10.0,"messages":[{"content":' + parts + b"}]}", (1.0, 1.0, 1.0))
+    assert 3000 < most * 1e6 < 3200
+
+
+def test_no_model_that_a_server_names_floods_the_report(prompts, backend, capsys):
+    count = itertools.count()
+    answer = lambda request: asyncio.sleep(0, reply(model=f"y{next(count)}/z"))  # noqa: E731
+    assert main([prompts, *backend(answer), "-m", "foo"]) == 0
+    err = capsys.readouterr().err
+    assert "no price for foo; give" in err and "/z" not in err
+
+
+def test_what_was_lost_or_not_told_is_said(prompts, backend, capsys):
+    answers = [ConnectionResetError(), reply(usage={"prompt_tokens": 5}), reply()]
+
+    async def answer(request):
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    assert main([prompts, *backend(answer), "-n", "2", "--sequential"]) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert "1 answer without usage not counted; 1 lost call may have been billed, too" in words
+
+
+def test_one_wrong_count_makes_no_other_cheaper():
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 10**9}}
+    assert concurrent_prompts.token_counts(usage) == [5, 1, 5, 0]

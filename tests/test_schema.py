@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import csv
 import json
 import logging
 import pathlib
@@ -605,3 +606,42 @@ def test_in_python(stand_in, checker):
     results = run(["One?", "Two?"], source)
     assert [result.attempts for result in results] == [2, 2]
     assert all(18 <= json.loads(result.text)["age"] <= 99 for result in results)
+
+
+# ---- Nothing that was paid is lost ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["asked again", "another schema", "asked again in vain"])
+def test_a_text_that_did_not_fit_is_kept_when_it_is_asked_again(here, stand_in, how):
+    server = stand_in(fault={"schema": 1.0})
+    command = ["prompts.txt", "--base-url", server.url, "--schema", "schema.json", "--max-attempts", "1"]
+    assert main(command) == 1
+    texts = [row["text"] for row in rows()]
+    assert all(texts)
+    if how == "another schema":
+        pathlib.Path("schema.json").write_text(json.dumps(PERSON | {"description": "mended"}))
+    elif how == "asked again in vain":
+        server.options.fault.clear()
+        server.options.fault["500"] = 1.0
+    status = main([*command, *([] if how == "another schema" else ["--retry-failed"])])
+    assert status == (0 if how == "asked again" else 1)
+    assert [row["text"] for row in rows("prompts.results.superseded.jsonl")] == texts
+
+
+def test_a_table_shows_the_text_that_did_not_fit(here, stand_in, capsysbinary):
+    server = stand_in(fault={"schema": 1.0})
+    command = ["prompts.txt", "--base-url", server.url, "--schema", "schema.json", "--max-attempts", "1", "-q"]
+    assert main([*command, "-o", "a.csv"]) == 1
+    with open("a.csv", encoding="utf-8-sig", newline="") as file:
+        first = next(csv.DictReader(file))
+    text = rows("a.csv.results.jsonl")[0]["text"]
+    assert text and first["text"] == text and first["error"].startswith("schema_mismatch: ")
+    command[2] = stand_in(fault={"schema": 1.0}).url
+    assert main([*command, "-o", "-", "--format", "text"]) == 1
+    assert text in " ".join(capsysbinary.readouterr().out.decode().split())
+
+
+def test_a_schema_in_its_wrapping_is_refused(here, capsys):
+    pathlib.Path("schema.json").write_text(json.dumps({"name": "p", "schema": PERSON}))
+    assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "--schema", "schema.json"]) == 2
+    assert "holds a schema under `schema`; give that alone" in capsys.readouterr().err

@@ -231,7 +231,8 @@ def test_no_secret_shows_at_a_ctrl_c(here, shown, backend, twice, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     def answer(head, body):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if body:  # and not for the list of models
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return b"HTTP/1.1 500 Error\r\n" if twice else REPLIES["500"]
 
     monkeypatch.setattr(concurrent_prompts, "say_error", say_and_press_again)
@@ -488,3 +489,68 @@ def test_a_pipe_gets_the_bytes_as_they_are(here, capfdbinary):
     out, _ = capfdbinary.readouterr()
     assert "\x7f\x80\x9b".encode() in out.replace(bytes(range(0x20)), b"") or "\x9b\x9c".encode() in out
     assert json.loads(out)["text"] == f"a{ORDERS}b"
+
+
+# ---- What answers, schemas and the dry run could show --------------------------------------------------------
+
+
+def test_no_secret_shows_where_an_answer_that_does_not_fit_quotes_it(here, shown):
+    pytest.importorskip("jsonschema")
+    pathlib.Path("s.json").write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    content = json.dumps({"choices": [{"message": {"content": json.dumps({"a": KEY})}}], "model": f"{KEY}/gpt-4o",
+                          "usage": {"prompt_tokens": 5, "completion_tokens": 5}}).encode()  # fmt: skip
+    with serving(lambda head, body: reply(content)) as (url, _):
+        status, text = shown("prompts.txt", "--base-url", url, "--schema", "s.json", "--report", "r.json", "-v")
+    told = pathlib.Path("r.json").read_text()
+    assert status == 1 and "$.a: '***" in text and "schema_mismatch" in told
+    assert KEY not in told, told[max(0, told.index(KEY) - 300) :][:600]
+    assert KEY not in text.replace(pathlib.Path("prompts.results.jsonl").read_text(), ""), "answers stay as they are"
+
+
+def test_a_dry_run_shows_only_harmless_headers(here, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Session-Id: hush-1\nX-Pass: hush-2\nX-Credential: hush-3")
+    assert main(["prompts.txt", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "hush" not in out and "X-Pass: ***" in out and "Content-Type: application/json" in out
+
+
+# ---- Files that are replaced ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are not for everybody there")
+@pytest.mark.parametrize("name", ["r.json", "prompts.results.jsonl"])
+def test_no_link_that_somebody_has_laid_is_written_through(here, name):
+    victim = pathlib.Path("victim")
+    victim.write_text("precious")
+    pathlib.Path(f".{name}.tmp").symlink_to(victim)
+    with serving(lambda head, body: reply()) as (url, _):
+        assert main(["prompts.txt", "-q", "--base-url", url, "--report", "r.json"]) == 0
+    assert victim.read_text() == "precious"
+    assert pathlib.Path(name).is_file() and not pathlib.Path(name).is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("flag", ["--report", "--plot"])
+def test_what_is_no_regular_file_is_not_replaced(here, capsys, flag):
+    pytest.importorskip("matplotlib")
+    name = {"--report": "r.json", "--plot": "p.svg"}[flag]
+    os.mkfifo(name)
+    assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", flag, name]) == 2
+    assert "not a regular file" in capsys.readouterr().err
+
+
+def test_the_schema_is_not_overwritten(here, capsys):
+    pathlib.Path("s.json").write_text("{}")
+    assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "--schema", "s.json", "--report", "s.json"]) == 2
+    assert "s.json is the schema; choose another file" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_named_and_costs_no_answer(here, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(concurrent_prompts, "write_report", full)
+    with serving(lambda head, body: reply()) as (url, _):
+        assert main(["prompts.txt", "--base-url", url, "--report", "r.json"]) == 3
+    err = capsys.readouterr().err
+    assert "cannot write r.json: No space left on device" in err and "2 answered, 0 failed" in err
