@@ -207,9 +207,11 @@ class Result:
             pairs = zip(self.lost_tokens, token_counts(failure.usage), strict=True)
             self.lost_tokens = [before + more for before, more in pairs]
 
-    def clocks(self) -> dict[str, Any]:
-        """The part of a line of the results file that says what ran when: all that a picture needs."""
-        clocks: dict[str, Any] = {
+    def as_row(self) -> dict[str, Any]:
+        """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
+        row = {
+            "id": self.prompt.id,
+            "text": self.text,
             "error": self.error and self.error._asdict(),
             "attempts": self.attempts,
             "latency": int(1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
@@ -218,26 +220,26 @@ class Result:
             "limit_wait": int(1e6 * self.limit_wait) / 1e6,
             "retry_wait": int(1e6 * self.retry_wait) / 1e6,
             "lost": int(1e6 * self.lost) / 1e6,
-        }
-        if self.tries:
-            clocks["tries"] = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries]
-        if self.limit:
-            clocks["limit"] = int(10 * self.limit) / 10
-        return clocks
-
-    def as_row(self) -> dict[str, Any]:
-        """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
-        row = {
-            "id": self.prompt.id,
-            "text": self.text,
-            **self.clocks(),
+            **self._more_clocks(),
             "usage": self.usage,
             "finish_reason": self.finish_reason,
             "model": self.model,
             **self.extra,
             "request": fingerprint(self.prompt),
         }
-        return row | beside(row, self.prompt.columns) if self.prompt.columns else row
+        return row | beside([*row, *AT_TIMES], self.prompt.columns) if self.prompt.columns else row
+
+    def _more_clocks(self) -> dict[str, Any]:
+        if self.tries is None and self.limit is None:
+            return {}
+        tries = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries or ()]
+        return ({"tries": tries} if tries else {}) | ({"limit": int(10 * self.limit) / 10} if self.limit else {})
+
+    def clocks(self) -> dict[str, Any]:
+        """The part of that line which says what ran when: all that a picture needs."""
+        row = self.as_row()
+        names = "error attempts latency started slot_wait limit_wait retry_wait lost tries limit"
+        return {name: row[name] for name in names.split() if name in row}
 
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
@@ -254,6 +256,7 @@ class Result:
         return {"id": row_id, "custom_id": self.id, "response": response, "error": error}
 
 
+AT_TIMES = "tries", "limit"  # fields that not every line has
 Ask = Callable[[Prompt], Awaitable[Reply]]
 
 
@@ -268,7 +271,8 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
         made.get("reasoning_tokens") if isinstance(made, dict) else 0,
     )
     found = [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
-    found[2] = min(found[:3:2])  # what is cached is of what goes in
+    if found[2] > found[0]:  # what is cached is of what goes in
+        found[2] = found[0]
     return found
 
 
@@ -1919,6 +1923,8 @@ class Limiter:
 
     def calls_a_minute(self) -> float | None:
         """Return how many calls a minute the server is known to let through, None where nothing is known."""
+        if not self.requests.source and not self.tokens.source:
+            return None
         rate = min(self.requests.limit, self.tokens.limit * self.sent / max(1.0, self.tokens.spent))
         return 60 * rate if rate < math.inf else None
 
@@ -3101,7 +3107,7 @@ def renewed(line: bytes, prompt: Prompt) -> bytes:
     if "request" not in row:  # a Batch output line
         return line
     row = own_part(row) | {"id": prompt.id, "request": fingerprint(prompt)}
-    return to_line(row | beside(row, prompt.columns))
+    return to_line(row | beside([*row, *AT_TIMES], prompt.columns))
 
 
 def lock(file: IO[bytes], path: pathlib.Path) -> bool:
@@ -3480,6 +3486,7 @@ class Tally:
         self.hopeful = 0  # failures that another run may not meet
         # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
         self.bills: dict[tuple[str | None, str | None], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
+        self._open_bills: dict[tuple[str | None, str | None], list[int]] = {}  # by the replies' own words
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
         self._model_of, self._price = model_of, price
@@ -3517,8 +3524,12 @@ class Tally:
             self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
-        named = result.model if isinstance(result.model, str) and price_of(result.model) else None  # by the server
-        bill = self.bills[self._model_of(result.prompt), named]
+        key = self._model_of(result.prompt), result.model if type(result.model) is str else None
+        bill = self._open_bills.get(key)
+        if bill is None:
+            bill = self.bills[key[0], key[1] if price_of(key[1]) else None]  # a server may name what it likes
+            if len(self._open_bills) < 100:
+                self._open_bills[key] = bill
         for place, count in enumerate(tokens):
             if count:
                 bill[place] += count

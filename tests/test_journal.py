@@ -90,6 +90,15 @@ def test_a_line_is_there_as_soon_as_it_is_appended_and_in_order_at_the_end(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_column_is_never_taken_for_a_field(path):
+    (prompt,) = prepare([{"prompt": "a", "tries": "mine", "limit": 7, "request": "r"}])
+    row = result_of(prompt).as_row()
+    assert (row["input_tries"], row["input_limit"], row["input_request"]) == ("mine", 7, "r")
+    assert not {"tries", "limit"} & {*row, *result_of(prompt).clocks()}
+    again = json.loads(concurrent_prompts.renewed(result_of(prompt).as_line(), prompt))
+    assert again == row
+
+
 def test_the_fields_of_a_line(path):
     (prompt,) = prepare([{"id": "x", "prompt": "a", "lang": "de", "text": "mine", "n": None}])
     with Journal(path) as journal:
