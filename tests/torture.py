@@ -83,8 +83,9 @@ class Recorder(stand_in.Server):
         self._open: dict[stand_in.Job, Request] = {}
 
     def accept(self, job: stand_in.Job, raw: bytes) -> None:
-        self._note(job, json.loads(raw)["messages"][-1]["content"])
-        self.plan.get(len(self.requests), lambda: None)()
+        if raw:  # else the list of models is asked for
+            self._note(job, json.loads(raw)["messages"][-1]["content"])
+            self.plan.get(len(self.requests), lambda: None)()
         super().accept(job, raw)
 
     def refuse(self, job: stand_in.Job, reply: stand_in.Reply) -> None:
