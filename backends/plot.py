@@ -28,6 +28,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from concurrent_prompts import WAITS, duration, plural, times
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
@@ -48,7 +50,6 @@ WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
 NAMES = ("waiting", "back-off", "failed attempt", "failed for good", "answered")
 COLOURS = ("#E4E4E4", "#E69F00", "#D55E00", "#000000", "#005A94")  # apart for the colour-blind, and in grey
 LINES = ("#4D4D4D", "#008B66", "#B5548A", "#2E86C1", "#9A7D0A")  # of runs; the sixth is the first, dashed
-WAITS = ("for a place", "for the server's limits or its return", "between attempts", "in failed attempts")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
@@ -261,7 +262,8 @@ def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
     """Return what a bar says when it is pointed at."""
     parts = [f"sent {row['attempts']:.0f} times"] if row["attempts"] > 1 else []
-    parts += [f"{duration(wait)} {words}" for words, wait in zip(WAITS, clocks[1:5], strict=True) if wait >= 0.0005]
+    waits = zip(WAITS.values(), clocks[1:5], strict=True)
+    parts += [f"{duration(wait)} {words}" for words, wait in waits if wait >= 0.0005]
     parts += [f"latency {duration(clocks[5])}"]
     if (error := row.get("error")) is not None:
         parts += [f"failed: {error.get('type') if isinstance(error, Mapping) else error}"]
@@ -393,30 +395,6 @@ def clean(text: str, most: int = 200) -> str:
     """Return what came from elsewhere as one line of at most so many characters, control characters escaped."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
-
-
-def duration(span: float) -> str:
-    """Return the seconds in words: '418 ms', '6.48 s', '3 min 20 s', '14 h', '3 days'."""
-    if span < 0.9995:
-        return f"{1000 * span:.3g} ms"
-    if span < 99.95:
-        return f"{span:.2f} s" if span < 9.995 else f"{span:.1f} s"
-    if span < 3599.5:
-        return f"{round(span) // 60} min {round(span) % 60} s"
-    if span < 48 * 3600:
-        hours, minutes = divmod(round(span / 60), 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{span / 86400:,.0f} days"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return '1 prompt', '2 prompts'."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def times(ratio: float) -> str:
-    """Return 'N times' with as many digits as mean something."""
-    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
 
 
 def day(run: Run) -> str:
@@ -791,7 +769,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "sum of latencies", duration(float(answers.sum()))
         yield from ((f"latency {name}", duration(value)) for name, value in percentiles(answers).items())
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
-        yield from ((f"spent {words}", duration(wait)) for words, wait in zip(WAITS, run.waits, strict=True))
+        yield from ((f"spent {words}", duration(wait)) for words, wait in zip(WAITS.values(), run.waits, strict=True))
 
 
 def as_page(runs: Sequence[Run], svg: bytes) -> bytes:

@@ -87,7 +87,7 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 
 
 def test_import_is_cheap():
-    code = "import sys, backends.plot; print(sorted({'numpy', 'matplotlib', 'concurrent_prompts'} & set(sys.modules)))"
+    code = "import sys, backends.plot; print(sorted({'numpy', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -243,15 +243,9 @@ def test_words(np):
     )
     assert plot.against(slow, slow) == "slow: 8.00 s"
     assert plot.against(fast, slow) == "fast: 2.00 s, 4.0 times faster"
-    assert plot.against(plot.Run.of("one", [row(error={})]), slow) == "one: 500 ms for 1 prompt, 1 failed"
+    assert plot.against(plot.Run.of("one", [row(error={})]), slow) == "one: 0.50 s for 1 prompt, 1 failed"
     failed = plot.Run.of("failed", [row(error={"type": "x"})] * 8)
-    assert plot.against(failed, slow) == "failed: 500 ms, 8 failed"  # which is not faster
-
-
-def test_duration():
-    spans = {0.0: "0 ms", 0.0004: "0.4 ms", 0.9996: "1.00 s", 9.996: "10.0 s", 99.96: "1 min 40 s", 3599.6: "1 h"}
-    spans |= {50400.0: "14 h", 50460.0: "14 h 1 min", 3 * 86400.0: "3 days"}
-    assert {span: plot.duration(span) for span in spans} == spans
+    assert plot.against(failed, slow) == "failed: 0.50 s, 8 failed"  # which is not faster
 
 
 # ---- What is drawn -------------------------------------------------------------------------------------------
@@ -323,9 +317,9 @@ def test_notes(drawn):
     svg = drawn("svg", [row(id=7, started=1.7e9 + 1), named])
     notes = [one.text for one in ET.fromstring(svg.decode()).iter(f"{SVG}title")]
     assert notes[0] == "run 1"
-    assert notes[2] == "7: latency 500 ms"
+    assert notes[2] == "7: latency 0.50 s"
     assert notes[1].startswith(
-        "<b>&'\"\\u001b: sent 2 times, 250 ms for a place, 125 ms in failed attempts, latency 500"
+        "<b>&'\"\\u001b: sent 2 times, 0.25 s for a place, 0.12 s in lost attempts, latency 0.50"
     )
     assert "failed: </title><script>" in notes[1]
 
