@@ -431,10 +431,10 @@ HINTS = {
     "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
     "413": "the request is too large for this server; shorten the prompt",
-    "429": "the server's rate limit; run again later with --retry-failed, or with a smaller -c",
+    "429": "the server's rate limit; ask again later, or with a smaller -c",
     "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; mend it and run the same command",
-    "5xx": "the server's own fault; run again with --retry-failed",
+    "5xx": "the server's own fault; ask again later",
     "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
     "model_not_found": "check the model (-m); not every key may use every model",
     "insufficient_quota": "the account's credit or spending limit is used up; add some, or wait until there is more",
@@ -442,22 +442,22 @@ HINTS = {
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "give the address that it redirects to as --base-url",
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
-    "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c, and --retry-failed",
+    "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c",
     "disk": "make room, or see who removed it",
-    "budget": "a higher --max-cost goes on: what is spent so far counts in it",
-    "unknown_price": "ask these in a run of their own, with --price IN,OUT and --retry-failed",
+    "budget": "give a higher --max-cost; what a results file holds counts in it",
+    "unknown_price": "ask these in a run of their own, with --price IN,OUT",
     "missing_column": "name a column that is there (-t)",
-    "connection_error": "check the network, the base URL and the proxy; then run again with --retry-failed",
+    "connection_error": "check the network, the base URL and the proxy; then ask again",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
     "unreachable": "check that the server runs and that --base-url is its address",
-    "timeout": "no answer within --timeout seconds; raise it, see whether the server works, use --retry-failed",
-    "unreadable": "mend these lines and run the same command; the others are kept",
-    "malformed_reply": "the reply was not JSON; check the base URL, or run again with --retry-failed",
-    "schema_mismatch": "see their text; mend the prompt or the schema, or run again with --retry-failed; "
-    "raise max_completion_tokens (-p) where they were cut off",
+    "timeout": "no answer within --timeout seconds; raise it, or see whether the server works",
+    "unreadable": "mend these lines and run the same command",
+    "malformed_reply": "the reply was not JSON; check the base URL, or ask again",
+    "schema_mismatch": "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again",
 }
 HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "405": HINTS["404"]}
-HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "run again with --retry-failed")
+HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "ask again")
+HINTS["server_error"] = HINTS["5xx"]
 OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
 OUR_OWN |= {"connection_error", "certificate", "unreachable"}
 
@@ -970,6 +970,7 @@ class Schema:
         except Exception as failure:  # whatever a library finds wrong with it
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
             raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
+        self.told = False  # that it finds nothing but what is no JSON
         name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
@@ -1169,7 +1170,8 @@ class Api:
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
         """Open the backend; yield the function that sends a prompt's request and returns the answer."""
-        if self.schema and not self.schema.find:
+        if self.schema and not self.schema.find and not self.schema.told:
+            self.schema.told = True
             log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -2283,7 +2285,6 @@ class Budget:
         """Keep what is spent, and what the calls under way may cost. Raises OSError where that cannot be."""
         with replacing(beside_results(results)) as file:
             file.write(dump({"spent": self.spent, "open": self.in_all(self._fixed, self._open)}))
-
 
     def as_dict(self) -> dict[str, float]:
         """Return the budget and what of it is spent, in USD."""
@@ -3514,7 +3515,8 @@ class Tally:
             self._bill(result, result.lost_tokens)
             self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
-            self.fail(result.error)
+            self.failed += 1
+            self.note(result.error)
         elif result.done:
             self.answered += 1
             self.latency += result.latency
@@ -3534,9 +3536,8 @@ class Tally:
             if count:
                 bill[place] += count
 
-    def fail(self, error: Error) -> None:
-        """Count a failure."""
-        self.failed += 1
+    def note(self, error: Error) -> None:
+        """Count a failure by its kind."""
         self.hopeful += error.retryable
         self.errors[error.type] += 1
         self._examples.setdefault(error.type, error)
@@ -3606,6 +3607,10 @@ class Tally:
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
             "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
             "cost_usd": self.cost(),
+            "cost_known_usd": self.spent()[0],
+            "prices": self.spent()[1],
+            "prices_date": None if self._price else PRICES_DATE,
+            "answers_without_usage": self.silent,
             "lost_calls": self.unanswered,
             "errors": [
                 {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in self.failures()
@@ -3765,7 +3770,7 @@ class Ran:
         return {
             "backend": self.api.name,
             "base_url": self.api.base_url,
-            "model": self.api.model or DEFAULT_MODEL,
+            "model": self.api.params.get("model") or self.api.model or DEFAULT_MODEL,
             "endpoint": self.api.endpoint,
             "concurrency": self.asked,
             "most_in_flight": self.most,
@@ -3922,8 +3927,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
     if args.compare and (args.output or args.retry_failed or args.overwrite or args.format):
         raise UsageError("--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite")
-    if args.compare and not args.dry_run and (args.max_cost or args.price):
-        raise UsageError("--compare asks everything several times; leave out --max-cost and --price, or see --dry-run")
+    if args.compare and args.max_cost:
+        raise UsageError("--compare asks everything several times and keeps nothing; leave out --max-cost")
     try:
         args.price = None if args.price is None else args.price.split(",")
         as_price(args.price or (0, 0))
@@ -3946,6 +3951,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError("standard output is closed; name a file with -o")
     if args.format and args.output != "-":
         raise UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
+    if args.output == "-" and (args.retry_failed or args.overwrite):
+        raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
     check_files(args)
     return args
 
@@ -4195,7 +4202,8 @@ async def answer_file(args: argparse.Namespace) -> int:
         ran = Ran(api, run, calls, Tally(api.model_of, run.price))
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
-            beside = [asyncio.ensure_future(work) for work in (keep_synced(run, sink), warn_of_shutdown(run, api))]
+            others = keep_synced(run, sink), warn_of_shutdown(run, api, next(prompts_of(args, 1)))
+            beside = [asyncio.ensure_future(work) for work in others]
             try:
                 await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
             finally:
@@ -4322,7 +4330,8 @@ class Plan:
         elif budget:
             spent = self.earlier.spent
             left = budget - spent - given - most - self._reserve
-            enough = "suffices" + (f" for answers of about {left / token:,.0f} tokens" if token else "")
+            answers = plural(math.floor(left / token), "token") if token else ""
+            enough = f"suffices for answers of about {answers}" if token else "suffices"
             short_of = "may not suffice: the run stops before it is passed, and can go on"
             already = f", with the {money(spent)} spent already," if spent else ""
             yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
@@ -4359,10 +4368,14 @@ def dry_run(args: argparse.Namespace) -> int:
     """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
     if args.demo:
         args.base_url, args.api_key_env, args.model = "http://127.0.0.1:8000/v1", "", args.model or "made-up"
-    api = make_api(args, args.backends[0], dry=True)
+    api, *_ = [make_api(args, name, dry=True) for name in args.backends]
     prompts = checked(prompts_of(args, args.limit), api, args.name)
     plan = Plan(api, args.price and as_price(args.price), next(prompts_of(args, 1)))
     sink: Journal | Printer = Printer()
+    if args.table:
+        check_table(args.table, pathlib.Path(args.journal), args.overwrite)
+    if args.output != "-" and not os.path.isdir(os.path.dirname(args.journal) or "."):
+        raise UsageError(f"cannot write {args.journal}: there is no such folder; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
         sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
     with sink:
@@ -4377,7 +4390,7 @@ def dry_run(args: argparse.Namespace) -> int:
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
-    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs, and one more before it" if runs > 1 else ""))]
+    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
     for label, text in rows:
         row = f"{label:<12}{visible(text)}"
@@ -4403,7 +4416,7 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
             return
 
 
-async def warn_of_shutdown(run: Run, api: Api) -> None:
+async def warn_of_shutdown(run: Run, api: Api, first: Prompt) -> None:
     """Warn where the server's list of models says that the model has less than 90 days left.
 
     OpenAI's has a `shutdown_date` (https://platform.openai.com/docs/api-reference/models). Whatever goes wrong here is
@@ -4411,14 +4424,14 @@ async def warn_of_shutdown(run: Run, api: Api) -> None:
     """
     import datetime
 
-    model = api.model or DEFAULT_MODEL
+    model = api.model_of(first)
     with contextlib.suppress(Exception):
         listed = (await run.look_up(f"/models{api.query}"))["data"]
         date = next(entry["shutdown_date"] for entry in listed if entry["id"] == model and entry["shutdown_date"])
         left = (datetime.date.fromisoformat(date) - datetime.date.today()).days
-        when = f"in {plural(left, 'day')}" if left > 0 else "by now"
+        when = f"is to be shut down in {plural(left, 'day')}, on" if left > 0 else "was to be shut down on"
         if left <= 90:
-            log.warning("%s is to be shut down on %s, %s: choose another model (-m)", model, date, when)
+            log.warning("%s %s %s: choose another model (-m)", model, when, date)
 
 
 def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: Result) -> None:
@@ -4490,10 +4503,12 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     if sink.kept_errors:
         lines.append(f"{plural(len(sink.kept_errors), 'failure')} of an earlier run kept")
     for error in sink.kept_errors:
-        tally.fail(error)
-    status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if tally.failed else 0
+        tally.note(error)
+    failed = tally.failed + len(sink.kept_errors)
+    status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
     results = str(sink.path) if sink.path else None
-    names = {"results": results, "table": args.table and str(args.table)}
+    names: dict[str, Any] = {"results": results, "table": str(args.table) if args.tabled else None}
+    names |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
     status, files = conclude(args, [ran], status, sink, **names)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
@@ -4505,7 +4520,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     if run.stopped is not None:
         say_stopped(run.stopped, args)
     elif sink.path and tally.hopeful and not args.quiet:
-        say_error(f"{tally.hopeful:,} of {tally.failed:,} failed for what may pass; to ask again:", indent="  ")
+        say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
         say_error(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
     return status
 
@@ -4612,19 +4627,25 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
 async def compare(args: argparse.Namespace) -> int:
     """Run the prompts one at a time and with as many in flight as asked, with each backend; print who won."""
     ran: list[Ran] = []
-    end = time.monotonic() + (args.deadline or math.inf)
+    deadline = args.deadline or math.inf
+    end = time.monotonic() + deadline
     apis = [make_api(args, name) for name in args.backends]
     prompts = list(checked(prompts_of(args, args.limit), apis[0], args.name))
     article = len(args.sweep) == 1
     for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        ran.append(await measure(args, api, calls, prompts))
+        ran.append(await measure(args, api, calls, prompts, not ran))
         if (reason := ran[-1].run.stopped) is not None:
+            print(*table(ran), sep="\n")
+            if reason.kind == "deadline":  # of all runs together
+                reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
+            status, files = conclude(args, ran, 130 if reason.kind == "interrupted" else 3, Printer(), verdicts=[])
+            say_error(*files)
             say_stopped(reason, args)
-            return conclude(args, ran, 130 if reason.kind == "interrupted" else 3, Printer())[0]
+            return status
     shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
     said = list(verdicts(ran, article))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     for lines in [*shown, table(ran), (line for sentence in said for line in wrapped(sentence, width))]:
         print(*lines, "", sep="\n")
     for one in ran:
@@ -4635,21 +4656,21 @@ async def compare(args: argparse.Namespace) -> int:
     return status
 
 
-async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
+async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt], first: bool) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = make_run(args, api, calls)
     with interruptible(run):
         async with run:
-            beside = asyncio.ensure_future(warn_of_shutdown(run, api))
+            beside = asyncio.ensure_future(warn_of_shutdown(run, api, prompts[0]) if first else asyncio.sleep(0))
             await run.answer(prompts[0])
             beside.cancel()
-            ran = Ran(api, run, calls, Tally())
+            ran = Ran(api, run, calls, Tally(api.model_of, run.price))
             progress = Progress(len(prompts), run, None, args.quiet, ran.tally)
 
             def note(result: Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
-                    ran.texts[result.prompt.number] = str(result.error.message if result.error else result.text)
+                    ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
                 if args.plot:
                     ran.clocks.append(result.clocks())
 

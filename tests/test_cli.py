@@ -83,7 +83,7 @@ def test_only_the_first_n_then_the_rest(here, stand_in):
 def test_failed_prompts_are_kept_and_asked_again_on_request(here, stand_in, capsys):
     broken, sound = stand_in(fault={"500": 1.0}), stand_in()
     assert main(["prompts.txt", "--base-url", broken.url, "--max-attempts", "2"]) == 1
-    assert "run again with --retry-failed" in capsys.readouterr().err
+    assert "ask again later" in capsys.readouterr().err
     assert [row["error"]["status"] for row in rows("prompts.results.jsonl")] == [500] * 3
     assert broken.stats.requests == 6
     assert main(["prompts.txt", "--base-url", sound.url]) == 1
@@ -271,6 +271,51 @@ def test_the_report_in_numbers(here, stand_in, capsys):
     assert run["cost_usd"] == pytest.approx(spent / 1e6)
 
 
+def test_readme_names_all_that_a_report_holds(here, stand_in, capsys):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    part = readme[readme.index("`--report FILE.json` writes") : readme.index("## Errors")]
+    described = set(re.findall(r"`([a-z_0-9]+)`", part))
+    url = stand_in(latency=0.01, fault={"500": 0.5}).url
+    assert main(["prompts.txt", "--base-url", url, "--report", "a.json", "--max-attempts", "1", "--max-cost", "1"]) <= 1
+    assert main(["prompts.txt", "--base-url", url, "--report", "b.json", "--compare"]) <= 1
+    held = set()
+    for name in ("a.json", "b.json"):
+        told = json.loads(pathlib.Path(name).read_text())
+        (run, *_) = told["runs"]
+        held |= {*told, *run, *run["latency_seconds"], *run["waited_seconds"], *run["tokens"], *(run["budget"] or {})}
+        held |= {field for error in run["errors"] for field in error}
+    assert held - described == set(), "what is written is described"
+    assert described - held <= {"hint", "hush", "auto", "requests", "null"}, "what is described is written"
+
+
+def test_the_key_is_in_no_report(here, stand_in, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush-hush-hush-hush")
+    command = ["prompts.txt", "--base-url", stand_in().url, "-s", "my key is sk-hush-hush-hush-hush"]
+    assert main([*command, "--report", "r.json"]) == 0
+    text = pathlib.Path("r.json").read_text()
+    assert "hush" not in text and "my key is ***" in text
+
+
+def test_what_earlier_runs_left_is_in_the_report(here, stand_in, capsys):
+    server = stand_in(fault={"500": 1.0})
+    command = ["prompts.txt", "--base-url", server.url, "--max-attempts", "1", "--report", "r.json"]
+    assert main([*command, "-n", "1"]) == 1
+    server.options.fault.clear()
+    assert main(command) == 1
+    told = json.loads(pathlib.Path("r.json").read_text())
+    (run,) = told["runs"]
+    assert (told["kept"], told["kept_failed"], run["answered"], run["failed"]) == (0, 1, 2, 0)
+    assert [error["count"] for error in run["errors"]] == [1]
+    assert "1 failure of an earlier run kept" in capsys.readouterr().err
+
+
+def test_a_deadline_over_a_comparison(here, stand_in, capsys):
+    command = ["prompts.txt", "--base-url", stand_in(latency=0.2).url, "--compare", "--deadline", "0.5"]
+    assert main([*command, "--report", "r.json"]) == 3
+    out, err = capsys.readouterr()
+    assert "the deadline of 0.50 s is over" in err and "report in r.json" in err and out.startswith("backend")
+
+
 def test_a_stopped_run_has_a_report_too(here, stand_in, capsys):
     url = stand_in(require_key="k").url
     for way in ([], ["--compare"]):
@@ -316,6 +361,7 @@ UNUSABLE = {
     "a picture elsewhere": (["prompts.txt", "--plot", "no/r.svg"], "--plot: no/r.svg: there is no directory"),
     "a picture of another kind": (["prompts.txt", "--plot", "r.pdf"], "--plot: r.pdf: a picture's name ends in .png"),
     "a picture for a results file": (["prompts.txt", "-o", "r.svg", "--plot", "r.svg"], "r.svg is -o; choose another"),
+    "nothing to ask again": (["prompts.txt", "-o", "-", "--retry-failed"], "standard output keeps nothing"),
     "a sweep apart from a comparison": (["prompts.txt", "-c", "1,2"], "(-c 1,16,auto) are for --compare"),
     "backends apart from a comparison": (["prompts.txt", "-b", "stdlib,stdlib"], "are for --compare"),
     "both ways": (["prompts.txt", "--compare", "--sequential"], "leave out one of them"),
@@ -529,14 +575,37 @@ def test_the_stand_in_has_a_manual(capsys):
 
 @pytest.mark.parametrize(
     ("days", "said"),
-    [(0, "by now"), (-30, "by now"), (1, "in 1 day"), (90, "in 90 days"), (91, None), ("null", None), ("soon", None)],
+    [(0, "was"), (-30, "was"), (1, "is in 1 day"), (90, "is in 90 days"), (91, None), ("null", None), ("soon", None)],
 )
 def test_a_model_that_is_to_be_shut_down(here, stand_in, capsys, days, said):
     date = str(datetime.date.today() + datetime.timedelta(days)) if isinstance(days, int) else days
     server = stand_in(shutdown=None if date == "null" else date, latency=0.1)
     assert main(["prompts.txt", "--base-url", server.url]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "shut down" in line]
-    assert told == ([f"gpt-6-luna is to be shut down on {date}, {said}: choose another model (-m)"] if said else [])
+    verb, _, when = (said or "").partition(" ")
+    when = f"{when}, on" if when else "on"
+    assert told == ([f"gpt-6-luna {verb} to be shut down {when} {date}: choose another model (-m)"] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [
+        (["-p", 'model="gpt-4o"'], "gpt-4o"),
+        (["-m", "gpt-5"], "gpt-5"),
+        (["batch.jsonl"], "gpt-4.1"),
+        (["--compare"], "gpt-6-luna"),
+    ],
+)
+def test_the_model_that_is_asked_is_looked_up_once(here, stand_in, capsys, arguments, model):
+    body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "x"}]}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    pathlib.Path("batch.jsonl").write_text(json.dumps(request))
+    models = ("gpt-6-luna", "gpt-4o", "gpt-5", "gpt-4.1")
+    server = stand_in(shutdown=str(datetime.date.today()), latency=0.1, models=models)
+    source = [] if "batch.jsonl" in arguments else ["prompts.txt"]
+    assert main([*source, *arguments, "--base-url", server.url, "-b", "stdlib"]) == 0
+    told = [line.split()[0] for line in capsys.readouterr().err.splitlines() if "shut down" in line]
+    assert told == [model]
 
 
 @pytest.mark.parametrize("listing", [b"", b"[]", b"{}", b'{"data":[7]}', b'{"data":null}', b"<html>", b"\xff", None])
@@ -544,7 +613,7 @@ async def test_a_list_of_models_that_is_none_costs_nothing(caplog, listing):
     async with scripted(lambda head, body: reply(listing) if listing is not None else None) as (url, log):
         api = load_backend("stdlib", base_url=url)
         async with concurrent_prompts.Run(api) as run:
-            await concurrent_prompts.warn_of_shutdown(run, api)
+            await concurrent_prompts.warn_of_shutdown(run, api, concurrent_prompts.Prompt(0, ""))
     assert len(log) == 1 and log[0][0].startswith(b"GET /v1/models ") and not caplog.records
 
 
