@@ -2161,11 +2161,12 @@ def known_price(told: Price | None, *models: str | None) -> tuple[str, Price | N
 
 def as_price(numbers: Iterable[float | str]) -> Price:
     """Return the price that IN, OUT and perhaps CACHED make. Raises ValueError where they make none."""
-    asked, answered, *cached = map(float, numbers)
-    price = asked, *(cached or [asked]), answered
-    if len(price) != 3 or not all(0 <= part < math.inf for part in price):
-        raise ValueError("a price is (in, out) or (in, out, cached), in USD per million tokens")
-    return price
+    with contextlib.suppress(TypeError, ValueError):
+        asked, answered, *cached = map(float, numbers)
+        price = asked, *(cached or [asked]), answered
+        if len(price) == 3 and all(0 <= part < math.inf for part in price):
+            return price
+    raise ValueError("a price is (in, out) or (in, out, cached), in USD per million tokens")
 
 
 def cost_of(tokens: Sequence[float], price: Price) -> float:
@@ -2202,7 +2203,8 @@ class Budget:
     goes out alone, and then half as many as there are answers (of those under way, the short ones come first), unless
     there is room for answers ROOM times as long. What a call has cost instead is taken from its usage; a reply that was
     lost, or that tells none, is counted at the most: it may have been billed. What is spent is kept in a small file
-    beside the results, with what is under way, so that no run forgets what another has paid.
+    beside the results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted
+    in it like the mean.
     """
 
     PART, ROOM = 3000, 16
@@ -2212,8 +2214,10 @@ class Budget:
         self.most = most
         self.spent = self.earlier = self.assumed = 0.0  # all; of it by earlier runs, and without a usage to know it
         self._calls, self._fixed, self._open = 0, 0.0, 0.0  # under way: how many, and the sums of what they may cost
-        self._answers = 0
+        self._answers = self._ended = 0
         self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
+        self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
+        self._account: tuple[float, int] | None = None  # USD, and how long the results file was then
         self._queue = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -2227,6 +2231,11 @@ class Budget:
     def in_all(self, fixed: float, per_token: float) -> float:
         """Return what that comes to, with more than the longest answer so far while few are known."""
         return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
+
+    def likely(self, fixed: float, per_token: float, calls: int = 1) -> float:
+        """Return what calls of which nothing more is known are likely to have cost."""
+        mean = (self.spent - self.earlier) / self._ended if self._ended else math.inf
+        return min(self.in_all(fixed, per_token), calls * mean)
 
     def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
         """Reserve what a call may cost, if that fits and it is its turn."""
@@ -2250,6 +2259,7 @@ class Budget:
     def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
         """Put what a call has cost in the place of what was reserved for it."""
         self._calls -= 1
+        self._ended += 1
         self._fixed, self._open = (self._fixed - most[0], self._open - most[1]) if self._calls else (0.0, 0.0)
         self.spent += cost
         self.assumed += cost if assumed else 0.0
@@ -2265,26 +2275,35 @@ class Budget:
         elif answered > most * answers:
             self._beyond = max(self._beyond, answered / answers)
 
-    def count(self, row: dict[str, Any], price: Price) -> None:
+    def load(self, results: pathlib.Path) -> None:
+        """Take over the account of the runs before this one; its lines are to be counted after that."""
+        try:
+            told = parse_json(beside_results(results).read_bytes())
+            spent, size = float(told["spent"]), int(told["size"])
+            if not 0 <= spent < math.inf:
+                raise ValueError
+            self._account = spent, size
+            self.earlier = self.spent = spent
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError):
+            log.warning("%s is damaged: what is spent is taken from the results", beside_results(results))
+
+    def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
         """Count what a line of the results file has cost, by its usage."""
         tokens = usage_in(row)[1]
         self._answers += tokens[1] > 0
         self._longest = max(self._longest, tokens[1])
-        self.spent += cost_of(tokens, price)
-        self.earlier = self.spent
-
-    def load(self, results: pathlib.Path) -> None:
-        """Count what the runs before this one have spent on a results file, where that is more than its lines say."""
-        with contextlib.suppress(OSError):
-            told = parse_json(beside_results(results).read_bytes())
-            numbers = [told.get(name) for name in ("spent", "open")] if isinstance(told, dict) else []
-            known = sum(number for number in numbers if isinstance(number, int | float))
-            self.earlier = self.spent = max(self.spent, known if known < math.inf else 0.0)
+        self._lines += cost_of(tokens, price)
+        if self._account and offset >= self._account[1]:
+            self._later += cost_of(tokens, price)
+        self.earlier = self.spent = max(self._lines, self._later + (self._account[0] if self._account else 0.0))
 
     def save(self, results: pathlib.Path) -> None:
-        """Keep what is spent, and what the calls under way may cost. Raises OSError where that cannot be."""
+        """Keep what is spent, calls under way included. Raises OSError where that cannot be."""
+        spent = self.spent + (self.likely(self._fixed, self._open, self._calls) if self._calls else 0.0)
         with replacing(beside_results(results)) as file:
-            file.write(dump({"spent": self.spent, "open": self.in_all(self._fixed, self._open)}))
+            file.write(dump({"spent": spent, "size": results.stat().st_size}))
 
     def as_dict(self) -> dict[str, float]:
         """Return the budget and what of it is spent, in USD."""
@@ -2294,7 +2313,7 @@ class Budget:
         """Return what of it is spent, for the report."""
         parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed where no usage was told"))
         told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
-        passed = ": what calls under way cost is not known beforehand" if self.spent > self.most else ""
+        passed = ": what a call costs is not always known beforehand" if self.spent > self.most > self.earlier else ""
         return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
 
 
@@ -2506,12 +2525,12 @@ class Run:
                 prompt.error = Error("unknown_price", f"{prompt.where}: no price is known for {name}")
             yield prompt
 
-    def count(self, row: dict[str, Any]) -> None:
-        """Count a line of the results file in the budget, if there is one."""
+    def count(self, row: dict[str, Any], offset: int) -> None:
+        """Count a line of the results file, and where it stands, in the budget, if there is one."""
         if self.budget:
             price = known_price(self.price, usage_in(row)[0])[1] or self.usual_price
             assert price is not None
-            self.budget.count(row, price)
+            self.budget.count(row, price, offset)
 
     def price_for(self, prompt: Prompt) -> tuple[str, Price | None]:
         """Return the model that a prompt is asked of, and its price."""
@@ -2560,7 +2579,7 @@ class Run:
             self._unheard.clear()
         elif failure.kind == "connection_error":
             self._unheard.add(prompt.number)
-            if len(self._unheard) >= 3 and self.limiter.heard:
+            if len(self._unheard) >= 3 + len(self._calls) // 8 and self.limiter.heard:
                 self.limiter.leave(failure)
             return self.limiter.away_since is not None
         return failure.kind == "unreachable"
@@ -2625,6 +2644,9 @@ class Run:
             failure = await self._attempt(prompt, result, losses)
             if result.attempts > attempts:
                 cost, assumed = self._paid(prompt, result, failure, most, price)
+        except BaseException:  # the second Ctrl-C
+            cost, assumed = budget.likely(*most) if result.attempts > attempts else 0.0, True
+            raise
         finally:
             budget.settle(most, cost, assumed)
         return failure
@@ -2806,7 +2828,7 @@ class Journal:
         *,
         overwrite: bool = False,
         retry_failed: bool = False,
-        count: Callable[[dict[str, Any]], None] = lambda row: None,
+        count: Callable[[dict[str, Any], int], None] = lambda row, offset: None,
         look: bool = False,
     ) -> None:
         self.path = path
@@ -2886,7 +2908,7 @@ class Journal:
             row_id = row["id" if "request" in row else "custom_id"]
         except (AttributeError, KeyError, TypeError, ValueError):
             self._refuse(number)
-        self._count(row)
+        self._count(row, offset)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row_id, key[16:], error
 
@@ -3834,7 +3856,7 @@ def knee(ran: list[Ran]) -> Iterator[str]:
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
     """Yield the first results of a run and its time."""
     yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number + 1}. {short(text, 76)}" for number, text in sorted(ran.texts.items()))
+    yield from (f"  {number + 1}. {short(text, 74)}" for number, text in sorted(ran.texts.items()))
     if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
         yield f"  ... and {rest:,} more"
     yield f"{way} time: {ran.tally.wall:.2f} seconds"
@@ -4193,12 +4215,12 @@ async def answer_file(args: argparse.Namespace) -> int:
         name, run.usual_price = run.price_for(next(usable, Prompt(0, "")))
         if run.usual_price is None:
             raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
+        if args.output != "-" and not args.overwrite:
+            run.budget.load(pathlib.Path(args.journal))
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         sink.check(map(api.prepare, prompts_of(args)), args.name)
-        if run.budget and sink.path and not args.overwrite:
-            run.budget.load(sink.path)
         ran = Ran(api, run, calls, Tally(api.model_of, run.price))
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
@@ -4210,18 +4232,20 @@ async def answer_file(args: argparse.Namespace) -> int:
                 for task in beside:
                     task.cancel()
                 progress.close()
+                if run.budget and sink.path:
+                    with contextlib.suppress(OSError):  # said below, where the disk takes no more
+                        run.budget.save(sink.path)
         ran.tally.stop()
-        path = sink.path
+        path = args.table
         try:
-            if run.budget and path:
-                run.budget.save(path)
-            path = args.table
             if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
                 await table.write(path, sink.results(map(api.prepare, prompts_of(args))))
                 args.tabled = True
             path = sink.path
             if run.stopped is None:
                 sink.finish(whole=args.limit is None)
+            if run.budget and path:
+                run.budget.save(path)
         except OSError as failure:
             run.stop(disk_error(path, failure))
     return report(args, ran, sink)
@@ -4247,13 +4271,13 @@ class Plan:
         self._encode, self._how = tokenizer(api.model_of(first) or "")
         self._bytes = self._counted = 0  # by tiktoken
 
-    def count(self, row: dict[str, Any]) -> None:
-        """Count a line that the results file holds."""
+    def count(self, row: dict[str, Any], offset: int) -> None:
+        """Count a line that the results file holds, and where it stands."""
         model, tokens = usage_in(row)
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
         if price := known_price(self._told, model)[1] or self._usual:
-            self.earlier.count(row, price)
+            self.earlier.count(row, price, offset)
 
     def add(self, prompt: Prompt) -> None:
         """Count a prompt that would be sent, or one that cannot be."""
@@ -4377,11 +4401,10 @@ def dry_run(args: argparse.Namespace) -> int:
     if args.output != "-" and not os.path.isdir(os.path.dirname(args.journal) or "."):
         raise UsageError(f"cannot write {args.journal}: there is no such folder; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
+        plan.earlier.load(pathlib.Path(args.journal))
         sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
     with sink:
         sink.check(map(api.prepare, prompts_of(args)), args.name)
-        if sink.path:
-            plan.earlier.load(sink.path)
         for prompt in sink.left(prompts):
             plan.add(prompt)
     kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
@@ -4461,7 +4484,10 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     if args.source is None:
         return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
-        lines = sum(1 for line in file if not line.isspace()) - (form in SEPARATORS)
+        lines, quotes = -(form in SEPARATORS), 0
+        for line in file:
+            quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
+            lines += not quotes % 2 and not line.isspace()
         return min(lines, args.limit or lines)
     return None
 

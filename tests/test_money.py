@@ -334,7 +334,7 @@ def test_a_budget_is_the_jobs_not_the_runs(prompts, backend, capsys, tmp_path):
     assert main([*command, "1"]) == 0
     assert len(requests) == 31
     kept = json.loads((tmp_path / "prompts.results.jsonl.spent").read_bytes())
-    assert kept == {"spent": pytest.approx(31 * 0.00082), "open": 0.0}
+    assert kept == {"spent": pytest.approx(31 * 0.00082), "size": path.stat().st_size}
 
 
 def test_a_budget_counts_what_was_answered_without_one(prompts, backend, capsys):
@@ -557,12 +557,36 @@ def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp
     assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002
 
 
-@pytest.mark.parametrize("told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "open": 0}', "\xff"])
-def test_a_damaged_account_is_no_account(told, tmp_path):
+@pytest.mark.parametrize("told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "size": 0}', "\xff"])
+def test_a_damaged_account_is_no_account(told, tmp_path, caplog):
     (tmp_path / "r.jsonl.spent").write_text(told, "latin-1")
     budget = concurrent_prompts.Budget(1)
     budget.load(tmp_path / "r.jsonl")
-    assert budget.spent == 0
+    assert budget.spent == 0 and "r.jsonl.spent is damaged" in caplog.text
+
+
+def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
+    (tmp_path / "r.jsonl.spent").write_text('{"spent": 0.5, "size": 100}')
+    budget = concurrent_prompts.Budget(1)
+    budget.load(tmp_path / "r.jsonl")
+    row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 50_000}, "request": "r"}
+    for offset, spent in ((0, 0.5), (99, 0.5), (100, 0.55), (200, 0.6)):
+        budget.count(row, (1.0, 1.0, 1.0), offset)
+        assert budget.spent == budget.earlier == pytest.approx(spent)
+
+
+def test_calls_that_are_killed_count_like_the_mean(tmp_path):
+    budget, results = concurrent_prompts.Budget(100), tmp_path / "r.jsonl"
+    results.write_text("x" * 10)
+    for _ in range(4):
+        assert budget.admit((10.0, 0.0))
+        budget.settle((10.0, 0.0), 0.25)
+    for _ in range(8):
+        assert budget.admit((10.0, 0.0))
+    budget.save(results)
+    again = concurrent_prompts.Budget(100)
+    again.load(results)
+    assert again.spent == pytest.approx(4 * 0.25 + 8 * 0.25)
 
 
 def test_pictures_are_counted_before_they_are_known():
