@@ -2217,7 +2217,8 @@ class Budget:
         self._answers = self._ended = 0
         self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
         self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
-        self._account: tuple[float, int] | None = None  # USD, and how long the results file was then
+        # That: what was spent, the most that the calls under way might cost, their number, the results file's length.
+        self._account = 0.0, 0.0, 0, sys.maxsize
         self._queue = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -2232,10 +2233,9 @@ class Budget:
         """Return what that comes to, with more than the longest answer so far while few are known."""
         return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
 
-    def likely(self, fixed: float, per_token: float, calls: int = 1) -> float:
-        """Return what calls of which nothing more is known are likely to have cost."""
-        mean = (self.spent - self.earlier) / self._ended if self._ended else math.inf
-        return min(self.in_all(fixed, per_token), calls * mean)
+    def likely(self, most: float, calls: int = 1) -> float:
+        """Return what calls of which nothing more is known are likely to have cost: the mean, and no more than that."""
+        return min(most, calls * self.spent / self._ended) if self._ended and calls else most
 
     def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
         """Reserve what a call may cost, if that fits and it is its turn."""
@@ -2276,14 +2276,14 @@ class Budget:
             self._beyond = max(self._beyond, answered / answers)
 
     def load(self, results: pathlib.Path) -> None:
-        """Take over the account of the runs before this one; its lines are to be counted after that."""
+        """Take over the account of the runs before this one; the lines of the file are to be counted after that."""
         try:
             told = parse_json(beside_results(results).read_bytes())
-            spent, size = float(told["spent"]), int(told["size"])
-            if not 0 <= spent < math.inf:
+            spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
+            if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
                 raise ValueError
-            self._account = spent, size
-            self.earlier = self.spent = spent
+            self._account = spent, most, int(calls), int(size)
+            self._take_over()
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError):
@@ -2293,17 +2293,23 @@ class Budget:
         """Count what a line of the results file has cost, by its usage."""
         tokens = usage_in(row)[1]
         self._answers += tokens[1] > 0
+        self._ended += any(tokens)
         self._longest = max(self._longest, tokens[1])
         self._lines += cost_of(tokens, price)
-        if self._account and offset >= self._account[1]:
-            self._later += cost_of(tokens, price)
-        self.earlier = self.spent = max(self._lines, self._later + (self._account[0] if self._account else 0.0))
+        self._later += cost_of(tokens, price) if offset >= self._account[3] else 0.0
+        self._take_over()
+
+    def _take_over(self) -> None:
+        spent, most, calls, _ = self._account
+        self.spent = max(self._lines, spent + self._later)
+        self.earlier = self.spent = max(self._lines, spent + self._later + self.likely(most, calls))
 
     def save(self, results: pathlib.Path) -> None:
-        """Keep what is spent, calls under way included. Raises OSError where that cannot be."""
-        spent = self.spent + (self.likely(self._fixed, self._open, self._calls) if self._calls else 0.0)
+        """Keep what is spent, and what is under way. Raises OSError where that cannot be."""
+        most = self.in_all(self._fixed, self._open)
+        account = {"spent": self.spent, "most": most, "calls": self._calls, "size": results.stat().st_size}
         with replacing(beside_results(results)) as file:
-            file.write(dump({"spent": spent, "size": results.stat().st_size}))
+            file.write(dump(account))
 
     def as_dict(self) -> dict[str, float]:
         """Return the budget and what of it is spent, in USD."""
@@ -2645,7 +2651,7 @@ class Run:
             if result.attempts > attempts:
                 cost, assumed = self._paid(prompt, result, failure, most, price)
         except BaseException:  # the second Ctrl-C
-            cost, assumed = budget.likely(*most) if result.attempts > attempts else 0.0, True
+            cost, assumed = budget.likely(budget.in_all(*most)) if result.attempts > attempts else 0.0, True
             raise
         finally:
             budget.settle(most, cost, assumed)

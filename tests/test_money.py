@@ -334,7 +334,7 @@ def test_a_budget_is_the_jobs_not_the_runs(prompts, backend, capsys, tmp_path):
     assert main([*command, "1"]) == 0
     assert len(requests) == 31
     kept = json.loads((tmp_path / "prompts.results.jsonl.spent").read_bytes())
-    assert kept == {"spent": pytest.approx(31 * 0.00082), "size": path.stat().st_size}
+    assert kept == {"spent": pytest.approx(31 * 0.00082), "most": 0.0, "calls": 0, "size": path.stat().st_size}
 
 
 def test_a_budget_counts_what_was_answered_without_one(prompts, backend, capsys):
@@ -557,7 +557,9 @@ def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp
     assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002
 
 
-@pytest.mark.parametrize("told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "size": 0}', "\xff"])
+@pytest.mark.parametrize(
+    "told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "most": 0, "calls": 0, "size": 0}', "\xff"]
+)
 def test_a_damaged_account_is_no_account(told, tmp_path, caplog):
     (tmp_path / "r.jsonl.spent").write_text(told, "latin-1")
     budget = concurrent_prompts.Budget(1)
@@ -566,7 +568,7 @@ def test_a_damaged_account_is_no_account(told, tmp_path, caplog):
 
 
 def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
-    (tmp_path / "r.jsonl.spent").write_text('{"spent": 0.5, "size": 100}')
+    (tmp_path / "r.jsonl.spent").write_text('{"spent": 0.5, "most": 0, "calls": 0, "size": 100}')
     budget = concurrent_prompts.Budget(1)
     budget.load(tmp_path / "r.jsonl")
     row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 50_000}, "request": "r"}
@@ -586,6 +588,10 @@ def test_calls_that_are_killed_count_like_the_mean(tmp_path):
     budget.save(results)
     again = concurrent_prompts.Budget(100)
     again.load(results)
+    assert again.spent == pytest.approx(4 * 0.25 + 8 * 10), "at the most, as long as no line tells a mean"
+    row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 250_000}, "request": "r"}
+    for _ in range(4):
+        again.count(row, (1.0, 1.0, 1.0))
     assert again.spent == pytest.approx(4 * 0.25 + 8 * 0.25)
 
 
