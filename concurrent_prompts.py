@@ -3990,6 +3990,12 @@ def check_files(args: argparse.Namespace) -> None:
     suffix = pathlib.PurePath(args.output).suffix.lower()
     args.table = pathlib.Path(args.output) if suffix in SEPARATORS else None
     args.journal = f"{args.output}.results.jsonl" if args.table else args.output
+    taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
+    taken |= {os.path.realpath(args.schema_file): "the schema"} if args.schema_file else {}
+    files = [("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)]
+    for flag, path in files:
+        if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UsageError(f"{path} is {other}; choose another file with {flag}")
     if args.report:
         folder = os.path.dirname(args.report) or "."
         if not args.report.lower().endswith(".json"):
@@ -4007,12 +4013,6 @@ def check_files(args: argparse.Namespace) -> None:
             raise UsageError(f"--plot needs the folder backends/ beside {PROGRAM}") from None
         except ValueError as problem:
             raise UsageError(f"--plot: {problem}") from None
-    taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
-    taken |= {os.path.realpath(args.schema_file): "the schema"} if args.schema_file else {}
-    files = [("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)]
-    for flag, path in files:
-        if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
-            raise UsageError(f"{path} is {other}; choose another file with {flag}")
     if suffix in NOT_WRITTEN:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
 
