@@ -2219,6 +2219,7 @@ class Budget:
         self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
         # That: what was spent, the most that the calls under way might cost, their number, the results file's length.
         self._account = 0.0, 0.0, 0, sys.maxsize
+        self._saving = threading.Lock()  # a thread of the last second may be at it still
         self._queue = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -2308,7 +2309,7 @@ class Budget:
         """Keep what is spent, and what is under way. Raises OSError where that cannot be."""
         most = self.in_all(self._fixed, self._open)
         account = {"spent": self.spent, "most": most, "calls": self._calls, "size": results.stat().st_size}
-        with replacing(beside_results(results)) as file:
+        with self._saving, replacing(beside_results(results)) as file:
             file.write(dump(account))
 
     def as_dict(self) -> dict[str, float]:
