@@ -466,7 +466,7 @@ def start(arguments, **options):
 @pytest.mark.parametrize(("number", "once"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here, stand_in, number, once):
     pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(16)))
-    server = stand_in(latency=0.15 if once else 30, max_in_flight=500)
+    server = stand_in(latency=0.4 if once else 30, max_in_flight=500)
     command = ["p.txt", "-b", "stdlib", "-c", "4", "--base-url", server.url]
     with start(command) as process:
         while server.stats.requests < 4 and process.poll() is None:
