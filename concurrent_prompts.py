@@ -1150,13 +1150,8 @@ class Api:
         if self.schema:
             self.schema.check_options(endpoint, self.params)
         self._connect = connect
-        self._key = os.environ.get(api_key_env, "")
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
-        if wanted and not self._key and not dry:
-            name = api_key_env if re.fullmatch("[A-Z0-9_]+", api_key_env) else "the variable that --api-key-env names"
-            raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
-        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
-            raise UsageError(f"{api_key_env} holds characters that no key has; set it anew")
+        self._key = environment_key(api_key_env, wanted and not dry)
         self._headers = request_headers(self.base_url, self._key)
         secrets = [text for name, text in self._headers.items() if text and SECRET_NAME.search(name)]
         secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
@@ -1364,6 +1359,17 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         return found if isinstance(found, str) else encode_text(found)
 
     return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
+
+
+def environment_key(variable: str, wanted: bool) -> str:
+    """Return the key in the environment variable. Raises UsageError where it is none, or wanted and not there."""
+    key = os.environ.get(variable, "")
+    if wanted and not key:
+        name = variable if re.fullmatch("[A-Z0-9_]+", variable) else "the variable that --api-key-env names"
+        raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{variable} holds characters that no key has; set it anew")
+    return key
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -3945,45 +3951,61 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
     args.argv, args.begun, args.tabled = sys.argv[1:] if argv is None else argv, False, False
     args.name = STDIN if args.prompts == "-" else args.prompts or "the demo"  # in messages
-    if args.prompts is None and not args.demo:
-        raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
-    args.backends = args.backend.split(",") if args.backend is not None else [default_backend()]
-    if not all(args.backends):
-        raise UsageError("-b has an empty name")
-    if len(args.backends) > 1 and not args.compare:
-        raise UsageError("several backends (-b a,b) are for --compare")
-    if args.sequential and (args.compare or args.concurrency):
-        raise UsageError("--sequential is one at a time, and --compare does it too: leave out one of them, or -c")
-    if args.compare and (args.output or args.retry_failed or args.overwrite or args.format):
-        raise UsageError("--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite")
-    if args.compare and args.max_cost:
-        raise UsageError("--compare asks everything several times and keeps nothing; leave out --max-cost")
-    try:
-        args.price = None if args.price is None else args.price.split(",")
-        as_price(args.price or (0, 0))
-    except ValueError:
-        raise UsageError(f"--price {short(','.join(args.price), 40)} is not IN,OUT in USD per million tokens") from None
-    if args.dry_run and (args.report or args.plot):
-        raise UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
+    args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
-    if len(args.sweep) > 1 and not args.compare:
-        raise UsageError("several numbers of calls (-c 1,16,auto) are for --compare")
+    refuse_together(args)
     args.concurrency = args.sweep[0]
-    args.backends = list(dict.fromkeys(args.backends))
+    args.price = price_numbers(args.price) if args.price is not None else None
     args.params = dict(parameter(text) for text in args.param)
     args.schema_file, args.schema = args.schema, Schema.read(args.schema) if args.schema is not None else None
     if args.output is None:  # made-up answers get another name, lest they pass for real ones
         path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
         beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
         args.output = "-" if args.prompts in (None, "-") else str(beside)
+    check_output(args)
+    check_files(args)
+    return args
+
+
+def refuse_together(args: argparse.Namespace) -> None:
+    """Raise UsageError where options contradict one another, or one is missing."""
+    results = args.output or args.retry_failed or args.overwrite or args.format
+    for wrong, advice in (
+        (args.prompts is None and not args.demo, "no PROMPTS file given; try --demo --compare, or --help"),
+        ("" in args.backends, "-b has an empty name"),
+        ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
+        (args.sequential and (args.compare or args.concurrency),
+         "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
+        (args.compare and results,
+         "--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite"),
+        (args.compare and args.max_cost,
+         "--compare asks everything several times and keeps nothing; leave out --max-cost"),
+        (args.dry_run and (args.report or args.plot),
+         "--dry-run runs nothing that --report or --plot could show; leave them out"),
+        (len(args.sweep) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
+    ):  # fmt: skip
+        if wrong:
+            raise UsageError(advice)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise UsageError where standard output cannot be what is asked of it."""
     if (args.output == "-" or args.compare or args.dry_run) and sys.stdout is None:
         raise UsageError("standard output is closed; name a file with -o")
     if args.format and args.output != "-":
         raise UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
     if args.output == "-" and (args.retry_failed or args.overwrite):
         raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
-    check_files(args)
-    return args
+
+
+def unwritable(path: str | os.PathLike[str]) -> str:
+    """Return why no file can be written, or replaced, there; or ''."""
+    folder = os.path.dirname(path) or "."
+    if os.path.exists(path) and not os.path.isfile(path):
+        return f"{path} is not a regular file"
+    if not os.path.isdir(folder):
+        return f"{path} cannot be written: there is no folder {folder}"
+    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -3997,15 +4019,10 @@ def check_files(args: argparse.Namespace) -> None:
     for flag, path in files:
         if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise UsageError(f"{path} is {other}; choose another file with {flag}")
-    if args.report:
-        folder = os.path.dirname(args.report) or "."
-        if not args.report.lower().endswith(".json"):
-            raise UsageError(f"--report {args.report}: the name of a report ends in .json")
-        if os.path.exists(args.report) and not os.path.isfile(args.report):
-            raise UsageError(f"--report {args.report} is not a regular file; name another")
-        if not os.access(folder, os.W_OK):
-            why = f"{folder} is missing or protected"
-            raise UsageError(f"--report {args.report} cannot be written: {why}; name another file")
+    if args.report and not args.report.lower().endswith(".json"):
+        raise UsageError(f"--report {args.report}: the name of a report ends in .json")
+    if args.report and (why := unwritable(args.report)):
+        raise UsageError(f"--report: {why}; name another file")
     if args.plot:
         try:
             args.draws = importlib.import_module("backends.plot")
@@ -4092,6 +4109,15 @@ def concurrency(text: str) -> list[int | str]:
     return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
 
 
+def price_numbers(text: str) -> list[str]:
+    """Return the numbers of IN,OUT or IN,OUT,CACHED."""
+    try:
+        as_price(text.split(","))
+        return text.split(",")
+    except ValueError:
+        raise UsageError(f"--price {short(text, 40)} is not IN,OUT in USD per million tokens") from None
+
+
 def parameter(text: str) -> tuple[str, Any]:
     """Return the name and the value of NAME=JSON."""
     name, _, value = map(str.strip, text.partition("="))
@@ -4125,12 +4151,10 @@ def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Ta
 
 def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
     """Raise UsageError where a table cannot take the place of what is there, or had better not."""
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: {path.parent} is missing or protected; choose another file with -o")
+    if why := unwritable(path):
+        raise UsageError(f"{why}; choose another file with -o")
     if not path.exists():
         return
-    if not path.is_file():
-        raise UsageError(f"{path} is no file; choose another with -o")
     if not overwrite and not (journal.exists() and journal.stat().st_size):
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
         raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
@@ -4217,13 +4241,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.concurrency
     run = make_run(args, api, calls)
-    if run.budget:
-        usable = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-        name, run.usual_price = run.price_for(next(usable, Prompt(0, "")))
-        if run.usual_price is None:
-            raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
-        if args.output != "-" and not args.overwrite:
-            run.budget.load(pathlib.Path(args.journal))
+    open_budget(args, api, run)
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
@@ -4243,19 +4261,36 @@ async def answer_file(args: argparse.Namespace) -> int:
                     with contextlib.suppress(OSError):  # said below, where the disk takes no more
                         run.budget.save(sink.path)
         ran.tally.stop()
-        path = args.table
-        try:
-            if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
-                await table.write(path, sink.results(map(api.prepare, prompts_of(args))))
-                args.tabled = True
-            path = sink.path
-            if run.stopped is None:
-                sink.finish(whole=args.limit is None)
-            if run.budget and path:
-                run.budget.save(path)
-        except OSError as failure:
-            run.stop(disk_error(path, failure))
+        await finish_files(args, ran, sink, table)
     return report(args, ran, sink)
+
+
+def open_budget(args: argparse.Namespace, api: Api, run: Run) -> None:
+    """Take over what earlier runs have spent, if there is a budget. Raises UsageError where no price is known."""
+    if run.budget is None:
+        return
+    usable = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
+    name, run.usual_price = run.price_for(next(usable, Prompt(0, "")))
+    if run.usual_price is None:
+        raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
+    if args.output != "-" and not args.overwrite:
+        run.budget.load(pathlib.Path(args.journal))
+
+
+async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, table: Table | None) -> None:
+    """Write the table, put the results into order and keep the account; what cannot be written stops the run."""
+    run, path = ran.run, args.table
+    try:
+        if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
+            await table.write(path, sink.results(map(ran.api.prepare, prompts_of(args))))
+            args.tabled = True
+        path = sink.path
+        if run.stopped is None:
+            sink.finish(whole=args.limit is None)
+        if run.budget and path:
+            run.budget.save(path)
+    except OSError as failure:
+        run.stop(disk_error(path, failure))
 
 
 class Plan:
@@ -4405,8 +4440,8 @@ def dry_run(args: argparse.Namespace) -> int:
     sink: Journal | Printer = Printer()
     if args.table:
         check_table(args.table, pathlib.Path(args.journal), args.overwrite)
-    if args.output != "-" and not os.path.isdir(os.path.dirname(args.journal) or "."):
-        raise UsageError(f"cannot write {args.journal}: there is no such folder; choose another file with -o")
+    if args.output != "-" and (why := unwritable(args.journal)):
+        raise UsageError(f"{why}; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
         plan.earlier.load(pathlib.Path(args.journal))
         sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)

@@ -16,7 +16,6 @@ import html
 import importlib.util
 import io
 import itertools
-import json
 import logging
 import math
 import os
@@ -25,10 +24,10 @@ import sys
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from concurrent_prompts import WAITS, duration, plural, times
+from concurrent_prompts import WAITS, duration, parse_json, plural, replacing, times, unwritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,17 +78,10 @@ STYLE: Any = {
 
 def check(path: str) -> None:
     """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
-    folder = os.path.dirname(os.path.realpath(path))
     if not path.lower().endswith(SUFFIXES):
         raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if os.path.isdir(path):
-        raise ValueError(f"{clean(path)} is a directory; name a file in it")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{clean(path)} is not a regular file; choose another")
-    if not os.path.isdir(folder):
-        raise ValueError(f"{clean(path)}: there is no directory {clean(folder)}; make it, or choose another")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{clean(path)}: the directory {clean(folder)} cannot be written to; choose another")
+    if why := unwritable(path):
+        raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("a picture needs matplotlib: pip install matplotlib")
 
@@ -99,18 +91,9 @@ def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
 
     Raises OSError where the file cannot be read.
     """
-    load: Callable[[bytes], Any] = json.loads
-    with contextlib.suppress(ImportError):
-        import orjson
-
-        load = orjson.loads
     with open(path, "rb") as file:
         for line in file:
-            try:
-                row = load(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
+            if isinstance(row := parse_json(line), dict):
                 yield row
 
 
@@ -128,7 +111,8 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> 
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
-        write(path, as_page(found, picture) if kind == "html" else picture)
+        with replacing(path) as file:
+            file.write(as_page(found, picture) if kind == "html" else picture)
 
 
 @contextlib.contextmanager
@@ -147,19 +131,6 @@ def quiet() -> Iterator[None]:
     finally:
         log.setLevel(level)
         os.environ |= {"MPLBACKEND": backend} if backend is not None else {}
-
-
-def write(path: str, content: bytes) -> None:
-    """Write the file whole or not at all."""
-    path = os.path.realpath(path)
-    temporary = f"{path}.{os.getpid()}.{time.time_ns()}.tmp"  # nobody's link lies there
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 # ---- What the rows say ---------------------------------------------------------------------------------------

@@ -338,8 +338,8 @@ UNUSABLE = {
     "two forms": (["-o", "a.csv", "--format", "csv"], "--format is for standard output (-o -)"),
     "a form of no output": (["--format", "text"], "--format is for standard output (-o -)"),
     "a form of a comparison": (["--compare", "--format", "text"], "leave out -o, --format"),
-    "no folder": (["-o", "no/a.csv"], "cannot write no/a.csv: no is missing or protected"),
-    "a folder": (["-o", "dir.csv"], "dir.csv is no file"),
+    "no folder": (["-o", "no/a.csv"], "no/a.csv cannot be written: there is no folder no"),
+    "a folder": (["-o", "dir.csv"], "dir.csv is not a regular file"),
 }
 
 
