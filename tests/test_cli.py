@@ -355,10 +355,16 @@ UNUSABLE = {
     "a column twice": (["twice.csv"], "twice.csv has the column 'a' twice"),
     "a semicolon": (["semicolon.csv"], "semicolon.csv is not separated by ','"),
     "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
-    "a report elsewhere": (["prompts.txt", "--report", "no/r.json"], "--report: no/r.json cannot be written: there is no fold"),
+    "a report elsewhere": (
+        ["prompts.txt", "--report", "no/r.json"],
+        "--report: no/r.json cannot be written: there is no folder no; name another file",
+    ),
     "a report that is none": (["prompts.txt", "--report", "r.txt"], "r.txt: the name of a report ends in .json"),
     "a report for the input": (["table.json", "--report", "table.json"], "table.json is the input; choose another"),
-    "a picture elsewhere": (["prompts.txt", "--plot", "no/r.svg"], "--plot: no/r.svg cannot be written: there is no fold"),
+    "a picture elsewhere": (
+        ["prompts.txt", "--plot", "no/r.svg"],
+        "--plot: no/r.svg cannot be written: there is no folder no; name another file",
+    ),
     "a picture of another kind": (["prompts.txt", "--plot", "r.pdf"], "--plot: r.pdf: a picture's name ends in .png"),
     "a picture for a results file": (["prompts.txt", "-o", "r.svg", "--plot", "r.svg"], "r.svg is -o; choose another"),
     "nothing to ask again": (["prompts.txt", "-o", "-", "--retry-failed"], "standard output keeps nothing"),
