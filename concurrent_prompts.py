@@ -207,6 +207,15 @@ class Result:
             pairs = zip(self.lost_tokens, token_counts(failure.usage), strict=True)
             self.lost_tokens = [before + more for before, more in pairs]
 
+    def waited(self) -> float:
+        """Return the seconds from `started` to the last attempt."""
+        return self.slot_wait + self.limit_wait + self.retry_wait + self.lost
+
+    def set_aside(self, began: float, took: float) -> None:
+        """Make place for another attempt: the last one is one of those that failed."""
+        self.tries = [*(self.tries or ()), (began, took)]
+        self.lost, self.latency = self.lost + took, 0.0
+
     def as_row(self) -> dict[str, Any]:
         """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
         row = {
@@ -2557,33 +2566,43 @@ class Run:
             return result
         losses, first_missed = 0, math.inf
         attempt = self._attempt if self.budget is None else self._paid_attempt
-        asked, unfit = prompt, None
+        asked = prompt
         while (failure := await attempt(asked, result, losses)) is not None:
-            began = result.slot_wait + result.limit_wait + result.retry_wait + result.lost
-            if isinstance(failure, Unfit):
-                failure.verdict = "retry" if failure.again and not unfit else "fail"
-                asked, unfit = dataclasses.replace(prompt, body=failure.again), failure
-            known = unfit or failure  # an answer that does not fit is more than none
-            result.error, result.http, result.exception = known.error, known.http, known
             if self._never_there(failure, result):
                 kind = "timeout" if failure.kind == "timeout" else "unreachable"
-                failure = PromptError(kind, failure.error.message, "stop")
-            if failure.verdict == "stop":
-                self.stop(failure)
+                self.stop(PromptError(kind, failure.error.message, "stop"))
             missed = self._missed(prompt, failure)
             first_missed = min(first_missed, self._clock()) if missed else math.inf
             free = missed and self.patience.latest < first_missed  # nobody is there, which is not this prompt's failure
-            spent = result.attempts >= self._max_attempts and not free
-            if failure.verdict == "fail" or (unfit if self.stopped else spent):
+            if self.has_failed(result, failure, free):
                 return result
+            if isinstance(failure, Unfit):
+                asked = dataclasses.replace(prompt, body=failure.again)
+            began, took = result.waited(), result.latency
             if self.stopped or not (free or await self._back_off(failure, result)):
-                result.done = False
-                result.error = result.error if result.attempts else self.not_sent()
-                return result
+                return self.unfinished(result)
             losses += failure.kind == "lost"
             result.attempts -= free
-            result.tries = [*(result.tries or ()), (began, result.latency)]
-            result.lost, result.latency = result.lost + result.latency, 0.0
+            result.set_aside(began, took)
+        return result
+
+    def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
+        """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
+        unfit = result.exception if isinstance(result.exception, Unfit) else None
+        if isinstance(failure, Unfit):
+            failure.verdict = "retry" if failure.again and not unfit else "fail"
+            unfit = failure
+        known = unfit or failure  # an answer that does not fit is more than none
+        result.error, result.http, result.exception = known.error, known.http, known
+        if failure.verdict == "stop":
+            self.stop(failure)
+        spent = result.attempts >= self._max_attempts and not free
+        return failure.verdict == "fail" or bool(unfit if self.stopped else spent)
+
+    def unfinished(self, result: Result) -> Result:
+        """Return the result of a prompt that the end of the run has left open."""
+        result.done = False
+        result.error = result.error if result.attempts else self.not_sent()
         return result
 
     def _missed(self, prompt: Prompt, failure: PromptError) -> bool:
@@ -2631,13 +2650,19 @@ class Run:
         result.limit = self.limiter.calls_a_minute()
         self._unheard.clear()
         self.patience.answered(call)
-        result.error = result.exception = None
-        result.take(outcome)
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
-        if self._source.schema and (unfit := await self._source.judge(prompt, outcome)):
+        failure = await self.take(prompt, result, outcome)
+        tokens = result.tokens if failure is None else token_counts(failure.usage or {})
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, tokens, cost))
+        return failure
+
+    async def take(self, prompt: Prompt, result: Result, reply: Reply) -> PromptError | None:
+        """Fill in the answer; return what is wrong with it where it does not fit the schema."""
+        result.take(reply)
+        if self._source.schema and (unfit := await self._source.judge(prompt, reply)):
             result.tokens = NO_TOKENS
             result.lose(unfit)
             return unfit
+        result.error = result.exception = None
         return None
 
     async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
@@ -2745,17 +2770,8 @@ class Run:
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
-        at_once = failure.kind == "lost" or (failure.kind == "connection_error" and result.attempts == 1)
-        wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(result.attempts)
-        if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
-            wait /= 4  # others are answered meanwhile: there is little to wait for
-        told = failure.wait or 0.0
-        if told > PAUSE_CEILING:
-            text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
-            self._warn_once("wait", text)
-        wait += min(told, PAUSE_CEILING)
+        wait, asked = self.wait_after(failure, result.attempts), self._clock()
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
-        asked = self._clock()
         self._backing_off[result.prompt.number] = asked + wait
         try:
             awake = await self._rest(self._sleep(wait))
@@ -2763,6 +2779,18 @@ class Run:
             del self._backing_off[result.prompt.number]
         result.retry_wait += self._clock() - asked
         return awake is not None
+
+    def wait_after(self, failure: PromptError, attempts: int) -> float:
+        """Return the seconds to wait after so many attempts, the last of which has failed so."""
+        at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
+        wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(attempts)
+        if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
+            wait /= 4  # others are answered meanwhile: there is little to wait for
+        told = failure.wait or 0.0
+        if told > PAUSE_CEILING:
+            text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
+            self._warn_once("wait", text)
+        return wait + min(told, PAUSE_CEILING)
 
     async def _rest(self, waiting: Awaitable[T]) -> T | bool | None:
         """Await something that `stop` may cut short; return what it gave (True for nothing), or None when stopped."""
