@@ -47,8 +47,10 @@ import functools
 import gc
 import gzip
 import hashlib
+import heapq
 import importlib
 import importlib.util
+import inspect
 import io
 import ipaddress
 import itertools
@@ -906,28 +908,45 @@ ENDPOINTS = {
     "completions": "/completions",
     "embeddings": "/embeddings",
 }
-LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp"}
+BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
+LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai", "dask-cluster": "distributed"}
 
 
-def load_backend(name: str | None = None, **settings: Any) -> Api:
+def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> Api:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
-    Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. Raises UsageError where there is no
-    such backend, or its library is missing.
+    Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
+    that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
+    missing.
     """
     name = name or default_backend()
+    connect = find_backend(name)
+    if not inspect.isasyncgenfunction(connect):
+        if worker_backend is not None or settings.get("cluster") is not None:
+            raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
+        return Api(connect, name=name, **settings)
+    live = find_backend(worker_backend or default_backend())
+    if inspect.isasyncgenfunction(live):
+        raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
+    return Api(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+
+
+def find_backend(name: str) -> Callable[..., Any]:
+    """Return the function that the backend of that name is. Raises UsageError where there is none."""
     module, _, attribute = name.partition(":")
-    if not attribute:
-        module, attribute = f"backends.{name.replace('-', '_')}", "connect"
     try:
-        connect: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        if attribute:
+            found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        else:
+            one = importlib.import_module(f"backends.{name.replace('-', '_')}")
+            found = getattr(one, "submit", None) or one.connect
     except ModuleNotFoundError as missing:
         raise UsageError(missing_backend(name, missing.name or "")) from None
     except (ImportError, AttributeError, ValueError, TypeError) as failure:
         raise UsageError(f"backend {name}: {failure}") from None
-    if not callable(connect):
+    if not callable(found):
         raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
-    return Api(connect, name=name, **settings)
+    return found  # type: ignore[no-any-return]
 
 
 def default_backend() -> str:
@@ -940,7 +959,7 @@ def missing_backend(name: str, module: str) -> str:
     if module == "backends":
         return f"backend {name} is in the folder backends/, which goes beside {PROGRAM}"
     if module.startswith("backends."):
-        return f"there is no backend {name}; choose openai-sdk, raw-aiohttp, stdlib or package.module:name"
+        return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
         return f"backend {name} needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}"
     return f"backend {name}: there is no module {module}"
@@ -1123,7 +1142,8 @@ class Api:
     after one more try. One Api may serve any number of runs.
     The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
     goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`.
-    A `dry` one only makes requests, and needs no key.
+    A `dry` one only makes requests, and needs no key. `submit` is a bulk backend, which is told the `cluster` and the
+    `worker_backend` that are asked for; `connect` is then for what is looked up beside it.
     """
 
     def __init__(
@@ -1141,6 +1161,9 @@ class Api:
         allow_http: bool = False,
         schema: dict[str, Any] | Schema | None = None,
         dry: bool = False,
+        submit: Callable[..., Any] | None = None,
+        cluster: str | None = None,
+        worker_backend: str | None = None,
     ) -> None:
         if endpoint not in ENDPOINTS:
             raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
@@ -1159,10 +1182,12 @@ class Api:
         if self.schema:
             self.schema.check_options(endpoint, self.params)
         self._connect = connect
+        self.submit, self.cluster, self.worker_backend, self.allow_http = submit, cluster, worker_backend, allow_http
+        self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
         self._key = environment_key(api_key_env, wanted and not dry)
-        self._headers = request_headers(self.base_url, self._key)
-        secrets = [text for name, text in self._headers.items() if text and SECRET_NAME.search(name)]
+        self.headers = request_headers(self.base_url, self._key)
+        secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
         secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
         self.conceal = concealer(self._key, secrets)
         if secrets and self.base_url.startswith("http:"):
@@ -1180,7 +1205,7 @@ class Api:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
-                    connecting = self._connect(self.base_url, self._headers, concurrency + 1)  # and one beside the run
+                    connecting = self._connect(self.base_url, self.headers, concurrency + 1)  # and one beside the run
                     post = await stack.enter_async_context(connecting)
                 except (ValueError, OSError) as failure:
                     raise UsageError(self.conceal(f"backend {self.name} cannot be opened: {failure}")) from None
@@ -1190,15 +1215,22 @@ class Api:
                     if self._login:
                         path += ("&" if "?" in path else "?") + self._login
                     try:
-                        return self._read(prompt, *await post(path, prompt.body))
+                        return self.read(prompt, *await post(path, prompt.body))
                     except Exception as failure:
-                        self._raise_discreetly(failure)
+                        self.raise_discreetly(failure)
 
                 yield call
         except Exception as failure:
-            self._raise_discreetly(failure)
+            self.raise_discreetly(failure)
 
-    def _raise_discreetly(self, failure: Exception) -> NoReturn:
+    def discreet(self, failure: Exception) -> PromptError:
+        """Return what a call raised as one of our errors, without secrets."""
+        try:
+            self.raise_discreetly(failure)
+        except Exception as shown:
+            return as_prompt_error(shown)
+
+    def raise_discreetly(self, failure: Exception) -> NoReturn:
         """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
         error = as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
@@ -1223,7 +1255,7 @@ class Api:
         """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
         path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
         yield self.conceal(f"POST {self.base_url}{path}")
-        for name, text in self._headers.items():
+        for name, text in self.headers.items():
             hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
             yield f"{name}: {self.conceal(text) if name in OPEN_HEADERS else hidden}"
         if not self._key and self.base_url == DEFAULT_BASE_URL:
@@ -1304,7 +1336,7 @@ class Api:
         path = url.removeprefix("/v1")
         return path + self.query, encode_json(self._formed(path, body | model | self.params)).encode()
 
-    def _read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    def read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
         try:
             return reply_of(prompt.path, status, headers, body)
@@ -1322,7 +1354,8 @@ class Api:
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
-    schema = None
+    schema = submit = None
+    price_share = 1.0
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
         if not callable(send):
@@ -2161,16 +2194,20 @@ PRICES: dict[str, Price] = {
 
 
 @functools.lru_cache
-def price_of(model: str | None) -> Price | None:
-    """Return a model's price, None where it is unknown; a provider's prefix and a snapshot's date do not matter."""
+def price_of(model: str | None, share: float = 1.0) -> Price | None:
+    """Return a share of a model's price, None where it is unknown.
+
+    A provider's prefix and a snapshot's date do not matter.
+    """
     name = (model or "").rpartition("/")[2]
-    return PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
+    price = PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
+    return price and (share * price[0], share * price[1], share * price[2])
 
 
-def known_price(told: Price | None, *models: str | None) -> tuple[str, Price | None]:
-    """Return the first of the models that has a price, and that: the one that the user has told, or the table's."""
+def known_price(told: Price | None, *models: str | None, share: float = 1.0) -> tuple[str, Price | None]:
+    """Return the first of the models that has a price, and that: what the user has told, or a share of the table's."""
     names = [model for model in models if model] or ["a model that is not named"]
-    found = ((name, told or price_of(name)) for name in names)
+    found = ((name, told or price_of(name, share)) for name in names)
     return next(((name, price) for name, price in found if price), (names[0], None))
 
 
@@ -2272,6 +2309,11 @@ class Budget:
                 await self._changed.wait()
         return fits
 
+    def used_up(self, most: tuple[float, float]) -> PromptError:
+        """Return the error that ends a run which cannot make one more such call."""
+        spent = f"{money(self.spent)} of {money(self.most)} is spent"
+        return PromptError("budget", f"{spent} and a call may cost {money(self.in_all(*most))}", "stop")
+
     def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
         """Put what a call has cost in the place of what was reserved for it."""
         self._calls -= 1
@@ -2320,10 +2362,10 @@ class Budget:
         self.spent = max(self._lines, spent + self._later)
         self.earlier = self.spent = max(self._lines, spent + self._later + self.likely(most, calls))
 
-    def save(self, results: pathlib.Path) -> None:
-        """Keep what is spent, and what is under way. Raises OSError where that cannot be."""
-        most = self.in_all(self._fixed, self._open)
-        account = {"spent": self.spent, "most": most, "calls": self._calls, "size": results.stat().st_size}
+    def save(self, results: pathlib.Path, lost: bool = True) -> None:
+        """Keep what is spent, and what is under way if that may be `lost`. Raises OSError where that cannot be."""
+        most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
+        account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
         with self._saving, replacing(beside_results(results)) as file:
             file.write(dump(account))
 
@@ -2475,6 +2517,11 @@ class Run:
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
         self._source = send if isinstance(send, Api) else Own(send)
+        self.bulk = send if isinstance(send, Api) and send.submit else None
+        self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
+        self.options |= {"rpm": rpm, "tpm": tpm}
+        self.notes: Notes | None = None
+        self.said = ""  # what a bulk backend is waiting for
         if max_cost is not None and not isinstance(send, Api):
             raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
         self.budget = None if max_cost is None else Budget(max_cost)
@@ -2482,8 +2529,8 @@ class Run:
         self.usual_price: Price | None = None  # of what does not name a model with a price
         self._max_attempts, self._timeout = max_attempts, timeout
         self._deadline = math.inf if deadline is None else deadline
-        self._clock, self._sleep = clock, sleep
-        self._epoch = time.time() - clock()
+        self.clock, self.sleep = clock, sleep
+        self.epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: set[int] = set()  # prompts whose connections were lost since the server was heard
@@ -2492,6 +2539,11 @@ class Run:
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def running_elsewhere(self) -> bool:
+        """Whether what is under way goes on where it is when this run ends, and is found again by the next."""
+        return bool(self.notes and self.notes.kept)
 
     def at_most(self, calls: int) -> None:
         """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
@@ -2528,9 +2580,9 @@ class Run:
 
     def state(self) -> str:
         """Return what holds up the run, in a few words, or ''."""
-        if held := "stopping" if self.stopped else self.limiter.state():
+        if held := "stopping" if self.stopped else self.said or self.limiter.state():
             return held
-        now = self._clock()
+        now = self.clock()
         if not self._calls and self._backing_off:
             wait = duration(max(0.0, min(self._backing_off.values()) - now))
             return f"{len(self._backing_off)} waiting, {wait} to the next attempt"
@@ -2550,13 +2602,13 @@ class Run:
     def count(self, row: dict[str, Any], offset: int) -> None:
         """Count a line of the results file, and where it stands, in the budget, if there is one."""
         if self.budget:
-            price = known_price(self.price, usage_in(row)[0])[1] or self.usual_price
+            price = known_price(self.price, usage_in(row)[0], share=self._source.price_share)[1] or self.usual_price
             assert price is not None
             self.budget.count(row, price, offset)
 
     def price_for(self, prompt: Prompt) -> tuple[str, Price | None]:
         """Return the model that a prompt is asked of, and its price."""
-        return known_price(self.price, self._source.model_of(prompt))
+        return known_price(self.price, self._source.model_of(prompt), share=self._source.price_share)
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -2572,7 +2624,7 @@ class Run:
                 kind = "timeout" if failure.kind == "timeout" else "unreachable"
                 self.stop(PromptError(kind, failure.error.message, "stop"))
             missed = self._missed(prompt, failure)
-            first_missed = min(first_missed, self._clock()) if missed else math.inf
+            first_missed = min(first_missed, self.clock()) if missed else math.inf
             free = missed and self.patience.latest < first_missed  # nobody is there, which is not this prompt's failure
             if self.has_failed(result, failure, free):
                 return result
@@ -2620,7 +2672,7 @@ class Run:
         """Whether a server that has never said a word is to be given up."""
         if self.limiter.heard or failure.verdict != "retry":
             return False
-        now, since = self._clock(), self.limiter.away_since
+        now, since = self.clock(), self.limiter.away_since
         if since is not None:
             return now - since >= PROBE * min(2, self._max_attempts - 1)
         if any(now - call.started > max(PROBE, 2 * result.latency) for call in self._calls.values()):
@@ -2628,17 +2680,17 @@ class Run:
         return result.attempts >= min(3, self._max_attempts)
 
     async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
-        task, asked = asyncio.current_task(self._loop), self._clock()
+        task, asked = asyncio.current_task(self._loop), self.clock()
         assert task is not None
-        result.started = result.started or self._epoch + asked
+        result.started = result.started or self.epoch + asked
         cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
         if self.stopped or not self.limiter.admit(cost, again):
-            waited = await self._rest(self.limiter.acquire(cost, again))
+            waited = await self.rest(self.limiter.acquire(cost, again))
             if waited is None:
                 return self.stopped
             paused = waited
         result.attempts += 1
-        call = Call(task, self._clock(), losses if result.attempts < self._max_attempts else None, cost)
+        call = Call(task, self.clock(), losses if result.attempts < self._max_attempts else None, cost)
         result.limit_wait += paused
         result.slot_wait += max(0.0, call.started - asked - paused)
         outcome = await self._send(call, prompt)
@@ -2667,21 +2719,19 @@ class Run:
 
     async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
         """Attempt it when that fits into the budget, which the run ends with, and see what it has cost."""
-        budget, price, asked = self.budget, self.price_for(prompt)[1], self._clock()
+        budget, price, asked = self.budget, self.price_for(prompt)[1], self.clock()
         assert budget is not None and price is not None  # `admit` has seen to that
         most = budget.most_of(prompt.body, price)
-        result.started = result.started or self._epoch + asked
+        result.started = result.started or self.epoch + asked
         if self.stopped or not budget.admit(most):
-            if not await self._rest(budget.acquire(most)):
-                spent = f"{money(budget.spent)} of {money(budget.most)} is spent"
-                text = f"{spent} and a call may cost {money(budget.in_all(*most))}"
-                return self.stopped or PromptError("budget", text, "stop")
-            result.slot_wait += self._clock() - asked
+            if not await self.rest(budget.acquire(most)):
+                return self.stopped or budget.used_up(most)
+            result.slot_wait += self.clock() - asked
         attempts, cost, assumed = result.attempts, 0.0, False
         try:
             failure = await self._attempt(prompt, result, losses)
             if result.attempts > attempts:
-                cost, assumed = self._paid(prompt, result, failure, most, price)
+                cost, assumed = self.paid(prompt, result, failure, most, price)
         except BaseException:  # the second Ctrl-C
             cost, assumed = budget.likely(budget.in_all(*most)) if result.attempts > attempts else 0.0, True
             raise
@@ -2689,7 +2739,7 @@ class Run:
             budget.settle(most, cost, assumed)
         return failure
 
-    def _paid(
+    def paid(
         self, prompt: Prompt, result: Result, failure: PromptError | None, most: tuple[float, float], price: Price
     ) -> tuple[float, bool]:
         """Return what an attempt has cost, and whether that had to be assumed."""
@@ -2748,7 +2798,7 @@ class Run:
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
-        now = self._clock()
+        now = self.clock()
         for call in self._calls.values():
             if now - call.started >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
@@ -2770,21 +2820,21 @@ class Run:
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
-        wait, asked = self.wait_after(failure, result.attempts), self._clock()
+        wait, asked = self.wait_after(failure, result.attempts), self.clock()
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         self._backing_off[result.prompt.number] = asked + wait
         try:
-            awake = await self._rest(self._sleep(wait))
+            awake = await self.rest(self.sleep(wait))
         finally:
             del self._backing_off[result.prompt.number]
-        result.retry_wait += self._clock() - asked
+        result.retry_wait += self.clock() - asked
         return awake is not None
 
     def wait_after(self, failure: PromptError, attempts: int) -> float:
         """Return the seconds to wait after so many attempts, the last of which has failed so."""
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(attempts)
-        if self._answered > self._clock() - 5 and not (failure.slow and self.limiter.busy):
+        if self._answered > self.clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:
@@ -2792,7 +2842,7 @@ class Run:
             self._warn_once("wait", text)
         return wait + min(told, PAUSE_CEILING)
 
-    async def _rest(self, waiting: Awaitable[T]) -> T | bool | None:
+    async def rest(self, waiting: Awaitable[T]) -> T | bool | None:
         """Await something that `stop` may cut short; return what it gave (True for nothing), or None when stopped."""
         task = asyncio.current_task()
         assert task is not None
@@ -3139,6 +3189,44 @@ def error_in(row: dict[str, Any]) -> Error | None:
     return Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
 
 
+class Notes:
+    """What a bulk backend has running elsewhere for a results file: lines in FILE.running, each on the disk at once.
+
+    Raises UsageError where another backend has something running for that file.
+    """
+
+    def __init__(self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False) -> None:
+        self.path = results and results.with_name(f"{results.name}.running")
+        self.kept: list[Any] = []
+        self._backend = {"backend": backend}
+        if self.path is None or not self.path.exists():
+            return
+        if overwrite:
+            log.warning("%s is given up, and with it what an earlier run has running", self.path)
+            return self.remove()
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        first, *self.kept = [*map(parse_json, lines)] or [self._backend]
+        if first != self._backend:
+            other = first.get("backend") if isinstance(first, dict) else None
+            what = f"{self.path}: {other or 'another backend'} has something running for these results"
+            raise UsageError(f"{what}; go on with -b {other or 'NAME'}, or remove that file to give it up")
+        if torn:
+            os.truncate(self.path, sum(len(line) + 1 for line in lines))
+
+    def add(self, value: Any) -> None:
+        """Keep a value. Raises OSError where the disk will not take it."""
+        self.kept.append(value)
+        if self.path:
+            with open(self.path, "ab") as file:
+                file.writelines(dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
+                flush(file)
+
+    def remove(self) -> None:
+        """Forget all: nothing is running any longer."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
 NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
 OPEN = Error("not_answered", "not asked yet, or the run was stopped", None, True)
 
@@ -3392,6 +3480,8 @@ class Printer:
 
 async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer one prompt after the other: it takes the sum of the latencies."""
+    if run.bulk:
+        raise UsageError(f"{run.bulk.name} answers in bulk, not one at a time")
     for prompt in run.admit(prompts):
         await _record(record, await run.answer(prompt))
 
@@ -3408,6 +3498,8 @@ async def run_sequential(
 
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
+    if run.bulk:
+        return await in_bulk(run, run.bulk, prompts, record)
     admitted = run.admit(prompts)
 
     async def worker(prompt: Prompt | None) -> None:
@@ -3431,6 +3523,233 @@ async def run_concurrent(
 ) -> list[Result]:
     """Answer the prompts concurrently; return their Results in input order. Arguments as `run`'s."""
     return await _collect(concurrently, prompts, send, return_exceptions, **options)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """What a bulk backend is to answer."""
+
+    prompt: Prompt
+    body: bytes
+    result: Result
+    model: str | None = None
+    taken: float = 0.0  # when
+    most: tuple[float, float] = 0.0, 0.0  # what is reserved for it in the budget
+
+    @property
+    def path(self) -> str:
+        """The path below the base URL."""
+        return self.prompt.path
+
+    @property
+    def key(self) -> str:
+        """What the request is recognised by in a later run; the same one asked twice has it twice."""
+        return fingerprint(self.prompt)[:16]
+
+
+class Job:
+    """What a bulk backend works on; what it may use of it is in the contract in backends/__init__.py."""
+
+    def __init__(self, run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
+        self.api, self.base_url, self.headers = api, api.base_url, api.headers
+        self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
+        self.limiter, self.log = run.limiter, log
+        self._run, self._record, self._kept = run, record, run.notes or Notes()
+        self._fresh = run.admit(prompts)
+        self._again: list[tuple[float, int, Request]] = []  # a heap: when it may be asked again
+        self._serial = itertools.count()
+        self._open: set[Request] = set()
+
+    @property
+    def stopped(self) -> str:
+        """Why the run is to end ("interrupted", "deadline", ...), or ''."""
+        return self._run.stopped.error.type if self._run.stopped else ""
+
+    def stop(self, kind: str, message: str, status: int | None = None) -> None:
+        """Stop the run, since every prompt would fail."""
+        self._run.stop(PromptError(kind, self.api.conceal(message), "stop", status))
+
+    @property
+    def notes(self) -> Sequence[Any]:
+        """What this run and the ones before it have noted."""
+        return self._kept.kept
+
+    async def note(self, value: Any) -> None:
+        """Keep a note on the disk. Raises PromptError where that will not take it."""
+        try:
+            await asyncio.to_thread(self._kept.add, value)
+        except OSError as failure:
+            raise disk_error(self._kept.path, failure) from None
+
+    def say(self, text: str) -> None:
+        """Show in the progress what is waited for."""
+        self._run.said = text
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep, less long where the run is stopped; return whether it was to the end."""
+        return await self._run.rest(self._run.sleep(seconds)) is not None
+
+    async def call(
+        self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
+    ) -> T:
+        """Await a call, again where that may help. Raises PromptError."""
+        for attempt in itertools.count(1):
+            try:
+                return await function(*args, **more)
+            except Exception as exc:
+                failure = self.api.discreet(exc)
+            wait = self._run.wait_after(failure, attempt)
+            if failure.verdict != "retry" or attempt >= attempts:
+                raise failure
+            log.info("%s; trying again in %s", failure, duration(wait))
+            if not await self.sleep(wait):
+                raise failure
+        raise AssertionError
+
+    async def take(self, count: int, size: float = math.inf) -> list[Request]:
+        """Return the next requests: at most so many, of so many bytes together, but one at least if there is any."""
+        taken: list[Request] = []
+        while not self.stopped and len(taken) < count:
+            request = await self._next()
+            if request is None:
+                if taken or self._open or not self._again:
+                    break
+                await self.sleep(self._again[0][0] - self._run.clock())
+            elif (taken and len(request.body) > size) or not self._reserve(request):
+                self._put_back(request, 0.0)
+                break
+            else:
+                self._send_out(request)
+                taken.append(request)
+                size -= len(request.body)
+        return taken
+
+    async def _next(self) -> Request | None:
+        """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
+        if self._again and self._again[0][0] <= self._run.clock():
+            return heapq.heappop(self._again)[2]
+        for number, prompt in enumerate(self._fresh):
+            if self._run.budget and prompt.error is None and self._cost(prompt)[1]:
+                text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
+                prompt.error = Error("no_maximum", f"{prompt.where}: {text}")
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+            if prompt.error is None:
+                return Request(prompt, prompt.body, Result(prompt), self.api.model_of(prompt))
+            await _record(self._record, Result(prompt, error=prompt.error))
+        return None
+
+    def _cost(self, prompt: Prompt) -> tuple[float, float]:
+        """Return the most that a request may cost, and for each token of the answer where that has no maximum."""
+        price = self._run.price_for(prompt)[1]
+        assert self._run.budget and price  # `admit` has seen to that
+        most, per_token = self._run.budget.most_of(prompt.body, price)
+        calls = self.options["max_attempts"] if getattr(self.api.submit, "retries", False) else 1
+        return most * calls, per_token
+
+    def _reserve(self, request: Request) -> bool:
+        """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
+        budget = self._run.budget
+        if budget is None:
+            return True
+        request.most = self._cost(request.prompt)
+        if fits := budget.admit(request.most):
+            return fits
+        if not self._open:
+            self._run.stop(budget.used_up(request.most))
+        return False
+
+    def _send_out(self, request: Request) -> None:
+        request.taken = now = self._run.clock()
+        result = request.result
+        result.started = result.started or self._run.epoch + now
+        result.retry_wait = self._run.epoch + now - result.started - result.lost
+        self._open.add(request)
+        self.limiter.in_flight = len(self._open)
+        self._run.most_in_flight = max(self._run.most_in_flight, len(self._open))
+
+    def _put_back(self, request: Request, wait: float) -> None:
+        heapq.heappush(self._again, (self._run.clock() + wait, next(self._serial), request))
+
+    async def settle(self, request: Request, outcome: Any) -> None:
+        """Take down what came of a request: it is answered, has failed, or is to be taken again."""
+        self._open.remove(request)
+        self.limiter.in_flight = len(self._open)
+        if isinstance(outcome, Result):
+            outcome.prompt = request.prompt
+            self._pay(request, outcome, None)
+            return await _record(self._record, outcome)
+        result, run = request.result, self._run
+        result.attempts += 1
+        result.latency = run.clock() - request.taken
+        failure = await self._read(request, outcome)
+        self._pay(request, result, failure)
+        if failure is None or run.has_failed(result, failure):
+            return await _record(self._record, result)
+        if run.stopped:
+            return await _record(self._record, run.unfinished(result))
+        if isinstance(failure, Unfit):
+            request.body = failure.again
+        result.set_aside(result.waited(), result.latency)
+        self._put_back(request, run.wait_after(failure, result.attempts))
+
+    async def _read(self, request: Request, outcome: Any) -> PromptError | None:
+        """Fill in the answer; return what there is instead of one."""
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return await self._run.take(request.prompt, request.result, self.api.read(request.prompt, *outcome))
+        except Exception as exc:
+            failure = self.api.discreet(exc)
+            request.result.lose(failure)
+            return failure
+
+    def _pay(self, request: Request, result: Result, failure: PromptError | None) -> None:
+        """Put what a request has cost in the place of what was reserved for it."""
+        budget, price = self._run.budget, self._run.price_for(request.prompt)[1]
+        if budget is None or price is None:
+            return
+        cost, assumed = 0.0, False
+        if failure or result.error is None:
+            cost, assumed = self._run.paid(request.prompt, result, failure, request.most, price)
+        if failure is None:  # a Result may have seen calls fail
+            calls = result.unanswered / max(1, result.attempts)
+            cost += cost_of(result.lost_tokens, price) + calls * request.most[0]
+            assumed = assumed or calls > 0
+        budget.settle(request.most, cost, assumed)
+
+    async def close(self) -> None:
+        """End the run of what the backend has left unanswered."""
+        rest = [*self._open, *(request for *_, request in self._again)]
+        results = [request.result for request in rest] + [Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
+        if results:
+            self.stop("unanswered", f"{self.api.name} has ended and left {plural(len(results), 'prompt')} unanswered")
+        for result in results:
+            await _record(self._record, self._run.unfinished(result))
+
+
+async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
+    """Let a bulk backend answer the prompts in its own way."""
+    job = Job(run, api, prompts, record)
+    assert api.submit
+    async with contextlib.aclosing(api.submit(job)) as outcomes:
+        answered = False
+        while True:
+            try:
+                request, outcome = await anext(outcomes)
+            except StopAsyncIteration:
+                break
+            except BrokenPipeError:
+                raise
+            except Exception as exc:
+                failure = api.discreet(exc)
+                if isinstance(exc, ValueError) and not answered and not run.stopped:
+                    raise UsageError(f"{api.name}: {failure}") from None
+                job.stop(failure.error.type, f"{api.name}: {failure}", failure.error.status)
+                break
+            answered = True
+            await job.settle(request, outcome)
+    await job.close()
 
 
 async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
@@ -3541,7 +3860,10 @@ class Tally:
     """What the report is made of, counted as the results come."""
 
     def __init__(
-        self, model_of: Callable[[Prompt], str | None] = lambda prompt: None, price: Price | None = None
+        self,
+        model_of: Callable[[Prompt], str | None] = lambda prompt: None,
+        price: Price | None = None,
+        share: float = 1.0,
     ) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
@@ -3553,7 +3875,7 @@ class Tally:
         self._open_bills: dict[tuple[str | None, str | None], list[int]] = {}  # by the replies' own words
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
-        self._model_of, self._price = model_of, price
+        self._model_of, self._price, self._share = model_of, price, share
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
@@ -3614,7 +3936,7 @@ class Tally:
         """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
         spent, prices = 0.0, {}
         for models, tokens in self.bills.items():
-            name, price = known_price(self._price, *models)
+            name, price = known_price(self._price, *models, share=self._share)
             prices[name] = price
             spent += cost_of(tokens, price) if price else 0.0
         return spent, prices
@@ -4074,8 +4396,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
-    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib or package.module:name "
-           "(default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c with --compare")  # fmt: skip
+    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib, openai-batch, "
+           "dask-cluster or package.module:name (default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c "
+           "with --compare")  # fmt: skip
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency,
@@ -4092,6 +4415,9 @@ def build_parser() -> argparse.ArgumentParser:
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
     option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
+    option("--worker-backend", metavar="NAME", help="with dask-cluster: what its workers call the API with (as -b)")
+    option("--cluster", metavar="ADDRESS", help="with dask-cluster: the scheduler (tcp://host:8786), or a number of "
+           "local processes (default: one for each core)")  # fmt: skip
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -4238,14 +4564,25 @@ def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt
 def make_api(args: argparse.Namespace, backend: str, dry: bool = False) -> Api:
     """Return the API that the arguments ask for."""
     names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
-    return load_backend(backend, dry=dry, **{name: getattr(args, name) for name in names})
+    settings = {name: getattr(args, name) for name in (*names, "cluster", "worker_backend")}
+    return load_backend(backend, dry=dry, **settings)
+
+
+def check_bulk(args: argparse.Namespace, api: Api) -> None:
+    """Raise UsageError where an option means nothing to a bulk backend."""
+    if api.submit and (args.compare or args.sequential):
+        raise UsageError(f"{api.name} answers in bulk: no --compare and no --sequential with it")
+    for name in getattr(api.submit, "ignores", ()):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to {api.name}; leave it out")
 
 
 def make_run(args: argparse.Namespace, api: Api, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
     names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "max_cost", "price")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
-    run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
+    if not api.submit:
+        run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
 
 
@@ -4265,6 +4602,7 @@ def open_files() -> int:
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
+    check_bulk(args, api)
     prompts = checked(prompts_of(args, args.limit), api, args.name)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.concurrency
@@ -4273,8 +4611,9 @@ async def answer_file(args: argparse.Namespace) -> int:
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
+        run.notes = Notes(sink.path, api.name, args.overwrite)
         sink.check(map(api.prepare, prompts_of(args)), args.name)
-        ran = Ran(api, run, calls, Tally(api.model_of, run.price))
+        ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
             others = keep_synced(run, sink), warn_of_shutdown(run, api, next(prompts_of(args, 1)))
@@ -4287,7 +4626,7 @@ async def answer_file(args: argparse.Namespace) -> int:
                 progress.close()
                 if run.budget and sink.path:
                     with contextlib.suppress(OSError):  # said below, where the disk takes no more
-                        run.budget.save(sink.path)
+                        run.budget.save(sink.path, not run.running_elsewhere)
         ran.tally.stop()
         await finish_files(args, ran, sink, table)
     return report(args, ran, sink)
@@ -4315,6 +4654,8 @@ async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Print
         path = sink.path
         if run.stopped is None:
             sink.finish(whole=args.limit is None)
+            if run.notes:
+                run.notes.remove()
         if run.budget and path:
             run.budget.save(path)
     except OSError as failure:
@@ -4334,7 +4675,8 @@ class Plan:
         self.costs = [0.0, 0.0, 0.0]  # the same in USD
         self.prices: dict[str, Price | None] = {}
         self._api, self._told = api, told
-        self._usual = known_price(told, api.model_of(first))[1]
+        self._known = functools.partial(known_price, told, share=api.price_share)
+        self._usual = self._known(api.model_of(first))[1]
         self._reserve = 0.0  # USD by which a call is counted for more than it is likely to cost, until it has ended
         self.earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
         self._left_out: set[str] = set()
@@ -4346,7 +4688,7 @@ class Plan:
         model, tokens = usage_in(row)
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
-        if price := known_price(self._told, model)[1] or self._usual:
+        if price := self._known(model)[1] or self._usual:
             self.earlier.count(row, price, offset)
 
     def add(self, prompt: Prompt) -> None:
@@ -4364,7 +4706,7 @@ class Plan:
         given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
         most, answers = told_most(request) if "embeddings" not in prompt.path else (0, 0)
         tokens = (given + 3 * ("messages" in request), most * answers, 0 if most else answers)
-        name, price = known_price(self._told, self._api.model_of(prompt))
+        name, price = self._known(self._api.model_of(prompt))
         self.prices[name] = price
         for kind, count in enumerate(tokens):
             self.tokens[kind] += count
@@ -4503,7 +4845,7 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
             sink.attend()
             await asyncio.to_thread(sink.sync)
             if run.budget and sink.path:
-                await asyncio.to_thread(run.budget.save, sink.path)
+                await asyncio.to_thread(run.budget.save, sink.path, not run.running_elsewhere)
         except OSError as failure:
             run.stop(disk_error(sink.path, failure))
             return
@@ -4574,8 +4916,8 @@ def interruptible(run: Run) -> Iterator[None]:
             task.cancel()
             return
         run.stop(PromptError("interrupted", "interrupted", "stop"))
-        calls = plural(run.limiter.in_flight, "call")
-        say_error(f"\nstopping: {calls} in flight may finish; once more to stop at once")
+        calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
+        say_error(f"\nstopping: {getattr(run.bulk and run.bulk.submit, 'parting', calls)}")
 
     with contextlib.ExitStack() as stack:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -4632,7 +4974,9 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
 
 
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
-OPTIONAL = ("aiohttp", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop")
+OPTIONAL = (
+    "aiohttp", "distributed", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop",
+)  # fmt: skip
 
 
 def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: dict[str, Any]) -> None:
@@ -4726,6 +5070,8 @@ async def compare(args: argparse.Namespace) -> int:
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
     apis = [make_api(args, name) for name in args.backends]
+    for api in apis:
+        check_bulk(args, api)
     prompts = list(checked(prompts_of(args, args.limit), apis[0], args.name))
     article = len(args.sweep) == 1
     for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
@@ -4760,7 +5106,7 @@ async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts:
             beside = asyncio.ensure_future(warn_of_shutdown(run, api, prompts[0]) if first else asyncio.sleep(0))
             await run.answer(prompts[0])
             beside.cancel()
-            ran = Ran(api, run, calls, Tally(api.model_of, run.price))
+            ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
             progress = Progress(len(prompts), run, None, args.quiet, ran.tally)
 
             def note(result: Result) -> None:

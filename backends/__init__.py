@@ -1,4 +1,4 @@
-"""The backend contract: how to teach concurrent_prompts.py another HTTP client.
+"""The backend contract: how to teach concurrent_prompts.py another HTTP client, or another way to answer in bulk.
 
 A live backend is one function, an async context manager factory:
 
@@ -32,7 +32,38 @@ The rules:
   * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
   * One `connect` serves one event loop. It needs nothing from the core.
 
-`-b NAME` loads `connect` from backends/NAME.py (dashes become underscores), `-b package.module:name`
+A bulk backend takes the whole stream of requests and answers it in its own way: a batch service, a cluster, a
+model in this process. It is one async generator function, which is how it is recognised:
+
+    async def submit(job):
+        while requests := await job.take(256):
+            ...                                       # answer them all at once, somewhere
+            for request in requests:
+                yield request, (status, headers, body)
+
+Each request is yielded once, with what `post` would have returned, or with the exception that it would have raised.
+The core classifies that, and gives out again what may be answered the next time; journal, resume, budget, report and
+exit status are its own. A job is
+    take(count, size=inf)  the next requests: so many, of so many bytes, at the most, and one at the least; []
+                           where there are none now, or, with nothing under way, none at all
+    base_url, headers      as `connect` is given them
+    options                a dict: concurrency ("auto" or a number), max_attempts, timeout, rpm, tpm, cluster,
+                           worker_backend
+    stopped                "", or why the run is to end ("interrupted", "deadline", ...): take gives [] from
+                           then on; what comes soon may still be yielded
+    sleep(seconds)         returns early where the run is stopped, and whether it did not
+    call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
+                           message, status) and `heard` (False: nobody knows whether it has been done)
+    notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job
+    say(text), log         for the progress, and for all else that is to be said
+and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.
+take, sleep, call and note are awaited. ValueError before the first answer means that the job cannot be done as asked;
+any other exception stops the run, with all that was answered. The second Ctrl-C is a CancelledError at the next await.
+A backend that runs the core elsewhere yields Results. The function may have attributes: `price_share`, what it costs of
+the usual price; `ignores`, options that mean nothing to it; `parting`, what Ctrl-C does; `retries`, True where its
+Results come of several calls.
+
+`-b NAME` loads `connect` or `submit` from backends/NAME.py (dashes become underscores), `-b package.module:name`
 from anywhere else: a third party's backend is used exactly as the built-in ones are.
 """
 

@@ -58,6 +58,15 @@ def codec(request, monkeypatch):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory with a file of three prompts; no waiting between attempts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
+    (tmp_path / "prompts.txt").write_text("What is one?\nWhat is two?\nWhat is three?\n")
+    return tmp_path
+
+
+@pytest.fixture
 def stand_in():
     """Return a function that starts a stand-in server in a thread, for tests of what brings its own event loop."""
     with contextlib.ExitStack() as stack:

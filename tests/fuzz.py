@@ -716,7 +716,7 @@ def check_reading(reply: tuple[int, dict[str, str], bytes]) -> None:
     for prompt in PROMPTS:
         result = Result(prompt)
         try:
-            result.take(APIS[0]._read(prompt, *reply))
+            result.take(APIS[0].read(prompt, *reply))
         except PromptError as failure:
             result.error, result.http = failure.error, failure.http
             assert failure.wait is None or 0 < failure.wait < math.inf

@@ -24,15 +24,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory with a file of three prompts; no waiting between attempts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
-    (tmp_path / "prompts.txt").write_text("What is one?\nWhat is two?\nWhat is three?\n")
-    return tmp_path
-
-
 def rows(path):
     """Return the rows of a results file."""
     return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
@@ -158,9 +149,9 @@ def test_system_template_and_parameters(here, stand_in):
     seen = []
 
     class Spy(concurrent_prompts.Api):
-        def _read(self, prompt, *reply):
+        def read(self, prompt, *reply):
             seen.append(json.loads(prompt.body))
-            return super()._read(prompt, *reply)
+            return super().read(prompt, *reply)
 
     original, concurrent_prompts.Api = concurrent_prompts.Api, Spy
     try:
@@ -199,8 +190,8 @@ def test_batch_request_lines_get_batch_output_lines(here, stand_in):
 
 def test_compare(here, stand_in, capsys):
     names = ["stdlib"]
-    for name, library in concurrent_prompts.LIBRARIES.items():
-        if concurrent_prompts.importlib.util.find_spec(library):
+    for name in ("openai-sdk", "raw-aiohttp"):
+        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
     server = stand_in(latency=0.02)
