@@ -2,9 +2,9 @@
 
 Usage: python -m backends.stand_in [options]
 
-Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings, GET /v1/models, and
-GET /v1/stand_in/stats: what the server saw of the others, as JSON. Answers say that they are made up; their
-text, usage and finish_reason follow from the request body alone. A token is taken to be four characters.
+Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings, GET /v1/models, /v1/files,
+/v1/batches, and GET /v1/stand_in/stats: what the server saw of the others, as JSON. Answers say that they are made up;
+their text, usage and finish_reason follow from the request body alone. A token is taken to be four characters.
 
 Where it listens:
   --host ADDRESS         default 127.0.0.1
@@ -36,6 +36,15 @@ What goes wrong:
                          from how often the same was let in before, so every client meets the same fate
   --close-every N        close each connection after its N-th answer, unannounced
   --chunked, --gzip      encode the answers so, asked or not
+What becomes of batches (--latency and --require-key are for them, too; --models and --fault for their lines):
+  --batch-time SECONDS   from a batch's creation to its end, default 0: it has ended when next anything about files,
+                         batches or the stats is asked. The first and the last tenth are validating and finalizing
+  --batch-queue N        prompt tokens that the unfinished batches may have together; what exceeds them fails
+  --batch-fault KIND     may be repeated; KIND=SHARE for a share of the batches, which follows from their files:
+                         invalid, errors-only (each line 400), shuffle (output in another order), strings (each body
+                         a JSON string), lost-file (the output is not found), create-lost (a reset after the creation),
+                         poll-500 (when looked at for the first time, the third, ...), poll-slow (=SECONDS to look at
+                         one); and for a share of the lines: expire, expire-once (when their body is asked first)
 
 Prints its base URL when it is ready; SIGINT, SIGTERM or the end of input stop it, with the counts on stderr.
 In Python: ``async with serve(latency=0.1, fault={"500": 0.05}) as server:`` has server.url and server.stats.
@@ -50,10 +59,12 @@ import argparse
 import asyncio
 import base64
 import gzip
+import io
 import json
 import math
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -72,16 +83,20 @@ from http import HTTPStatus
 from itertools import count
 from statistics import NormalDist
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["FAULTS", "Options", "Server", "Stats", "main", "serve"]
+__all__ = ["BATCH_FAULTS", "FAULTS", "Options", "Server", "Stats", "main", "serve"]
 
 HEAD_LIMIT = 64 * 1024
 BODY_LIMIT = 32 * 1024 * 1024
+FILE_LIMIT = 200 * 1000 * 1000  # of an upload
+LINE_LIMIT = 50_000  # of a batch
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
 FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
           "null-choices", "error-200", "malformed", "empty-html", "schema")
+BATCH_FAULTS = ("invalid", "errors-only", "shuffle", "strings", "lost-file", "create-lost", "poll-500", "poll-slow",
+                "expire", "expire-once")
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 SERIAL = (f"{random.SystemRandom().getrandbits(48):012x}{number:012x}" for number in count(1))
 encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -116,9 +131,12 @@ class Options:
     close_every: int | None = None
     chunked: bool = False
     gzip: bool = False
+    batch_time: float = 0.0
+    batch_queue: int | None = None
+    batch_fault: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lowest = {"port": 0, "latency": 0, "sigma": 0, "burst": 0, "quota": 0,
+        lowest = {"port": 0, "latency": 0, "sigma": 0, "burst": 0, "quota": 0, "batch_time": 0, "batch_queue": 0,
                   "knee": 1, "rpm": 1, "tpm": 1, "max_in_flight": 1, "close_every": 1}
         for name, low in lowest.items():
             value = getattr(self, name)
@@ -130,6 +148,12 @@ class Options:
             raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join(FAULTS)}")
         if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
             raise ValueError("--fault takes shares of 0 to 1 that sum up to 1 at most")
+        if unknown := sorted(self.batch_fault.keys() - set(BATCH_FAULTS)):
+            raise ValueError(f"--batch-fault {unknown[0]} is unknown; there are {', '.join(BATCH_FAULTS)}")
+        for kind, value in self.batch_fault.items():
+            if not 0 <= value <= 1 and not (kind == "poll-slow" and 1 < value < math.inf):
+                wanted = "seconds" if kind == "poll-slow" else "a share of 0 to 1"
+                raise ValueError(f"--batch-fault {kind} takes {wanted}, not {value}")
 
 
 # --- Requests and answers -----------------------------------------------------------------------------------
@@ -144,6 +168,7 @@ class Reply(NamedTuple):
     body: str
     headers: str = ""
     content_type: str = "application/json"
+    file: bytes = b""  # instead of the body
 
 
 def error(status: int, message: str, kind: str = "invalid_request_error", *,
@@ -164,18 +189,12 @@ class Refusal(Exception):
 class Ask:
     """What a request body asks for, checked here as far as this server uses it; answering cannot fail."""
 
-    def __init__(self, path: str, raw: bytes) -> None:
-        try:
-            self.body = json.loads(raw)
-        except (ValueError, RecursionError):
-            self.body = None
-        if not isinstance(self.body, dict):
-            raise Refusal(400, "We could not parse the JSON body of your request: it must be a JSON object.")
+    def __init__(self, path: str, given: bytes | dict[str, Any]) -> None:
+        self.body = read_body(given) if isinstance(given, bytes) else given
         subject, read_prompts, self.answer = ENDPOINTS[path]
         for name in ("model", subject):
             if self.body.get(name) in (None, "", []):
-                code = "missing_required_parameter"
-                raise Refusal(400, f"Missing required parameter: '{name}'.", param=name, code=code)
+                raise missing(name)
         self.model = self.body["model"]
         if not isinstance(self.model, str):
             raise invalid("model", "a string")
@@ -209,6 +228,25 @@ class Ask:
     def cost(self) -> int:
         """Return the tokens as a rate limiter counts them: what may come out, not what does."""
         return self.prompt_tokens + sum(self.cap or estimate(text) for text, _ in self.texts)
+
+
+def parse_object(raw: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    body = parse_object(raw)
+    if body is None:
+        raise Refusal(400, "We could not parse the JSON body of your request: it must be a JSON object.")
+    return body
+
+
+def missing(param: str) -> Refusal:
+    return Refusal(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 def invalid(param: str, wanted: str) -> Refusal:
@@ -393,6 +431,11 @@ READY_MADE = {
 }
 
 
+def canonical(body: dict[str, Any]) -> bytes:
+    """Write a body sorted and spaced anew, because clients differ in that."""
+    return json.dumps(body, sort_keys=True).encode()
+
+
 def draw(text: bytes) -> float:
     """Return a number that follows from the text: above 0 and below 1, which have no place on the normal curve."""
     word: int = struct.unpack("<Q", blake2b(text, digest_size=8).digest())[0]
@@ -409,6 +452,18 @@ def fate(options: Options, body: bytes, before: int) -> tuple[str, float]:
         if choice < 0:
             return kind, latency
     return "", latency
+
+
+def answer(ask: Ask, fault: str) -> Reply:
+    """Answer a request, as badly as the fault wants it."""
+    if fault == "schema":
+        ask.schema = None
+        ask.texts = ask.invent_texts(len(ask.texts) // len(ask.prompts))
+    content = ask.answer(ask)
+    if fault == "null-choices":
+        content |= {name: None for name in ("choices", "output", "data") if name in content}
+    text = encode_json(content)
+    return Reply(200, text[: len(text) // 2] if fault == "malformed" else text)
 
 
 class Bucket:
@@ -491,6 +546,9 @@ class Stats:
     max_in_flight: int = 0
     mean_in_flight: float = 0.0
     seconds: float = 0.0  # from the first request to the last answer
+    files: int = 0  # uploads; neither they nor what is asked about batches count as requests
+    batches: int = 0
+    batch_rows: int = 0  # lines that got an answer, for which an API would want money
     _first: float = 0.0
     _busy: float = 0.0
 
@@ -509,7 +567,8 @@ class Stats:
 
     def __str__(self) -> str:
         faults = sum(self.faults.values())
-        return f"requests {self.requests}, answered {self.answered}, rejected {self.rejected}, faults {faults}"
+        text = f"requests {self.requests}, answered {self.answered}, rejected {self.rejected}, faults {faults}"
+        return f"{text}, batches {self.batches} with {self.batch_rows} answered rows" if self.batches else text
 
 
 @dataclass(slots=True, eq=False)
@@ -537,6 +596,7 @@ class Server:
         self._granted = 0
         self._working = 0
         self._queue: deque[Job] = deque()
+        self._batches = Batches(self, clock)
 
     async def start(self) -> None:
         context = None
@@ -559,24 +619,58 @@ class Server:
 
     def accept(self, job: Job, raw: bytes) -> None:
         """Answer a request now, or set the timer that will."""
-        if job.head.path == "/v1/stand_in/stats":
-            shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
-            job.link.send(Reply(200, encode_json(shown)))
-            return
-        if (job.head.method, job.head.path) == ("GET", "/v1/models"):  # that is no call either
-            job.link.send(self._dress(self._models(job.head), 0.0))
+        if job.head.path not in ENDPOINTS and self._serve_more(job, raw):
             return
         self.stats.enter(job.started)
         try:
             self._check_head(job.head)
             job.ask = Ask(job.head.path, raw)
             self._admit(job.ask)
-            job.fault, job.latency = self._draw(job.ask)
+            job.fault, job.latency = self.draw_fate(job.ask)
         except Refusal as refusal:
             self._leave(job, refusal.reply)
         else:
             self._granted += not job.fault
             self._begin(job)
+
+    def _serve_more(self, job: Job, raw: bytes) -> bool:
+        """Answer what is no call to a model, and return whether it is none."""
+        head = job.head
+        if head.path == "/v1/stand_in/stats":
+            self._batches.settle()
+            shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
+            job.link.send(Reply(200, encode_json(shown)))
+        elif (head.method, head.path) == ("GET", "/v1/models"):
+            job.link.send(self._dress(self._models(head), 0.0))
+        elif head.path.startswith(("/v1/files", "/v1/batches")):
+            self._serve_batches(job, raw)
+        else:
+            return False
+        return True
+
+    def _serve_batches(self, job: Job, raw: bytes) -> None:
+        slow = self.options.latency
+        try:
+            self._check_key(job.head)
+            reply = self._batches.answer(job.head, raw)
+        except Refusal as refusal:
+            reply = refusal.reply
+        if job.head.method == "GET" and job.head.path.startswith("/v1/batches/"):
+            slow += self.options.batch_fault.get("poll-slow", 0)
+        if slow:
+            job.timer = self._loop.call_later(slow, self._send_late, job, reply)
+        else:
+            self._send(job, reply)
+
+    def _send(self, job: Job, reply: Reply | None) -> None:
+        if reply:
+            job.link.send(self._dress(reply, time.monotonic() - job.started))
+        else:
+            job.link.reset()
+
+    def _send_late(self, job: Job, reply: Reply | None) -> None:
+        self._send(job, reply)
+        job.link.advance()
 
     def refuse(self, job: Job, reply: Reply) -> None:
         """Answer a request that could not even be read."""
@@ -587,6 +681,8 @@ class Server:
         """Forget a request whose client has gone."""
         if job.timer:
             job.timer.cancel()
+            if not job.ask:
+                return  # no call to a model, so it has not been counted
         with suppress(ValueError):
             self._queue.remove(job)
         self._leave(job, None)
@@ -597,6 +693,9 @@ class Server:
             raise Refusal(404, f"Invalid URL ({head.method} {head.path})")
         if head.method != right:
             raise Refusal(405, f"Not allowed to {head.method} on {head.path}.", headers=f"allow: {right}\r\n")
+        self._check_key(head)
+
+    def _check_key(self, head: Head) -> None:
         key = self.options.require_key
         if key is not None and head.authorization != f"Bearer {key}":
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
@@ -633,11 +732,10 @@ class Server:
                 bucket.drain(cost)
         raise refusal
 
-    def _draw(self, ask: Ask) -> tuple[str, float]:
+    def draw_fate(self, ask: Ask) -> tuple[str, float]:
         if not (self.options.sigma or self.options.fault):
             return "", self.options.latency
-        # Sorted and spaced anew, because clients differ in that.
-        body = json.dumps(ask.body, sort_keys=True).encode()
+        body = canonical(ask.body)
         key = blake2b(body, digest_size=8).digest()
         self._seen[key] += 1
         kind, latency = fate(self.options, body, self._seen[key] - 1)
@@ -664,18 +762,8 @@ class Server:
             self.stats.faults[job.fault] += 1
         else:
             self.stats.answered += 1
-        self._leave(job, READY_MADE.get(job.fault) or self._answer(job))
-
-    def _answer(self, job: Job) -> Reply:
         assert job.ask
-        if job.fault == "schema":
-            job.ask.schema = None
-            job.ask.texts = job.ask.invent_texts(len(job.ask.texts) // len(job.ask.prompts))
-        answer = job.ask.answer(job.ask)
-        if job.fault == "null-choices":
-            answer |= {name: None for name in ("choices", "output", "data") if name in answer}
-        text = encode_json(answer)
-        return Reply(200, text[: len(text) // 2] if job.fault == "malformed" else text)
+        self._leave(job, READY_MADE.get(job.fault) or answer(job.ask, job.fault))
 
     def _models(self, head: Head) -> Reply:
         try:
@@ -711,6 +799,366 @@ class Server:
             f"openai-version: 2020-10-01\r\n{limits}"))
 
 
+# --- Files and batches --------------------------------------------------------------------------------------
+
+FINISHED = ("failed", "completed", "expired", "cancelled")
+ORGANIZATION = "org-stand-in"
+DAY = 24 * 3600
+NOT_RUN = {
+    "batch_expired": "This request could not be executed before the completion window expired.",
+    "batch_cancelled": "This request could not be executed because the batch was cancelled.",
+    "request_timeout": "The request timed out.",
+}
+
+
+@dataclass(eq=False)
+class Batch:
+    """A batch as it is shown, and what is behind it."""
+
+    shown: dict[str, Any]
+    lines: bytes
+    key: bytes  # what follows from the lines alone is drawn by it
+    created: float  # this and the next by the server's clock
+    cancelled: float = 0.0
+    done: float = 1.0  # the share of the lines that are run
+    total: int = 0
+    tokens: int = 0  # of the prompts
+    used: tuple[int, int] = (0, 0)  # tokens of what was answered, in and out
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    looks: int = 0
+
+
+class Batches:
+    """Files, and batches made from them, which do not run: what they have come to follows from the time it is."""
+
+    def __init__(self, server: Server, clock: Callable[[], float]) -> None:
+        self._server, self._clock = server, clock
+        self._epoch = time.time() - clock()
+        self._files: dict[str, tuple[dict[str, Any], bytes]] = {}
+        self._batches: dict[str, Batch] = {}  # the oldest first
+        self._asked: set[bytes] = set()  # bodies, for expire-once
+
+    def settle(self) -> None:
+        """Bring all batches to where they are by now."""
+        for batch in self._batches.values():
+            if batch.shown["status"] not in FINISHED:
+                self._move(batch, self._clock())
+
+    def answer(self, head: Head, raw: bytes) -> Reply | None:
+        """Answer a request, None being a reset, or raise a Refusal."""
+        self.settle()
+        match head.method, *head.path.split("/")[2:]:
+            case "POST", "files":
+                shown = self._upload(read_form(head.content_type, raw))
+            case "GET", "files", name:
+                shown = self._file(name)[0]
+            case "GET", "files", name, "content":
+                return Reply(200, "", content_type="application/octet-stream", file=self._file(name)[1])
+            case "DELETE", "files", name:
+                shown = {"id": self._file(name)[0]["id"], "object": "file", "deleted": True}
+                del self._files[name]
+            case "POST", "batches":
+                batch = self._create(raw)
+                if self._hit("create-lost", batch.key):
+                    return None
+                shown = batch.shown
+            case "GET", "batches":
+                shown = self._list(parse_qs(head.query))
+            case "GET", "batches", name:
+                batch = self._batch(name)
+                batch.looks += 1
+                if batch.looks % 2 and self._hit("poll-500", batch.key):
+                    return READY_MADE["500"]
+                shown = batch.shown
+            case "POST", "batches", name, "cancel":
+                shown = self._cancel(self._batch(name))
+            case _:
+                raise Refusal(404, f"Invalid URL ({head.method} {head.path})")
+        return Reply(200, encode_json(shown))
+
+    def _hit(self, kind: str, text: bytes) -> bool:
+        """Draw whether a fault meets what the text stands for."""
+        options = self._server.options
+        return draw(f"{kind} {options.seed} ".encode() + text) < options.batch_fault.get(kind, 0.0)
+
+    def _stamp(self, moment: float) -> int:
+        return int(self._epoch + moment)
+
+    def _upload(self, form: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
+        for name in ("file", "purpose"):
+            if name not in form:
+                raise missing(name)
+        purpose, (filename, content) = form["purpose"][1].decode("utf-8", "replace"), form["file"]
+        if len(content) > FILE_LIMIT:
+            raise Refusal(400, "File is too large.")
+        if purpose == "batch" and parse_object(content.partition(b"\n")[0]) is None:
+            raise Refusal(400, "Invalid file format for Batch API. Must be .jsonl")
+        self._server.stats.files += 1
+        return self._keep(f"file-{next(SERIAL)}", filename, purpose, content)
+
+    def _keep(self, name: str, filename: str, purpose: str, content: bytes) -> dict[str, Any]:
+        now = self._stamp(self._clock())
+        shown = {"id": name, "object": "file", "bytes": len(content), "created_at": now,
+                 "expires_at": now + 30 * DAY, "filename": filename, "purpose": purpose,
+                 "status": "processed", "status_details": None}
+        self._files[name] = shown, content
+        return shown
+
+    def _file(self, name: str) -> tuple[dict[str, Any], bytes]:
+        if name not in self._files:
+            raise Refusal(404, f"No such File object: {name}", param="id")
+        return self._files[name]
+
+    def _batch(self, name: str) -> Batch:
+        if name not in self._batches:
+            raise Refusal(404, f"No batch found with id '{name}'.")
+        return self._batches[name]
+
+    def _create(self, raw: bytes) -> Batch:
+        asked = read_body(raw)
+        only = {"endpoint": tuple(ENDPOINTS), "completion_window": ("24h",)}
+        for name in ("input_file_id", *only):
+            if not asked.get(name):
+                raise missing(name)
+            if asked[name] not in only.get(name, (asked[name],)):
+                raise invalid(name, " or ".join(only[name]))
+        metadata = asked.get("metadata")
+        if metadata is not None and not (isinstance(metadata, dict)
+                                         and all(isinstance(value, str) for value in metadata.values())):
+            raise invalid("metadata", "an object of strings")
+        batch = self._new(asked)
+        self._validate(batch)
+        self._batches[batch.shown["id"]] = batch
+        self._server.stats.batches += 1
+        return batch
+
+    def _new(self, asked: dict[str, Any]) -> Batch:
+        now = self._clock()
+        shown = {"id": f"batch_{next(SERIAL)}", "object": "batch", "endpoint": asked["endpoint"], "model": None,
+                 "errors": None, "input_file_id": str(asked["input_file_id"]), "completion_window": "24h",
+                 "status": "validating", "output_file_id": None, "error_file_id": None,
+                 "created_at": self._stamp(now), "in_progress_at": None,
+                 "expires_at": self._stamp(now + DAY), "finalizing_at": None, "completed_at": None,
+                 "failed_at": None, "expired_at": None, "cancelling_at": None, "cancelled_at": None,
+                 "request_counts": {"total": 0, "completed": 0, "failed": 0}, "usage": batch_usage(0, 0),
+                 "metadata": asked.get("metadata")}
+        file = self._files.get(shown["input_file_id"])
+        lines = file[1] if file and file[0]["purpose"] == "batch" else b""
+        return Batch(shown, lines, blake2b(lines, digest_size=16).digest(), now)
+
+    def _list(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        limit = query.get("limit", ["20"])[0]
+        if not re.fullmatch("[1-9][0-9]?|100", limit):
+            raise invalid("limit", "an integer from 1 to 100")
+        names = list(reversed(self._batches))
+        if after := query.get("after"):
+            names = names[names.index(self._batch(after[0]).shown["id"]) + 1:]
+        page = names[: int(limit)]
+        return {"object": "list", "data": [self._batches[name].shown for name in page],
+                "first_id": page[0] if page else None, "last_id": page[-1] if page else None,
+                "has_more": len(names) > len(page)}
+
+    def _cancel(self, batch: Batch) -> dict[str, Any]:
+        status, now = batch.shown["status"], self._clock()
+        if status in ("failed", "completed", "expired"):
+            raise Refusal(409, f"Cannot cancel a batch with status '{status}'.")
+        if status not in ("cancelling", "cancelled"):
+            batch.cancelled, batch.done = now, self._progress(batch, now)
+            batch.shown |= {"status": "cancelling", "cancelling_at": self._stamp(now)}
+        return batch.shown
+
+    def _validate(self, batch: Batch) -> None:
+        """Look for whatever is wrong with a batch; it shows when the time for that is over."""
+        names: set[str] = set()
+        for number, line in enumerate(io.BytesIO(batch.lines), 1):
+            try:
+                name, ask = self._read(line, batch)
+                if name in names:
+                    raise Refusal(400, f"The custom_id '{name}' for this request is a duplicate of another request. "
+                                  "The custom_id parameter must be unique for each request in a batch.",
+                                  param="custom_id", code="duplicate_custom_id")
+                names.add(name)
+                batch.tokens += ask.prompt_tokens
+                batch.total += 1
+            except Refusal as refusal:
+                batch.errors.append(problem(refusal, number))
+            if number > LINE_LIMIT:
+                break
+        if trouble := self._trouble(batch, number if batch.lines else 0):
+            batch.errors = [problem(trouble, None)]
+
+    def _trouble(self, batch: Batch, count: int) -> Refusal | None:
+        """Say what is wrong with a batch as a whole."""
+        shown, queue = batch.shown, self._server.options.batch_queue
+        if not count:
+            return Refusal(400, f"Cannot find file {shown['input_file_id']}, or organization {ORGANIZATION} does not "
+                           "have access to it.", param="file_id", code="invalid_request")
+        if count > LINE_LIMIT:
+            return Refusal(400, f"The batch has more than {LINE_LIMIT:,} requests.", code="too_many_tasks")
+        if self._hit("invalid", batch.key):
+            return Refusal(400, "This batch was to fail validation.", code="invalid_request")
+        enqueued = batch.tokens + sum(other.tokens for other in self._batches.values()
+                                      if other.shown["status"] not in FINISHED and not other.errors)
+        if queue is not None and enqueued > queue and not batch.errors:
+            return Refusal(400, f"Enqueued token limit reached for {shown['model']} in organization {ORGANIZATION}. "
+                           f"Limit: {queue:,} enqueued tokens. Please try again once some in_progress batches have "
+                           "been completed.", code="token_limit_exceeded")
+        return None
+
+    def _read(self, line: bytes, batch: Batch) -> tuple[str, Ask]:
+        """Return the custom_id of a line and what it asks for, or raise a Refusal."""
+        name, body = read_line(line, batch.shown["endpoint"])
+        try:
+            ask = Ask(batch.shown["endpoint"], body)
+        except Refusal as refusal:
+            detail = problem(refusal, None)
+            if detail["code"] == "missing_required_parameter":
+                message = f"{detail['param'].capitalize()} parameter is required."
+                detail |= {"code": "invalid_request", "message": message}
+            raise Refusal(400, detail["message"], param=f"body.{detail['param']}", code=detail["code"]) from None
+        models = self._server.options.models
+        if models and ask.model not in models:
+            raise Refusal(400, f"The provided model '{ask.model}' is not supported by the Batch API.",
+                          param="body.model", code="model_not_found")
+        batch.shown["model"] = batch.shown["model"] or ask.model
+        if ask.model != batch.shown["model"]:
+            raise Refusal(400, f"The model '{ask.model}' for this request does not match the rest of the batch. Each "
+                          "batch must contain requests for a single model.", param="body.model",
+                          code="mismatched_model")
+        return name, ask
+
+    def _progress(self, batch: Batch, now: float) -> float:
+        """Return the share of the lines that have been run."""
+        part = (now - batch.created) / (self._server.options.batch_time or 1e-9)
+        return min(max((part - 0.1) / 0.8, 0.0), 1.0)
+
+    def _move(self, batch: Batch, now: float) -> None:
+        shown, whole, begun = batch.shown, self._server.options.batch_time, batch.created
+        if shown["status"] == "cancelling":
+            if now >= batch.cancelled + whole / 10:
+                self._finish(batch, "cancelled", batch.cancelled + whole / 10)
+        elif batch.errors:
+            if now >= begun + whole / 10:
+                shown |= {"status": "failed", "failed_at": self._stamp(begun + whole / 10),
+                          "errors": {"object": "list", "data": batch.errors}}
+        else:
+            for status, share in (("in_progress", 0.1), ("finalizing", 0.9)):
+                if now >= begun + whole * share:
+                    shown |= {"status": status, f"{status}_at": self._stamp(begun + whole * share)}
+                    done = round(batch.total * self._progress(batch, now))
+                    shown["request_counts"] = {"total": batch.total, "completed": done, "failed": 0}
+            if now >= begun + whole:
+                self._finish(batch, "completed", begun + whole)
+
+    def _finish(self, batch: Batch, status: str, moment: float) -> None:
+        """Run the lines, as far as it came to that, and write the files."""
+        files: dict[str, list[str]] = {"output": [], "error": []}
+        as_text, never_run = self._hit("strings", batch.key), 0
+        for number, line in enumerate(io.BytesIO(b"" if batch.errors else batch.lines)):
+            name, ask = self._read(line, batch)
+            outcome = self._run(batch, ask) if number < round(batch.done * batch.total) else "batch_cancelled"
+            status = "expired" if outcome == "batch_expired" else status
+            never_run += outcome in ("batch_cancelled", "batch_expired")
+            good = isinstance(outcome, Reply) and outcome.status == 200
+            files["output" if good else "error"].append(output_line(name, outcome, as_text))
+        if self._hit("shuffle", batch.key):
+            random.Random(self._server.options.seed).shuffle(files["output"])
+        counts = {"total": batch.total, "completed": len(files["output"]), "failed": len(files["error"]) - never_run}
+        batch.shown |= {"status": status, f"{status}_at": self._stamp(moment), "usage": batch_usage(*batch.used),
+                        "request_counts": counts}
+        for kind, rows in files.items():
+            if rows:
+                batch.shown[f"{kind}_file_id"] = name = f"file-{next(SERIAL)}"
+                self._keep(name, f"{batch.shown['id']}_{kind}.jsonl", "batch_output", "".join(rows).encode())
+        if self._hit("lost-file", batch.key):
+            self._files.pop(batch.shown["output_file_id"], None)
+        batch.lines = b""  # the client may have deleted the file to free the memory
+
+    def _run(self, batch: Batch, ask: Ask) -> Reply | str:
+        """Answer a line as a live request is answered, or return why there is no answer."""
+        if batch.shown["status"] != "cancelling" and self._expires(ask):
+            return "batch_expired"
+        if self._hit("errors-only", batch.key):
+            return error(400, "This line was to fail.")
+        fault, _ = self._server.draw_fate(ask)
+        if fault in ("reset", "truncated", "hang"):
+            return "request_timeout"
+        if fault in READY_MADE:
+            return READY_MADE[fault]
+        tokens_in, tokens_out = batch.used
+        batch.used = tokens_in + ask.prompt_tokens, tokens_out + sum(estimate(text) for text, _ in ask.texts)
+        self._server.stats.batch_rows += 1
+        return answer(ask, fault)
+
+    def _expires(self, ask: Ask) -> bool:
+        if not self._server.options.batch_fault.keys() & {"expire", "expire-once"}:
+            return False
+        body = canonical(ask.body)
+        if self._hit("expire", body):
+            return True
+        key = blake2b(body, digest_size=16).digest()
+        first = key not in self._asked
+        self._asked.add(key)
+        return first and self._hit("expire-once", body)
+
+
+def problem(refusal: Refusal, line: int | None) -> dict[str, Any]:
+    """Put a refusal into the form that a batch lists it in."""
+    detail = json.loads(refusal.reply.body)["error"]
+    return {"code": detail["code"], "message": detail["message"], "param": detail["param"], "line": line}
+
+
+def batch_usage(tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    return {"input_tokens": tokens_in, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": tokens_out,
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": tokens_in + tokens_out}
+
+
+def read_form(content_type: str, raw: bytes) -> dict[str, tuple[str, bytes]]:
+    """Take a form apart: the file name, if any, and the content of each field."""
+    boundary = re.match(r'(?i:multipart/form-data);.*\bboundary="?([^";]+)', content_type)
+    if not boundary:
+        raise Refusal(400, "Invalid content type: expected multipart/form-data with a boundary.")
+    form = {}
+    for part in raw.split(b"\r\n--" + boundary[1].encode("latin-1"))[:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        found = dict(re.findall(r'\b(name|filename)="([^"]*)"', head.decode("utf-8", "replace")))
+        form[found.get("name", "")] = found.get("filename", ""), content
+    return form
+
+
+def read_line(line: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
+    """Return the custom_id and the body of a line that is for the endpoint."""
+    item = parse_object(line)
+    if item is None:
+        raise Refusal(400, "This line is not parseable as valid JSON.", code="invalid_json_line")
+    for name, kind, wanted in (("custom_id", str, "a string"), ("method", str, "'POST'"), ("url", str, "a string"),
+                               ("body", dict, "an object")):
+        if name not in item:
+            raise missing(name)
+        if not isinstance(item[name], kind) or (name == "method" and item[name] != "POST"):
+            raise invalid(name, wanted)
+    if item["url"] != endpoint:
+        raise Refusal(400, "The URL provided for this request does not match the batch endpoint.", param="url",
+                      code="invalid_url")
+    if item["body"].get("stream"):
+        raise Refusal(400, "Streaming is not supported in the Batch API.", param="body.stream",
+                      code="streaming_unsupported")
+    return item["custom_id"], item["body"]
+
+
+def output_line(name: str, outcome: Reply | str, as_text: bool) -> str:
+    """Write a line of an output or error file."""
+    response, trouble = "null", "null"
+    if isinstance(outcome, str):
+        trouble = encode_json({"code": outcome, "message": NOT_RUN[outcome]})
+    else:
+        whole = not as_text and parse_object(outcome.body.encode()) is not None
+        body = outcome.body if whole else encode_json(outcome.body)
+        response = f'{{"status_code":{outcome.status},"request_id":"req_{next(SERIAL)}","body":{body}}}'
+    return (f'{{"id":"batch_req_{next(SERIAL)}","custom_id":{encode_json(name)},"response":{response},'
+            f'"error":{trouble}}}\n')
+
+
 # --- HTTP ---------------------------------------------------------------------------------------------------
 
 
@@ -724,6 +1172,9 @@ class Head(NamedTuple):
     keep: bool  # the connection
     expect: bool  # 100-continue
     authorization: str
+    query: str = ""
+    content_type: str = ""
+    limit: int = 0  # of the body
 
 
 UNREADABLE = Head("", "", 0, old=False, keep=False, expect=False, authorization="")
@@ -742,29 +1193,31 @@ def parse_head(raw: bytes) -> Head:
     try:
         method, target, version = line.split(" ")
         old = {"HTTP/1.0": True, "HTTP/1.1": False}[version]
-        path = urlsplit(target).path  # the target is a whole URL when this server is taken for a proxy
+        url = urlsplit(target)  # the target is a whole URL when this server is taken for a proxy
     except (ValueError, KeyError):
         raise Refusal(400, "Malformed request line.") from None
     connection = found.get("connection", "").lower()
-    return Head(method, path, body_length(found), old, authorization=found.get("authorization", ""),
+    limit = FILE_LIMIT + HEAD_LIMIT if (method, url.path) == ("POST", "/v1/files") else BODY_LIMIT
+    return Head(method, url.path, body_length(found, limit), old, authorization=found.get("authorization", ""),
+                query=url.query, content_type=found.get("content-type", ""), limit=limit,
                 keep="keep-alive" in connection if old else "close" not in connection,
                 expect=not old and found.get("expect", "").lower() == "100-continue")
 
 
-def body_length(headers: dict[str, str]) -> int | None:
+def body_length(headers: dict[str, str], limit: int) -> int | None:
     length, coding = headers.get("content-length", "0"), headers.get("transfer-encoding")
     if coding is not None and ("content-length" in headers or coding.lower() != "chunked"):
         raise Refusal(400, "Only 'Transfer-Encoding: chunked' is understood, and without Content-Length.")
     if not (length.isascii() and length.isdigit()):
         raise Refusal(400, "Malformed Content-Length.")
-    if len(length) > 15 or int(length) > BODY_LIMIT:
-        raise Refusal(413, f"Request body larger than {BODY_LIMIT} bytes.")
+    if len(length) > 15 or int(length) > limit:
+        raise Refusal(413, f"Request body larger than {limit} bytes.")
     return None if coding else int(length)
 
 
 def encode(reply: Reply, head: Head, options: Options) -> tuple[bytes, bytes]:
     """Return the head and the body of a response as they go over the wire."""
-    body, more = reply.body.encode(), reply.headers
+    body, more = reply.file or reply.body.encode(), reply.headers
     if not head.keep:
         more += "connection: close\r\n"
     elif head.old:
@@ -864,7 +1317,7 @@ class Connection(asyncio.BufferedProtocol):
             head = parse_head(raw)
             if head.expect and not self._inbox:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            body = yield from (self._chunks() if head.length is None else self._exactly(head.length))
+            body = yield from (self._chunks(head.limit) if head.length is None else self._exactly(head.length))
             self._job = Job(self, head, time.monotonic())
             self._server.accept(self._job, body)
             while self._job or self._choked:
@@ -890,15 +1343,15 @@ class Connection(asyncio.BufferedProtocol):
         del self._inbox[:size]
         return data
 
-    def _chunks(self) -> Generator[None, None, bytes]:
+    def _chunks(self, limit: int) -> Generator[None, None, bytes]:
         body = bytearray()
         while True:
             digits = (yield from self._until(b"\r\n")).partition(b";")[0].strip()
             if not digits or digits.strip(b"0123456789abcdefABCDEF"):
                 raise Refusal(400, "Malformed chunk.")
             size = int(digits, 16)
-            if len(body) + size > BODY_LIMIT:
-                raise Refusal(413, f"Request body larger than {BODY_LIMIT} bytes.")
+            if len(body) + size > limit:
+                raise Refusal(413, f"Request body larger than {limit} bytes.")
             if not size:
                 break
             body += yield from self._exactly(size)
@@ -926,7 +1379,7 @@ async def serve(options: Options | None = None, *, clock: Callable[[], float] = 
 
 def fault_share(text: str) -> tuple[str, float]:
     kind, _, share = text.partition("=")
-    return kind, float(share)
+    return kind, 1.0 if text in BATCH_FAULTS else float(share)
 
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -945,7 +1398,7 @@ def make_parser() -> argparse.ArgumentParser:
         how: dict[str, Any] = {"type": READERS.get(str(item.type)), "default": item.default}
         if item.type == "bool":
             how = {"action": "store_true"}
-        elif item.name == "fault":
+        elif item.name in ("fault", "batch_fault"):
             how |= {"action": "append", "default": []}
         parser.add_argument(f"--{item.name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
     parser.set_defaults(port=8000)
@@ -992,7 +1445,8 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop; return the exit code."""
     parser = make_parser()
     settings = vars(parser.parse_args(argv))
-    exit_on_eof, settings["fault"] = settings.pop("exit_on_eof"), dict(settings["fault"])
+    exit_on_eof = settings.pop("exit_on_eof")
+    settings |= {name: dict(settings[name]) for name in ("fault", "batch_fault")}
     try:
         options = Options(**settings)
     except ValueError as problem:
