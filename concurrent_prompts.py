@@ -47,7 +47,6 @@ import functools
 import gc
 import gzip
 import hashlib
-import heapq
 import importlib
 import importlib.util
 import inspect
@@ -1222,6 +1221,10 @@ class Api:
                 yield call
         except Exception as failure:
             self.raise_discreetly(failure)
+
+    def whole_query(self) -> str:
+        """Return the query of every request, with what is secret in it."""
+        return "&".join(filter(None, [self.query.removeprefix("?"), self._login]))
 
     def discreet(self, failure: Exception) -> PromptError:
         """Return what a call raised as one of our errors, without secrets."""
@@ -3195,7 +3198,10 @@ class Notes:
     Raises UsageError where another backend has something running for that file.
     """
 
-    def __init__(self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False) -> None:
+    def __init__(
+        self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
+    ) -> None:
+        self.answered = answered  # by earlier runs
         self.path = results and results.with_name(f"{results.name}.running")
         self.kept: list[Any] = []
         self._backend = {"backend": backend}
@@ -3553,11 +3559,13 @@ class Job:
     def __init__(self, run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
         self.api, self.base_url, self.headers = api, api.base_url, api.headers
         self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
-        self.limiter, self.log = run.limiter, log
+        self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
+        self.answered = run.notes.answered if run.notes else 0
         self._run, self._record, self._kept = run, record, run.notes or Notes()
         self._fresh = run.admit(prompts)
-        self._again: list[tuple[float, int, Request]] = []  # a heap: when it may be asked again
-        self._serial = itertools.count()
+        self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
+        self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
+        self._held: Request | None = None  # for which the last block had no room
         self._open: set[Request] = set()
 
     @property
@@ -3614,9 +3622,9 @@ class Job:
             if request is None:
                 if taken or self._open or not self._again:
                     break
-                await self.sleep(self._again[0][0] - self._run.clock())
+                await self.sleep(self._due - self._run.clock())
             elif (taken and len(request.body) > size) or not self._reserve(request):
-                self._put_back(request, 0.0)
+                self._held = request
                 break
             else:
                 self._send_out(request)
@@ -3626,8 +3634,11 @@ class Job:
 
     async def _next(self) -> Request | None:
         """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
-        if self._again and self._again[0][0] <= self._run.clock():
-            return heapq.heappop(self._again)[2]
+        if held := self._held:
+            self._held = None
+            return held
+        if self._again and self._due <= self._run.clock():
+            return self._again.popleft()
         for number, prompt in enumerate(self._fresh):
             if self._run.budget and prompt.error is None and self._cost(prompt)[1]:
                 text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
@@ -3669,7 +3680,10 @@ class Job:
         self._run.most_in_flight = max(self._run.most_in_flight, len(self._open))
 
     def _put_back(self, request: Request, wait: float) -> None:
-        heapq.heappush(self._again, (self._run.clock() + wait, next(self._serial), request))
+        now = self._run.clock()
+        self._since = self._since if self._again else now
+        self._again.append(request)
+        self._due = min(max(self._due, now + wait), self._since + PAUSE_CEILING)
 
     async def settle(self, request: Request, outcome: Any) -> None:
         """Take down what came of a request: it is answered, has failed, or is to be taken again."""
@@ -3720,7 +3734,7 @@ class Job:
 
     async def close(self) -> None:
         """End the run of what the backend has left unanswered."""
-        rest = [*self._open, *(request for *_, request in self._again)]
+        rest = [*self._open, *self._again, *filter(None, [self._held])]
         results = [request.result for request in rest] + [Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
         if results:
             self.stop("unanswered", f"{self.api.name} has ended and left {plural(len(results), 'prompt')} unanswered")
@@ -4611,7 +4625,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     sink, table = open_sink(args, run)
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
-        run.notes = Notes(sink.path, api.name, args.overwrite)
+        run.notes = Notes(sink.path, api.name, args.overwrite, sink.answers)
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
         async with run:

@@ -46,7 +46,7 @@ The core classifies that, and gives out again what may be answered the next time
 exit status are its own. A job is
     take(count, size=inf)  the next requests: so many, of so many bytes, at the most, and one at the least; []
                            where there are none now, or, with nothing under way, none at all
-    base_url, headers      as `connect` is given them
+    base_url, headers      as `connect` is given them; `query` belongs to every URL ("api-version=...", mostly "")
     options                a dict: concurrency ("auto" or a number), max_attempts, timeout, rpm, tpm, cluster,
                            worker_backend
     stopped                "", or why the run is to end ("interrupted", "deadline", ...): take gives [] from
@@ -55,6 +55,7 @@ exit status are its own. A job is
     call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
                            message, status) and `heard` (False: nobody knows whether it has been done)
     notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job
+    answered               how many answers earlier runs have kept
     say(text), log         for the progress, and for all else that is to be said
 and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.
 take, sleep, call and note are awaited. ValueError before the first answer means that the job cannot be done as asked;

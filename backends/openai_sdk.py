@@ -27,20 +27,26 @@ with contextlib.suppress(ImportError):
     Transport = openai.DefaultAioHttpClient
 
 
+def open_client(base_url: str, headers: dict[str, str], connections: int, **more: Any) -> openai.AsyncOpenAI:
+    """Return the SDK's client, to be entered, without its own retries and redirects."""
+    pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": ssl.create_default_context(), "trust_env": False}
+    transport = Transport(limits=pool, follow_redirects=False, timeout=None, **network)
+    key = "the key is in the headers"
+    settings = {"default_headers": headers, "max_retries": 0, "timeout": None, "http_client": transport} | more
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, **settings)
+
+
+def without_key(headers: dict[str, str]) -> dict[str, Any]:
+    """Return what a call is to be given as extra_headers, lest the SDK sends a key where there is none."""
+    return {} if "Authorization" in headers else {"Authorization": openai.Omit()}
+
+
 @contextlib.asynccontextmanager
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a client; see the contract in the package's docstring."""
-    keyless: dict[str, Any] = {} if "Authorization" in headers else {"Authorization": openai.Omit()}
-    pool = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": ssl.create_default_context(), "trust_env": False}
-    async with openai.AsyncOpenAI(
-        base_url=base_url,
-        api_key="the key is in the headers",
-        default_headers=headers,
-        max_retries=0,
-        timeout=None,
-        http_client=Transport(limits=pool, follow_redirects=False, timeout=None, **network),
-    ) as client:
+    keyless = without_key(headers)
+    async with open_client(base_url, headers, concurrency) as client:
         create: dict[str, Any] = {
             "/chat/completions": client.chat.completions.with_raw_response.create,
             "/responses": client.responses.with_raw_response.create,

@@ -1,0 +1,395 @@
+"""The openai-batch backend: OpenAI's Batch API, at half the price and within a day. Needs: pip install openai.
+
+The requests go into files of one endpoint and one model each; a batch is made of each file and looked at until it has
+ended, and its rows are fetched. What a file holds is noted before a batch can be made of it, so that a later run of
+the same job finds what is running and pays for nothing twice.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import IO, Any
+
+from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
+
+LINES, BYTES = 50_000, 200_000_000  # of a file: https://platform.openai.com/docs/guides/batch
+ENVELOPE = 150  # bytes of a line, at the most, beside its body
+AT_ONCE = 8  # batches, where the user does not say
+FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
+GRACE = 5.0  # seconds after the first Ctrl-C in which a second one cancels the batches
+REFUSALS = 3  # of a file, each time without the lines that were named, until all of it is given up
+CONTACTS = 3  # calls until a server that has never answered is given up
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+Outcome = tuple[int, dict[str, str], bytes]
+
+
+class Batch:
+    """A file of requests, and the batch that is made of it."""
+
+    def __init__(self, names: Iterable[str] = (), file: str = "", refusals: int = 0) -> None:
+        self.names = list(names)  # custom ids, in the file's order
+        self.requests: dict[str, Any] = {}  # by these, what is still to be answered
+        self.file, self.id, self.refusals = file, "", refusals
+        self.state, self.done = "new", 0
+        self.found: Any = None  # when it was last looked at
+        self.size = 0
+        self._keys: Counter[str] = Counter()
+
+    def add(self, request: Any) -> None:
+        """Put a request into the file; its custom id is what a later run knows it by."""
+        self._keys[request.key] += 1
+        name = f"{request.key}-{self._keys[request.key]}"
+        self.names.append(name)
+        self.requests[name] = request
+        self.size += len(request.body) + ENVELOPE
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write the request file."""
+        for name in self.names:
+            request = self.requests[name]
+            url = f"/v1{request.path.partition('?')[0]}"
+            file.write(b'{"custom_id":"%b","method":"POST","url":%b,"body":%b}\n' % (
+                name.encode(), json.dumps(url).encode(), request.body))  # fmt: skip
+
+
+async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
+    """Answer the job's requests in batches; see the contract in the package's docstring."""
+    query = dict(item.partition("=")[::2] for item in job.query.split("&") if item)
+    timeout = job.options["timeout"]
+    async with open_client(job.base_url, job.headers, 4, default_query=query, timeout=timeout) as client:
+        batches = Batches(job, client)
+        try:
+            async for request, outcome in batches.work():
+                yield request, outcome
+        except asyncio.CancelledError:
+            await batches.cancel()
+            raise
+
+
+submit.price_share = 0.5  # type: ignore[attr-defined]
+submit.ignores = ("rpm", "tpm", "cluster", "worker_backend")  # type: ignore[attr-defined]
+submit.parting = f"batches go on; once more within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
+
+
+class Batches:
+    """Those of one job: `ready` are to be made, `running` to be looked at."""
+
+    def __init__(self, job: Any, client: Any) -> None:
+        self.job, self.client = job, client
+        self.running: list[Batch] = []
+        self.ready: deque[Batch] = deque()
+        told = job.options["concurrency"]
+        self.at_once = AT_ONCE if told == "auto" else told
+        self.lines = LINES  # of the next file; fewer, where the account's queue takes no more
+        self.full = False  # that queue
+        self._heard = False
+        self._keyless = {"extra_headers": without_key(job.headers)}
+
+    async def work(self) -> AsyncIterator[tuple[Any, Outcome]]:
+        """Make batches and fetch what has ended, until there is nothing more."""
+        await self.attach()
+        wait = FIRST_POLL
+        while not self.job.stopped:
+            await self.make()
+            if not self.running and not self.ready:
+                return
+            ended = [batch for batch in self.running if await self.look(batch)]
+            for batch in ended:
+                self.running.remove(batch)
+                async for request, outcome in self.fetch(batch):
+                    yield request, outcome
+            self.say()
+            if ended:
+                wait, self.full = FIRST_POLL, self.full and bool(self.running)
+            else:
+                await self.job.sleep(wait)
+                wait, self.full = min(LAST_POLL, 1.5 * wait), self.full and bool(self.running)
+        if self.running and self.job.stopped == "interrupted":
+            await asyncio.sleep(GRACE)
+
+    def say(self) -> None:
+        """Show how far the batches are."""
+        states = Counter(batch.state.replace("_", " ") for batch in self.running)
+        parts = [f"{count} {'batch' if count == 1 else 'batches'} {state}" for state, count in states.items()]
+        done, rows = sum(batch.done for batch in self.running), sum(len(batch.names) for batch in self.running)
+        parts += [f"{done:,} of {rows:,} rows in them"] * bool(rows) + ["the account's queue is full"] * self.full
+        self.job.say(", ".join(parts))
+
+    async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
+        """Call the API, again where that may help. Raises PromptError."""
+
+        async def once() -> Any:
+            try:
+                found = await function(*args, **more, **self._keyless)
+            except BELOW_HTTP as failure:
+                raise below_http(failure) from failure
+            if isinstance(found, str):  # what is not JSON, the SDK returns as it is
+                raise ConnectionError(f"no Batch API is at {self.job.base_url}")
+            return found
+
+        attempts = attempts or (float("inf") if self._heard else CONTACTS)
+        found = await self.job.call(once, attempts=attempts)
+        self._heard = True
+        return found
+
+    # -- what an earlier run has left
+
+    async def attach(self) -> None:
+        """Find the batches that earlier runs have noted, and the requests that they hold."""
+        noted: dict[str, Batch] = {}
+        for note in self.job.notes:
+            if "names" in note:
+                noted[note["file"]] = Batch(note["names"], note["file"])
+            elif "batch" in note:
+                noted[note["file"]].id = note["batch"]
+            else:
+                noted.pop(note["done"], None)
+        for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
+            batch.id = batch.id or await self.find(batch.file)
+        running = [batch for batch in noted.values() if batch.id]
+        others = await self.claim(running) if running else []
+        self.running = [batch for batch in running if batch.requests]
+        for batch in running:
+            if not batch.requests:
+                self.job.log.warning("%s holds nothing that is open here; it is left alone", batch.id)
+        if others and not self.running and running and not self.job.answered:
+            raise ValueError(
+                f"{running[0].id}, which is noted for these results, holds nothing of what is asked here: another "
+                "input, model or parameter; run the command that began it, or give it up (--overwrite)"
+            )
+        self.ready.extend(pack(others))
+
+    async def claim(self, running: list[Batch]) -> list[Any]:
+        """Take requests until all that the batches hold are found; return those that are in none."""
+        places: dict[str, deque[tuple[Batch, str]]] = defaultdict(deque)
+        for batch in running:
+            for name in batch.names:
+                places[name.rpartition("-")[0]].append((batch, name))
+        others = []
+        while places and (requests := await self.job.take(1000)):
+            for request in requests:
+                if held := places.get(request.key):
+                    batch, name = held.popleft()
+                    batch.requests[name] = request
+                    if not held:
+                        del places[request.key]
+                else:
+                    others.append(request)
+        return others
+
+    async def find(self, file: str) -> str:
+        """Return the id of the batch that was made of a file, or ''."""
+
+        async def search() -> Any:
+            async for found in self.client.batches.list(limit=100, **self._keyless):
+                if found.input_file_id == file:
+                    return found
+            return None
+
+        found = await self.call(lambda **_: search())
+        return found.id if found else ""
+
+    # -- making
+
+    async def make(self) -> None:
+        """Make batches, as many as may run at once."""
+        while len(self.running) < self.at_once and not self.full and not self.job.stopped:
+            if not self.ready:
+                self.ready.extend(pack(await self.job.take(self.lines, BYTES - ENVELOPE * self.lines)))
+            if not self.ready:
+                return
+            batch = self.ready[0]
+            if not batch.file:
+                batch.file = await self.upload(batch)
+                await self.job.note({"file": batch.file, "names": batch.names})
+            if self.job.stopped or not (id := await self.create(batch)):
+                return
+            batch.id = id
+            self.running.append(self.ready.popleft())
+            await self.job.note({"file": batch.file, "batch": id})
+            self.job.log.info("%s: %d requests", id, len(batch.names))
+
+    async def upload(self, batch: Batch) -> str:
+        """Upload the request file; return its id."""
+        with tempfile.TemporaryFile() as file:
+            await asyncio.to_thread(batch.write, file)
+
+            async def send(**more: Any) -> Any:
+                file.seek(0)
+                return await self.client.files.create(file=("requests.jsonl", file), purpose="batch", **more)
+
+            try:
+                return str((await self.call(send)).id)
+            except Exception as failure:
+                if not self._heard and getattr(getattr(failure, "error", None), "status", 0) in (404, 405, 501):
+                    raise ValueError(f"there is no Batch API at {self.job.base_url} (POST /files)") from None
+                raise
+
+    async def create(self, batch: Batch) -> str:
+        """Make a batch of an uploaded file; return its id, or '' where the run was stopped before that is known."""
+        path = next(iter(batch.requests.values())).path.partition("?")[0]
+        asked = {"input_file_id": batch.file, "endpoint": f"/v1{path}", "completion_window": "24h"}
+        wait = FIRST_POLL
+        while True:
+            try:
+                return str((await self.call(self.client.batches.create, **asked, attempts=1)).id)
+            except Exception as failure:
+                error = getattr(failure, "error", None)
+                if not error or not error.retryable:
+                    raise
+                self.job.log.info("%s; looking whether the batch was made", error.message)
+            if not await self.job.sleep(wait):
+                return ""
+            if found := await self.find(batch.file):  # what was lost is the answer alone
+                return found
+            wait = min(LAST_POLL, 2 * wait)
+
+    # -- fetching
+
+    async def look(self, batch: Batch) -> bool:
+        """Look at a batch; return whether it has ended."""
+        try:
+            found = await self.call(self.client.batches.retrieve, batch.id)
+        except Exception as failure:
+            if getattr(getattr(failure, "error", None), "status", 0) == 404:
+                text = "is not known to this server and key; with those that it was made with it can be fetched"
+                raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
+            raise
+        batch.state, batch.found = found.status, found
+        counts = found.request_counts
+        batch.done = counts.completed + counts.failed if counts else 0
+        return batch.state in ENDED
+
+    async def fetch(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
+        """Yield what became of the requests of a batch that has ended."""
+        if batch.state == "failed":
+            async for request, outcome in self.refused(batch):
+                yield request, outcome
+            return
+        lost, strays = "", 0
+        for file in filter(None, (batch.found.output_file_id, batch.found.error_file_id)):
+            with tempfile.TemporaryFile() as rows:
+                if not await self.download(file, rows):
+                    lost = file
+                    continue
+                for line in rows:
+                    name, outcome = row_outcome(line)
+                    if (request := batch.requests.pop(name, None)) is not None:
+                        yield request, outcome
+                    else:
+                        strays += 1
+        if strays:
+            self.job.log.warning("%s: %d rows of it are no longer asked for, or came twice", batch.id, strays)
+        for request in batch.requests.values():
+            yield request, missing(batch, lost)
+        if not self.job.stopped:
+            await self.job.note({"done": batch.file})
+
+    async def download(self, file: str, rows: IO[bytes]) -> bool:
+        """Fetch a file; return whether it is there."""
+
+        async def receive(**more: Any) -> Any:
+            rows.seek(0)
+            rows.truncate()
+            async with self.client.files.with_streaming_response.content(file, **more) as reply:
+                async for block in reply.iter_bytes():
+                    rows.write(block)
+            rows.seek(0)
+
+        try:
+            await self.call(receive)
+        except Exception as failure:
+            if getattr(getattr(failure, "error", None), "status", 0) == 404:
+                return False
+            raise
+        return True
+
+    async def refused(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
+        """Yield the requests that the server finds at fault, and put the others into another file."""
+        errors = (batch.found.errors and batch.found.errors.data) or []
+        if errors and errors[0].code == "token_limit_exceeded":
+            await self.hold(batch)
+            return
+        await self.job.note({"done": batch.file})
+        named = {batch.names[error.line - 1]: error for error in errors if 0 < (error.line or 0) <= len(batch.names)}
+        if not named:
+            code, text = (errors[0].code, errors[0].message) if errors else ("", "the server does not say why")
+            self.job.stop(code or "batch_failed", f"{batch.id} was refused: {text}")
+            return
+        last = batch.refusals + 1 >= REFUSALS
+        rest = Batch(refusals=batch.refusals + 1)
+        for name, request in batch.requests.items():
+            if name in named or last:
+                error = named.get(name, errors[0])
+                yield request, (400, {}, as_error(error.code, f"{batch.id}: {error.message}"))
+            else:
+                rest.add(request)
+        if rest.names:
+            self.ready.appendleft(rest)
+
+    async def hold(self, batch: Batch) -> None:
+        """Wait with a batch for which the account's queue has no room; where it is our only one, make it smaller."""
+        batch.id = ""
+        self.full = bool(self.running) or len(batch.names) == 1
+        if self.full:
+            return self.ready.appendleft(batch)
+        self.lines = (len(batch.names) + 1) // 2
+        self.job.log.info("the account's queue takes no %d requests; trying %d", len(batch.names), self.lines)
+        self.ready.extendleft(reversed([*pack(batch.requests.values(), self.lines)]))
+        await self.job.note({"done": batch.file})
+
+    async def cancel(self) -> None:
+        """Ask the server to cancel what is running."""
+        if self.running:
+            async with asyncio.timeout(10):
+                calls = (self.client.batches.cancel(batch.id, **self._keyless) for batch in self.running)
+                done = await asyncio.gather(*calls, return_exceptions=True)
+            asked = [batch.id for batch, one in zip(self.running, done, strict=True) if not isinstance(one, Exception)]
+            text = "asked to cancel %s; what is answered by then is billed, and comes when the command is run again"
+            self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
+
+
+def pack(requests: Iterable[Any], lines: int = LINES) -> Iterator[Batch]:
+    """Put requests into files of one endpoint and one model each, as the API wants them."""
+    groups: dict[Any, Batch] = {}
+    for request in requests:
+        kind = request.path, request.model
+        batch = groups.setdefault(kind, Batch())
+        if batch.names and (len(batch.names) >= lines or batch.size + len(request.body) + ENVELOPE > BYTES):
+            yield groups.pop(kind)
+            batch = groups[kind] = Batch()
+        batch.add(request)
+    yield from groups.values()
+
+
+def row_outcome(line: bytes) -> tuple[str, Outcome]:
+    """Return the custom id in a row of an output or error file, and the reply in it, as a live backend has it."""
+    try:
+        row = json.loads(line)
+        name, response = str(row["custom_id"]), row.get("response") or {}
+        body = response.get("body")
+        if not response:
+            error = row.get("error") or {}
+            return name, (200, {}, as_error(error.get("code"), error.get("message")))
+        text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
+        return name, (int(response["status_code"]), {"x-request-id": response.get("request_id") or ""}, text.encode())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "", (200, {}, b"")
+
+
+def as_error(code: Any, message: Any) -> bytes:
+    """Return an error in OpenAI's form."""
+    error = {"code": code or "batch_row_failed", "message": message or "the row failed, and the batch does not say why"}
+    return json.dumps({"error": error}).encode()
+
+
+def missing(batch: Batch, lost: str) -> Outcome:
+    """Return what is said of a request for which a batch has no row."""
+    if lost:
+        text = f"{batch.id}: its file {lost} is not there; what it held was paid for"
+        return 200, {}, as_error("invalid_file", text)  # not worth another try without being asked
+    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state)
+    return 200, {}, as_error(code or "no_row", f"{batch.id} is {batch.state} and has no row for this request")

@@ -1,0 +1,350 @@
+"""The openai-batch backend against the stand-in server: what is paid, what is found again, what goes wrong."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_backends import reply, scripted
+from test_cli import SCRIPT, rows
+
+from concurrent_prompts import UsageError, load_backend, main, run_concurrent
+
+pytest.importorskip("openai")
+openai_batch = pytest.importorskip("backends.openai_batch")
+
+
+class Killed(BaseException):
+    """What ends a run at a place of the test's choice, as a kill would."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Look often, and wait for a second Ctrl-C only where the test is about that."""
+    for name, value in {"FIRST_POLL": 0.01, "LAST_POLL": 0.05, "GRACE": 0.0}.items():
+        monkeypatch.setattr(openai_batch, name, value)
+
+
+@pytest.fixture
+def ask(here, stand_in):
+    """Return a function that runs the command line on `count` prompts; the stand-in server is its attribute."""
+
+    def call(*flags, count=None):
+        if count is not None:
+            pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(count)))
+        return main(["prompts.txt", "-b", "openai-batch", "--base-url", call.server.url, *flags])
+
+    def serve(**options):
+        call.server = stand_in(**options)
+        return call
+
+    return serve
+
+
+def answered(count=None):
+    found = rows("prompts.results.jsonl")
+    assert all(row["error"] is None and "made up" in row["text"] for row in found), found
+    assert [row["id"] for row in found] == list(range(1, (count or len(found)) + 1))
+    return found
+
+
+def running():
+    """Return the notes of what is running."""
+    return [json.loads(line) for line in pathlib.Path("prompts.results.jsonl.running").read_text().splitlines()][1:]
+
+
+def test_the_main_job(ask, capsys):
+    call = ask()
+    assert call(count=30) == 0
+    assert len(answered(30)) == 30 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 30
+    err = " ".join(capsys.readouterr().err.split())
+    assert "30 answered, 0 failed" in err and "gpt-6-luna at $0.05 in, $0.25 out per million" in err
+    assert not pathlib.Path("prompts.results.jsonl.running").exists()
+    assert call() == 0 and call.server.stats.batches == 1, "nothing is asked again"
+
+
+def test_the_answers_are_those_of_a_live_backend(ask):
+    call = ask()
+    assert call("-s", "Be brief.", "-p", "max_completion_tokens=9", count=5) == 0
+    batch = rows("prompts.results.jsonl")
+    assert main(["prompts.txt", "--base-url", call.server.url, "-s", "Be brief.", "-p", "max_completion_tokens=9",
+                 "-o", "live.jsonl"]) == 0  # fmt: skip
+    live = rows("live.jsonl")
+    for name in ("id", "text", "finish_reason", "model", "usage", "request"):
+        assert [row[name] for row in batch] == [row[name] for row in live]
+
+
+@pytest.mark.parametrize("lines, size, batches", [(10, 10**6, 3), (100, 16_000, 30), (100, 17_320, 3)])
+def test_large_inputs_are_split(ask, monkeypatch, lines, size, batches):
+    monkeypatch.setattr(openai_batch, "LINES", lines)
+    monkeypatch.setattr(openai_batch, "BYTES", size)
+    call = ask()
+    assert call("-s", "x" * (800 if batches == 30 else 100), count=30) == 0
+    assert len(answered(30)) == 30 and call.server.stats.batches == batches
+
+
+def test_no_more_batches_at_once_than_asked(ask, monkeypatch):
+    monkeypatch.setattr(openai_batch, "LINES", 5)
+    most = []
+    say = openai_batch.Batches.say
+    monkeypatch.setattr(openai_batch.Batches, "say", lambda self: (most.append(len(self.running)), say(self)))
+    call = ask(batch_time=0.1)
+    assert call("-c", "2", count=30) == 0
+    assert max(most) == 2 and call.server.stats.batches == 6 and len(answered(30)) == 30
+
+
+def test_a_file_holds_one_endpoint_and_one_model(ask):
+    lines = []
+    for number in range(12):
+        chat = number % 3 > 0
+        body = {"messages": [{"role": "user", "content": f"{number}"}]} if chat else {"input": f"{number}"}
+        body["model"] = "one" if number % 2 else "two"
+        url = "/v1/chat/completions" if chat else "/v1/embeddings"
+        lines.append({"custom_id": f"n{number}", "method": "POST", "url": url, "body": body})
+    pathlib.Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    call = ask()
+    assert main(["in.jsonl", "-b", "openai-batch", "--base-url", call.server.url]) == 0
+    found = rows("in.results.jsonl")
+    assert [row["custom_id"] for row in found] == [f"n{number}" for number in range(12)]
+    assert all(row["response"]["status_code"] == 200 and row["response"]["request_id"] for row in found)
+    assert call.server.stats.batches == 4
+
+
+def test_prompts_asked_twice_are_answered_twice(ask):
+    call = ask()
+    pathlib.Path("prompts.txt").write_text("same\nother\nsame\nsame\n")
+    assert call() == 0
+    assert len(answered(4)) == 4 and call.server.stats.batch_rows == 4
+
+
+@pytest.mark.parametrize("faults", ["shuffle", "strings", "poll-500", "shuffle strings"])
+def test_what_servers_do_differently(ask, faults):
+    call = ask(batch_fault=dict.fromkeys(faults.split(), 1.0))
+    assert call(count=20) == 0
+    assert len(answered(20)) == 20 and call.server.stats.batch_rows == 20
+
+
+def test_rows_that_fail_are_asked_again(ask):
+    call = ask(fault={"500": 0.3})
+    assert call(count=30) == 0
+    assert max(row["attempts"] for row in answered(30)) > 1 and call.server.stats.batches > 1
+
+
+def test_rows_that_expire_are_asked_again(ask):
+    call = ask(batch_fault={"expire-once": 0.4})
+    assert call(count=30) == 0
+    assert sum(row["attempts"] == 2 for row in answered(30)) > 3 and call.server.stats.batch_rows == 30
+
+
+def test_rows_that_always_expire_are_rows(ask, capsys):
+    call = ask(batch_fault={"expire": 1.0})
+    assert call("--max-attempts", "2", count=3) == 1
+    errors = [row["error"] for row in rows("prompts.results.jsonl")]
+    assert {(error["type"], error["retryable"]) for error in errors} == {("batch_expired", True)}
+    assert call.server.stats.batches == 2 and call.server.stats.batch_rows == 0
+    assert "--retry-failed" in capsys.readouterr().err
+
+
+def test_a_batch_of_errors_only(ask):
+    call = ask(batch_fault={"errors-only": 1.0})
+    assert call(count=3) == 1
+    assert [row["error"]["status"] for row in rows("prompts.results.jsonl")] == [400] * 3
+    assert call.server.stats.batches == 1
+
+
+def test_an_output_that_is_gone_is_not_paid_again_unasked(ask, capsys):
+    call = ask(batch_fault={"lost-file": 1.0})
+    assert call(count=3) == 1
+    error = rows("prompts.results.jsonl")[0]["error"]
+    assert error["type"] == "invalid_file" and "is not there; what it held was paid for" in error["message"]
+    assert call() == 1 and call.server.stats.batches == 1
+    assert call("--retry-failed") == 1 and call.server.stats.batches == 2
+
+
+def test_a_batch_whose_creation_is_not_confirmed_is_found(ask):
+    call = ask(batch_fault={"create-lost": 1.0})
+    assert call(count=10) == 0
+    assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
+
+
+def test_lines_that_are_refused_cost_no_other(ask):
+    good = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    bad = good | {"max_completion_tokens": -1}
+    lines = [{"custom_id": f"n{n}", "method": "POST", "url": "/v1/chat/completions", "body": bad if n == 2 else good}
+             for n in range(5)]  # fmt: skip
+    pathlib.Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    call = ask()
+    assert main(["in.jsonl", "-b", "openai-batch", "--base-url", call.server.url]) == 1
+    found = rows("in.results.jsonl")
+    assert [row["response"]["status_code"] for row in found] == [200, 200, 400, 200, 200]
+    assert "max_completion_tokens" in json.dumps(found[2])
+
+
+def test_a_file_that_is_refused_as_a_whole_stops_the_run(ask, capsys):
+    call = ask(batch_fault={"invalid": 1.0})
+    assert call(count=3) == 3
+    err = capsys.readouterr().err
+    assert "was refused: This batch was to fail validation." in err and "to continue: " in err
+    assert call() == 3 and call.server.stats.batches == 2, "the next run tries anew"
+
+
+def test_a_full_queue_is_waited_for_and_what_is_too_large_is_split(ask, monkeypatch):
+    call = ask(batch_queue=40, batch_time=0.05)
+    assert call(count=30) == 0
+    assert len(answered(30)) == 30 and call.server.stats.batch_rows == 30
+
+
+@pytest.mark.parametrize("place", ["upload", "create", "fetch"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_is_killed_anywhere_pays_nothing_twice(ask, monkeypatch, place, when):
+    call = ask()
+    original = getattr(openai_batch.Batches, place)
+
+    async def killed(self, batch):
+        if when == "before":
+            raise Killed
+        await original(self, batch)
+        raise Killed
+
+    async def killed_in_fetch(self, batch):
+        async for count, outcome in _numbered(original(self, batch)):
+            yield outcome
+            if when == "before" and count == 3:
+                raise Killed
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openai_batch.Batches, place, killed_in_fetch if place == "fetch" else killed)
+        with pytest.raises(Killed):
+            call(count=10)
+    assert call() == 0
+    assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
+    assert not pathlib.Path("prompts.results.jsonl.running").exists()
+
+
+async def _numbered(outcomes):
+    count = 0
+    async for outcome in outcomes:
+        count += 1
+        yield count, outcome
+
+
+def command(url, *flags):
+    return [sys.executable, SCRIPT, "prompts.txt", "-b", "openai-batch", "--base-url", url, *flags]
+
+
+def test_kill_9_at_any_time_pays_nothing_twice(ask, here):
+    call = ask(batch_time=0.3)
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(200)))
+    for delay in (0.9, 1.1, 1.3, 1.5):
+        process = subprocess.Popen(command(call.server.url), stderr=subprocess.DEVNULL)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert subprocess.run(command(call.server.url), stderr=subprocess.DEVNULL).returncode == 0
+    assert len(answered(200)) == 200 and call.server.stats.batch_rows == 200
+
+
+def interrupt_when(condition, times=1):
+    """Send Ctrl-C from a thread, so often, each time that the condition holds."""
+
+    def watch():
+        for number in range(times):
+            while not condition(number):
+                time.sleep(0.005)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_an_interrupt_leaves_the_batches_running(ask, capsys):
+    call = ask(batch_time=0.5)
+    interrupt_when(lambda _: call.server.stats.batches)
+    assert call(count=10) == 130
+    err = capsys.readouterr().err
+    assert "batches go on; once more within 5 s to cancel them" in err and "to continue: " in err
+    assert [set(note) for note in running()] == [{"file", "names"}, {"file", "batch"}]
+    assert call() == 0
+    assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
+
+
+def test_a_second_interrupt_asks_for_cancellation(ask, capsys, monkeypatch):
+    now = [0.0, 0.0]  # the server's time, and how far it goes on at each look
+
+    def clock():
+        now[0] += now[1]
+        return now[0]
+
+    text = []
+
+    def ready(number):
+        text.append(capsys.readouterr().err)
+        return call.server.stats.batches if number == 0 else "once more" in "".join(text)
+
+    monkeypatch.setattr(openai_batch, "GRACE", 60.0)
+    call = ask(batch_time=30, clock=clock)
+    interrupt_when(ready, 2)
+    assert call(count=10) == 130
+    err = "".join(text) + capsys.readouterr().err
+    assert f"asked to cancel {running()[1]['batch']}; what is answered by then is billed" in err
+    assert "to continue: " in err
+    now[1] = 10.0
+    assert call() == 0
+    assert len(answered(10)) == 10 and call.server.stats.batches == 2 and call.server.stats.batch_rows == 10
+
+
+def test_batches_of_another_input_are_refused(ask, capsys):
+    call = ask(batch_time=30)
+    interrupt_when(lambda _: call.server.stats.batches)
+    assert call(count=10) == 130
+    capsys.readouterr()
+    pathlib.Path("prompts.txt").write_text("something else\n")
+    assert call() == 2
+    sentence = "holds nothing of what is asked here: another input, model or parameter; run the command that began it"
+    assert sentence in " ".join(capsys.readouterr().err.split()) and call.server.stats.batches == 1
+
+
+def test_a_batch_that_the_server_does_not_know(ask, capsys):
+    call = ask(batch_time=30)
+    interrupt_when(lambda _: call.server.stats.batches)
+    assert call(count=3) == 130
+    capsys.readouterr()
+    assert ask()() == 2
+    assert "is not known to this server and key" in " ".join(capsys.readouterr().err.split())
+    assert call.server.stats.batches == 0
+
+
+async def test_a_server_without_a_batch_api():
+    missing = reply(b'{"detail": "Not Found"}', b"404 Not Found", b"connection: close\r\n")
+    async with scripted(lambda head, body: missing) as (url, _):
+        with pytest.raises(UsageError, match="there is no Batch API at http"):
+            await run_concurrent(["one"], load_backend("openai-batch", base_url=url))
+
+
+def test_a_wrong_key_stops_the_run(ask, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-123456")
+    call = ask(require_key="sk-right-123456")
+    assert call(count=3) == 3
+    err = capsys.readouterr().err
+    assert "check the key" in err and "sk-wrong" not in err and "sk-right" not in err
+
+
+def test_nobody_there_stops_the_run(here, capsys):
+    assert main(["prompts.txt", "-b", "openai-batch", "--base-url", "http://127.0.0.1:9/v1"]) == 3
+    assert "--base-url is its address" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--cluster", "--worker-backend"])
+def test_flags_that_mean_nothing(here, capsys, flag):
+    value = "stdlib" if flag == "--worker-backend" else "5"
+    assert main(["prompts.txt", "-b", "openai-batch", "--base-url", "http://127.0.0.1:9/v1", flag, value]) == 2
+    assert f"{flag} means nothing to openai-batch; leave it out" in capsys.readouterr().err
