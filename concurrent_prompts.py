@@ -3609,7 +3609,7 @@ class Job:
             wait = self._run.wait_after(failure, attempt)
             if failure.verdict != "retry" or attempt >= attempts:
                 raise failure
-            log.info("%s; trying again in %s", failure, duration(wait))
+            log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
             if not await self.sleep(wait):
                 raise failure
         raise AssertionError
@@ -3687,6 +3687,8 @@ class Job:
 
     async def settle(self, request: Request, outcome: Any) -> None:
         """Take down what came of a request: it is answered, has failed, or is to be taken again."""
+        if request not in self._open:
+            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
         self._open.remove(request)
         self.limiter.in_flight = len(self._open)
         if isinstance(outcome, Result):
@@ -3763,6 +3765,7 @@ async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record)
                 break
             answered = True
             await job.settle(request, outcome)
+            await asyncio.sleep(0)  # there may be many at once
     await job.close()
 
 
@@ -4837,6 +4840,8 @@ def dry_run(args: argparse.Namespace) -> int:
     runs = len(args.backends) * max(2, len(args.sweep)) if args.compare else 1
     rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
+    if args.output != "-" and os.path.exists(running := f"{args.journal}.running"):
+        rows += [("running", f"some of these are in {running}, and not asked again")]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
     rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]

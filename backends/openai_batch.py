@@ -8,6 +8,7 @@ the same job finds what is running and pays for nothing twice.
 import asyncio
 import json
 import tempfile
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any
@@ -20,6 +21,7 @@ AT_ONCE = 8  # batches, where the user does not say
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
 GRACE = 5.0  # seconds after the first Ctrl-C in which a second one cancels the batches
 REFUSALS = 3  # of a file, each time without the lines that were named, until all of it is given up
+SKEW = 3600.0  # seconds by which clocks may differ
 CONTACTS = 3  # calls until a server that has never answered is given up
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -29,8 +31,9 @@ Outcome = tuple[int, dict[str, str], bytes]
 class Batch:
     """A file of requests, and the batch that is made of it."""
 
-    def __init__(self, names: Iterable[str] = (), file: str = "", refusals: int = 0) -> None:
+    def __init__(self, names: Iterable[str] = (), file: str = "", time: float = 0.0, refusals: int = 0) -> None:
         self.names = list(names)  # custom ids, in the file's order
+        self.time = time  # of the note
         self.requests: dict[str, Any] = {}  # by these, what is still to be answered
         self.file, self.id, self.refusals = file, "", refusals
         self.state, self.done = "new", 0
@@ -109,13 +112,15 @@ class Batches:
                 wait, self.full = min(LAST_POLL, 1.5 * wait), self.full and bool(self.running)
         if self.running and self.job.stopped == "interrupted":
             await asyncio.sleep(GRACE)
+        if self.running:
+            self.job.log.warning("still running: %s", ", ".join(batch.id for batch in self.running))
 
     def say(self) -> None:
         """Show how far the batches are."""
         states = Counter(batch.state.replace("_", " ") for batch in self.running)
         parts = [f"{count} {'batch' if count == 1 else 'batches'} {state}" for state, count in states.items()]
         done, rows = sum(batch.done for batch in self.running), sum(len(batch.names) for batch in self.running)
-        parts += [f"{done:,} of {rows:,} rows in them"] * bool(rows) + ["the account's queue is full"] * self.full
+        parts += [f"{done:,} of {rows:,} rows there"] * bool(rows) + ["the account's queue is full"] * self.full
         self.job.say(", ".join(parts))
 
     async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
@@ -142,13 +147,13 @@ class Batches:
         noted: dict[str, Batch] = {}
         for note in self.job.notes:
             if "names" in note:
-                noted[note["file"]] = Batch(note["names"], note["file"])
+                noted[note["file"]] = Batch(note["names"], note["file"], time=note["time"])
             elif "batch" in note:
                 noted[note["file"]].id = note["batch"]
             else:
                 noted.pop(note["done"], None)
         for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
-            batch.id = batch.id or await self.find(batch.file)
+            batch.id = batch.id or await self.find(batch)
         running = [batch for batch in noted.values() if batch.id]
         others = await self.claim(running) if running else []
         self.running = [batch for batch in running if batch.requests]
@@ -180,13 +185,13 @@ class Batches:
                     others.append(request)
         return others
 
-    async def find(self, file: str) -> str:
-        """Return the id of the batch that was made of a file, or ''."""
+    async def find(self, batch: Batch) -> str:
+        """Return the id of the batch that was made of an uploaded file, or ''."""
 
         async def search() -> Any:
-            async for found in self.client.batches.list(limit=100, **self._keyless):
-                if found.input_file_id == file:
-                    return found
+            async for found in self.client.batches.list(limit=100, **self._keyless):  # the newest first
+                if found.input_file_id == batch.file or found.created_at < batch.time - SKEW:
+                    return found if found.input_file_id == batch.file else None
             return None
 
         found = await self.call(lambda **_: search())
@@ -204,7 +209,7 @@ class Batches:
             batch = self.ready[0]
             if not batch.file:
                 batch.file = await self.upload(batch)
-                await self.job.note({"file": batch.file, "names": batch.names})
+                await self.job.note({"file": batch.file, "names": batch.names, "time": time.time()})
             if self.job.stopped or not (id := await self.create(batch)):
                 return
             batch.id = id
@@ -243,7 +248,7 @@ class Batches:
                 self.job.log.info("%s; looking whether the batch was made", error.message)
             if not await self.job.sleep(wait):
                 return ""
-            if found := await self.find(batch.file):  # what was lost is the answer alone
+            if found := await self.find(batch):  # what was lost is the answer alone
                 return found
             wait = min(LAST_POLL, 2 * wait)
 

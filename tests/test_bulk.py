@@ -168,6 +168,18 @@ def test_no_prompt_is_forgotten(here, bulk, capsys):
     assert [result.done for result in results] == [True, False, False] and results[2].error.type == "not_sent"
 
 
+def test_an_answer_that_comes_twice_stops_the_run(here, bulk, capsys):
+    async def submit(job):
+        requests = await job.take(3)
+        for request in [*requests, requests[0]]:
+            yield request, answer("Yes.")
+
+    bulk(submit)
+    assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY]) == 3
+    assert "stopped: mine:submit has answered a prompt twice" in capsys.readouterr().err
+    assert len(rows("prompts.results.jsonl")) == 3
+
+
 def test_nothing_is_given_out_after_a_stop(here, bulk, capsys):
     counts = []
 

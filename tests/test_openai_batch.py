@@ -272,7 +272,8 @@ def test_an_interrupt_leaves_the_batches_running(ask, capsys):
     assert call(count=10) == 130
     err = capsys.readouterr().err
     assert "batches go on; once more within 5 s to cancel them" in err and "to continue: " in err
-    assert [set(note) for note in running()] == [{"file", "names"}, {"file", "batch"}]
+    assert f"still running: {running()[1]['batch']}\n" in err
+    assert [[*note] for note in running()] == [["file", "names", "time"], ["file", "batch"]]
     assert call() == 0
     assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
 
