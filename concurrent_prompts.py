@@ -127,7 +127,7 @@ class Prompt:
     none). `path` and `body` are the request as it will be sent. `error` is set where there is nothing to send.
     """
 
-    number: int  # place in the input, from 0
+    number: int  # place in the input (or in the shard of it), from 0
     content: Any
     id: str | int = 0
     kind: str = "prompt"
@@ -267,6 +267,15 @@ class Result:
 
 
 AT_TIMES = "tries", "limit"  # fields that not every line has
+BATCH_LINES, BATCH_BYTES = 50_000, 200_000_000  # the most that OpenAI takes in a file of Batch requests
+
+
+def request_line(custom_id: str, path: str, body: bytes) -> bytes:
+    """Return a line of a file of Batch requests; `path` and `body` are a prompt's, without a base URL's query."""
+    head = f'{{"custom_id":{encode_json(custom_id)},"method":"POST","url":{encode_json(f"/v1{path}")},"body":'
+    return head.encode("utf-8", "backslashreplace") + body + b"}\n"
+
+
 Ask = Callable[[Prompt], Awaitable[Reply]]
 
 
@@ -2996,11 +3005,8 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            key, error = key_in(row), error_in(row)
-            if not re.fullmatch("[0-9a-f]{24}", key) or (error and not isinstance(error.type + error.message, str)):
-                raise ValueError
-            row_id = row["id" if "request" in row else "custom_id"]
-        except (AttributeError, KeyError, TypeError, ValueError):
+            row_id, key, error = recognised(row)
+        except ValueError:
             self._refuse(number)
         self._count(row, offset)
         self._earlier.setdefault(key[:16], []).append(offset)
@@ -3176,6 +3182,17 @@ class Journal:
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
+def recognised(row: Any) -> tuple[Any, str, Error | None]:
+    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none."""
+    try:
+        key, error = key_in(row), error_in(row)
+        if not re.fullmatch("[0-9a-f]{24}", key) or (error and not isinstance(error.type + error.message, str)):
+            raise ValueError
+        return row["id" if "request" in row else "custom_id"], key, error
+    except (AttributeError, KeyError, TypeError) as failure:
+        raise ValueError from failure
+
+
 def key_in(row: dict[str, Any]) -> str:
     """Return the fingerprint in a result's line; only in a Batch output line is it part of the id."""
     key: str = row["request"] if "request" in row else row["id"].removeprefix("batch_req_")
@@ -3315,6 +3332,59 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
+
+
+def in_shard(path: str, place: int, shards: int) -> str:
+    """Return the name of a file that is the shard's own."""
+    if path == "-" or os.path.isdir(path):
+        return path
+    return re.sub(r"((\.results)?\.[^./\\]*)?\Z", rf".shard-{place}-of-{shards}\g<0>", path, count=1)
+
+
+def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
+    """Return the files in the shards' order. Raises UsageError where their names do not make up a whole."""
+    found: dict[int, pathlib.Path] = {}
+    first, count = pathlib.Path(), 0
+    for path in map(pathlib.Path, paths):
+        name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
+        place, shards = map(int, name.groups()) if name else (0, 0)
+        if not 0 < place <= shards:
+            raise UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
+        if shards != (count or shards):
+            raise UsageError(f"{first} is one of {count} shards and {path} one of {shards}; merge those of one run")
+        if place in found:
+            raise UsageError(f"shard {place}/{shards} is there twice: {found[place]} and {path}; leave out one of them")
+        found[place], first, count = path, path, shards
+    if len(found) < count:
+        shard = f"{next(place for place in itertools.count(1) if place not in found)}/{count}"
+        others = f" (and {count - len(found) - 1:,} more)" if len(found) < count - 1 else ""
+        raise UsageError(f"shard {shard} is missing{others}; name its file, too, or run it: --shard {shard}")
+    return [found[place] for place in sorted(found)]
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as failure:
+        raise UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
+    with file:
+        if not lock(file, path):
+            raise UsageError(f"a run is writing {path}; merge when it has ended")
+        file.seek(0)
+        yield file
+
+
+def is_answer(line: bytes, prompt: Prompt) -> bool | None:
+    """Tell whether the prompt's line has an answer; None where the line is not the prompt's, however it was asked."""
+    try:
+        row_id, key, error = recognised(parse_json(line))
+    except ValueError:
+        return None
+    # orjson reads a whole number of more than 64 bits as a float.
+    same = key[16:] == fingerprint(prompt)[16:] and (row_id == prompt.id or isinstance(row_id, float))
+    return error is None if same else None
 
 
 # ---- Other forms of the results ------------------------------------------------------------------------------
@@ -4276,8 +4346,8 @@ def main(argv: list[str] | None = None) -> int:
         log.setLevel(logging.INFO if args.verbose else logging.WARNING)
         with contextlib.ExitStack() as stack:
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
-            if args.dry_run:
-                return dry_run(args)
+            if alone := merge if args.merge else write_batch if args.to_batch else dry_run if args.dry_run else None:
+                return alone(args)
             if args.demo:
                 stack.enter_context(demo_server(args))
             gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
@@ -4321,6 +4391,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
     refuse_together(args)
+    args.shard = shard_numbers(args.shard) if args.shard is not None else None
     args.concurrency = args.sweep[0]
     args.price = price_numbers(args.price) if args.price is not None else None
     args.params = dict(parameter(text) for text in args.param)
@@ -4329,15 +4400,40 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
         beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
         args.output = "-" if args.prompts in (None, "-") else str(beside)
-    check_output(args)
+    if args.shard:
+        for name in ("output", "report", "plot", "to_batch"):
+            setattr(args, name, (path := getattr(args, name)) and in_shard(path, *args.shard))
+    args.merge = [path for name in args.merge or () for path in matching(name)]
+    if args.to_batch is None:
+        check_output(args)
     check_files(args)
     return args
+
+
+# What goes with the options that only read and write files.
+ALONE = {
+    "merge": "prompts merge output limit overwrite quiet verbose",
+    "to_batch": "prompts to_batch model system template param endpoint schema base_url api_key_env allow_http "
+    "limit shard overwrite quiet verbose",
+}
+
+
+def out_of_place(args: argparse.Namespace) -> str:
+    """Return the options that mean nothing to one that only reads and writes files, where that is given."""
+    used = ALONE["merge"] if args.merge else ALONE["to_batch"] if args.to_batch is not None else ""
+    usual = vars(build_parser().parse_args([])) if used else {}
+    names = [name for name, value in usual.items() if getattr(args, name) != value and name not in used.split()]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def refuse_together(args: argparse.Namespace) -> None:
     """Raise UsageError where options contradict one another, or one is missing."""
     results = args.output or args.retry_failed or args.overwrite or args.format
+    others = out_of_place(args)
     for wrong, advice in (
+        (args.prompts is None and args.merge, "--merge needs the shards' input: name PROMPTS before it"),
+        (others, f"{'--merge only puts results together' if args.merge else '--to-batch only writes requests'}; "
+         f"leave out {others}"),
         (args.prompts is None and not args.demo, "no PROMPTS file given; try --demo --compare, or --help"),
         ("" in args.backends, "-b has an empty name"),
         ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
@@ -4349,6 +4445,7 @@ def refuse_together(args: argparse.Namespace) -> None:
          "--compare asks everything several times and keeps nothing; leave out --max-cost"),
         (args.dry_run and (args.report or args.plot),
          "--dry-run runs nothing that --report or --plot could show; leave them out"),
+        (args.compare and args.shard is not None, "--compare writes no results to be merged; leave out --shard"),
         (len(args.sweep) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
     ):  # fmt: skip
         if wrong:
@@ -4382,12 +4479,16 @@ def check_files(args: argparse.Namespace) -> None:
     args.journal = f"{args.output}.results.jsonl" if args.table else args.output
     taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
     taken |= {os.path.realpath(args.schema_file): "the schema"} if args.schema_file else {}
+    taken |= {os.path.realpath(path): "one of the shards" for path in args.merge}
     files = [("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)]
+    files += [("--to-batch", args.to_batch)]
     for flag, path in files:
         if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise UsageError(f"{path} is {other}; choose another file with {flag}")
     if args.report and not args.report.lower().endswith(".json"):
         raise UsageError(f"--report {args.report}: the name of a report ends in .json")
+    if args.to_batch is not None and not args.to_batch.endswith(".jsonl"):
+        raise UsageError(f"--to-batch {args.to_batch}: the name of a file of Batch requests ends in .jsonl")
     if args.report and (why := unwritable(args.report)):
         raise UsageError(f"--report: {why}; name another file")
     if args.plot:
@@ -4447,11 +4548,15 @@ def build_parser() -> argparse.ArgumentParser:
     option("--max-cost", metavar="USD", type=positive(float),
            help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
     option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
+    option("--to-batch", metavar="FILE.jsonl", help="only write the requests, as OpenAI's Batch API takes them")
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is "
            "stdout; .csv or .tsv: a table, and all the rest in FILE.results.jsonl")  # fmt: skip
     option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
            help="form of stdout: text, jsonl or csv (default: text on a terminal, else jsonl)")  # fmt: skip
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
+    option("--shard", metavar="K/N",
+           help="of those every N-th, from the K-th on, into files named by the shard: for job arrays")  # fmt: skip
+    option("--merge", metavar="FILE", nargs="+", help="only put the results of all shards into one file")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
     option("--overwrite", action="store_true", help="begin the output file anew")
     option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
@@ -4487,6 +4592,21 @@ def price_numbers(text: str) -> list[str]:
         return text.split(",")
     except ValueError:
         raise UsageError(f"--price {short(text, 40)} is not IN,OUT in USD per million tokens") from None
+
+
+def matching(name: str) -> list[str]:
+    """Return the files that a pattern means, since a shell on Windows passes it as it is; else the name itself."""
+    import glob
+
+    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
+
+
+def shard_numbers(text: str) -> tuple[int, int]:
+    """Return K and N of K/N."""
+    place, _, shards = text.partition("/")
+    if not re.fullmatch("[0-9]{1,9}/[0-9]{1,9}", text) or not 0 < int(place) <= int(shards):
+        raise UsageError(f"--shard {short(text, 40)} is not K/N, the K-th of N shards, such as 1/4 or 4/4")
+    return int(place), int(shards)
 
 
 def parameter(text: str) -> tuple[str, Any]:
@@ -4563,19 +4683,26 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
 
 
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
-    """Yield the first prompts of the file, or of the demo's own."""
+    """Yield the first prompts of the file, or of the demo's own, or the shard's of them, numbered from 0.
+
+    Raises UsageError where there are none at all.
+    """
     prompts = read_prompts(args.source, args.name) if args.source is not None else as_prompts(DEMO_PROMPTS)
-    return itertools.islice(prompts, limit)
+    first = list(itertools.islice(prompts, 1))
+    if not first:
+        raise UsageError(f"{args.name} holds no prompts")
+    place, shards = args.shard or (1, 1)
+    for number, prompt in enumerate(itertools.islice(itertools.chain(first, prompts), place - 1, limit, shards)):
+        prompt.number = number
+        yield prompt
 
 
-def checked(prompts: Iterator[Prompt], api: Api, source: str) -> Iterator[Prompt]:
-    """Yield the prepared prompts. Raises UsageError where there are none or the first cannot be used as asked."""
-    first = next(prompts, None)
-    if first is None:
-        raise UsageError(f"{source} holds no prompts")
-    if (error := api.prepare(first).error) and error.type == "missing_column":
+def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
+    """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
+    first = list(itertools.islice(prompts, 1))  # a shard may have none
+    if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
         raise UsageError(error.message)
-    return map(api.prepare, itertools.chain([first], prompts))
+    return map(api.prepare, itertools.chain(first, prompts))
 
 
 def make_api(args: argparse.Namespace, backend: str, dry: bool = False) -> Api:
@@ -4620,7 +4747,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
     check_bulk(args, api)
-    prompts = checked(prompts_of(args, args.limit), api, args.name)
+    prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.concurrency
     run = make_run(args, api, calls)
@@ -4633,7 +4760,7 @@ async def answer_file(args: argparse.Namespace) -> int:
         ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
         async with run:
             progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
-            others = keep_synced(run, sink), warn_of_shutdown(run, api, next(prompts_of(args, 1)))
+            others = keep_synced(run, sink), warn_of_shutdown(run, api, next(prompts_of(args), Prompt(0, "")))
             beside = [asyncio.ensure_future(work) for work in others]
             try:
                 await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
@@ -4822,8 +4949,8 @@ def dry_run(args: argparse.Namespace) -> int:
     if args.demo:
         args.base_url, args.api_key_env, args.model = "http://127.0.0.1:8000/v1", "", args.model or "made-up"
     api, *_ = [make_api(args, name, dry=True) for name in args.backends]
-    prompts = checked(prompts_of(args, args.limit), api, args.name)
-    plan = Plan(api, args.price and as_price(args.price), next(prompts_of(args, 1)))
+    prompts = checked(prompts_of(args, args.limit), api)
+    plan = Plan(api, args.price and as_price(args.price), next(prompts_of(args), Prompt(0, "")))
     sink: Journal | Printer = Printer()
     if args.table:
         check_table(args.table, pathlib.Path(args.journal), args.overwrite)
@@ -4838,7 +4965,8 @@ def dry_run(args: argparse.Namespace) -> int:
             plan.add(prompt)
     kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
     runs = len(args.backends) * max(2, len(args.sweep)) if args.compare else 1
-    rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {args.name}")]
+    shard = "shard {}/{} of ".format(*args.shard) if args.shard else ""
+    rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
     if args.output != "-" and os.path.exists(running := f"{args.journal}.running"):
         rows += [("running", f"some of these are in {running}, and not asked again")]
@@ -4854,6 +4982,134 @@ def dry_run(args: argparse.Namespace) -> int:
         lines[40:] = ["…"] * (len(lines) > 40)
         print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
     return 0 if not bad else 1 if plan.asked + kept + failed else 2
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Put the shards' results into one file in the input's order; return the exit status."""
+    if args.output == "-" or args.table:
+        advice = "; the same command without --merge makes a table of it" if args.table else ""
+        raise UsageError(f"--merge writes one file of results: -o FILE.jsonl{advice}")
+    paths, output = shards_in(args.merge), pathlib.Path(args.output)
+    check_new(args, output, "-o")
+    counts = [0, 0]  # failures, answers
+    open_files()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(held(path)) for path in paths]
+        if output.exists():
+            with held(output):
+                pass
+        draft = stack.enter_context(replacing(output))
+        ends: list[None] = [None] * len(files)
+        for number, prompt in enumerate(itertools.chain(prompts_of(args, args.limit), ends)):
+            turn, place = divmod(number, len(files))
+            line = files[place].readline()
+            answered = is_answer(line, prompt) if prompt else None
+            if answered is not None:
+                draft.write(line.rstrip(b"\r\n") + b"\n")
+                counts[answered] += 1
+            elif prompt or line:
+                refuse_line(args, paths, place, turn + 1, line)
+    if not args.quiet:
+        said = f"{plural(counts[1], 'answer')} and {plural(counts[0], 'failure')} of {plural(len(paths), 'shard')}"
+        say_error(f"{said} merged")
+        say_error(f"results in {output}", indent="  ")
+    return 1 if counts[0] else 0
+
+
+def refuse_line(
+    args: argparse.Namespace, paths: Sequence[pathlib.Path], place: int, number: int, line: bytes
+) -> NoReturn:
+    """Raise UsageError with why this line of a shard, b"" being its end, is not the one that should come next."""
+    path, shard, text = paths[place], f"{place + 1}/{len(paths)}", line.strip(b"\0\r\n ")
+    row, known, total = "", False, 0
+    with contextlib.suppress(ValueError):
+        row = recognised(parse_json(text))[1][16:]
+    if not row and not LINE_START.startswith(text[: len(LINE_START)]):  # nor cut short
+        raise UsageError(f"{path} holds something other than results in line {number}; mend that, and merge again")
+    for prompt in itertools.islice(prompts_of(args, args.limit), place, None, len(paths)):
+        known = known or fingerprint(prompt)[16:] == row
+        total += 1
+    if row and not known:
+        what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
+        raise UsageError(f"{what}; name the input and the -n that the shards were made with")
+    with open(path, "rb") as lines:
+        left = total - sum(one.endswith(b"\n") for one in lines)
+    what = f"{plural(left, 'prompt')} of {total:,} still open" if left > 0 else f"line {number} is not in its place"
+    advice = f"run --shard {shard} again, or name the -n that it was made with"
+    raise UsageError(f"{path} is not finished, {what}; {advice}")
+
+
+def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
+    """Raise UsageError where no file can be written anew."""
+    if why := unwritable(path):
+        raise UsageError(f"{why}; choose another file with {flag}")
+    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
+        raise UsageError(f"{path} is the input; choose another file with {flag}")
+    if path.exists() and not args.overwrite:
+        raise UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
+
+
+def write_batch(args: argparse.Namespace) -> int:
+    """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
+    api = make_api(args, args.backends[0], dry=True)
+    name_of = custom_ids(prompts_of(args, args.limit))
+    counts: dict[pathlib.Path, int] = {}
+    filling: dict[Any, tuple[pathlib.Path, IO[bytes]]] = {}  # by the endpoint and the model
+    bad, reason = 0, ""
+    open_files()
+    with contextlib.ExitStack() as stack:  # all the files are written, or none
+        for prompt in checked(prompts_of(args, args.limit), api):
+            url = prompt.path.removesuffix(api.query)
+            line = b"" if prompt.error else request_line(name_of(prompt), url, prompt.body)
+            if prompt.error or len(line) > BATCH_BYTES:
+                bad += 1
+                reason = reason or (prompt.error.message if prompt.error else f"{prompt.where}: too long for a Batch")
+                continue
+            path, file = filling.get(kind := (url, api.model_of(prompt)), (None, None))
+            if not path or not file or counts[path] == BATCH_LINES or file.tell() + len(line) > BATCH_BYTES:
+                path = numbered(args.to_batch, len(counts) + 1)
+                check_new(args, path, "--to-batch")
+                filling[kind] = path, (file := stack.enter_context(replacing(path)))
+            counts[path] = counts.get(path, 0) + 1
+            file.write(line)
+    said = [f"{plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]
+    say_error(*said if not args.quiet else ())
+    if (left := numbered(args.to_batch, len(counts) + 1)).exists():
+        log.warning("%s is of an earlier time: no request of these is in it", left)
+    if bad:
+        log.warning("%s left out: %s", plural(bad, "prompt"), reason)
+    return 1 if bad else 0
+
+
+def numbered(path: str, number: int) -> pathlib.Path:
+    """Return the name of the first file, FILE-2 of the second."""
+    return pathlib.Path(f"{path.removesuffix('.jsonl')}-{number}.jsonl" if number > 1 else path)
+
+
+def custom_ids(prompts: Iterable[Prompt]) -> Callable[[Prompt], str]:
+    """Return the function that names a prompt in a Batch: by its id, or by x-2, x-3 where x is another's.
+
+    An id belongs to the first that has it: of the Batch requests, else of those with an id, else of the line numbers.
+    """
+    owners: dict[str, str] = {}
+    again: collections.Counter[str] = collections.Counter()
+    for prompt in prompts:
+        if prompt.named:
+            name = str(prompt.id)
+            owners[name] = "batch" if prompt.kind == "batch" else owners.get(name, "id")
+
+    def name_of(prompt: Prompt) -> str:
+        name = str(prompt.id)
+        owner = "line" if not prompt.named else "batch" if prompt.kind == "batch" else "id"
+        if owners.get(name, "line") != owner:
+            while (other := f"{name}-{again[name] + 2}") in owners:
+                again[name] += 1
+            name = other
+        if prompt.named or name != str(prompt.id):
+            owners[name] = "taken"
+        return name
+
+    return name_of
 
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
@@ -4912,14 +5168,16 @@ def disk_error(path: pathlib.Path | None, failure: OSError) -> PromptError:
 
 def count_prompts(args: argparse.Namespace) -> int | None:
     """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
+    place, shards = args.shard or (1, 1)
+    chosen = slice(place - 1, args.limit, shards)
     if args.source is None:
-        return min(args.limit or len(DEMO_PROMPTS), len(DEMO_PROMPTS))
+        return len(DEMO_PROMPTS[chosen])
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         lines, quotes = -(form in SEPARATORS), 0
         for line in file:
             quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
             lines += not quotes % 2 and not line.isspace()
-        return min(lines, args.limit or lines)
+        return len(range(lines)[chosen])
     return None
 
 
@@ -5091,7 +5349,7 @@ async def compare(args: argparse.Namespace) -> int:
     apis = [make_api(args, name) for name in args.backends]
     for api in apis:
         check_bulk(args, api)
-    prompts = list(checked(prompts_of(args, args.limit), apis[0], args.name))
+    prompts = list(checked(prompts_of(args, args.limit), apis[0]))
     article = len(args.sweep) == 1
     for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
