@@ -267,7 +267,8 @@ class Result:
 
 
 AT_TIMES = "tries", "limit"  # fields that not every line has
-BATCH_LINES, BATCH_BYTES = 50_000, 200_000_000  # the most that OpenAI takes in a file of Batch requests
+# The most that OpenAI takes in a file of Batch requests: https://platform.openai.com/docs/guides/batch
+BATCH_LINES, BATCH_BYTES = 50_000, 200_000_000
 
 
 def request_line(custom_id: str, path: str, body: bytes) -> bytes:

@@ -13,9 +13,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any
 
+from concurrent_prompts import BATCH_BYTES as BYTES
+from concurrent_prompts import BATCH_LINES as LINES
+from concurrent_prompts import request_line
+
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
-LINES, BYTES = 50_000, 200_000_000  # of a file: https://platform.openai.com/docs/guides/batch
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
 AT_ONCE = 8  # batches, where the user does not say
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
@@ -49,13 +52,15 @@ class Batch:
         self.requests[name] = request
         self.size += len(request.body) + ENVELOPE
 
+    @property
+    def path(self) -> str:
+        """The endpoint's path below /v1, of all the requests."""
+        path: str = next(iter(self.requests.values())).path
+        return path.partition("?")[0]
+
     def write(self, file: IO[bytes]) -> None:
         """Write the request file."""
-        for name in self.names:
-            request = self.requests[name]
-            url = f"/v1{request.path.partition('?')[0]}"
-            file.write(b'{"custom_id":"%b","method":"POST","url":%b,"body":%b}\n' % (
-                name.encode(), json.dumps(url).encode(), request.body))  # fmt: skip
+        file.writelines(request_line(name, self.path, self.requests[name].body) for name in self.names)
 
 
 async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
@@ -235,8 +240,7 @@ class Batches:
 
     async def create(self, batch: Batch) -> str:
         """Make a batch of an uploaded file; return its id, or '' where the run was stopped before that is known."""
-        path = next(iter(batch.requests.values())).path.partition("?")[0]
-        asked = {"input_file_id": batch.file, "endpoint": f"/v1{path}", "completion_window": "24h"}
+        asked = {"input_file_id": batch.file, "endpoint": f"/v1{batch.path}", "completion_window": "24h"}
         wait = FIRST_POLL
         while True:
             try:
