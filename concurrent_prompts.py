@@ -1196,14 +1196,27 @@ class Api:
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
         self._key = environment_key(api_key_env, wanted and not dry)
         self.headers = request_headers(self.base_url, self._key)
-        secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
-        secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
-        self.conceal = concealer(self._key, secrets)
-        if secrets and self.base_url.startswith("http:"):
+        self._secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
+        self._secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
+        self.conceal = concealer(self._key, self._secrets)
+        if self._secrets and self.base_url.startswith("http:"):
             check_plain_http(self.base_url, allow_http)
 
     def __repr__(self) -> str:
         return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values, the key among them, of which `of` makes the like in another process."""
+        own = {name: value for name, value in vars(self).items() if name not in ("_connect", "submit", "conceal")}
+        return own | {"schema": self.schema and self.schema._form["schema"]}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> Api:
+        """Return an Api of that state with another backend, a live one."""
+        api = object.__new__(cls)
+        vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
+        api.conceal = concealer(api._key, api._secrets)
+        return api
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
@@ -1723,6 +1736,7 @@ class Quota:
         self._heard = -math.inf, 0.0, 0.0  # when the last reply came, what was left by then, and spent
         self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
         self._sure, self._let_in, self._barren = False, 0, 0
+        self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
         self._unsaid, self._began = 0, 0.0  # replies since one has told the limit
         self._told = math.inf if told is None else told / 60
         self._stated = math.inf  # by the headers
@@ -1732,6 +1746,17 @@ class Quota:
     def __str__(self) -> str:
         about = "about " if self.source == "from refusals" else ""
         return f"{about}{60 * self.limit:,.0f} {self.name}/min, {self.source}"
+
+    def tell(self, rate: float, source: str, now: float) -> None:
+        """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
+        if source == "from headers":
+            self._stated, self.source = rate, source
+        elif source == "as told" and rate != self._told:
+            self._level, self._stamp = self.level(now), now
+            self._told = self.rate = rate
+        elif source == "from refusals":
+            self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
+            self.rate, self.size, self.source, self.led = rate, 0.0, source, True
 
     @property
     def limit(self) -> float:
@@ -1815,7 +1840,7 @@ class Quota:
 
     def let_in(self) -> None:
         """Try a little more after each call that was let in, and the more the longer it goes well."""
-        if self.source == "from refusals":
+        if self.source == "from refusals" and not self.led:
             self._let_in += 1
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
@@ -1823,6 +1848,10 @@ class Quota:
 
     def refuse(self, cost: float, now: float) -> None:
         """Learn from a call that was refused, of which nothing more is known."""
+        self.refused += 1
+        if self.led:
+            self._level, self._stamp = -cost, now
+            return
         when, spent = self._refused
         self._barren = self._barren + 1 if self.spent <= spent else 0
         # Where nothing was let in since, there is nothing to learn but patience: so many seconds.
@@ -1983,6 +2012,22 @@ class Limiter:
     def learned(self) -> list[str]:
         """Return what is known of the server's limits, for the report."""
         return [str(known) for known in (self.requests, self.tokens, self.window) if known.source]
+
+    def share(self, calls: int, start: float, rates: Iterable[tuple[float, str] | None]) -> None:
+        """Take over a share of what a run in several processes may do: at first, and whenever that changes.
+
+        `calls` is the most in flight, `start` what it begins with; `rates`, of requests and of tokens a second, are
+        those that are told or known from refusals.
+        """
+        window = self.window
+        if not window.source:
+            window.size = float(max(start, window.size if self.sent else 0))
+        window.ceiling, window.size = calls, min(window.size, calls)
+        for quota, known in zip((self.requests, self.tokens), rates, strict=True):
+            if known:
+                window.source = window.source if quota.source else ""  # it was not the number at once
+                quota.tell(*known, self._clock())
+        self._changed.set()
 
     def calls_a_minute(self) -> float | None:
         """Return how many calls a minute the server is known to let through, None where nothing is known."""
@@ -3636,6 +3681,7 @@ class Job:
         self._fresh = run.admit(prompts)
         self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
         self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
+        self._counted = False  # by the backend itself: the calls in flight
         self._held: Request | None = None  # for which the last block had no room
         self._open: set[Request] = set()
 
@@ -3663,6 +3709,13 @@ class Job:
     def say(self, text: str) -> None:
         """Show in the progress what is waited for."""
         self._run.said = text
+
+    def in_flight(self, count: int | None = None) -> None:
+        """Note how many calls are in flight; all that is taken, where the backend does not know better."""
+        self._counted = self._counted or count is not None
+        if count is not None or not self._counted:
+            self.limiter.in_flight = len(self._open) if count is None else count
+            self._run.most_in_flight = max(self._run.most_in_flight, self.limiter.in_flight)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep, less long where the run is stopped; return whether it was to the end."""
@@ -3747,8 +3800,7 @@ class Job:
         result.started = result.started or self._run.epoch + now
         result.retry_wait = self._run.epoch + now - result.started - result.lost
         self._open.add(request)
-        self.limiter.in_flight = len(self._open)
-        self._run.most_in_flight = max(self._run.most_in_flight, len(self._open))
+        self.in_flight()
 
     def _put_back(self, request: Request, wait: float) -> None:
         now = self._run.clock()
@@ -3761,7 +3813,7 @@ class Job:
         if request not in self._open:
             return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
         self._open.remove(request)
-        self.limiter.in_flight = len(self._open)
+        self.in_flight()
         if isinstance(outcome, Result):
             outcome.prompt = request.prompt
             self._pay(request, outcome, None)
@@ -3793,7 +3845,8 @@ class Job:
 
     def _pay(self, request: Request, result: Result, failure: PromptError | None) -> None:
         """Put what a request has cost in the place of what was reserved for it."""
-        budget, price = self._run.budget, self._run.price_for(request.prompt)[1]
+        budget = self._run.budget
+        price = self._run.price_for(request.prompt)[1] if budget else None
         if budget is None or price is None:
             return
         cost, assumed = 0.0, False
@@ -3820,8 +3873,9 @@ async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record)
     job = Job(run, api, prompts, record)
     assert api.submit
     async with contextlib.aclosing(api.submit(job)) as outcomes:
-        answered = False
-        while True:
+        for answered in itertools.count():
+            if answered % 50 == 49:
+                await asyncio.sleep(0)  # there may be many at once
             try:
                 request, outcome = await anext(outcomes)
             except StopAsyncIteration:
@@ -3834,9 +3888,7 @@ async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record)
                     raise UsageError(f"{api.name}: {failure}") from None
                 job.stop(failure.error.type, f"{api.name}: {failure}", failure.error.status)
                 break
-            answered = True
             await job.settle(request, outcome)
-            await asyncio.sleep(0)  # there may be many at once
     await job.close()
 
 

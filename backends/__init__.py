@@ -57,6 +57,7 @@ exit status are its own. A job is
     notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job
     answered               how many answers earlier runs have kept
     say(text), log         for the progress, and for all else that is to be said
+    in_flight(count)       for the progress, where it is not all that was taken
 and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.
 take, sleep, call and note are awaited. ValueError before the first answer means that the job cannot be done as asked;
 any other exception stops the run, with all that was answered. The second Ctrl-C is a CancelledError at the next await.

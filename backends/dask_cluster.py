@@ -1,0 +1,784 @@
+"""The dask-cluster backend, a bulk one: the same job on the workers of a Dask cluster. Needs: pip install distributed.
+
+Without an address the cluster is made of processes on this machine, one for each core. Each worker runs the core's own
+concurrent loop over a live backend, so that retries, limits and error classes are the core's there as here. It needs
+no copy of this project: an `Engine` is made there of the source text that the driver sends with the job's settings.
+
+The driver and an engine talk in exchanges through the scheduler, one at a time: prompts go there, results come back as
+soon as there are some. An engine holds little more than what it has in flight, so that the input may be larger than
+any memory, and a worker that dies takes little with it. The key goes there once, compressed, into the engine's memory;
+it is in no task, environment, file or log. An engine that has not heard of its driver for a minute ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import gc
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import itertools
+import logging
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import types
+import uuid
+import warnings
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import dask.config
+import distributed
+
+TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
+OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
+
+
+# ---- On a worker ---------------------------------------------------------------------------------------------
+
+
+engines: dict[str, Engine] = {}
+loading = threading.Lock()
+
+
+def install(name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any], local: bool) -> None:
+    """Begin to make an engine in this process; run on the event loop of a Dask worker."""
+    for worker in list(distributed.Worker._instances):
+        worker.handlers.setdefault(OPERATION, exchange)
+    if local:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
+        gc.freeze()  # as the core does in a process that is its own
+        gc.set_threshold(50_000)
+    engines[name] = Engine(name, sources, state, options)
+
+
+async def exchange(engine: str, message: bytes) -> dict[str, Any]:
+    """Do one exchange, for the Dask worker: results under "answer", or under "gone" why there are none."""
+    found = engines.get(engine)
+    if found is None:
+        return {"gone": ""}
+    await asyncio.wait([asyncio.wrap_future(found.ready)])
+    if reason := found.ready.result():
+        del engines[engine]
+        return {"gone": reason}
+    try:
+        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(found.exchange(message), found.loop))
+    except RuntimeError:  # its loop is closed
+        return {"gone": ""}
+    await asyncio.wait([answer])
+    if answer.cancelled():
+        return {"gone": ""}
+    failure = answer.exception()
+    return {"gone": f"{type(failure).__name__}: {failure}"} if failure else {"answer": answer.result()}
+
+
+def attend(engine: str) -> None:
+    """Be a Dask task as long as the engine is there: a cluster that shrinks takes who has none for idle."""
+    distributed.secede()  # type: ignore[no-untyped-call]
+    if engine in engines:
+        engines[engine].ended.wait()
+
+
+def make_module(name: str, source: str) -> None:
+    """Import a module from its source, unless that is done."""
+    if name in sys.modules:
+        return
+    module = types.ModuleType(name)
+    if "." not in name or name.endswith(".backends"):
+        module.__path__ = []  # a package
+    module.__package__ = name if hasattr(module, "__path__") else name.rpartition(".")[0]
+    sys.modules[name] = module
+    try:
+        exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+class Warnings(logging.Handler):
+    """Keeps what the core warns of on a worker, to be said by the driver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's form and text."""
+        self.said.append((str(record.msg), record.getMessage()))
+
+
+class Engine:
+    """A run of the core in a worker process, in a thread and an event loop of its own."""
+
+    SILENCE = 60.0  # seconds without the driver after which it ends
+    AHEAD = 3  # intervals between exchanges, for which prompts are kept ready
+
+    def __init__(self, name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any]) -> None:
+        self._name, self._package, self._options = name, OPERATION.partition(".")[0], options
+        self._done: list[tuple[int, tuple[Any, ...]]] = []
+        self._held = 0  # prompts
+        self._rate = 0.0  # results a second
+        self._hurry, self._spare = False, 0
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._warnings = Warnings()
+        self.ready: concurrent.futures.Future[str] = concurrent.futures.Future()  # "", or why it cannot be
+        self.ended = threading.Event()
+        threading.Thread(target=self._live, args=(sources, state), name=name, daemon=True).start()
+
+    def _live(self, sources: Mapping[str, str], state: dict[str, Any]) -> None:
+        try:
+            connect = self._load(sources)
+            self._core.run_loop(self._serve(self._core.Api.of(state, connect)))
+        except BaseException as failure:  # somebody else's backend may raise anything
+            if not self.ready.done():
+                kind = "" if type(failure).__name__ == "UsageError" else f"{type(failure).__name__}: "
+                self.ready.set_result(f"{kind}{failure}")
+        else:
+            engines.pop(self._name, None)
+        finally:
+            self.ended.set()
+
+    def _load(self, sources: Mapping[str, str]) -> Any:
+        """Import the core from its source, and the live backend; return the latter's `connect`."""
+        with loading:
+            for module in (self._package, f"{self._package}.backends"):
+                make_module(module, sources[module])
+        core: Any = sys.modules[self._package]
+        self._core = core
+        core.log = logging.Logger("concurrent_prompts", logging.WARNING)
+        core.log.addHandler(self._warnings)
+        self._fields = [one.name for one in dataclasses.fields(core.Result) if one.name not in ("prompt", "exception")]
+        self._backend = name = self._options["worker_backend"] or core.default_backend()
+        module, _, attribute = name.partition(":")
+        try:
+            if not attribute:
+                module, attribute = f"{self._package}.backends.{name.replace('-', '_')}", "connect"
+                with loading:
+                    make_module(module, sources[module])
+            found: Any = importlib.import_module(module)
+            return functools.reduce(getattr, attribute.split("."), found)
+        except ModuleNotFoundError as missing:
+            raise core.UsageError(core.missing_backend(name, missing.name or "")) from None
+
+    async def _serve(self, api: Any) -> None:
+        """Keep the run open until the driver ends it or is not there any longer."""
+        self.loop, self._end, self._news = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        names = "concurrency", "max_attempts", "timeout", "rpm", "tpm"
+        self._run = self._core.Run(api, **{name: self._options[name] for name in names})
+        self._run.at_most(self._core.open_files() - 64)
+        self._most = self._run.concurrency
+        self._heard = self._replied = self.loop.time()
+        async with self._run:
+            self.ready.set_result("")
+            while not self._end.is_set() and self.loop.time() < self._heard + self.SILENCE:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._end.wait(), TURN)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def exchange(self, message: bytes) -> bytes:
+        """Take orders and prompts; give what is done, after a while, and the facts that the driver goes by."""
+        orders, rows = pickle.loads(message)
+        self._heard = self.loop.time()
+        if orders.get("end"):
+            self._end.set()
+        if reason := orders.get("stop"):
+            self._run.stop(self._core.PromptError("interrupted", reason, "stop"))
+        if "calls" not in orders:
+            return b""
+        calls = min(orders["calls"], self._most)
+        self._run.limiter.share(calls, orders["start"], orders["rates"])
+        if rows:
+            prompt = self._core.Prompt
+            prompts = [prompt(number, None, kind=kind, path=path, body=body) for number, kind, path, body in rows]
+            self._held += len(rows)
+            task = asyncio.ensure_future(self._core.concurrently(self._run, prompts, self._record))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._hurry = orders["hurry"]
+        if orders["interval"]:  # else it is the first one, which is to tell what is wanted
+            await self._results(orders["interval"])
+        return self._reply(orders["interval"])
+
+    async def _results(self, interval: float) -> None:
+        """Wait until there are enough results, or prompts are running out, or time is up."""
+        began = self.loop.time()
+        ends = began + TURN
+        while (now := self.loop.time()) < (min(ends, began + interval) if self._done else ends) and not self._dry():
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), (min(ends, began + interval) if self._done else ends) - now)
+
+    def _dry(self) -> bool:
+        """Whether the driver should hear of it now: nothing is left, or soon nothing to send."""
+        queued = self._held - self._run.limiter.in_flight
+        return bool(self._done) and (not self._held or (self._hurry and queued <= self._spare // 2))
+
+    def _record(self, result: Any) -> None:
+        self._held -= 1
+        result.error = result.error and tuple(result.error)
+        result.http = result.http if result.prompt.kind == "batch" else None
+        self._done.append((result.prompt.number, tuple([getattr(result, name) for name in self._fields])))
+        if len(self._done) == 1 or self._dry():
+            self._news.set()
+
+    def _reply(self, interval: float) -> bytes:
+        now, limiter, stopped = self.loop.time(), self._run.limiter, self._run.stopped
+        self._rate += (len(self._done) / max(1e-3, now - self._replied) - self._rate) / 2
+        self._replied = now
+        quotas = [(one.source, one.limit, one.spent, one.refused) for one in (limiter.requests, limiter.tokens)]
+        facts = {
+            "backend": self._backend, "room": self._room(interval), "in_flight": limiter.in_flight,
+            "sent": limiter.sent, "quotas": quotas,
+            "window": (limiter.window.size, limiter.window.source), "state": limiter.state(),
+            "stopped": stopped and tuple(stopped.error), "said": self._warnings.said[:], "heard": limiter.heard,
+        }  # fmt: skip
+        self._warnings.said.clear()
+        answers, self._done = self._done, []
+        return pickle.dumps((facts, answers), 5)
+
+    def _room(self, interval: float) -> int:
+        """Return how many more prompts are wanted: for the slots that are free, and for those that soon will be."""
+        window: Any = self._run.limiter.window
+        size: int = int(window.size)
+        queued: int = self._held - self._run.limiter.in_flight
+        grows = size if self._rate and not window.source and size < window.ceiling else 0
+        self._spare = max(1, int(self.AHEAD * interval * self._rate)) if self._rate else 0
+        self._spare = min(self._spare + grows, self._most)
+        free = max(0, size - self._held) if queued <= 0 else 0  # where some wait, what is free is not for want of them
+        return max(0, free + self._spare - queued)
+
+
+# ---- In the driver -------------------------------------------------------------------------------------------
+
+
+BOOT = """
+import sys
+try:
+    if sys.version_info < (3, 11):
+        report = "it runs Python %d.%d, and 3.11 or newer is needed" % sys.version_info[:2]
+    else:
+        import pickle, types, zlib
+        package, source, given = pickle.loads(zlib.decompress(cargo))
+        home = sys.modules.get(package + ".backends.dask_cluster")
+        if home is None:
+            home = types.ModuleType(package + ".backends.dask_cluster")
+            sys.modules[home.__name__] = home
+            exec(compile(source, "<%s>" % home.__name__, "exec"), home.__dict__)
+        report = home.install(engine, *given) or ""
+except BaseException as failure:
+    report = "%s: %s" % (type(failure).__name__, failure)
+"""
+PARTS = 4  # into which what was on a worker that died is divided, to find out what it died of
+SILENT = logging.CRITICAL + 1
+CONNECTING = 5.0  # seconds in which a scheduler has to answer
+REFUSALS = "from refusals"
+QUIET = "distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application"
+
+
+class Lost(Exception):
+    """A worker is not there any longer."""
+
+
+@dataclasses.dataclass(eq=False)
+class Link:
+    """What the driver knows of a worker."""
+
+    address: str
+    engine: str
+    sent: dict[int, Any] = dataclasses.field(default_factory=dict)  # requests by their numbers
+    calls: int = 0  # the most that it may have in flight, as it was told
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its last reply
+    task: asyncio.Task[Any] | None = None  # its exchange under way
+    alone: int | None = None  # how often what it has now died alone on its worker, None where it is not suspected
+    presence: Any = None  # the Dask task that keeps the worker from being taken for idle
+
+
+class Crew:
+    """The workers, and who has what."""
+
+    START = 5.0  # seconds to wait for the first worker
+    RETURN = 10.0  # seconds to wait for one when there were some: a nanny restarts it, which takes some seconds
+
+    def __init__(self, job: Any, client: Any, where: str, local: bool) -> None:
+        self._job, self._client, self._where, self._local = job, client, where, local
+        self._core = sys.modules[type(job.limiter).__module__]
+        self._package, self._cargo = cargo(self._core, job, local)
+        self._fields = [one.name for one in dataclasses.fields(self._core.Result)]
+        self._fields = [name for name in self._fields if name not in ("prompt", "exception")]
+        self._links: dict[str, Link] = {}
+        self._unfit: dict[str, str] = {}
+        self._pending: list[Any] = []  # requests to be sent before others are taken
+        self._suspects: list[tuple[list[Any], int]] = []  # and how often they have died alone on a worker
+        self._numbers = itertools.count()
+        self._settled = [0.0, 0.0]  # from when on refusals of requests, of tokens say something
+        self._began = math.inf  # when the first worker was ready
+        self._met = False  # whether any worker has ever answered
+        self._said: dict[str, float] = {}
+        self._since = time.monotonic()  # without any worker
+        self._calls = self._core.AUTO_CONCURRENCY
+        if job.options["concurrency"] != "auto":
+            self._calls = job.options["concurrency"]
+
+    async def work(self, first: list[Any]) -> AsyncGenerator[tuple[Any, Any], None]:
+        """Yield requests with their Results."""
+        self._pending = first
+        self._job.in_flight(0)
+        self._check_network(self._where)
+        look, stop = asyncio.ensure_future(self._look(0.0)), asyncio.ensure_future(self._stop())
+        try:
+            while not await self._over():
+                await self._hand_out(idle=True)
+                busy = {link.task for link in self._links.values() if link.task}
+                await asyncio.wait({*busy, look, *([] if stop.done() else [stop])}, return_when=asyncio.FIRST_COMPLETED)
+                results: list[tuple[Any, Any]] = []
+                lost: ConnectionError | None = None
+                for link in list(self._links.values()):
+                    try:
+                        results += self._collect(link)
+                    except ConnectionError as failure:
+                        lost = failure  # what the others have brought comes first
+                await self._hand_out(idle=False)
+                await asyncio.sleep(0)  # what is handed out goes before what came is looked at
+                for outcome in results:
+                    yield outcome
+                if lost is not None:
+                    raise lost
+                if look.done():
+                    self._meet(look.result())
+                    look = asyncio.ensure_future(self._look(TURN if self._links else TURN / 10))
+        finally:
+            await self._close(look, stop)
+
+    async def _over(self) -> bool:
+        """Whether nothing is left to do; all that came was yielded."""
+        if self._job.stopped:
+            return self._job.stopped == "deadline" or not any(link.sent for link in self._links.values())
+        if not self._pending and not self._suspects and not any(link.sent for link in self._links.values()):
+            self._pending = await self._job.take(1)
+            return not self._pending
+        return False
+
+    async def _look(self, wait: float) -> list[str]:
+        """Return the workers' addresses, after a while."""
+        await asyncio.sleep(wait)
+        try:
+            return list(await self._client.nthreads())
+        except Exception as failure:
+            raise self._no_scheduler(failure) from None
+
+    def _no_scheduler(self, failure: Exception) -> ConnectionError:
+        return ConnectionError(f"the scheduler at {self._where} is gone ({failure or type(failure).__name__})")
+
+    def _meet(self, addresses: list[str]) -> None:
+        """Begin to use the workers that are new, and let go of those that are gone."""
+        for link in list(self._links.values()):
+            if link.address not in addresses and link.task:
+                link.task.cancel()  # `_collect` does the rest
+        for address in addresses:
+            if address not in self._links and address not in self._unfit and len(self._links) < self._calls:
+                self._check_network(address)
+                link = self._links[address] = Link(address, f"{self._package}-{uuid.uuid4().hex[:12]}")
+                link.task = asyncio.ensure_future(self._greet(link))
+        now = time.monotonic()
+        self._since = now if self._links else self._since
+        if self._links or self._job.stopped:
+            return
+        if self._unfit and set(addresses) <= self._unfit.keys():
+            raise ValueError("; ".join(f"the worker {one} cannot be used: {why}" for one, why in self._unfit.items()))
+        self._job.say("waiting for a worker")
+        if now - self._since > (self.RETURN if self._met else self.START):
+            raise ConnectionError(f"the cluster at {self._where} has no workers{' any longer' if self._met else ''}")
+
+    def _check_network(self, address: str) -> None:
+        """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        reach = self._core.reach_of(parts.hostname or "")
+        secret = any(map(self._core.SECRET_NAME.search, self._job.headers))
+        if parts.scheme in ("tls", "wss") or reach == "loopback" or not secret:
+            return
+        if reach == "public" and not self._job.api.allow_http:
+            advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
+            raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
+        self._warn("network", f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer")
+
+    async def _greet(self, link: Link) -> tuple[dict[str, Any], list[Any]]:
+        """Have an engine made; return its first reply. Raises ValueError where that worker cannot be used."""
+        given = {"boot": BOOT, "box": {"cargo": self._cargo, "engine": link.engine}}
+        expression = "exec(boot, box) or box['report']"
+        told = await self._client.run(eval, expression, given, workers=[link.address], on_error="return")
+        report = told.get(link.address)
+        if isinstance(report, Exception) or report is None:
+            raise Lost
+        if report:
+            raise ValueError(report)
+        if not self._local:
+            work = f"__import__('sys').modules['{self._package}.backends.dask_cluster'].attend('{link.engine}')"
+            link.presence = self._client.submit(
+                eval, work, {}, key=link.engine, workers=[link.address], allow_other_workers=False, pure=False
+            )
+        return await self._exchange(link, self._orders(link) | {"interval": 0.0}, [])
+
+    async def _exchange(self, link: Link, orders: dict[str, Any], rows: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        reply = await self._send(link, orders, rows)
+        if "answer" in reply:
+            return pickle.loads(reply["answer"])  # type: ignore[no-any-return]
+        if reply["gone"]:
+            raise ValueError(reply["gone"])
+        raise Lost("the engine has ended")
+
+    async def _send(self, link: Link, orders: dict[str, Any], rows: Iterable[Any] = ()) -> dict[str, Any]:
+        message = pickle.dumps((orders, list(rows)), 5)
+        call = {"op": f"{self._package}.exchange", "engine": link.engine, "message": message}
+        try:
+            send = self._client.scheduler.broadcast
+            replies = await send(msg=call, workers=[link.address], on_error="return_pickle")
+        except (OSError, RuntimeError) as failure:
+            raise self._no_scheduler(failure) from None
+        reply = replies.get(link.address)
+        if not isinstance(reply, dict) or not reply.keys() & {"answer", "gone"}:
+            raise Lost
+        return reply
+
+    async def _stop(self) -> None:
+        """Wait until the run is stopped; tell the engines, which let finish what is in flight."""
+        while await self._job.sleep(3600):
+            pass
+        await self._tell({"stop": f"the run was stopped: {self._job.stopped}"})
+
+    async def _tell(self, orders: dict[str, Any]) -> None:
+        links = [link for link in self._links.values() if link.facts]
+        await asyncio.gather(*(self._send(link, orders) for link in links), return_exceptions=True)
+
+    async def _hand_out(self, idle: bool) -> None:
+        """Begin an exchange with each worker that has none under way, with prompts for it.
+
+        Those that have nothing to do can wait until what came is looked at: the budget may then allow more.
+        """
+        reserved = self._reserve()
+        for link in self._links.values():
+            if link.task is None:
+                orders = self._orders(link)
+                requests: list[Any] = []
+                if self._job.stopped:
+                    orders["stop"] = f"the run was stopped: {self._job.stopped}"
+                elif link in reserved:
+                    if not link.sent and self._suspects and link.alone is None:
+                        requests, link.alone = self._suspects.pop()
+                elif link.alone is None and link.calls:
+                    requests = await self._take(link.facts["room"])
+                    orders["hurry"] = len(requests) == link.facts["room"]
+                if not idle and not link.sent and not requests:
+                    continue
+                sent = dict(zip(self._numbers, requests))  # noqa: B905 - the numbers do not end
+                link.sent |= sent
+                rows = [(number, one.prompt.kind, one.path, one.body) for number, one in sent.items()]
+                link.task = asyncio.ensure_future(self._exchange(link, orders, rows))
+
+    def _reserve(self) -> list[Link]:
+        """Return the workers that are to have nothing but suspects: as many as there are of these."""
+        free = [link for link in self._links.values() if link.alone is None and link.facts]
+        return sorted(free, key=lambda link: len(link.sent))[: len(self._suspects)]
+
+    async def _take(self, count: int) -> list[Any]:
+        """Return the next requests, those first that were taken before."""
+        taken, self._pending = self._pending[:count], self._pending[count:]
+        if len(taken) < count:
+            taken += await self._job.take(count - len(taken), 1 << 25)
+        return taken
+
+    def _orders(self, link: Link) -> dict[str, Any]:
+        """Return a worker's share of what the whole run may do, and how it is to answer."""
+        links = list(self._links.values())
+        count, place = max(1, len(links)), links.index(link) if link in links else 0
+        others = sum(max(one.calls, one.facts.get("in_flight", 0)) for one in links if one is not link)
+        share = self._calls // count + (place < self._calls % count)
+        link.calls = max(0, min(share, self._calls - others))  # a greater share has to wait until others have less
+        start = max(1, 16 // count) if self._job.options["concurrency"] == "auto" else link.calls
+        rates = [self._rate(link, links, number, name) for number, name in enumerate(("rpm", "tpm"))]
+        interval = max(0.05, 0.01 * count)  # a hundred exchanges a second are enough
+        return {
+            "calls": link.calls,
+            "start": start,
+            "rates": rates,
+            "interval": interval,
+            "hurry": False,
+        }
+
+    def _rate(self, link: Link, links: list[Link], number: int, name: str) -> tuple[float, str] | None:
+        """Return a worker's share of a limit, a second, and where it is from; None where it needs none."""
+        if told := self._job.options[name]:
+            return told / 60 / len(links), "as told"
+        quota = (self._job.limiter.requests, self._job.limiter.tokens)[number]
+        return (quota.rate / len(links), REFUSALS) if quota.source == REFUSALS else None
+
+    def _collect(self, link: Link) -> Iterator[tuple[Any, Any]]:
+        """Yield what an exchange has brought, if it is over."""
+        if link.task is None or not link.task.done():
+            return
+        task, link.task = link.task, None
+        try:
+            before, (link.facts, answers) = link.facts, task.result()
+        except (Lost, asyncio.CancelledError) as failure:
+            yield from self._lose(link, alive=bool(failure.args))
+            return
+        except ValueError as failure:
+            self._pending += link.sent.values()
+            self._dismiss(link, str(failure))
+            return
+        again = []
+        whole = self._job.limiter.calls_a_minute()
+        for number, values in answers:
+            request = link.sent.pop(number)
+            result = self._core.Result(request.prompt, **dict(zip(self._fields, values, strict=True)))
+            result.error = result.error and self._core.Error(*result.error)
+            result.limit = result.limit and whole  # theirs may be that of a share
+            if result.done or self._job.stopped:
+                yield request, result
+            else:
+                again.append(request)
+        if not link.sent:
+            link.alone = None
+        self._learn(link, before)
+        self._pending += again
+
+    def _dismiss(self, link: Link, reason: str) -> None:
+        self._unfit[link.address] = reason
+        del self._links[link.address]
+        self._core.log.warning("the worker %s cannot be used: %s", link.address, reason)
+
+    def _lose(self, link: Link, alive: bool) -> Iterator[tuple[Any, Any]]:
+        """Let go of a worker; what it had is asked again, apart from the others: it may have been what killed it."""
+        self._links.pop(link.address, None)
+        if link.presence is not None:
+            link.presence.release()
+        requests = list(link.sent.values())
+        if alive:
+            self._pending += requests
+        if alive or not requests or self._job.stopped:
+            return
+        had = count_of(len(requests), "prompt")
+        self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be asked again")
+        deaths = 0 if link.alone is None or len(requests) > 1 else link.alone + 1
+        if deaths > 1:
+            error = self._core.Error("killed_worker", "its worker died each time that it was asked")
+            yield requests[0], self._core.Result(requests[0].prompt, error=error, attempts=deaths + 1)
+            return
+        size = -(-len(requests) // PARTS)
+        parts = [requests[start : start + size] for start in range(0, len(requests), size)]
+        self._suspects += [(part, deaths) for part in parts]
+
+    def _learn(self, link: Link, before: dict[str, Any]) -> None:
+        """Take over what a worker says of itself, and what is known of the limits by all of them."""
+        job, facts, links = self._job, link.facts, [one for one in self._links.values() if one.facts]
+        self._met, self._began = True, min(self._began, time.monotonic())
+        for form, text in facts["said"]:
+            self._warn(form, text)
+        if facts["stopped"] and not job.stopped:
+            kind, message, status, _ = facts["stopped"]
+            if facts["heard"] or not any(one.facts["heard"] for one in links):
+                job.stop(kind, message, status)
+            elif not link.sent:
+                self._dismiss(link, message)
+        self._learn_limits(facts, before)
+        flights = sum(one.facts["in_flight"] for one in links)
+        held = next((f", {one.facts['state']}" for one in links if one.facts["state"]), "")
+        if "held by the limit" in held:  # which is a share there
+            held = f", held by the limit: {job.limiter.tokens if ' tokens/' in held else job.limiter.requests}"
+        job.in_flight(flights)
+        job.say(f"{count_of(len(links), 'worker')}{held}")
+        sources = [one.facts["window"][1] for one in links if one.facts["window"][1]]
+        job.limiter.window.source = sources[0] if sources else ""
+        job.limiter.window.size = sum(one.facts["window"][0] for one in links)
+
+    def _learn_limits(self, facts: dict[str, Any], before: dict[str, Any]) -> None:
+        """Learn what the server lets through from what all workers have sent and what was refused to them.
+
+        Each of them alone would see but a part of that, and take the others' share for nobody's.
+        """
+        limiter, now = self._job.limiter, time.monotonic()
+        calls = facts["sent"] - before.get("sent", 0)
+        limiter.sent += calls
+        for number, quota in enumerate((limiter.requests, limiter.tokens)):
+            source, limit, spent, refused = facts["quotas"][number]
+            *_, spent_before, refused_before = before["quotas"][number] if before else (0.0, 0)
+            quota.spent += spent - spent_before
+            if source == "from headers":
+                quota.tell(limit, source, now)
+            elif source == REFUSALS and not quota.source:
+                quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
+                self._settled[number] = now + limiter.PAUSE
+            elif source == REFUSALS and now < self._settled[number]:
+                quota.guess(quota.rate, now)  # what was on its way when the first was refused comes back refused, too
+            elif source == REFUSALS and refused > refused_before:
+                quota.refuse(quota.spent / max(1, limiter.sent), now)
+            elif source == REFUSALS:
+                for _ in range(calls):
+                    quota.let_in()
+
+    def _warn(self, form: str, text: str) -> None:
+        """Log it, unless a worker has just said the like."""
+        now = time.monotonic()
+        if now > self._said.get(form, -math.inf) + 30:
+            self._said[form] = now
+            self._core.log.warning("%s", text)
+
+    async def _close(self, *tasks: asyncio.Task[Any]) -> None:
+        """End the engines, and what waits for them."""
+        mine = [*tasks, *(link.task for link in self._links.values() if link.task)]
+        for task in mine:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tell({"end": True}), 2)
+        await asyncio.gather(*mine, return_exceptions=True)
+        for link in self._links.values():
+            if link.presence is not None:
+                link.presence.release()
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return "1 call", "2,000 calls"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def cargo(core: Any, job: Any, local: bool) -> tuple[str, bytes]:
+    """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
+    here, live = __package__ or "backends", job.options["worker_backend"]
+    names = [live] if live else ["raw-aiohttp", "stdlib"]
+    modules = [f"{here}.{name.replace('-', '_')}" for name in names if ":" not in name]
+    sources = {name.removeprefix(here): source_of(name) for name in (here, __name__, *modules)}
+    texts = inspect.getsource(core), *sources.values()
+    package = f"concurrent_prompts_{hashlib.blake2b(repr(texts).encode(), digest_size=6).hexdigest()}"
+    sources = {f"{package}.backends{name}": text for name, text in sources.items()} | {package: texts[0]}
+    own = sources.pop(f"{package}.backends.dask_cluster")
+    names = ["concurrency", "max_attempts", "timeout", "rpm", "tpm", "worker_backend"]
+    given = sources, job.api.state(), {name: job.options[name] for name in names}, local
+    return package, zlib.compress(pickle.dumps((package, own, given), 5))
+
+
+def source_of(name: str) -> str:
+    """Return a module's source; it need not be one that can be imported here."""
+    spec = importlib.util.find_spec(name)
+    source = getattr(spec and spec.loader, "get_source", lambda name: None)(name)
+    if source is None:
+        raise ValueError(f"the source of {name} is not there to be sent to the workers")
+    return source  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep what Dask logs and warns of from standard error, unless the user has configured that."""
+    handlers = {handler: handler.level for name in QUIET for handler in logging.getLogger(name).handlers}
+    if dask.config.get("logging", None) or dask.config.get("distributed.logging", None):
+        handlers = {}
+    for handler in handlers:
+        handler.setLevel(SILENT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler, level in handlers.items():
+            handler.setLevel(level)
+
+
+def report_others(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what nobody has caught, unless it is Dask's: connections that end with it."""
+    if type(context.get("exception")).__module__.partition(".")[0] not in ("distributed", "tornado"):
+        loop.default_exception_handler(context)
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Start what is started without ears for Ctrl-C, which in a terminal goes to all processes at once."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need not be done
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,
+}
+
+
+@contextlib.asynccontextmanager
+async def connected(job: Any) -> AsyncIterator[tuple[Any, str, bool]]:
+    """Yield a client of the cluster, where that is, and whether its workers are processes of ours."""
+    address = job.options["cluster"]
+    client_of: Any = distributed.Client
+    settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "name": "concurrent_prompts"}
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(hushed())
+        loop = asyncio.get_running_loop()
+        stack.callback(loop.set_exception_handler, loop.get_exception_handler())
+        loop.set_exception_handler(report_others)
+        if local := address is None or address.isdecimal():
+            with deaf(), dask.config.set(LOCAL):
+                address = await stack.enter_async_context(local_cluster(int(address) if address else cores()))
+        job.say(f"connecting to the scheduler at {getattr(address, 'scheduler_address', address)}")
+        client = client_of(address, timeout=CONNECTING, **settings)
+        try:
+            await stack.enter_async_context(client)
+        except Exception as failure:
+            client.status = "closed"  # else it would close itself when there is no loop any longer
+            if isinstance(failure, ValueError):
+                raise ValueError(f"--cluster {address}: {failure}") from None
+            version = importlib.metadata.version("distributed")
+            what = f"nothing that distributed {version} can talk to ({type(failure).__name__})"
+            cause = str(failure) if isinstance(failure, OSError) else what
+            raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
+        yield client, client.scheduler.address, local
+
+
+def local_cluster(count: int) -> Any:
+    """Return a cluster of so many processes on this machine; it listens on the loopback address alone."""
+    if count < 1:
+        raise ValueError("--cluster 0: name the address of a scheduler, or a number of processes")
+    return distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=count,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        memory_limit=0,
+        silence_logs=SILENT,
+        asynchronous=True,
+    )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+async def submit(job: Any) -> AsyncIterator[tuple[Any, Any]]:
+    """Answer the job's requests on the workers of a cluster; see the contract in the package's docstring."""
+    if first := await job.take(1):
+        async with connected(job) as (client, where, local):
+            async with contextlib.aclosing(Crew(job, client, where, local).work(first)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+
+
+submit.retries = True  # type: ignore[attr-defined]

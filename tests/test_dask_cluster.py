@@ -1,0 +1,352 @@
+"""The dask-cluster backend: whole runs of the script, on its own processes and on a cluster that is started by hand."""
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+import concurrent_prompts
+from concurrent_prompts import load_backend
+
+distributed = pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")
+dask_cluster = pytest.importorskip("backends.dask_cluster")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "concurrent_prompts.py")
+KEY = "sk-never-to-be-seen-0123456789"
+MINE = """
+import asyncio, contextlib, json, os, signal
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def once(name):
+    with contextlib.suppress(FileExistsError):
+        (HERE / name).touch(exist_ok=False)
+        return True
+
+
+@contextlib.asynccontextmanager
+async def connect(base_url, headers, concurrency):
+    async def post(path, body):
+        asked = json.loads(body)["messages"][-1]["content"] if body else ""
+        with open(HERE / "asked", "a") as file:
+            file.write(asked + "\\n")
+        if "has no answer" in asked:
+            await asyncio.sleep(1000)
+        if "raises" in asked:
+            raise LookupError("a bug")
+        if "kills its worker" in asked or ("is killed once" in asked and once("killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "kills the driver" in asked and once("driver"):
+            os.kill(os.getppid(), signal.SIGKILL)
+        choice = {"message": {"content": "To " + asked}, "finish_reason": "stop"}
+        return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+    yield post
+"""
+
+
+def command(folder, prompts, *more, cluster="2"):
+    path = folder / "p.txt"
+    if not path.exists():
+        path.write_text("".join(f"{prompt}\n" for prompt in prompts))
+    return [sys.executable, SCRIPT, str(path), "-b", "dask-cluster", "--cluster", cluster, *more]
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts a run in a session of its own, which ends with the test."""
+    begun = []
+
+    def start(folder, prompts, *more, **options):
+        environment = os.environ | {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(folder)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+        arguments = command(folder, prompts, *more, **options)
+        begun.append(subprocess.Popen(arguments, env=environment, cwd=folder, start_new_session=True, **pipes))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def finish(process, timeout=50):
+    """Return a run's exit status and output, when nothing is left of its session; no run shows a traceback or a key."""
+    out, err = (text.decode() for text in process.communicate(timeout=timeout))
+    assert "Traceback" not in err and "distributed." not in err and KEY not in out + err, err
+    left = [one for one in psutil.process_iter() if session(one) == process.pid]
+    _, alive = psutil.wait_procs(left, 10)
+    assert not alive
+    return process.returncode, out, err
+
+
+def session(process):
+    with contextlib.suppress(OSError):
+        return os.getsid(process.pid)
+
+
+def rows(folder, name="p.results.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def questions(count):
+    return [f"question {number}" for number in range(count)]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Return the arguments for a backend of somebody else's, which needs no server."""
+    (tmp_path / "mine.py").write_text(MINE)
+    return "--worker-backend", "mine:connect", "--base-url", "http://127.0.0.1:1/v1"
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory):
+    """Return a function that starts a scheduler and workers by hand, where no copy of ours can be imported."""
+    processes = []
+
+    def begin(*arguments, place):
+        with open(place / f"{len(processes)}.log", "w") as log:
+            module = [sys.executable, "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:]]
+            environment = {
+                name: text for name, text in os.environ.items() if "KEY" not in name and name != "PYTHONPATH"
+            }
+            processes.append(subprocess.Popen(module, cwd=place, stdout=log, stderr=log, env=environment))
+        return processes[-1]
+
+    def make(workers, *options):
+        place = tmp_path_factory.mktemp("cluster")
+        file = str(place / "scheduler.json")
+        quiet = "--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", file
+        scheduler = begin("scheduler", *quiet, "--port", "0", place=place)
+        for _ in range(workers):
+            begin("worker", *quiet, "--nthreads", "1", *options, place=place)
+        with distributed.Client(scheduler_file=file, timeout=30, set_as_default=False) as client:
+            client.wait_for_workers(workers, timeout=30) if workers else None
+            return client.scheduler.address, scheduler, place
+
+    yield make
+    for process in processes:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def cluster(clusters):
+    return clusters(2)
+
+
+def test_local_processes_do_the_main_job_and_resume(start, tmp_path, stand_in):
+    server = stand_in(latency=0.02, fault={"500": 0.1}, require_key=KEY)
+    arguments = questions(300), "--base-url", server.url, "-c", "7"
+    status, _, err = finish(start(tmp_path, *arguments))
+    assert status == 0 and "300 answered" in err
+    assert [row["id"] for row in rows(tmp_path)] == list(range(1, 301))
+    assert all(row["text"] and row["usage"] and not row["error"] for row in rows(tmp_path))
+    assert any(row["attempts"] > 1 and row["tries"] for row in rows(tmp_path))
+    assert server.stats.max_in_flight <= 7
+    before = server.stats.requests
+    status, _, err = finish(start(tmp_path, *arguments))
+    assert status == 0 and "300 answers of an earlier run kept" in err and server.stats.requests == before
+
+
+def test_limits_that_are_told_are_for_all_workers_together(start, tmp_path, stand_in):
+    server = stand_in(rpm=900, burst=0.01, no_limit_headers=True)
+    status, _, err = finish(start(tmp_path, questions(40), "--base-url", server.url, "--rpm", "800"))
+    assert status == 0 and "800 requests/min, as told" in err
+    assert server.stats.rejected <= 2 and server.stats.seconds > 2.5
+
+
+def crew(address="tcp://127.0.0.1:1", **settings):
+    api = load_backend("dask-cluster", base_url="http://127.0.0.1:1/v1", **settings)
+    job = concurrent_prompts.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
+    return dask_cluster.Crew(job, None, address, False)
+
+
+def test_limits_that_are_learned_are_shared(monkeypatch):
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(dask_cluster, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    ours, most, left = crew(), 100.0, 10.0  # calls a second that the server lets through, and those it has left
+    links = [dask_cluster.Link(f"{number}", f"{number}") for number in range(3)]
+    ours._links, ours._began = {link.address: link for link in links}, clock.now
+    calls, refusals, credit = 0, 0, [0.0, 0.0, 0.0]
+    for step in range(3000):
+        clock.now += 0.02
+        left = min(10.0, left + most * 0.02)
+        for number, link in enumerate(links):
+            rate = ours._rate(link, links, 0, "rpm")
+            credit[number] = min(5.0, credit[number] + 0.02 * rate[0]) if rate else 20.0
+            sent = int(credit[number])
+            credit[number] -= sent
+            let_in = min(sent, int(left))
+            left -= let_in
+            before, (_, _, spent, refused) = link.facts, link.facts.get("quotas", [("", math.inf, 0.0, 0)])[0]
+            refused += sent - let_in
+            quota = ("from refusals" if refused else "", math.inf, spent + let_in, refused)
+            facts = {"sent": before.get("sent", 0) + sent, "quotas": [quota, ("", math.inf, 0.0, 0)]}
+            ours._learn_limits(facts, before)
+            link.facts = facts
+            if step > 1500:
+                calls, refusals = calls + sent, refusals + sent - let_in
+    assert 0.5 * most < calls / 30 < 1.2 * most and refusals < 0.1 * calls
+    assert "requests/min, from refusals" in str(ours._job.limiter.requests)
+
+
+def test_a_raising_backend_costs_its_own_rows_only(start, tmp_path, mine):
+    prompts = [*questions(50), "this one raises", *questions(50)]
+    status, _, _ = finish(start(tmp_path, prompts, *mine))
+    failed = [row for row in rows(tmp_path) if row["error"]]
+    assert status == 1 and len(rows(tmp_path)) == 101
+    assert [(row["id"], row["error"]["type"]) for row in failed] == [(51, "LookupError")]
+
+
+def test_a_worker_that_is_killed_costs_no_answer(start, tmp_path, mine):
+    prompts = questions(2000)
+    prompts[900] += " is killed once"
+    status, _, err = finish(start(tmp_path, prompts, *mine, "-c", "64"))
+    assert status == 0 and "2,000 answered" in err and "is lost" in err
+    assert [row["text"] for row in rows(tmp_path)] == [f"To {prompt}" for prompt in prompts]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert 2000 < len([one for one in asked if one]) <= 2000 + 300  # what was on the worker, and not yet told
+
+
+def test_a_prompt_that_kills_its_workers_fails_alone(start, tmp_path, mine):
+    prompts = questions(100)
+    prompts[50] += " kills its worker"
+    status, _, _ = finish(start(tmp_path, prompts, *mine, "-c", "16"))
+    failed = [row for row in rows(tmp_path) if row["error"]]
+    assert status == 1 and len(rows(tmp_path)) == 100
+    assert [(row["id"], row["error"]["type"]) for row in failed] == [(51, "killed_worker")]
+
+
+def test_ctrl_c_drains(start, tmp_path, stand_in):
+    server = stand_in(latency=0.3)
+    process = start(tmp_path, questions(5000), "--base-url", server.url, "-o", "-", "-c", "20", "--max-attempts", "1")
+    first = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    status, out, err = finish(process)
+    lines = [json.loads(line) for line in [first, *out.splitlines()]]
+    assert status == 130 and "interrupted" in err
+    assert len({line["id"] for line in lines}) == len(lines) == server.stats.answered < 200
+    assert not any(line["error"] for line in lines)
+
+
+def test_a_second_ctrl_c_ends_at_once(start, tmp_path, mine):
+    prompts = ["this has one", *(f"{question} has no answer" for question in questions(100))]
+    process = start(tmp_path, prompts, *mine, "-o", "-", "-c", "20")
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    while b"once more" not in process.stderr.readline():
+        pass
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process)[0] == 130 and time.monotonic() - began < 5
+
+
+def test_a_driver_that_is_killed_is_resumed(start, tmp_path, mine):
+    prompts = questions(1000)
+    prompts[700] += " kills the driver"
+    process = start(tmp_path, prompts, *mine, "-c", "32")
+    assert finish(process)[0] == -signal.SIGKILL
+    kept = len((tmp_path / "p.results.jsonl").read_bytes().splitlines())
+    status, _, err = finish(start(tmp_path, prompts, *mine, "-c", "32"))
+    assert status == 0 and 0 < kept < 1000 and "of an earlier run kept" in err
+    assert [row["text"] for row in rows(tmp_path)] == [f"To {prompt}" for prompt in prompts]
+
+
+def test_a_cluster_started_by_hand_gets_all_that_it_needs_and_shows_no_key(start, tmp_path, stand_in, cluster):
+    address, _, place = cluster
+    server = stand_in(latency=0.2, require_key=KEY)
+    process = start(tmp_path, questions(400), "--base-url", server.url, "-o", "-", "-c", "40", cluster=address)
+    first = process.stdout.readline()
+    with distributed.Client(address, set_as_default=False) as client:
+        client.dump_cluster_state(str(tmp_path / "dump"))
+        workers = client.run(os.getpid).values()
+        logs = repr([client.get_scheduler_logs(), client.get_worker_logs(), client.get_events()])
+        assert len(client.processing()) == 2 and all(client.processing().values())  # none of them looks idle
+    shown = gzip.decompress((tmp_path / "dump.msgpack.gz").read_bytes()) + logs.encode()
+    shown += b"".join(pathlib.Path(f"/proc/{pid}/environ").read_bytes() for pid in workers if sys.platform == "linux")
+    status, out, _ = finish(process)
+    shown += b"".join(file.read_bytes() for file in place.rglob("*") if file.is_file())
+    assert status == 0 and len(out.splitlines()) == 399 and json.loads(first)["text"]
+    assert b"concurrent_prompts" in shown and KEY.encode() not in shown
+
+
+def test_workers_are_told_apart_by_name_where_they_lack_something(start, tmp_path, mine, cluster):
+    status, _, err = finish(start(tmp_path, questions(5), *mine, cluster=cluster[0]))
+    assert status == 2 and "there is no module mine" in err and "the worker tcp://127.0.0.1:" in err
+
+
+def test_a_worker_with_an_older_python_says_so(monkeypatch):
+    box = {"cargo": b"", "engine": ""}
+    exec(dask_cluster.BOOT, box)
+    assert "Error" in box["report"]  # it never raises: Dask would log what it was given
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    exec(dask_cluster.BOOT, box)
+    assert box["report"] == "it runs Python 3.9, and 3.11 or newer is needed"
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed", "said"),
+    [
+        ("tcp://127.0.0.1:8786", False, ""),
+        ("tls://203.0.114.1:8786", False, ""),
+        ("tcp://10.1.2.3:8786", False, "the key goes to 10.1.2.3 unencrypted"),
+        ("203.0.114.1:8786", True, "the key goes to 203.0.114.1 unencrypted"),
+        ("tcp://203.0.114.1:8786", False, None),
+    ],
+)
+def test_the_key_crosses_no_open_network_unencrypted(monkeypatch, caplog, address, allowed, said):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    ours = crew(address, allow_http=allowed)
+    with pytest.raises(ValueError, match="would go to 203") if said is None else contextlib.nullcontext():
+        ours._check_network(address)
+    assert (said or "") in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_nobody_there_or_nobody_left_is_one_sentence(start, tmp_path, mine, clusters):
+    address, _, place = clusters(1, "--no-nanny")
+    (place / "mine.py").write_text(MINE)
+    prompts = questions(200)
+    prompts[150] += " kills its worker"
+    expected = [
+        (address, 3, "has no workers any longer"),
+        ("127.0.0.1:1", 3, "no scheduler answers at"),
+        ("foo://x:1", 2, "--cluster foo://x:1"),
+        ("0", 2, "--cluster 0"),
+        (clusters(0)[0], 3, "has no workers"),
+    ]
+    begun = [
+        start(tmp_path, prompts, *mine, "-c", "4", "-o", f"{number}.jsonl", cluster=cluster)
+        for number, (cluster, *_) in enumerate(expected)
+    ]
+    for process, (_, status, said) in zip(begun, expected, strict=True):
+        found, _, err = finish(process)
+        assert (found, said in err) == (status, True), err
+    kept = rows(tmp_path, "0.jsonl")
+    assert 0 < len(kept) < 200 and not any(row["error"] for row in kept)
+
+
+def test_a_lost_scheduler_ends_the_run_and_loses_nothing(start, tmp_path, stand_in, clusters):
+    address, scheduler, _ = clusters(1)
+    server = stand_in(latency=0.1)
+    process = start(tmp_path, questions(500), "--base-url", server.url, "-o", "-", "-c", "4", cluster=address)
+    first = process.stdout.readline()
+    scheduler.kill()
+    status, _, err = finish(process)
+    assert status == 3 and first and "the scheduler at" in err and "is gone" in err
