@@ -438,7 +438,10 @@ QUOTA_CODES = re.compile(
 )
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
-RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
+RETRY_CODES = re.compile(
+    r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout|"
+    r"request_timeout|batch_\w+"
+)
 LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
 TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
@@ -462,6 +465,7 @@ HINTS = {
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "give the address that it redirects to as --base-url",
     "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
+    "batch_expired": "there was no room for it within a day; ask again",
     "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c",
     "disk": "make room, or see who removed it",
     "budget": "give a higher --max-cost; what a results file holds counts in it",
@@ -1543,7 +1547,7 @@ def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) ->
     """Return the answer that a server has given. Raises PromptError where it is none."""
     if 200 <= status < 300:
         return read_reply(path, headers, body)
-    raise http_error(status, headers, body)
+    raise http_error(status, headers, body) if status else error_without_call(body)
 
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -1579,6 +1583,15 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
     message = short(message) or "HTTP 200 with an error in it"
     error = PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
     error.slow = code in ("rate_limit_exceeded", "slow_down")
+    return error
+
+
+def error_without_call(body: bytes) -> PromptError:
+    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
+    code, message = error_of(parse_json(body))
+    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if RETRY_CODES.fullmatch(code) else "fail"
+    error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
+    error.heard = True
     return error
 
 
@@ -3292,6 +3305,7 @@ class Notes:
 
     def remove(self) -> None:
         """Forget all: nothing is running any longer."""
+        self.kept.clear()
         if self.path:
             self.path.unlink(missing_ok=True)
 
@@ -3676,7 +3690,7 @@ class Job:
         self.api, self.base_url, self.headers = api, api.base_url, api.headers
         self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
         self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
-        self.answered = run.notes.answered if run.notes else 0
+        self.answered, self.noted_in = (run.notes.answered, run.notes.path) if run.notes else (0, None)
         self._run, self._record, self._kept = run, record, run.notes or Notes()
         self._fresh = run.admit(prompts)
         self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
@@ -4851,10 +4865,10 @@ async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Print
         path = sink.path
         if run.stopped is None:
             sink.finish(whole=args.limit is None)
-            if run.notes:
+            if run.notes and args.limit is None:
                 run.notes.remove()
         if run.budget and path:
-            run.budget.save(path)
+            run.budget.save(path, not run.running_elsewhere)
     except OSError as failure:
         run.stop(disk_error(path, failure))
 
@@ -5262,7 +5276,9 @@ def interruptible(run: Run) -> Iterator[None]:
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     """Print the report and the warnings, write and draw what is asked for; return the exit status."""
     tally, run = ran.tally, ran.run
-    lines = [line for line in tally.lines() if not (args.demo and line.startswith("cost unknown"))]
+    batches = run.bulk and not getattr(run.bulk.submit, "retries", False)  # whose latencies mean nothing
+    left_out = [*["cost unknown"] * args.demo, *["sum of latencies", "latency"] * bool(batches)]
+    lines = [line for line in tally.lines() if not line.startswith(tuple(left_out))]
     if run.budget:
         lines.append(run.budget.said())
     lines += [f"limit: {known}" for known in run.limiter.learned()]

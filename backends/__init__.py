@@ -41,7 +41,8 @@ model in this process. It is one async generator function, which is how it is re
             for request in requests:
                 yield request, (status, headers, body)
 
-Each request is yielded once, with what `post` would have returned, or with the exception that it would have raised.
+Each request is yielded once, with what `post` would have returned, or with the exception that it would have raised;
+(0, {}, body) is an error, in OpenAI's form, without a call that could have a status.
 The core classifies that, and gives out again what may be answered the next time; journal, resume, budget, report and
 exit status are its own. A job is
     take(count, size=inf)  the next requests: so many, of so many bytes, at the most, and one at the least; []
@@ -55,7 +56,7 @@ exit status are its own. A job is
     call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
                            message, status) and `heard` (False: nobody knows whether it has been done)
     notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job
-    answered               how many answers earlier runs have kept
+    noted_in, answered     the notes' file, or None; how many answers earlier runs have kept
     say(text), log         for the progress, and for all else that is to be said
     in_flight(count)       for the progress, where it is not all that was taken
 and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.

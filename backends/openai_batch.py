@@ -7,6 +7,7 @@ the same job finds what is running and pays for nothing twice.
 
 import asyncio
 import json
+import re
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
@@ -24,6 +25,7 @@ AT_ONCE = 8  # batches, where the user does not say
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
 GRACE = 5.0  # seconds after the first Ctrl-C in which a second one cancels the batches
 REFUSALS = 3  # of a file, each time without the lines that were named, until all of it is given up
+DAY = 86400.0  # seconds in which a batch ends
 SKEW = 3600.0  # seconds by which clocks may differ
 CONTACTS = 3  # calls until a server that has never answered is given up
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -93,7 +95,7 @@ class Batches:
         self.at_once = AT_ONCE if told == "auto" else told
         self.lines = LINES  # of the next file; fewer, where the account's queue takes no more
         self.full = False  # that queue
-        self._heard = False
+        self._heard, self._late = False, list[Batch]()
         self._keyless = {"extra_headers": without_key(job.headers)}
 
     async def work(self) -> AsyncIterator[tuple[Any, Outcome]]:
@@ -118,7 +120,8 @@ class Batches:
         if self.running and self.job.stopped == "interrupted":
             await asyncio.sleep(GRACE)
         if self.running:
-            self.job.log.warning("still running: %s", ", ".join(batch.id for batch in self.running))
+            lost = "" if self.job.noted_in else "; without a results file (-o) no later run finds that"
+            self.job.log.warning("still running: %s%s", ", ".join(batch.id for batch in self.running), lost)
 
     def say(self) -> None:
         """Show how far the batches are."""
@@ -268,6 +271,9 @@ class Batches:
                 raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
             raise
         batch.state, batch.found = found.status, found
+        if time.time() > found.created_at + DAY + SKEW and batch not in self._late:
+            self._late.append(batch)
+            self.job.log.warning("%s should have ended by now; --overwrite gives it up", batch.id)
         counts = found.request_counts
         batch.done = counts.completed + counts.failed if counts else 0
         return batch.state in ENDED
@@ -290,11 +296,11 @@ class Batches:
                         yield request, outcome
                     else:
                         strays += 1
-        if strays:
-            self.job.log.warning("%s: %d rows of it are no longer asked for, or came twice", batch.id, strays)
         for request in batch.requests.values():
             yield request, missing(batch, lost)
-        if not self.job.stopped:
+        if strays:  # rows that are kept by now, or that another run may ask for
+            self.job.log.warning("%s: %d of its rows belong to no open prompt of this run", batch.id, strays)
+        elif not self.job.stopped:
             await self.job.note({"done": batch.file})
 
     async def download(self, file: str, rows: IO[bytes]) -> bool:
@@ -357,7 +363,7 @@ class Batches:
                 calls = (self.client.batches.cancel(batch.id, **self._keyless) for batch in self.running)
                 done = await asyncio.gather(*calls, return_exceptions=True)
             asked = [batch.id for batch, one in zip(self.running, done, strict=True) if not isinstance(one, Exception)]
-            text = "asked to cancel %s; what is answered by then is billed, and comes when the command is run again"
+            text = "asked to cancel %s; what is answered by then is billed, and fetched when the command is run again"
             self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
 
 
@@ -382,23 +388,24 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
         body = response.get("body")
         if not response:
             error = row.get("error") or {}
-            return name, (200, {}, as_error(error.get("code"), error.get("message")))
+            status = re.match(r"Error code: (\d{3})\b", str(error.get("message")))  # some servers tell it there alone
+            return name, (int(status[1]) if status else 0, {}, as_error(error.get("code"), error.get("message")))
         text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
         return name, (int(response["status_code"]), {"x-request-id": response.get("request_id") or ""}, text.encode())
     except (AttributeError, KeyError, TypeError, ValueError):
-        return "", (200, {}, b"")
+        return "", (0, {}, b"")
 
 
 def as_error(code: Any, message: Any) -> bytes:
     """Return an error in OpenAI's form."""
-    error = {"code": code or "batch_row_failed", "message": message or "the row failed, and the batch does not say why"}
+    error = {"code": code or "row_failed", "message": message or "the row failed, and the batch does not say why"}
     return json.dumps({"error": error}).encode()
 
 
 def missing(batch: Batch, lost: str) -> Outcome:
     """Return what is said of a request for which a batch has no row."""
     if lost:
-        text = f"{batch.id}: its file {lost} is not there; what it held was paid for"
-        return 200, {}, as_error("invalid_file", text)  # not worth another try without being asked
-    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state)
-    return 200, {}, as_error(code or "no_row", f"{batch.id} is {batch.state} and has no row for this request")
+        text = f"{batch.id}: its file {lost} is gone, and what it held was paid for; --retry-failed asks and pays again"
+        return 0, {}, as_error("file_gone", text)
+    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state, "batch_row_missing")
+    return 0, {}, as_error(code, f"{batch.id} is {batch.state} and has no row for this request")

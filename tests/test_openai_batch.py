@@ -13,7 +13,7 @@ import pytest
 from test_backends import reply, scripted
 from test_cli import SCRIPT, rows
 
-from concurrent_prompts import UsageError, load_backend, main, run_concurrent
+from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
 
 pytest.importorskip("openai")
 openai_batch = pytest.importorskip("backends.openai_batch")
@@ -161,7 +161,7 @@ def test_an_output_that_is_gone_is_not_paid_again_unasked(ask, capsys):
     call = ask(batch_fault={"lost-file": 1.0})
     assert call(count=3) == 1
     error = rows("prompts.results.jsonl")[0]["error"]
-    assert error["type"] == "invalid_file" and "is not there; what it held was paid for" in error["message"]
+    assert error["type"] == "file_gone" and "--retry-failed asks and pays again" in error["message"]
     assert call() == 1 and call.server.stats.batches == 1
     assert call("--retry-failed") == 1 and call.server.stats.batches == 2
 
@@ -349,3 +349,48 @@ def test_flags_that_mean_nothing(here, capsys, flag):
     value = "stdlib" if flag == "--worker-backend" else "5"
     assert main(["prompts.txt", "-b", "openai-batch", "--base-url", "http://127.0.0.1:9/v1", flag, value]) == 2
     assert f"{flag} means nothing to openai-batch; leave it out" in capsys.readouterr().err
+
+
+def test_a_budget_is_not_charged_twice_for_what_is_running(ask, capsys):
+    budget = "-p", "max_completion_tokens=50", "--max-cost", "0.001"
+    call = ask(batch_time=0.5)
+    interrupt_when(lambda _: call.server.stats.batches)
+    assert call(*budget, count=50) == 130
+    assert call(*budget) == 0
+    assert len(answered(50)) == 50 and call.server.stats.batch_rows == 50 and call.server.stats.batches == 1
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_rows_that_were_never_run_are_not_paid(ask, capsys):
+    call = ask(batch_fault={"expire": 1.0})
+    assert call("--max-attempts", "1", "-p", "max_completion_tokens=50", "--max-cost", "0.01", count=5) == 1
+    assert "$0.00 of $0.01 spent" in capsys.readouterr().err
+
+
+def test_rows_that_a_run_does_not_ask_for_are_left_for_the_next(ask):
+    call = ask(batch_time=0.5)
+    interrupt_when(lambda _: call.server.stats.batches)
+    assert call(count=20) == 130
+    assert call("-n", "5") == 0 and len(answered(5)) == 5
+    assert call() == 0 and len(answered(20)) == 20
+    assert call.server.stats.batch_rows == 20 and call.server.stats.batches == 1
+    assert not pathlib.Path("prompts.results.jsonl.running").exists()
+
+
+@pytest.mark.parametrize(
+    "error, status, kind",
+    [
+        ({"code": "batch_expired", "message": "late"}, 0, "retry"),
+        ({"type": "request_failed", "message": "Error code: 400 - {'error': 'no such role'}"}, 400, "fail"),
+        ({"type": "request_failed", "message": "Error code: 503 - busy"}, 503, "retry"),
+        ({"message": "whatever"}, 0, "fail"),
+        (None, 0, "fail"),
+    ],
+)
+def test_rows_without_a_response(error, status, kind):
+    line = json.dumps({"custom_id": "a-1", "response": None, "error": error}).encode()
+    name, outcome = openai_batch.row_outcome(line)
+    assert name == "a-1" and outcome[0] == status
+    with pytest.raises(PromptError) as failure:
+        reply_of("/chat/completions", *outcome)
+    assert failure.value.verdict == kind and failure.value.error.message
