@@ -438,10 +438,7 @@ QUOTA_CODES = re.compile(
 )
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
-RETRY_CODES = re.compile(
-    r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout|"
-    r"request_timeout|batch_\w+"
-)
+RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
 TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
@@ -933,12 +930,16 @@ def load_backend(name: str | None = None, *, worker_backend: str | None = None, 
     missing.
     """
     name = name or default_backend()
+    name = name if ":" in name else name.replace("_", "-")
     connect = find_backend(name)
     if not inspect.isasyncgenfunction(connect):
         if worker_backend is not None or settings.get("cluster") is not None:
             raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
         return Api(connect, name=name, **settings)
-    live = find_backend(worker_backend or default_backend())
+    try:
+        live = find_backend(worker_backend or default_backend())
+    except UsageError as problem:
+        raise UsageError(f"--worker-backend: {problem}") from None
     if inspect.isasyncgenfunction(live):
         raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
     return Api(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
@@ -1195,10 +1196,11 @@ class Api:
         if self.schema:
             self.schema.check_options(endpoint, self.params)
         self._connect = connect
-        self.submit, self.cluster, self.worker_backend, self.allow_http = submit, cluster, worker_backend, allow_http
+        self.submit, self.worker_backend, self.allow_http = submit, worker_backend, allow_http
+        self.cluster = None if cluster is None else str(cluster)
         self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
-        self._key = environment_key(api_key_env, wanted and not dry)
+        self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
         self.headers = request_headers(self.base_url, self._key)
         self._secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
         self._secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
@@ -1233,7 +1235,7 @@ class Api:
                 try:
                     connecting = self._connect(self.base_url, self.headers, concurrency + 1)  # and one beside the run
                     post = await stack.enter_async_context(connecting)
-                except (ValueError, OSError) as failure:
+                except (ValueError, OSError, TypeError) as failure:
                     raise UsageError(self.conceal(f"backend {self.name} cannot be opened: {failure}")) from None
 
                 async def call(prompt: Prompt) -> Reply:
@@ -1589,7 +1591,8 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
 def error_without_call(body: bytes) -> PromptError:
     """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
     code, message = error_of(parse_json(body))
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if RETRY_CODES.fullmatch(code) else "fail"
+    passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
+    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
     error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
     error.heard = True
     return error
@@ -2272,6 +2275,7 @@ def price_of(model: str | None, share: float = 1.0) -> Price | None:
     """
     name = (model or "").rpartition("/")[2]
     price = PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
+    price = price or (None if share else (0.0, 0.0, 0.0))
     return price and (share * price[0], share * price[1], share * price[2])
 
 
@@ -3406,6 +3410,10 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
     found: dict[int, pathlib.Path] = {}
     first, count = pathlib.Path(), 0
     for path in map(pathlib.Path, paths):
+        if "*" in path.name:
+            raise UsageError(f"no file is called {path}; run the shards first (--shard K/N), or name their results")
+        if path.suffix.lower() in SEPARATORS:
+            raise UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
         name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         place, shards = map(int, name.groups()) if name else (0, 0)
         if not 0 < place <= shards:
@@ -3665,8 +3673,7 @@ async def run_concurrent(
 class Request:
     """What a bulk backend is to answer."""
 
-    prompt: Prompt
-    body: bytes
+    prompt: Prompt  # as it is asked now
     result: Result
     model: str | None = None
     taken: float = 0.0  # when
@@ -3678,9 +3685,18 @@ class Request:
         return self.prompt.path
 
     @property
+    def body(self) -> bytes:
+        """The request, as JSON."""
+        return self.prompt.body
+
+    def line(self, custom_id: str) -> bytes:
+        """Return it as a line of a file of Batch requests."""
+        return request_line(custom_id, self.path.partition("?")[0], self.body)
+
+    @property
     def key(self) -> str:
         """What the request is recognised by in a later run; the same one asked twice has it twice."""
-        return fingerprint(self.prompt)[:16]
+        return fingerprint(self.result.prompt)[:16]
 
 
 class Job:
@@ -3695,6 +3711,7 @@ class Job:
         self._fresh = run.admit(prompts)
         self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
         self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
+        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
         self._counted = False  # by the backend itself: the calls in flight
         self._held: Request | None = None  # for which the last block had no room
         self._open: set[Request] = set()
@@ -3719,6 +3736,10 @@ class Job:
             await asyncio.to_thread(self._kept.add, value)
         except OSError as failure:
             raise disk_error(self._kept.path, failure) from None
+
+    def forget(self) -> None:
+        """Remove all notes: nothing is running elsewhere any longer."""
+        self._kept.remove()
 
     def say(self, text: str) -> None:
         """Show in the progress what is waited for."""
@@ -3784,7 +3805,7 @@ class Job:
             if number % 100 == 99:
                 await asyncio.sleep(0)
             if prompt.error is None:
-                return Request(prompt, prompt.body, Result(prompt), self.api.model_of(prompt))
+                return Request(prompt, Result(prompt), self.api.model_of(prompt))
             await _record(self._record, Result(prompt, error=prompt.error))
         return None
 
@@ -3793,8 +3814,7 @@ class Job:
         price = self._run.price_for(prompt)[1]
         assert self._run.budget and price  # `admit` has seen to that
         most, per_token = self._run.budget.most_of(prompt.body, price)
-        calls = self.options["max_attempts"] if getattr(self.api.submit, "retries", False) else 1
-        return most * calls, per_token
+        return most * self._calls, per_token
 
     def _reserve(self, request: Request) -> bool:
         """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
@@ -3829,7 +3849,7 @@ class Job:
         self._open.remove(request)
         self.in_flight()
         if isinstance(outcome, Result):
-            outcome.prompt = request.prompt
+            outcome.prompt = request.result.prompt
             self._pay(request, outcome, None)
             return await _record(self._record, outcome)
         result, run = request.result, self._run
@@ -3842,7 +3862,7 @@ class Job:
         if run.stopped:
             return await _record(self._record, run.unfinished(result))
         if isinstance(failure, Unfit):
-            request.body = failure.again
+            request.prompt = dataclasses.replace(request.prompt, body=failure.again)
         result.set_aside(result.waited(), result.latency)
         self._put_back(request, run.wait_after(failure, result.attempts))
 
@@ -3863,14 +3883,19 @@ class Job:
         price = self._run.price_for(request.prompt)[1] if budget else None
         if budget is None or price is None:
             return
-        cost, assumed = 0.0, False
+        cost, assumed, most = 0.0, False, request.most[0] / self._calls
         if failure or result.error is None:
-            cost, assumed = self._run.paid(request.prompt, result, failure, request.most, price)
+            cost, assumed = self._run.paid(request.prompt, result, failure, (most, 0.0), price)
         if failure is None:  # a Result may have seen calls fail
-            calls = result.unanswered / max(1, result.attempts)
-            cost += cost_of(result.lost_tokens, price) + calls * request.most[0]
-            assumed = assumed or calls > 0
+            cost += cost_of(result.lost_tokens, price) + result.unanswered * most
+            assumed = assumed or result.unanswered > 0
         budget.settle(request.most, cost, assumed)
+
+    def refund(self) -> None:
+        """Give back what is reserved in the budget for requests of which none is in flight."""
+        if self._run.budget and not self.limiter.in_flight:
+            for request in self._open:
+                self._run.budget.settle(request.most, 0.0)
 
     async def close(self) -> None:
         """End the run of what the backend has left unanswered."""
@@ -3882,27 +3907,35 @@ class Job:
             await _record(self._record, self._run.unfinished(result))
 
 
+async def settle_all(run: Run, api: Api, job: Job, outcomes: AsyncIterator[Any]) -> None:
+    """Take down what a bulk backend yields; where it fails, stop the run."""
+    for answered in itertools.count():
+        if answered % 50 == 49:
+            await asyncio.sleep(0)  # there may be many at once
+        try:
+            request, outcome = await anext(outcomes)
+        except StopAsyncIteration:
+            return
+        except BrokenPipeError:
+            raise
+        except Exception as exc:
+            failure = api.discreet(exc)
+            if isinstance(exc, ValueError) and not answered and not run.stopped:
+                raise UsageError(f"{api.name}: {failure}") from None
+            kind = failure.error.type if isinstance(exc, PromptError) else "backend"
+            return job.stop(kind, f"{api.name}: {failure}", failure.error.status)
+        await job.settle(request, outcome)
+
+
 async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
     """Let a bulk backend answer the prompts in its own way."""
     job = Job(run, api, prompts, record)
     assert api.submit
-    async with contextlib.aclosing(api.submit(job)) as outcomes:
-        for answered in itertools.count():
-            if answered % 50 == 49:
-                await asyncio.sleep(0)  # there may be many at once
-            try:
-                request, outcome = await anext(outcomes)
-            except StopAsyncIteration:
-                break
-            except BrokenPipeError:
-                raise
-            except Exception as exc:
-                failure = api.discreet(exc)
-                if isinstance(exc, ValueError) and not answered and not run.stopped:
-                    raise UsageError(f"{api.name}: {failure}") from None
-                job.stop(failure.error.type, f"{api.name}: {failure}", failure.error.status)
-                break
-            await job.settle(request, outcome)
+    try:
+        async with contextlib.aclosing(api.submit(job)) as outcomes:
+            await settle_all(run, api, job, outcomes)
+    finally:
+        job.refund()
     await job.close()
 
 
@@ -4467,6 +4500,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
         beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
         args.output = "-" if args.prompts in (None, "-") else str(beside)
+        if args.merge:
+            args.output = re.sub(r"\.shard-\d+-of-\d+(?=[^/\\]*\Z)", "", matching(args.merge[0])[0])
     if args.shard:
         for name in ("output", "report", "plot", "to_batch"):
             setattr(args, name, (path := getattr(args, name)) and in_shard(path, *args.shard))
@@ -4503,6 +4538,7 @@ def refuse_together(args: argparse.Namespace) -> None:
          f"leave out {others}"),
         (args.prompts is None and not args.demo, "no PROMPTS file given; try --demo --compare, or --help"),
         ("" in args.backends, "-b has an empty name"),
+        ("" in (args.cluster, args.worker_backend), "--cluster and --worker-backend take no empty name"),
         ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
@@ -4772,19 +4808,19 @@ def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str, dry: bool = False) -> Api:
-    """Return the API that the arguments ask for."""
+def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Api:
+    """Return the API that the arguments ask for; without a backend it only makes requests."""
     names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
     settings = {name: getattr(args, name) for name in (*names, "cluster", "worker_backend")}
-    return load_backend(backend, dry=dry, **settings)
+    return load_backend(backend, dry=dry, **settings) if backend else Api(lambda *_: None, dry=dry, **settings)
 
 
 def check_bulk(args: argparse.Namespace, api: Api) -> None:
     """Raise UsageError where an option means nothing to a bulk backend."""
     if api.submit and (args.compare or args.sequential):
         raise UsageError(f"{api.name} answers in bulk: no --compare and no --sequential with it")
-    for name in getattr(api.submit, "ignores", ()):
-        if getattr(args, name) is not None:
+    for name in ("rpm", "tpm", "cluster", "worker_backend") if api.submit else ():
+        if getattr(args, name) is not None and name not in getattr(api.submit, "uses", ()):
             raise UsageError(f"--{name.replace('_', '-')} means nothing to {api.name}; leave it out")
 
 
@@ -4848,9 +4884,12 @@ def open_budget(args: argparse.Namespace, api: Api, run: Run) -> None:
     if run.budget is None:
         return
     usable = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    name, run.usual_price = run.price_for(next(usable, Prompt(0, "")))
+    first = next(usable, Prompt(0, ""))
+    name, run.usual_price = run.price_for(first)
     if run.usual_price is None:
         raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
+    if api.submit and first.body and run.budget.most_of(first.body, run.usual_price)[1]:
+        raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
     if args.output != "-" and not args.overwrite:
         run.budget.load(pathlib.Path(args.journal))
 
@@ -4859,7 +4898,7 @@ async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Print
     """Write the table, put the results into order and keep the account; what cannot be written stops the run."""
     run, path = ran.run, args.table
     try:
-        if table and isinstance(sink, Journal) and (args.begun or sink.kept or sink.kept_errors):
+        if table and isinstance(sink, Journal) and (args.begun or args.shard or sink.kept or sink.kept_errors):
             await table.write(path, sink.results(map(ran.api.prepare, prompts_of(args))))
             args.tabled = True
         path = sink.path
@@ -5035,8 +5074,8 @@ def dry_run(args: argparse.Namespace) -> int:
     shard = "shard {}/{} of ".format(*args.shard) if args.shard else ""
     rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
-    if args.output != "-" and os.path.exists(running := f"{args.journal}.running"):
-        rows += [("running", f"some of these are in {running}, and not asked again")]
+    if args.output != "-" and not args.overwrite and os.path.exists(running := f"{args.journal}.running"):
+        rows += [("running", f"what is in {running} already, and not asked again")]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
     rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
@@ -5054,8 +5093,8 @@ def dry_run(args: argparse.Namespace) -> int:
 def merge(args: argparse.Namespace) -> int:
     """Put the shards' results into one file in the input's order; return the exit status."""
     if args.output == "-" or args.table:
-        advice = "; the same command without --merge makes a table of it" if args.table else ""
-        raise UsageError(f"--merge writes one file of results: -o FILE.jsonl{advice}")
+        advice = f"{args.journal}; the command of the shards without --shard then makes the table" if args.table else ""
+        raise UsageError(f"--merge writes one file of results: -o {advice or 'FILE.jsonl'}")
     paths, output = shards_in(args.merge), pathlib.Path(args.output)
     check_new(args, output, "-o")
     counts = [0, 0]  # failures, answers
@@ -5118,7 +5157,7 @@ def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
 
 def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
-    api = make_api(args, args.backends[0], dry=True)
+    api = make_api(args, None, dry=True)
     name_of = custom_ids(prompts_of(args, args.limit))
     counts: dict[pathlib.Path, int] = {}
     filling: dict[Any, tuple[pathlib.Path, IO[bytes]]] = {}  # by the endpoint and the model

@@ -55,16 +55,18 @@ exit status are its own. A job is
     sleep(seconds)         returns early where the run is stopped, and whether it did not
     call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
                            message, status) and `heard` (False: nobody knows whether it has been done)
-    notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job
+    notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job;
+                           forget() removes it where nothing is
     noted_in, answered     the notes' file, or None; how many answers earlier runs have kept
     say(text), log         for the progress, and for all else that is to be said
     in_flight(count)       for the progress, where it is not all that was taken
 and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.
 take, sleep, call and note are awaited. ValueError before the first answer means that the job cannot be done as asked;
-any other exception stops the run, with all that was answered. The second Ctrl-C is a CancelledError at the next await.
-A backend that runs the core elsewhere yields Results. The function may have attributes: `price_share`, what it costs of
-the usual price; `ignores`, options that mean nothing to it; `parting`, what Ctrl-C does; `retries`, True where its
-Results come of several calls.
+any other exception stops the run, with all that was answered, and so does stop(kind, message). The second Ctrl-C is a
+CancelledError at the next await. The function may have attributes: `price_share`, what it costs of the usual price (0:
+nothing, and no key is wanted); `uses`, which of the options rpm, tpm, cluster and worker_backend mean something to it;
+`parting`, what Ctrl-C does. A backend that runs the core elsewhere yields Results; it has `api`, `limiter` and
+`request.prompt`, the core's own, and says with `retries` = True that a Result may come of several calls.
 
 `-b NAME` loads `connect` or `submit` from backends/NAME.py (dashes become underscores), `-b package.module:name`
 from anywhere else: a third party's backend is used exactly as the built-in ones are.

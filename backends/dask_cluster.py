@@ -782,3 +782,4 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Any]]:
 
 
 submit.retries = True  # type: ignore[attr-defined]
+submit.uses = ("rpm", "tpm", "cluster", "worker_backend")  # type: ignore[attr-defined]

@@ -14,12 +14,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any
 
-from concurrent_prompts import BATCH_BYTES as BYTES
-from concurrent_prompts import BATCH_LINES as LINES
-from concurrent_prompts import request_line
-
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
+LINES, BYTES = 50_000, 200_000_000  # of a file: https://platform.openai.com/docs/guides/batch
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
 AT_ONCE = 8  # batches, where the user does not say
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
@@ -40,6 +37,7 @@ class Batch:
         self.names = list(names)  # custom ids, in the file's order
         self.time = time  # of the note
         self.requests: dict[str, Any] = {}  # by these, what is still to be answered
+        self.moved: set[str] = set()  # of these, what was put into another batch
         self.file, self.id, self.refusals = file, "", refusals
         self.state, self.done = "new", 0
         self.found: Any = None  # when it was last looked at
@@ -62,7 +60,7 @@ class Batch:
 
     def write(self, file: IO[bytes]) -> None:
         """Write the request file."""
-        file.writelines(request_line(name, self.path, self.requests[name].body) for name in self.names)
+        file.writelines(self.requests[name].line(name) for name in self.names)
 
 
 async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
@@ -80,7 +78,6 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
 
 
 submit.price_share = 0.5  # type: ignore[attr-defined]
-submit.ignores = ("rpm", "tpm", "cluster", "worker_backend")  # type: ignore[attr-defined]
 submit.parting = f"batches go on; once more within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
 
 
@@ -96,10 +93,13 @@ class Batches:
         self.lines = LINES  # of the next file; fewer, where the account's queue takes no more
         self.full = False  # that queue
         self._heard, self._late = False, list[Batch]()
+        self._failed: dict[Any, tuple[str, str]] = {}  # requests, and the rows in which they failed
+        self._noted: set[str] = set()  # files of which something may be running
         self._keyless = {"extra_headers": without_key(job.headers)}
 
     async def work(self) -> AsyncIterator[tuple[Any, Outcome]]:
         """Make batches and fetch what has ended, until there is nothing more."""
+        self.job.in_flight(0)
         await self.attach()
         wait = FIRST_POLL
         while not self.job.stopped:
@@ -129,7 +129,8 @@ class Batches:
         parts = [f"{count} {'batch' if count == 1 else 'batches'} {state}" for state, count in states.items()]
         done, rows = sum(batch.done for batch in self.running), sum(len(batch.names) for batch in self.running)
         parts += [f"{done:,} of {rows:,} rows there"] * bool(rows) + ["the account's queue is full"] * self.full
-        self.job.say(", ".join(parts))
+        self.job.in_flight(sum(len(batch.requests) for batch in self.running))
+        self.job.say(", ".join(parts) or "the next batch is to be made")
 
     async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
         """Call the API, again where that may help. Raises PromptError."""
@@ -148,6 +149,16 @@ class Batches:
         self._heard = True
         return found
 
+    async def note(self, value: dict[str, Any]) -> None:
+        """Keep a note; once nothing is running, none is needed."""
+        await self.job.note(value)
+        if "done" in value:
+            self._noted.discard(value["done"])
+            if not self._noted:
+                self.job.forget()
+        else:
+            self._noted.add(value["file"])
+
     # -- what an earlier run has left
 
     async def attach(self) -> None:
@@ -156,30 +167,35 @@ class Batches:
         for note in self.job.notes:
             if "names" in note:
                 noted[note["file"]] = Batch(note["names"], note["file"], time=note["time"])
+                for file, name in note["instead"]:
+                    if file in noted:
+                        noted[file].moved.add(name)
             elif "batch" in note:
                 noted[note["file"]].id = note["batch"]
             else:
                 noted.pop(note["done"], None)
         for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
             batch.id = batch.id or await self.find(batch)
+            if batch.id:
+                self._noted.add(batch.file)
         running = [batch for batch in noted.values() if batch.id]
         others = await self.claim(running) if running else []
         self.running = [batch for batch in running if batch.requests]
-        for batch in running:
-            if not batch.requests:
-                self.job.log.warning("%s holds nothing that is open here; it is left alone", batch.id)
         if others and not self.running and running and not self.job.answered:
             raise ValueError(
                 f"{running[0].id}, which is noted for these results, holds nothing of what is asked here: another "
                 "input, model or parameter; run the command that began it, or give it up (--overwrite)"
             )
+        for batch in running:
+            if not batch.requests:
+                self.job.log.warning("%s holds nothing that is open here; it is left alone", batch.id)
         self.ready.extend(pack(others))
 
     async def claim(self, running: list[Batch]) -> list[Any]:
         """Take requests until all that the batches hold are found; return those that are in none."""
         places: dict[str, deque[tuple[Batch, str]]] = defaultdict(deque)
         for batch in running:
-            for name in batch.names:
+            for name in (name for name in batch.names if name not in batch.moved):
                 places[name.rpartition("-")[0]].append((batch, name))
         others = []
         while places and (requests := await self.job.take(1000)):
@@ -217,12 +233,13 @@ class Batches:
             batch = self.ready[0]
             if not batch.file:
                 batch.file = await self.upload(batch)
-                await self.job.note({"file": batch.file, "names": batch.names, "time": time.time()})
+                instead = [self._failed.pop(one) for one in batch.requests.values() if one in self._failed]
+                await self.note({"file": batch.file, "names": batch.names, "time": time.time(), "instead": instead})
             if self.job.stopped or not (id := await self.create(batch)):
                 return
             batch.id = id
             self.running.append(self.ready.popleft())
-            await self.job.note({"file": batch.file, "batch": id})
+            await self.note({"file": batch.file, "batch": id})
             self.job.log.info("%s: %d requests", id, len(batch.names))
 
     async def upload(self, batch: Batch) -> str:
@@ -292,16 +309,19 @@ class Batches:
                     continue
                 for line in rows:
                     name, outcome = row_outcome(line)
-                    if (request := batch.requests.pop(name, None)) is not None:
-                        yield request, outcome
-                    else:
-                        strays += 1
-        for request in batch.requests.values():
+                    if (request := batch.requests.pop(name, None)) is None:
+                        strays += name not in batch.moved
+                        continue
+                    if outcome[0] != 200:
+                        self._failed[request] = batch.file, name
+                    yield request, outcome
+        for name, request in batch.requests.items():
+            self._failed[request] = batch.file, name
             yield request, missing(batch, lost)
         if strays:  # rows that are kept by now, or that another run may ask for
             self.job.log.warning("%s: %d of its rows belong to no open prompt of this run", batch.id, strays)
         elif not self.job.stopped:
-            await self.job.note({"done": batch.file})
+            await self.note({"done": batch.file})
 
     async def download(self, file: str, rows: IO[bytes]) -> bool:
         """Fetch a file; return whether it is there."""
@@ -328,7 +348,7 @@ class Batches:
         if errors and errors[0].code == "token_limit_exceeded":
             await self.hold(batch)
             return
-        await self.job.note({"done": batch.file})
+        await self.note({"done": batch.file})
         named = {batch.names[error.line - 1]: error for error in errors if 0 < (error.line or 0) <= len(batch.names)}
         if not named:
             code, text = (errors[0].code, errors[0].message) if errors else ("", "the server does not say why")
@@ -354,7 +374,7 @@ class Batches:
         self.lines = (len(batch.names) + 1) // 2
         self.job.log.info("the account's queue takes no %d requests; trying %d", len(batch.names), self.lines)
         self.ready.extendleft(reversed([*pack(batch.requests.values(), self.lines)]))
-        await self.job.note({"done": batch.file})
+        await self.note({"done": batch.file})
 
     async def cancel(self) -> None:
         """Ask the server to cancel what is running."""

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import pathlib
-import re
 import signal
 import types
 
@@ -294,8 +293,9 @@ def test_a_budget_bounds_what_is_given_out(here, bulk, capsys):
     assert main([*command, "-p", "max_completion_tokens=1000"]) == 3
     assert blocks == [5] and len(rows("in.results.jsonl")) == 5
     assert "$0.005 of $0.005 is spent" in capsys.readouterr().err
-    assert main([*command, "--overwrite"]) == 1
-    assert re.search("needs a maximum for the answer .-p max_completion_tokens=N", capsys.readouterr().err)
+    assert main([*command, "--overwrite"]) == 2
+    assert "needs a maximum for each answer: -p max_completion_tokens=N" in capsys.readouterr().err
+    assert rows("in.results.jsonl")[0]["text"] == "Yes.", "nothing is overwritten"
 
 
 def test_a_share_of_the_price(here, bulk, capsys):
@@ -326,7 +326,6 @@ def test_options_that_mean_nothing_are_refused(here, bulk, capsys, flags, senten
         while requests := await job.take(1):
             yield requests[0], answer("Yes.")
 
-    submit.ignores = ("rpm", "tpm")
     bulk(submit)
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY, *flags]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
@@ -368,3 +367,68 @@ def test_a_secret_in_what_a_backend_raises_is_hidden(here, bulk, capsys, monkeyp
     err = capsys.readouterr().err
     assert "headers were" in err and "sk-secret" not in err
     assert "sk-secret" not in pathlib.Path("prompts.results.jsonl").read_text()
+
+
+def test_what_was_never_sent_costs_nothing(here, bulk, capsys):
+    async def submit(job):
+        await job.take(2)
+        job.in_flight(0)
+        raise OSError("nobody there")
+        yield
+
+    bulk(submit)
+    command = ["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY, "--price", "0,1", "--max-cost", "0.003"]
+    for _ in range(3):
+        assert main([*command, "-p", "max_completion_tokens=1000"]) == 3
+        assert "nobody there" in (err := capsys.readouterr().err) and "$0.00 of $0.003 spent\n" in err
+
+
+def test_a_correction_is_reserved_as_it_is_asked(bulk):
+    bodies = []
+
+    async def submit(job):
+        while requests := await job.take(1):
+            bodies.append(requests[0].body)
+            yield requests[0], answer("no" * 2000, {"prompt_tokens": 10, "completion_tokens": 1000})
+
+    bulk(submit)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    api = load_backend("mine:submit", base_url=NOBODY, schema=schema, params={"max_completion_tokens": 1000})
+    [result] = run(["one"], api, max_cost=0.0035, price=(1, 1))
+    assert len(bodies) == 1 and result.error.type == "schema_mismatch"
+
+
+def test_results_from_elsewhere_are_reserved_with_their_retries_and_paid_as_they_say(bulk):
+    taken = []
+
+    async def submit(job):
+        while requests := await job.take(10):
+            taken.append(len(requests))
+            for request in requests:
+                lost = {"lost_tokens": [0, 50, 0, 0], "unanswered": 1}
+                yield request, concurrent_prompts.Result(None, "Yes.", attempts=2, tokens=[9, 100, 0, 0], **lost)
+
+    submit.retries = True
+    bulk(submit)
+    api = load_backend("mine:submit", base_url=NOBODY, params={"max_completion_tokens": 1000})
+
+    async def work():
+        async with concurrent_prompts.Run(api, max_cost=0.0045, price=(0, 1), max_attempts=4) as runs:
+            await concurrent_prompts.concurrently(runs, concurrent_prompts.as_prompts(["a", "b", "c"]), lambda _: None)
+            return runs.budget.spent, runs.stopped
+
+    spent, stopped = asyncio.run(work())
+    assert taken == [1] and stopped.error.type == "budget", "four calls of $0.001 are reserved for each"
+    assert spent == pytest.approx(100e-6 + 50e-6 + 0.001)
+
+
+def test_a_backend_that_costs_nothing_needs_no_key_and_no_price(here, bulk, capsys):
+    async def submit(job):
+        while requests := await job.take(10):
+            for request in requests:
+                yield request, answer("Yes.")
+
+    submit.price_share = 0.0
+    bulk(submit)
+    assert main(["prompts.txt", "-b", "mine:submit", "-m", "nobody/knows"]) == 0
+    assert "cost $0.00 (nobody/knows at $0.00 in" in " ".join(capsys.readouterr().err.split())

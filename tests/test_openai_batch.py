@@ -273,7 +273,7 @@ def test_an_interrupt_leaves_the_batches_running(ask, capsys):
     err = capsys.readouterr().err
     assert "batches go on; once more within 5 s to cancel them" in err and "to continue: " in err
     assert f"still running: {running()[1]['batch']}\n" in err
-    assert [[*note] for note in running()] == [["file", "names", "time"], ["file", "batch"]]
+    assert [[*note] for note in running()] == [["file", "names", "time", "instead"], ["file", "batch"]]
     assert call() == 0
     assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
 
@@ -394,3 +394,27 @@ def test_rows_without_a_response(error, status, kind):
     with pytest.raises(PromptError) as failure:
         reply_of("/chat/completions", *outcome)
     assert failure.value.verdict == kind and failure.value.error.message
+
+
+def test_expired_rows_that_are_asked_again_are_paid_once_whatever_is_killed(ask, monkeypatch):
+    call = ask(batch_fault={"expire-once": 0.4})
+    fetch, look = openai_batch.Batches.fetch, openai_batch.Batches.look
+
+    async def killed_in_fetch(self, batch):
+        async for count, outcome in _numbered(fetch(self, batch)):
+            yield outcome
+            if count == 3:
+                raise Killed
+
+    async def killed_at_second(self, batch):
+        if call.server.stats.batches == 2:
+            raise Killed
+        return await look(self, batch)
+
+    for name, way in (("fetch", killed_in_fetch), ("look", killed_at_second)):
+        with monkeypatch.context() as patch:
+            patch.setattr(openai_batch.Batches, name, way)
+            with pytest.raises(Killed):
+                call(count=30)
+    assert call() == 0
+    assert len(answered(30)) == 30 and call.server.stats.batches == 2 and call.server.stats.batch_rows == 30

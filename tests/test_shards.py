@@ -252,7 +252,8 @@ def test_no_shard(here, capsys, text):
     ("--merge a p.txt", "--merge needs the shards' input: name PROMPTS before it"),
     ("p.txt -o - --merge a", "--merge writes one file of results: -o FILE.jsonl"),
     ("p.txt -o t.csv --merge a",
-     "--merge writes one file of results: -o FILE.jsonl; the same command without --merge makes a table of it"),
+     "--merge writes one file of results: -o t.csv.results.jsonl; "
+     "the command of the shards without --shard then makes the table"),
     ("p.txt --to-batch b.jsonl -o x", "--to-batch only writes requests; leave out --output"),
     ("p.txt --to-batch b.jsonl --rpm 1 -c 3", "--to-batch only writes requests; leave out --concurrency, --rpm"),
     ("p.txt --to-batch b.txt", "--to-batch b.txt: the name of a file of Batch requests ends in .jsonl"),
