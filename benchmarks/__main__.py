@@ -11,6 +11,7 @@ answer every prompt gives no figure. `make bench` sets up what is needed.
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -27,8 +28,8 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from .report import Table, cell, draw
-from .runs import CORES, SCRIPT, Bench, Client, Run, Server, ours, spawn, theirs
+from .report import Cell, Table, cell, draw
+from .runs import CORES, SCRIPT, Bench, Client, Run, Server, clustered, ours, spawn, theirs
 
 BARE = theirs("aiohttp", "bare aiohttp loop", slow=False)
 CHUNKS = theirs("aiohttp-chunks", "aiohttp, gather in chunks", slow=False)
@@ -217,7 +218,37 @@ def shards(bench: Bench) -> Table:
     return table
 
 
-SECTIONS = {one.__name__: one for one in (overhead, peers, efficiency, memory, start, stragglers, tls, shards)}
+def cluster(bench: Bench) -> Table:
+    """One and two local processes of a Dask cluster once they are all there, with each live backend inside."""
+    pairs = {name: (clustered(name, 1), clustered(name, 2)) for name in ("stdlib", "raw-aiohttp", "openai-sdk")}
+    title = f"Local processes of a Dask cluster, 128 in flight ({sizes(bench.requests)})"
+    columns = ["requests/s", "/ one process", "/ one, of the medians", "CPU time of a request, µs, all processes"]
+    table = Table(title, columns)
+    if importlib.util.find_spec("distributed") is None:
+        table.add("dask-cluster", cell([Run(error="not installed: distributed")], cost))
+        return table
+    with Server(roam=True) as server:
+        runs = bench.turns([client for pair in pairs.values() for client in pair], server, 128)
+    for one, two in pairs.values():
+        ratios = cell(runs[two], rate, runs[one], least=1.8), of_medians(runs[two], runs[one])
+        for client, middle in ((one, [cell([], rate)] * 2), (two, ratios)):
+            table.add(client.name, cell(runs[client], rate, form=",.0f"), *middle, cell(runs[client], net, form=",.0f"))
+    return table
+
+
+def rate(run: Run) -> float:
+    return run.rate
+
+
+def of_medians(runs: list[Run], base: list[Run]) -> Cell:
+    """Return the ratio of the median rates, where each run has one."""
+    if any(run.error for run in [*runs, *base]):
+        return Cell([], ".2f")
+    middle, other = (statistics.median(map(rate, each)) for each in (runs, base))
+    return Cell([middle / other], ".2f")
+
+
+SECTIONS = {one.__name__: one for one in (overhead, peers, efficiency, memory, start, stragglers, tls, shards, cluster)}
 
 
 def machine() -> str:

@@ -31,6 +31,7 @@ class Client:
     start: tuple[str, ...]
     backend: str = ""  # of ours
     slow: bool = False
+    workers: int = 0  # local processes of a cluster that call the API with the backend; they roam
 
 
 def ours(backend: str, fast: bool = False) -> Client:
@@ -39,6 +40,12 @@ def ours(backend: str, fast: bool = False) -> Client:
         return Client("stdlib, nothing installed", (sys.executable, "-S", SCRIPT), backend)  # -S: no site-packages
     start = (sys.executable, "-c", LAUNCH.format(WITH if fast else WITHOUT), SCRIPT)
     return Client(backend + ", uvloop + orjson" * fast, start, backend, backend == "openai-sdk")
+
+
+def clustered(backend: str, workers: int) -> Client:
+    """Return our tool with so many local processes of a Dask cluster."""
+    name = f"{backend}, {workers} process{'es' * (workers > 1)}"
+    return Client(name, (sys.executable, SCRIPT), backend, backend == "openai-sdk", workers)
 
 
 def theirs(key: str, name: str, slow: bool = True) -> Client:
@@ -60,6 +67,7 @@ class Run:
     start: float = 0.0  # seconds of CPU time that a run of one request takes
     error: str = ""
     seen: dict[str, float] = field(default_factory=dict)  # by the server
+    rate: float = 0.0  # answers a second of a cluster whose workers are all there
 
 
 def pin(process: int, core: int | None) -> None:
@@ -101,6 +109,15 @@ def answers_in(output: str) -> int:
             found = ANSWER.match(line)
             answers += found is not None and int(found[1]) == answers + 1
     return answers
+
+
+def steady(output: str) -> float:
+    """Return the answers a second between the 20th and the 90th percentile of the results' own ends."""
+    waits = ("started", "slot_wait", "limit_wait", "retry_wait", "lost", "latency")
+    with open(output, "rb") as file:
+        ends = sorted(sum(row[name] for name in waits) for row in map(json.loads, file))
+    first, last = len(ends) * 2 // 10, len(ends) * 9 // 10
+    return float((last - first) / (ends[last] - ends[first]))
 
 
 class Server:
@@ -154,15 +171,20 @@ class Bench:
         command = [*client.start, server.url, prompts, str(concurrency)]
         if client.backend:
             options = f"-b {client.backend} -c {concurrency} -m m --overwrite --base-url {server.url}".split()
+            if client.workers:
+                options += f"--cluster {client.workers} --worker-backend {client.backend}".split()
+                options[1] = "dask-cluster"
             command = [*client.start, prompts, *options, "-o", output]
         server.look()
-        run, printed = spawn(command, SECOND if first else FIRST, server.trust)
+        run, printed = spawn(command, None if client.workers else SECOND if first else FIRST, server.trust)
         run.requests, run.seen = requests, server.look()
         if not run.error:
             told = {} if client.backend else json.loads(printed.splitlines()[-1])
             answers = told.pop("answers", None) or answers_in(output)
             self.versions |= told
             run.error = "" if answers == requests else f"answered {answers:,} of {requests:,}"
+            if client.workers and not run.error and requests > 1:
+                run.rate = steady(output)
         return run
 
     def ready(self, client: Client, server: Server) -> Run:

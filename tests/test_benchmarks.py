@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import Table, cell
-from benchmarks.runs import Run, answers_in
+from benchmarks.runs import Run, answers_in, steady
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +47,14 @@ def test_answers(tmp_path, spoil, answers):
     file = tmp_path / "results.jsonl"
     file.write_text("".join(spoil(lines)))
     assert answers_in(str(file)) == answers
+
+
+def test_the_rate_of_a_cluster_is_that_of_the_middle(tmp_path):
+    waits = dict.fromkeys(("slot_wait", "limit_wait", "retry_wait", "lost"), 0.25)
+    ends = [100.0, *(200 + number / 5 for number in range(9))]  # five a second, but for a slow start
+    lines = [json.dumps({"started": end - 1.5, "latency": 0.5, **waits}) + "\n" for end in reversed(ends)]
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    assert steady(str(tmp_path / "results.jsonl")) == pytest.approx(5)
 
 
 def test_who_fails_has_no_figure():

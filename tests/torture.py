@@ -25,6 +25,7 @@ import random
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
 LATENCY = {"latency": 0.3, "sigma": 0.5}  # of the server, unless a scenario says otherwise
 MARGIN = 0.05  # seconds that a process is given to read an answer and write it down, or to hear a signal
-LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}
+LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai", "openai-batch": "openai", "dask-cluster": "distributed"}
 PATIENCE = 120.0  # seconds after which a run that does not end is a failure
 
 
@@ -83,7 +84,7 @@ class Recorder(stand_in.Server):
         self._open: dict[stand_in.Job, Request] = {}
 
     def accept(self, job: stand_in.Job, raw: bytes) -> None:
-        if raw:  # else the list of models is asked for
+        if job.head.path in stand_in.ENDPOINTS:  # else it is no call to a model: the list of them, files, batches
             self._note(job, json.loads(raw)["messages"][-1]["content"])
             self.plan.get(len(self.requests), lambda: None)()
         super().accept(job, raw)
@@ -128,6 +129,13 @@ class Recorder(stand_in.Server):
         bucket.level()
         bucket.limit, bucket._rate, bucket._capacity = number, number / 60, number / 10
         bucket._held = min(bucket._held, bucket._capacity)
+
+    async def all_ended(self) -> None:
+        """Wait until all batches have ended: what they cost is known only then, those of a dead client included."""
+        self._batches.settle()
+        while any(batch.shown["status"] not in stand_in.FINISHED for batch in self._batches._batches.values()):
+            await asyncio.sleep(0.01)
+            self._batches.settle()
 
     def do(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the server's thread."""
@@ -914,8 +922,100 @@ def span(run: Client) -> float:
     return max(one.sent for one in run.requests if one.answered) - run.requests[0].came
 
 
+def batches(bench: Bench) -> None:
+    """Kill (`kill -9`) jobs of 300 rows through openai-batch, each up to four times, and then run them to their end.
+
+    A batch takes 0.8 s, and a tenth of the rows expire there the first time, so that they need another one. What was
+    paid is what the server has answered when all batches have ended, also those that no run may know of.
+    """
+    if missing("openai-batch"):
+        bench.skip("all", "openai is not installed")
+        return
+    server = bench.serve(latency=0.0, batch_time=0.8, batch_fault={"expire-once": 0.1})
+    jobs = [Job(bench, server, 300, backend="openai-batch") for _ in range(bench.size(30, 3))]
+    deaths, ends = Counter[str](), []
+    for job in jobs:
+        files, made = server.stats.files, server.stats.batches
+        for _ in range(4):
+            if not strike_batch(bench, server, job, deaths.total() % 4):
+                break
+            deaths[reached(job, server.stats.files - files, server.stats.batches - made)] += 1
+        ends.append(job.run())
+    server.do(server.all_ended())
+    rows = sum(len(job.prompts) for job in jobs)
+    bench.at_least("kills", deaths.total(), len(jobs))
+    for place in ("before the upload", "before the batch is made", "before its rows", "among its rows, or later"):
+        bench.at_least(f"kills {place}", deaths[place], bench.size(1, 0))
+    bench.exactly("the runs to the end, exit status", statuses(ends), "0")
+    bench.exactly(f"rows lost of {rows:,}", sum(job.lost() for job in jobs), 0)
+    bench.exactly("rows answered twice", sum(job.doubles() for job in jobs), 0)
+    bench.exactly("files in input order", sum(job.ordered() for job in jobs), len(jobs))
+    bench.exactly(f"rows paid twice ({server.stats.batch_rows:,} paid)", server.stats.batch_rows - rows, 0)
+
+
+def strike_batch(bench: Bench, server: Recorder, job: Job, turn: int) -> bool:
+    """Start the job's command and kill it at a random moment; return False where it had ended.
+
+    In two turns of four the moment is within 10 ms of an upload, or of the first rows kept, if one comes before.
+    """
+    files, lines = server.stats.files, len(job.lines())
+    news = {1: lambda: server.stats.files > files, 3: lambda: len(job.lines()) > lines}.get(turn, lambda: False)
+    client, after = job.start(), bench.rng.uniform(0, 0.01)
+    end = client.began + bench.rng.uniform(0.3, 2.2)
+    alive = client.until(lambda: news() or time.monotonic() >= end) and client.after(after)
+    if alive:
+        client.kill()
+    if client.wait().status and not alive:
+        raise RuntimeError(f"a run ended by itself with exit status {client.status}: {client.text[-200:]}")
+    return client.status != 0
+
+
+def reached(job: Job, files: int, made: int) -> str:
+    """Return how far a job of so many uploads and batches had come when it was killed."""
+    if files > made:
+        return "before the batch is made"
+    if job.lines():
+        return "among its rows, or later"
+    return "before its rows" if made else "before the upload"
+
+
+def cluster(bench: Bench) -> None:
+    """Kill (`kill -9`) one of two local workers in the middle of 2,000 prompts, 100 in flight; ten times."""
+    if missing("dask-cluster"):
+        bench.skip("all", "distributed is not installed")
+        return
+    server, flags = bench.serve(latency=0.1), ["-c", "100", "--cluster", "2", "--worker-backend", bench.backend]
+    jobs = [Job(bench, server, 2000, *flags, backend="dask-cluster") for _ in range(bench.size(10, 1))]
+    runs, again, had = [], [], []
+    for job in jobs:
+        runs.append(run := job.start())
+        run.requested(bench.rng.randrange(400, 1600))
+        bench.rng.choice(workers(run)).kill()
+        run.wait()
+        again.append(len(run.requests) - len({one.prompt for one in run.requests}))
+        had += [int(count.replace(",", "")) for count in re.findall(r"is lost; ([\d,]+) prompts?\b", run.text)]
+    bench.exactly("exit status", statuses(runs), "0")
+    bench.exactly("workers lost, as the runs say", len(had), len(jobs))
+    bench.exactly(f"prompts answered, of {len(jobs)} times", min(len(job.answered()) for job in jobs), 2000)
+    bench.exactly("duplicate lines", sum(job.doubles() for job in jobs), 0)
+    bench.exactly("files in input order", sum(job.ordered() for job in jobs), len(jobs))
+    bench.at_most("asked again, the most; goal: what a worker had", max(again), max(had, default=0))
+    bench.at_most("asked again, the mean; goal: likewise", statistics.mean(again), statistics.mean(had or [0]))
+
+
+def workers(run: Client) -> list[Any]:
+    """Return the two worker processes of a run; among its children is one that keeps track of resources, too."""
+    import psutil  # comes with distributed
+
+    children = psutil.Process(run.process.pid).children()
+    found = sorted((child for child in children if "spawn_main" in " ".join(child.cmdline())), key=lambda one: one.pid)
+    if len(found) != 2:
+        raise RuntimeError(f"a run with --cluster 2 has {len(found)} worker processes")
+    return found
+
+
 SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
-             "two": two, "order": order, "limits": limits}
+             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster}
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
@@ -954,7 +1054,7 @@ def heed_signals() -> None:
 def heading(args: argparse.Namespace) -> Iterator[str]:
     """Yield what the figures depend on."""
     versions = [f"Python {platform.python_version()}"]
-    for name in ("aiohttp", "openai"):
+    for name in ("aiohttp", "openai", "distributed"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     tool = subprocess.run([sys.executable, SCRIPT, "--version"], capture_output=True, text=True).stdout.strip()
