@@ -13,6 +13,7 @@ import pytest
 from test_backends import reply, scripted
 from test_cli import SCRIPT, rows
 
+import concurrent_prompts
 from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
 
 pytest.importorskip("openai")
@@ -418,3 +419,29 @@ def test_expired_rows_that_are_asked_again_are_paid_once_whatever_is_killed(ask,
                 call(count=30)
     assert call() == 0
     assert len(answered(30)) == 30 and call.server.stats.batches == 2 and call.server.stats.batch_rows == 30
+
+
+def test_looks_grow_rarer_and_say_how_far_the_batch_is(ask, monkeypatch, capsys):
+    now, waits, said = [0.0], [], []
+
+    async def sleep(self, seconds):
+        now[0] += 20
+        waits.append(seconds)
+        return True
+
+    monkeypatch.setattr(concurrent_prompts.Job, "sleep", sleep)
+    monkeypatch.setattr(concurrent_prompts.Job, "say", lambda self, text: said.append(text))
+    for name, value in {"FIRST_POLL": 1.0, "LAST_POLL": 60.0}.items():
+        monkeypatch.setattr(openai_batch, name, value)
+    call = ask(batch_time=400, clock=lambda: now[0])
+    assert call(count=20) == 0
+    assert waits[:4] == [1.0, 1.5, 2.25, 3.375] and max(waits) == 60.0 and waits == sorted(waits)
+    assert said[0] == "1 batch validating, 0 of 20 rows there"
+    assert "1 batch in progress, 10 of 20 rows there" in said
+
+
+def test_a_batch_that_does_not_end_is_warned_of_once(ask, monkeypatch, capsys):
+    monkeypatch.setattr(openai_batch, "DAY", -7200.0)
+    call = ask(batch_time=0.3)
+    assert call(count=3) == 0
+    assert capsys.readouterr().err.count("should have ended by now; --overwrite gives it up") == 1
