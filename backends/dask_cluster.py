@@ -21,7 +21,6 @@ import gc
 import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import itertools
 import logging
 import math
@@ -36,6 +35,7 @@ import uuid
 import warnings
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,73 +50,76 @@ OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls
 
 
 engines: dict[str, Engine] = {}
-loading = threading.Lock()
 
 
-def install(name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any], local: bool) -> None:
-    """Begin to make an engine in this process; run on the event loop of a Dask worker."""
+def install(
+    name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any], backend: str, local: bool
+) -> str:
+    """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''."""
+    package = OPERATION.partition(".")[0]
+    core: Any = make_module(package, sources)
+    make_module(f"{package}.backends", sources)
+    core.log = logging.Logger("concurrent_prompts", logging.WARNING)
+    backend = backend or core.default_backend()
+    module, _, attribute = backend.partition(":")
+    try:
+        if attribute:
+            live: Any = importlib.import_module(module)
+        else:
+            live = make_module(f"{package}.backends.{backend.replace('-', '_')}", sources)
+        connect = functools.reduce(getattr, (attribute or "connect").split("."), live)
+    except ModuleNotFoundError as missing:
+        return core.missing_backend(backend, missing.name or "")  # type: ignore[no-any-return]
     for worker in list(distributed.Worker._instances):
         worker.handlers.setdefault(OPERATION, exchange)
     if local:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
         gc.freeze()  # as the core does in a process that is its own
         gc.set_threshold(50_000)
-    engines[name] = Engine(name, sources, state, options)
+    engines[name] = Engine(name, core, core.Run(core.Api.of(state, connect), **options))
+    return ""
 
 
-async def exchange(engine: str, message: bytes) -> dict[str, Any]:
-    """Do one exchange, for the Dask worker: results under "answer", or under "gone" why there are none."""
+def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:
+    """Return the module of that name, made from its source unless it is there."""
+    if name in sys.modules:
+        return sys.modules[name]
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__package__ = name.rpartition(".")[0]
+    if name.rpartition(".")[2] == "backends" or not module.__package__:
+        module.__package__, module.__path__ = name, []
+    try:
+        exec(compile(sources[name], f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+async def exchange(engine: str, message: bytes) -> bytes | str:
+    """Do one exchange, for the Dask worker: return the reply, or else why there can be none, '' if the engine ends."""
     found = engines.get(engine)
     if found is None:
-        return {"gone": ""}
-    await asyncio.wait([asyncio.wrap_future(found.ready)])
-    if reason := found.ready.result():
+        return ""
+    if reason := await asyncio.wrap_future(found.ready):
         del engines[engine]
-        return {"gone": reason}
+        return reason
     try:
-        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(found.exchange(message), found.loop))
+        reply = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(found.exchange(message), found.loop))
     except RuntimeError:  # its loop is closed
-        return {"gone": ""}
-    await asyncio.wait([answer])
-    if answer.cancelled():
-        return {"gone": ""}
-    failure = answer.exception()
-    return {"gone": f"{type(failure).__name__}: {failure}"} if failure else {"answer": answer.result()}
+        return ""
+    await asyncio.wait([reply])  # who cancels this, Dask, is not to be mistaken for the engine's end
+    if reply.cancelled():
+        return ""
+    failure = reply.exception()
+    return f"{type(failure).__name__}: {failure}" if failure else reply.result()
 
 
 def attend(engine: str) -> None:
     """Be a Dask task as long as the engine is there: a cluster that shrinks takes who has none for idle."""
     distributed.secede()  # type: ignore[no-untyped-call]
     if engine in engines:
-        engines[engine].ended.wait()
-
-
-def make_module(name: str, source: str) -> None:
-    """Import a module from its source, unless that is done."""
-    if name in sys.modules:
-        return
-    module = types.ModuleType(name)
-    if "." not in name or name.endswith(".backends"):
-        module.__path__ = []  # a package
-    module.__package__ = name if hasattr(module, "__path__") else name.rpartition(".")[0]
-    sys.modules[name] = module
-    try:
-        exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
-class Warnings(logging.Handler):
-    """Keeps what the core warns of on a worker, to be said by the driver."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[tuple[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record's form and text."""
-        self.said.append((str(record.msg), record.getMessage()))
+        engines[engine].thread.join()
 
 
 class Engine:
@@ -125,66 +128,36 @@ class Engine:
     SILENCE = 60.0  # seconds without the driver after which it ends
     AHEAD = 3  # intervals between exchanges, for which prompts are kept ready
 
-    def __init__(self, name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any]) -> None:
-        self._name, self._package, self._options = name, OPERATION.partition(".")[0], options
+    def __init__(self, name: str, core: Any, run: Any) -> None:
+        self._name, self._core, self._run = name, core, run
+        self._fields = fields_of(core)
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each prompt that is here
         self._done: list[tuple[int, tuple[Any, ...]]] = []
-        self._held = 0  # prompts
-        self._rate = 0.0  # results a second
-        self._hurry, self._spare = False, 0
-        self._tasks: set[asyncio.Future[None]] = set()
-        self._warnings = Warnings()
+        self._said: list[tuple[str, str]] = []  # what the core warns of, to be said by the driver
+        core.log.addFilter(lambda record: self._said.append((str(record.msg), record.getMessage())))
         self.ready: concurrent.futures.Future[str] = concurrent.futures.Future()  # "", or why it cannot be
-        self.ended = threading.Event()
-        threading.Thread(target=self._live, args=(sources, state), name=name, daemon=True).start()
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self.thread.start()
 
-    def _live(self, sources: Mapping[str, str], state: dict[str, Any]) -> None:
+    def _live(self) -> None:
         try:
-            connect = self._load(sources)
-            self._core.run_loop(self._serve(self._core.Api.of(state, connect)))
+            self._core.run_loop(self._serve())
         except BaseException as failure:  # somebody else's backend may raise anything
             if not self.ready.done():
-                kind = "" if type(failure).__name__ == "UsageError" else f"{type(failure).__name__}: "
-                self.ready.set_result(f"{kind}{failure}")
+                self.ready.set_result(f"{type(failure).__name__}: {failure}")
         else:
             engines.pop(self._name, None)
-        finally:
-            self.ended.set()
 
-    def _load(self, sources: Mapping[str, str]) -> Any:
-        """Import the core from its source, and the live backend; return the latter's `connect`."""
-        with loading:
-            for module in (self._package, f"{self._package}.backends"):
-                make_module(module, sources[module])
-        core: Any = sys.modules[self._package]
-        self._core = core
-        core.log = logging.Logger("concurrent_prompts", logging.WARNING)
-        core.log.addHandler(self._warnings)
-        self._fields = [one.name for one in dataclasses.fields(core.Result) if one.name not in ("prompt", "exception")]
-        self._backend = name = self._options["worker_backend"] or core.default_backend()
-        module, _, attribute = name.partition(":")
-        try:
-            if not attribute:
-                module, attribute = f"{self._package}.backends.{name.replace('-', '_')}", "connect"
-                with loading:
-                    make_module(module, sources[module])
-            found: Any = importlib.import_module(module)
-            return functools.reduce(getattr, attribute.split("."), found)
-        except ModuleNotFoundError as missing:
-            raise core.UsageError(core.missing_backend(name, missing.name or "")) from None
-
-    async def _serve(self, api: Any) -> None:
+    async def _serve(self) -> None:
         """Keep the run open until the driver ends it or is not there any longer."""
-        self.loop, self._end, self._news = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        names = "concurrency", "max_attempts", "timeout", "rpm", "tpm"
-        self._run = self._core.Run(api, **{name: self._options[name] for name in names})
+        self.loop, self._some, self._enough = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         self._run.at_most(self._core.open_files() - 64)
-        self._most = self._run.concurrency
-        self._heard = self._replied = self.loop.time()
+        self._replied = self.loop.time()
         async with self._run:
             self.ready.set_result("")
-            while not self._end.is_set() and self.loop.time() < self._heard + self.SILENCE:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._end.wait(), TURN)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.SILENCE) as self._patience:
+                    await self.loop.create_future()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -192,74 +165,54 @@ class Engine:
     async def exchange(self, message: bytes) -> bytes:
         """Take orders and prompts; give what is done, after a while, and the facts that the driver goes by."""
         orders, rows = pickle.loads(message)
-        self._heard = self.loop.time()
-        if orders.get("end"):
-            self._end.set()
-        if reason := orders.get("stop"):
-            self._run.stop(self._core.PromptError("interrupted", reason, "stop"))
+        self._patience.reschedule(self.loop.time() + (0.0 if "end" in orders else self.SILENCE))
+        if "stop" in orders:
+            self._run.stop(self._core.PromptError("interrupted", orders["stop"], "stop"))
         if "calls" not in orders:
             return b""
-        calls = min(orders["calls"], self._most)
-        self._run.limiter.share(calls, orders["start"], orders["rates"])
-        if rows:
-            prompt = self._core.Prompt
-            prompts = [prompt(number, None, kind=kind, path=path, body=body) for number, kind, path, body in rows]
-            self._held += len(rows)
-            task = asyncio.ensure_future(self._core.concurrently(self._run, prompts, self._record))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._hurry = orders["hurry"]
+        self._run.limiter.share(min(orders["calls"], self._run.concurrency), orders["start"], orders["rates"])
+        for number, kind, path, body in rows:
+            prompt = self._core.Prompt(number, None, kind=kind, path=path, body=body)
+            self._tasks.add(asyncio.ensure_future(self._answer(prompt)))
         if orders["interval"]:  # else it is the first one, which is to tell what is wanted
-            await self._results(orders["interval"])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._some.wait(), TURN)
+                await asyncio.wait_for(self._enough.wait(), orders["interval"])
         return self._reply(orders["interval"])
 
-    async def _results(self, interval: float) -> None:
-        """Wait until there are enough results, or prompts are running out, or time is up."""
-        began = self.loop.time()
-        ends = began + TURN
-        while (now := self.loop.time()) < (min(ends, began + interval) if self._done else ends) and not self._dry():
-            self._news.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), (min(ends, began + interval) if self._done else ends) - now)
-
-    def _dry(self) -> bool:
-        """Whether the driver should hear of it now: nothing is left, or soon nothing to send."""
-        queued = self._held - self._run.limiter.in_flight
-        return bool(self._done) and (not self._held or (self._hurry and queued <= self._spare // 2))
-
-    def _record(self, result: Any) -> None:
-        self._held -= 1
+    async def _answer(self, prompt: Any) -> None:
+        result = await self._run.answer(prompt)
         result.error = result.error and tuple(result.error)
-        result.http = result.http if result.prompt.kind == "batch" else None
-        self._done.append((result.prompt.number, tuple([getattr(result, name) for name in self._fields])))
-        if len(self._done) == 1 or self._dry():
-            self._news.set()
+        result.http = result.http if prompt.kind == "batch" else None
+        self._done.append((prompt.number, tuple([getattr(result, name) for name in self._fields])))
+        self._tasks.discard(asyncio.current_task())
+        self._some.set()
+        if not self._tasks or len(self._done) >= self._run.limiter.window.size // 2:
+            self._enough.set()
 
     def _reply(self, interval: float) -> bytes:
-        now, limiter, stopped = self.loop.time(), self._run.limiter, self._run.stopped
-        self._rate += (len(self._done) / max(1e-3, now - self._replied) - self._rate) / 2
-        self._replied = now
-        quotas = [(one.source, one.limit, one.spent, one.refused) for one in (limiter.requests, limiter.tokens)]
+        limiter, stopped = self._run.limiter, self._run.stopped
         facts = {
-            "backend": self._backend, "room": self._room(interval), "in_flight": limiter.in_flight,
-            "sent": limiter.sent, "quotas": quotas,
+            "room": self._room(interval), "in_flight": limiter.in_flight,
+            "most": self._run.most_in_flight, "sent": limiter.sent,
+            "quotas": [(one.source, one.limit, one.spent, one.refused) for one in (limiter.requests, limiter.tokens)],
             "window": (limiter.window.size, limiter.window.source), "state": limiter.state(),
-            "stopped": stopped and tuple(stopped.error), "said": self._warnings.said[:], "heard": limiter.heard,
+            "stopped": stopped and tuple(stopped.error), "said": self._said[:], "heard": limiter.heard,
         }  # fmt: skip
-        self._warnings.said.clear()
-        answers, self._done = self._done, []
+        self._said.clear()
+        answers, self._done, self._replied = self._done, [], self.loop.time()
+        self._some.clear()
+        self._enough.clear()
         return pickle.dumps((facts, answers), 5)
 
     def _room(self, interval: float) -> int:
         """Return how many more prompts are wanted: for the slots that are free, and for those that soon will be."""
-        window: Any = self._run.limiter.window
-        size: int = int(window.size)
-        queued: int = self._held - self._run.limiter.in_flight
-        grows = size if self._rate and not window.source and size < window.ceiling else 0
-        self._spare = max(1, int(self.AHEAD * interval * self._rate)) if self._rate else 0
-        self._spare = min(self._spare + grows, self._most)
-        free = max(0, size - self._held) if queued <= 0 else 0  # where some wait, what is free is not for want of them
-        return max(0, free + self._spare - queued)
+        size: int = int(self._run.limiter.window.size)
+        waiting: int = len(self._tasks) - self._run.limiter.in_flight
+        # Where prompts wait, free slots are not for want of them.
+        free = 0 if waiting > 0 else size - len(self._tasks)
+        rate = len(self._done) / max(1e-3, self.loop.time() - self._replied)
+        return max(0, free + min(size, int(self.AHEAD * interval * rate)) - waiting)
 
 
 # ---- In the driver -------------------------------------------------------------------------------------------
@@ -278,7 +231,7 @@ try:
             home = types.ModuleType(package + ".backends.dask_cluster")
             sys.modules[home.__name__] = home
             exec(compile(source, "<%s>" % home.__name__, "exec"), home.__dict__)
-        report = home.install(engine, *given) or ""
+        report = home.install(engine, *given)
 except BaseException as failure:
     report = "%s: %s" % (type(failure).__name__, failure)
 """
@@ -307,6 +260,11 @@ class Link:
     presence: Any = None  # the Dask task that keeps the worker from being taken for idle
 
 
+def fields_of(core: Any) -> list[str]:
+    """Return the names of what goes back of a Result."""
+    return [one.name for one in dataclasses.fields(core.Result) if one.name not in ("prompt", "exception")]
+
+
 class Crew:
     """The workers, and who has what."""
 
@@ -315,10 +273,9 @@ class Crew:
 
     def __init__(self, job: Any, client: Any, where: str, local: bool) -> None:
         self._job, self._client, self._where, self._local = job, client, where, local
-        self._core = sys.modules[type(job.limiter).__module__]
+        self._core = core_of(job)
         self._package, self._cargo = cargo(self._core, job, local)
-        self._fields = [one.name for one in dataclasses.fields(self._core.Result)]
-        self._fields = [name for name in self._fields if name not in ("prompt", "exception")]
+        self._fields = fields_of(self._core)
         self._links: dict[str, Link] = {}
         self._unfit: dict[str, str] = {}
         self._pending: list[Any] = []  # requests to be sent before others are taken
@@ -337,7 +294,6 @@ class Crew:
         """Yield requests with their Results."""
         self._pending = first
         self._job.in_flight(0)
-        self._check_network(self._where)
         look, stop = asyncio.ensure_future(self._look(0.0)), asyncio.ensure_future(self._stop())
         try:
             while not await self._over():
@@ -390,7 +346,7 @@ class Crew:
                 link.task.cancel()  # `_collect` does the rest
         for address in addresses:
             if address not in self._links and address not in self._unfit and len(self._links) < self._calls:
-                self._check_network(address)
+                check_network(self._job, address)
                 link = self._links[address] = Link(address, f"{self._package}-{uuid.uuid4().hex[:12]}")
                 link.task = asyncio.ensure_future(self._greet(link))
         now = time.monotonic()
@@ -402,18 +358,6 @@ class Crew:
         self._job.say("waiting for a worker")
         if now - self._since > (self.RETURN if self._met else self.START):
             raise ConnectionError(f"the cluster at {self._where} has no workers{' any longer' if self._met else ''}")
-
-    def _check_network(self, address: str) -> None:
-        """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        reach = self._core.reach_of(parts.hostname or "")
-        secret = any(map(self._core.SECRET_NAME.search, self._job.headers))
-        if parts.scheme in ("tls", "wss") or reach == "loopback" or not secret:
-            return
-        if reach == "public" and not self._job.api.allow_http:
-            advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
-            raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
-        self._warn("network", f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer")
 
     async def _greet(self, link: Link) -> tuple[dict[str, Any], list[Any]]:
         """Have an engine made; return its first reply. Raises ValueError where that worker cannot be used."""
@@ -433,25 +377,25 @@ class Crew:
         return await self._exchange(link, self._orders(link) | {"interval": 0.0}, [])
 
     async def _exchange(self, link: Link, orders: dict[str, Any], rows: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        """Do one exchange. Raises Lost, or ValueError where that worker cannot be used."""
         reply = await self._send(link, orders, rows)
-        if "answer" in reply:
-            return pickle.loads(reply["answer"])  # type: ignore[no-any-return]
-        if reply["gone"]:
-            raise ValueError(reply["gone"])
-        raise Lost("the engine has ended")
+        if isinstance(reply, bytes):
+            return pickle.loads(reply)  # type: ignore[no-any-return]
+        if reply is None:
+            raise Lost
+        raise ValueError(reply) if reply else Lost("the engine has ended")
 
-    async def _send(self, link: Link, orders: dict[str, Any], rows: Iterable[Any] = ()) -> dict[str, Any]:
+    async def _send(self, link: Link, orders: dict[str, Any], rows: Iterable[Any] = ()) -> bytes | str | None:
+        """Send a message; return the engine's reply, or why there is none: None where the worker is not there."""
         message = pickle.dumps((orders, list(rows)), 5)
         call = {"op": f"{self._package}.exchange", "engine": link.engine, "message": message}
         try:
             send = self._client.scheduler.broadcast
-            replies = await send(msg=call, workers=[link.address], on_error="return_pickle")
+            replies = await send(msg=call, workers=[link.address], on_error="ignore")
         except (OSError, RuntimeError) as failure:
             raise self._no_scheduler(failure) from None
         reply = replies.get(link.address)
-        if not isinstance(reply, dict) or not reply.keys() & {"answer", "gone"}:
-            raise Lost
-        return reply
+        return reply if isinstance(reply, bytes | str) else None
 
     async def _stop(self) -> None:
         """Wait until the run is stopped; tell the engines, which let finish what is in flight."""
@@ -480,7 +424,6 @@ class Crew:
                         requests, link.alone = self._suspects.pop()
                 elif link.alone is None and link.calls:
                     requests = await self._take(link.facts["room"])
-                    orders["hurry"] = len(requests) == link.facts["room"]
                 if not idle and not link.sent and not requests:
                     continue
                 sent = dict(zip(self._numbers, requests))  # noqa: B905 - the numbers do not end
@@ -515,7 +458,6 @@ class Crew:
             "start": start,
             "rates": rates,
             "interval": interval,
-            "hurry": False,
         }
 
     def _rate(self, link: Link, links: list[Link], number: int, name: str) -> tuple[float, str] | None:
@@ -546,19 +488,23 @@ class Crew:
             result = self._core.Result(request.prompt, **dict(zip(self._fields, values, strict=True)))
             result.error = result.error and self._core.Error(*result.error)
             result.limit = result.limit and whole  # theirs may be that of a share
-            if result.done or self._job.stopped:
+            if result.done:
                 yield request, result
             else:
-                again.append(request)
+                again.append((request, result))
         if not link.sent:
             link.alone = None
         self._learn(link, before)
-        self._pending += again
+        if self._job.stopped:
+            yield from again
+        else:
+            self._pending += [request for request, _ in again]
 
     def _dismiss(self, link: Link, reason: str) -> None:
         self._unfit[link.address] = reason
         del self._links[link.address]
-        self._core.log.warning("the worker %s cannot be used: %s", link.address, reason)
+        if self._links:  # or else the run ends with that
+            self._core.log.warning("the worker %s cannot be used: %s", link.address, reason)
 
     def _lose(self, link: Link, alive: bool) -> Iterator[tuple[Any, Any]]:
         """Let go of a worker; what it had is asked again, apart from the others: it may have been what killed it."""
@@ -570,7 +516,7 @@ class Crew:
             self._pending += requests
         if alive or not requests or self._job.stopped:
             return
-        had = count_of(len(requests), "prompt")
+        had = self._core.plural(len(requests), "prompt")
         self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be asked again")
         deaths = 0 if link.alone is None or len(requests) > 1 else link.alone + 1
         if deaths > 1:
@@ -598,8 +544,9 @@ class Crew:
         held = next((f", {one.facts['state']}" for one in links if one.facts["state"]), "")
         if "held by the limit" in held:  # which is a share there
             held = f", held by the limit: {job.limiter.tokens if ' tokens/' in held else job.limiter.requests}"
+        job.in_flight(min(self._calls, sum(one.facts["most"] for one in links)))
         job.in_flight(flights)
-        job.say(f"{count_of(len(links), 'worker')}{held}")
+        job.say(f"{self._core.plural(len(links), 'worker')}{held}")
         sources = [one.facts["window"][1] for one in links if one.facts["window"][1]]
         job.limiter.window.source = sources[0] if sources else ""
         job.limiter.window.size = sum(one.facts["window"][0] for one in links)
@@ -649,23 +596,18 @@ class Crew:
                 link.presence.release()
 
 
-def count_of(count: int, noun: str) -> str:
-    """Return "1 call", "2,000 calls"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def cargo(core: Any, job: Any, local: bool) -> tuple[str, bytes]:
     """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
     here, live = __package__ or "backends", job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"{here}.{name.replace('-', '_')}" for name in names if ":" not in name]
     sources = {name.removeprefix(here): source_of(name) for name in (here, __name__, *modules)}
-    texts = inspect.getsource(core), *sources.values()
+    texts = core.__loader__.get_source(core.__name__), *sources.values()
     package = f"concurrent_prompts_{hashlib.blake2b(repr(texts).encode(), digest_size=6).hexdigest()}"
     sources = {f"{package}.backends{name}": text for name, text in sources.items()} | {package: texts[0]}
     own = sources.pop(f"{package}.backends.dask_cluster")
-    names = ["concurrency", "max_attempts", "timeout", "rpm", "tpm", "worker_backend"]
-    given = sources, job.api.state(), {name: job.options[name] for name in names}, local
+    options = {name: job.options[name] for name in ("concurrency", "max_attempts", "timeout", "rpm", "tpm")}
+    given = sources, job.api.state(), options, live, local
     return package, zlib.compress(pickle.dumps((package, own, given), 5))
 
 
@@ -676,6 +618,26 @@ def source_of(name: str) -> str:
     if source is None:
         raise ValueError(f"the source of {name} is not there to be sent to the workers")
     return source  # type: ignore[no-any-return]
+
+
+def core_of(job: Any) -> Any:
+    """Return the core's module, whatever it is called."""
+    return sys.modules[type(job.limiter).__module__]
+
+
+def check_network(job: Any, address: str) -> None:
+    """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
+    parts, core = urlsplit(address if "://" in address else f"tcp://{address}"), core_of(job)
+    reach = core.reach_of(parts.hostname or "")
+    if parts.scheme in ("tls", "wss") or reach == "loopback" or not any(map(core.SECRET_NAME.search, job.headers)):
+        return
+    if reach == "public" and not job.api.allow_http:
+        advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
+        raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
+    text = f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer"
+    if text not in WARNED:
+        WARNED.add(text)
+        job.log.warning(text)
 
 
 @contextlib.contextmanager
@@ -707,6 +669,7 @@ def deaf() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # it would let the signal in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -714,6 +677,20 @@ def deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def nameless() -> Iterator[None]:
+    """Hide the main module's file: each new process would run it, and with it all that a script of the user's does."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
+WARNED: set[str] = set()  # once is enough
 LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need not be done
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -734,8 +711,11 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, bool]]:
         stack.callback(loop.set_exception_handler, loop.get_exception_handler())
         loop.set_exception_handler(report_others)
         if local := address is None or address.isdecimal():
+            stack.enter_context(nameless())
             with deaf(), dask.config.set(LOCAL):
                 address = await stack.enter_async_context(local_cluster(int(address) if address else cores()))
+        else:
+            check_network(job, address)
         job.say(f"connecting to the scheduler at {getattr(address, 'scheduler_address', address)}")
         client = client_of(address, timeout=CONNECTING, **settings)
         try:
