@@ -3281,7 +3281,7 @@ class Notes:
     def __init__(
         self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
     ) -> None:
-        self.answered = answered  # by earlier runs
+        self.answered, self.stay = answered, False  # by earlier runs; whether it stays when all is answered
         self.path = results and results.with_name(f"{results.name}.running")
         self.kept: list[Any] = []
         self._backend = {"backend": backend}
@@ -3290,12 +3290,13 @@ class Notes:
         if overwrite:
             log.warning("%s is given up, and with it what an earlier run has running", self.path)
             return self.remove()
-        *lines, torn = self.path.read_bytes().split(b"\n")
+        *lines, torn = self.path.read_bytes().split(b"\n") if self.path.is_file() else [b"", b""]
         first, *self.kept = [*map(parse_json, lines)] or [self._backend]
-        if first != self._backend:
-            other = first.get("backend") if isinstance(first, dict) else None
-            what = f"{self.path}: {other or 'another backend'} has something running for these results"
-            raise UsageError(f"{what}; go on with -b {other or 'NAME'}, or remove that file to give it up")
+        if not all(isinstance(value, dict) for value in (first, *self.kept)) or "backend" not in first:
+            raise UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
+        if (other := first["backend"]) != backend:
+            what = f"{self.path}: {other} has something running for these results"
+            raise UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
         if torn:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
 
@@ -3433,6 +3434,8 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file; name a shard's results")
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as failure:
@@ -3712,6 +3715,7 @@ class Job:
         self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
         self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
         self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
+        self.broken: OSError | None = None  # what came of an attempt to record a result
         self._counted = False  # by the backend itself: the calls in flight
         self._held: Request | None = None  # for which the last block had no room
         self._open: set[Request] = set()
@@ -3736,6 +3740,10 @@ class Job:
             await asyncio.to_thread(self._kept.add, value)
         except OSError as failure:
             raise disk_error(self._kept.path, failure) from None
+
+    def keep_notes(self) -> None:
+        """Let the notes stay when all is answered: something is running that nobody has asked for here."""
+        self._kept.stay = True
 
     def forget(self) -> None:
         """Remove all notes: nothing is running elsewhere any longer."""
@@ -3806,7 +3814,11 @@ class Job:
                 await asyncio.sleep(0)
             if prompt.error is None:
                 return Request(prompt, Result(prompt), self.api.model_of(prompt))
-            await _record(self._record, Result(prompt, error=prompt.error))
+            try:
+                await _record(self._record, Result(prompt, error=prompt.error))
+            except OSError as failure:
+                self.broken = failure
+                raise
         return None
 
     def _cost(self, prompt: Prompt) -> tuple[float, float]:
@@ -3844,7 +3856,7 @@ class Job:
 
     async def settle(self, request: Request, outcome: Any) -> None:
         """Take down what came of a request: it is answered, has failed, or is to be taken again."""
-        if request not in self._open:
+        if not isinstance(request, Request) or request not in self._open:
             return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
         self._open.remove(request)
         self.in_flight()
@@ -3916,15 +3928,17 @@ async def settle_all(run: Run, api: Api, job: Job, outcomes: AsyncIterator[Any])
             request, outcome = await anext(outcomes)
         except StopAsyncIteration:
             return
-        except BrokenPipeError:
-            raise
-        except Exception as exc:
-            failure = api.discreet(exc)
+        except (Exception, SystemExit) as exc:
+            if exc is job.broken:  # our own output
+                raise
+            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
             if isinstance(exc, ValueError) and not answered and not run.stopped:
                 raise UsageError(f"{api.name}: {failure}") from None
             kind = failure.error.type if isinstance(exc, PromptError) else "backend"
             return job.stop(kind, f"{api.name}: {failure}", failure.error.status)
         await job.settle(request, outcome)
+        if job.stopped == "twice":
+            return
 
 
 async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
@@ -4904,7 +4918,7 @@ async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Print
         path = sink.path
         if run.stopped is None:
             sink.finish(whole=args.limit is None)
-            if run.notes and args.limit is None:
+            if run.notes and not run.notes.stay and args.limit is None:
                 run.notes.remove()
         if run.budget and path:
             run.budget.save(path, not run.running_elsewhere)

@@ -56,7 +56,7 @@ exit status are its own. A job is
     call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
                            message, status) and `heard` (False: nobody knows whether it has been done)
     notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job;
-                           forget() removes it where nothing is
+                           forget() removes it where nothing is, keep_notes() lets it stay when all is answered
     noted_in, answered     the notes' file, or None; how many answers earlier runs have kept
     say(text), log         for the progress, and for all else that is to be said
     in_flight(count)       for the progress, where it is not all that was taken

@@ -6,6 +6,7 @@ the same job finds what is running and pays for nothing twice.
 """
 
 import asyncio
+import errno
 import json
 import re
 import tempfile
@@ -24,6 +25,7 @@ GRACE = 5.0  # seconds after the first Ctrl-C in which a second one cancels the 
 REFUSALS = 3  # of a file, each time without the lines that were named, until all of it is given up
 DAY = 86400.0  # seconds in which a batch ends
 SKEW = 3600.0  # seconds by which clocks may differ
+TRIALS = 3  # to fetch an output in which rows are missing
 CONTACTS = 3  # calls until a server that has never answered is given up
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -75,6 +77,11 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
         except asyncio.CancelledError:
             await batches.cancel()
             raise
+        except OSError as failure:
+            where = f" in {tempfile.gettempdir()} (TMPDIR)" if failure.errno in (errno.ENOSPC, errno.EFBIG) else ""
+            raise OSError(f"{failure.strerror or failure}{where}") from None
+        finally:
+            batches.say_running()
 
 
 submit.price_share = 0.5  # type: ignore[attr-defined]
@@ -112,16 +119,13 @@ class Batches:
                 async for request, outcome in self.fetch(batch):
                     yield request, outcome
             self.say()
-            if ended:
-                wait, self.full = FIRST_POLL, self.full and bool(self.running)
+            if ended and not self.full:
+                wait = FIRST_POLL
             else:
                 await self.job.sleep(wait)
                 wait, self.full = min(LAST_POLL, 1.5 * wait), self.full and bool(self.running)
         if self.running and self.job.stopped == "interrupted":
             await asyncio.sleep(GRACE)
-        if self.running:
-            lost = "" if self.job.noted_in else "; without a results file (-o) no later run finds that"
-            self.job.log.warning("still running: %s%s", ", ".join(batch.id for batch in self.running), lost)
 
     def say(self) -> None:
         """Show how far the batches are."""
@@ -131,6 +135,12 @@ class Batches:
         parts += [f"{done:,} of {rows:,} rows there"] * bool(rows) + ["the account's queue is full"] * self.full
         self.job.in_flight(sum(len(batch.requests) for batch in self.running))
         self.job.say(", ".join(parts) or "the next batch is to be made")
+
+    def say_running(self) -> None:
+        """Name what goes on when this run ends."""
+        if self.running:
+            lost = "" if self.job.noted_in else "; without a results file (-o) no later run finds that"
+            self.job.log.warning("still running: %s%s", ", ".join(batch.id for batch in self.running), lost)
 
     async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
         """Call the API, again where that may help. Raises PromptError."""
@@ -164,16 +174,12 @@ class Batches:
     async def attach(self) -> None:
         """Find the batches that earlier runs have noted, and the requests that they hold."""
         noted: dict[str, Batch] = {}
-        for note in self.job.notes:
-            if "names" in note:
-                noted[note["file"]] = Batch(note["names"], note["file"], time=note["time"])
-                for file, name in note["instead"]:
-                    if file in noted:
-                        noted[file].moved.add(name)
-            elif "batch" in note:
-                noted[note["file"]].id = note["batch"]
-            else:
-                noted.pop(note["done"], None)
+        try:
+            self.read_notes(noted)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{self.job.noted_in} is damaged; mend it, or remove it to give up what is running"
+            ) from None
         for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
             batch.id = batch.id or await self.find(batch)
             if batch.id:
@@ -186,10 +192,26 @@ class Batches:
                 f"{running[0].id}, which is noted for these results, holds nothing of what is asked here: another "
                 "input, model or parameter; run the command that began it, or give it up (--overwrite)"
             )
-        for batch in running:
-            if not batch.requests:
-                self.job.log.warning("%s holds nothing that is open here; it is left alone", batch.id)
+        for batch in [batch for batch in running if not batch.requests]:
+            if await self.look(batch):
+                await self.note({"done": batch.file})
+            else:
+                self.job.log.warning("%s is running and holds nothing that is asked here; it is left alone", batch.id)
+                self.job.keep_notes()
         self.ready.extend(pack(others))
+
+    def read_notes(self, noted: dict[str, Batch]) -> None:
+        """Take over what is noted, by the file."""
+        for note in self.job.notes:
+            if "names" in note:
+                noted[note["file"]] = Batch(note["names"], note["file"], time=note["time"])
+                for file, name in note["instead"]:
+                    if file in noted:
+                        noted[file].moved.add(name)
+            elif "batch" in note:
+                noted[note["file"]].id = note["batch"]
+            else:
+                noted.pop(note["done"], None)
 
     async def claim(self, running: list[Batch]) -> list[Any]:
         """Take requests until all that the batches hold are found; return those that are in none."""
@@ -214,7 +236,7 @@ class Batches:
 
         async def search() -> Any:
             async for found in self.client.batches.list(limit=100, **self._keyless):  # the newest first
-                if found.input_file_id == batch.file or found.created_at < batch.time - SKEW:
+                if found.input_file_id == batch.file or found.created_at < batch.time:
                     return found if found.input_file_id == batch.file else None
             return None
 
@@ -232,9 +254,9 @@ class Batches:
                 return
             batch = self.ready[0]
             if not batch.file:
-                batch.file = await self.upload(batch)
+                batch.file, batch.time = await self.upload(batch)
                 instead = [self._failed.pop(one) for one in batch.requests.values() if one in self._failed]
-                await self.note({"file": batch.file, "names": batch.names, "time": time.time(), "instead": instead})
+                await self.note({"file": batch.file, "names": batch.names, "time": batch.time, "instead": instead})
             if self.job.stopped or not (id := await self.create(batch)):
                 return
             batch.id = id
@@ -242,8 +264,8 @@ class Batches:
             await self.note({"file": batch.file, "batch": id})
             self.job.log.info("%s: %d requests", id, len(batch.names))
 
-    async def upload(self, batch: Batch) -> str:
-        """Upload the request file; return its id."""
+    async def upload(self, batch: Batch) -> tuple[str, float]:
+        """Upload the request file; return its id, and when that was by the server's clock."""
         with tempfile.TemporaryFile() as file:
             await asyncio.to_thread(batch.write, file)
 
@@ -252,7 +274,8 @@ class Batches:
                 return await self.client.files.create(file=("requests.jsonl", file), purpose="batch", **more)
 
             try:
-                return str((await self.call(send)).id)
+                found = await self.call(send)
+                return id_of(found), found.created_at if isinstance(found.created_at, int) else 0.0
             except Exception as failure:
                 if not self._heard and getattr(getattr(failure, "error", None), "status", 0) in (404, 405, 501):
                     raise ValueError(f"there is no Batch API at {self.job.base_url} (POST /files)") from None
@@ -264,7 +287,7 @@ class Batches:
         wait = FIRST_POLL
         while True:
             try:
-                return str((await self.call(self.client.batches.create, **asked, attempts=1)).id)
+                return id_of(await self.call(self.client.batches.create, **asked, attempts=1))
             except Exception as failure:
                 error = getattr(failure, "error", None)
                 if not error or not error.retryable:
@@ -287,12 +310,14 @@ class Batches:
                 text = "is not known to this server and key; with those that it was made with it can be fetched"
                 raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
             raise
-        batch.state, batch.found = found.status, found
-        if time.time() > found.created_at + DAY + SKEW and batch not in self._late:
+        batch.state, batch.found = str(found.status), found
+        begun = found.created_at if isinstance(found.created_at, int) else time.time()
+        if time.time() > begun + DAY + SKEW and batch not in self._late:
             self._late.append(batch)
             self.job.log.warning("%s should have ended by now; --overwrite gives it up", batch.id)
         counts = found.request_counts
-        batch.done = counts.completed + counts.failed if counts else 0
+        done = [getattr(counts, name, 0) for name in ("completed", "failed")]
+        batch.done = sum(number for number in done if isinstance(number, int))
         return batch.state in ENDED
 
     async def fetch(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
@@ -302,19 +327,20 @@ class Batches:
                 yield request, outcome
             return
         lost, strays = "", 0
-        for file in filter(None, (batch.found.output_file_id, batch.found.error_file_id)):
-            with tempfile.TemporaryFile() as rows:
-                if not await self.download(file, rows):
-                    lost = file
-                    continue
-                for line in rows:
-                    name, outcome = row_outcome(line)
-                    if (request := batch.requests.pop(name, None)) is None:
-                        strays += name not in batch.moved
-                        continue
-                    if outcome[0] != 200:
-                        self._failed[request] = batch.file, name
-                    yield request, outcome
+        for trial in range(TRIALS):
+            for file in filter(None, (batch.found.output_file_id, batch.found.error_file_id)):
+                with tempfile.TemporaryFile() as rows:
+                    lost = lost if await self.download(file, rows) else file
+                    for name, outcome in map(row_outcome, rows):
+                        if (request := batch.requests.pop(name, None)) is not None:
+                            if outcome[0] != 200:
+                                self._failed[request] = batch.file, name
+                            yield request, outcome
+                        elif name and name not in batch.moved:
+                            strays += not trial
+            if not batch.requests or lost or batch.state != "completed":
+                break  # or else it was paid, and may be there the next time
+            await self.job.sleep(FIRST_POLL)
         for name, request in batch.requests.items():
             self._failed[request] = batch.file, name
             yield request, missing(batch, lost)
@@ -402,6 +428,7 @@ def pack(requests: Iterable[Any], lines: int = LINES) -> Iterator[Batch]:
 
 def row_outcome(line: bytes) -> tuple[str, Outcome]:
     """Return the custom id in a row of an output or error file, and the reply in it, as a live backend has it."""
+    name = ""
     try:
         row = json.loads(line)
         name, response = str(row["custom_id"]), row.get("response") or {}
@@ -411,9 +438,21 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
             status = re.match(r"Error code: (\d{3})\b", str(error.get("message")))  # some servers tell it there alone
             return name, (int(status[1]) if status else 0, {}, as_error(error.get("code"), error.get("message")))
         text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
-        return name, (int(response["status_code"]), {"x-request-id": response.get("request_id") or ""}, text.encode())
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return "", (0, {}, b"")
+        headers = {"x-request-id": str(response.get("request_id") or "")}
+        return name, (int(response["status_code"]), headers, text.encode())
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return name, (
+            0,
+            {},
+            as_error("row_unreadable", "its row in the batch cannot be read; what it held was paid for"),
+        )
+
+
+def id_of(found: Any) -> str:
+    """Return the id of what was made. Raises ValueError where there is none."""
+    if not isinstance(found.id, str) or not found.id:
+        raise ValueError("the server has made something and does not say its id")
+    return found.id
 
 
 def as_error(code: Any, message: Any) -> bytes:
@@ -427,5 +466,5 @@ def missing(batch: Batch, lost: str) -> Outcome:
     if lost:
         text = f"{batch.id}: its file {lost} is gone, and what it held was paid for; --retry-failed asks and pays again"
         return 0, {}, as_error("file_gone", text)
-    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state, "batch_row_missing")
+    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state, "row_missing")
     return 0, {}, as_error(code, f"{batch.id} is {batch.state} and has no row for this request")
