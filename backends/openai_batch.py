@@ -41,7 +41,7 @@ class Batch:
         self.requests: dict[str, Any] = {}  # by these, what is still to be answered
         self.moved: set[str] = set()  # of these, what was put into another batch
         self.file, self.id, self.refusals = file, "", refusals
-        self.state, self.done = "new", 0
+        self.state, self.done = "validating", 0
         self.found: Any = None  # when it was last looked at
         self.size = 0
         self._keys: Counter[str] = Counter()
@@ -262,7 +262,8 @@ class Batches:
             batch.id = id
             self.running.append(self.ready.popleft())
             await self.note({"file": batch.file, "batch": id})
-            self.job.log.info("%s: %d requests", id, len(batch.names))
+            self.job.log.info("%s: %s requests", id, f"{len(batch.names):,}")
+            self.say()
 
     async def upload(self, batch: Batch) -> tuple[str, float]:
         """Upload the request file; return its id, and when that was by the server's clock."""
