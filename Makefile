@@ -29,7 +29,7 @@ torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what wa
 
 BENCH ?= --svg benchmarks/throughput.svg
 
-bench: $(VENV)/bench $(VENV)/litellm/made  ## what a request costs, by client (ten minutes; with BENCH=--quick one)
+bench: $(VENV)/bench $(VENV)/litellm/made  ## what a request costs, by client (twelve minutes; with BENCH=--quick one)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/dev  ## check the style
