@@ -234,6 +234,17 @@ def test_a_prompt_that_kills_its_workers_fails_alone(start, tmp_path, mine):
     assert [(row["id"], row["error"]["type"]) for row in failed] == [(51, "killed_worker")]
 
 
+def test_local_processes_listen_on_loopback_alone(start, tmp_path, stand_in):
+    server = stand_in(latency=0.3)
+    process = start(tmp_path, questions(200), "--base-url", server.url, "-o", "-", "-c", "20")
+    process.stdout.readline()
+    all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    sockets = [one for part in all_of_it for one in part.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    assert len(sockets) > 2 and {one.laddr.ip for one in sockets} == {"127.0.0.1"}
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
 def test_ctrl_c_drains(start, tmp_path, stand_in):
     server = stand_in(latency=0.3)
     process = start(tmp_path, questions(5000), "--base-url", server.url, "-o", "-", "-c", "20", "--max-attempts", "1")
