@@ -445,3 +445,35 @@ def test_a_batch_that_does_not_end_is_warned_of_once(ask, monkeypatch, capsys):
     call = ask(batch_time=0.3)
     assert call(count=3) == 0
     assert capsys.readouterr().err.count("should have ended by now; --overwrite gives it up") == 1
+
+
+@pytest.mark.parametrize("times, status", [(1, 0), (9, 1)])
+def test_a_short_output_is_fetched_again_and_not_paid_again(ask, monkeypatch, times, status):
+    download, calls = openai_batch.Batches.download, []
+
+    async def short(self, file, out):
+        found = await download(self, file, out)
+        calls.append(file)
+        if len(calls) <= times:
+            out.truncate(len(out.readline()) + 20)
+            out.seek(0)
+        return found
+
+    monkeypatch.setattr(openai_batch.Batches, "download", short)
+    call = ask()
+    assert call(count=10) == status
+    assert call.server.stats.batches == 1 and len(calls) == min(times + 1, openai_batch.TRIALS)
+    errors = [row["error"] for row in rows("prompts.results.jsonl") if row["error"]]
+    assert [error["type"] for error in errors] == ["row_missing"] * (9 if status else 0)
+
+
+def test_a_batch_of_another_model_stays_noted_while_it_runs(ask, capsys):
+    call = ask(batch_time=0.4)
+    assert call(count=2) == 0
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(4)))
+    interrupt_when(lambda _: call.server.stats.batches == 2)
+    assert call() == 130
+    name = running()[1]["batch"]
+    assert call("-m", "other") == 0
+    assert f"{name} is running and holds nothing that is asked here" in capsys.readouterr().err
+    assert {"file": running()[0]["file"], "batch": name} in running()
