@@ -3708,6 +3708,7 @@ class Job:
     def __init__(self, run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
         self.api, self.base_url, self.headers = api, api.base_url, api.headers
         self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
+        self.core = sys.modules[__name__]  # which may be __main__, or have another name
         self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
         self.answered, self.noted_in = (run.notes.answered, run.notes.path) if run.notes else (0, None)
         self._run, self._record, self._kept = run, record, run.notes or Notes()

@@ -65,8 +65,9 @@ take, sleep, call and note are awaited. ValueError before the first answer means
 any other exception stops the run, with all that was answered, and so does stop(kind, message). The second Ctrl-C is a
 CancelledError at the next await. The function may have attributes: `price_share`, what it costs of the usual price (0:
 nothing, and no key is wanted); `uses`, which of the options rpm, tpm, cluster and worker_backend mean something to it;
-`parting`, what Ctrl-C does. A backend that runs the core elsewhere yields Results; it has `api`, `limiter` and
-`request.prompt`, the core's own, and says with `retries` = True that a Result may come of several calls.
+`parting`, what Ctrl-C does. `core` is the core's module, whatever it is called. A backend that runs it elsewhere yields
+Results; it has `api`, `limiter` and `request.prompt`, the core's own, and says with `retries` = True that a Result may
+come of several calls.
 
 `-b NAME` loads `connect` or `submit` from backends/NAME.py (dashes become underscores), `-b package.module:name`
 from anywhere else: a third party's backend is used exactly as the built-in ones are.

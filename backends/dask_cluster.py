@@ -273,7 +273,7 @@ class Crew:
 
     def __init__(self, job: Any, client: Any, where: str, local: bool) -> None:
         self._job, self._client, self._where, self._local = job, client, where, local
-        self._core = core_of(job)
+        self._core = job.core
         self._package, self._cargo = cargo(self._core, job, local)
         self._fields = fields_of(self._core)
         self._links: dict[str, Link] = {}
@@ -620,14 +620,9 @@ def source_of(name: str) -> str:
     return source  # type: ignore[no-any-return]
 
 
-def core_of(job: Any) -> Any:
-    """Return the core's module, whatever it is called."""
-    return sys.modules[type(job.limiter).__module__]
-
-
 def check_network(job: Any, address: str) -> None:
     """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
-    parts, core = urlsplit(address if "://" in address else f"tcp://{address}"), core_of(job)
+    parts, core = urlsplit(address if "://" in address else f"tcp://{address}"), job.core
     reach = core.reach_of(parts.hostname or "")
     if parts.scheme in ("tls", "wss") or reach == "loopback" or not any(map(core.SECRET_NAME.search, job.headers)):
         return

@@ -78,8 +78,9 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
             await batches.cancel()
             raise
         except OSError as failure:
-            where = f" in {tempfile.gettempdir()} (TMPDIR)" if failure.errno in (errno.ENOSPC, errno.EFBIG) else ""
-            raise OSError(f"{failure.strerror or failure}{where}") from None
+            if failure.errno not in (errno.ENOSPC, errno.EFBIG):
+                raise
+            raise OSError(f"{failure.strerror} in {tempfile.gettempdir()} (TMPDIR)") from None
         finally:
             batches.say_running()
 
@@ -277,8 +278,8 @@ class Batches:
             try:
                 found = await self.call(send)
                 return id_of(found), found.created_at if isinstance(found.created_at, int) else 0.0
-            except Exception as failure:
-                if not self._heard and getattr(getattr(failure, "error", None), "status", 0) in (404, 405, 501):
+            except self.job.core.PromptError as failure:
+                if not self._heard and failure.error.status in (404, 405, 501):
                     raise ValueError(f"there is no Batch API at {self.job.base_url} (POST /files)") from None
                 raise
 
@@ -289,11 +290,10 @@ class Batches:
         while True:
             try:
                 return id_of(await self.call(self.client.batches.create, **asked, attempts=1))
-            except Exception as failure:
-                error = getattr(failure, "error", None)
-                if not error or not error.retryable:
+            except self.job.core.PromptError as failure:
+                if failure.verdict != "retry":
                     raise
-                self.job.log.info("%s; looking whether the batch was made", error.message)
+                self.job.log.info("%s; looking whether the batch was made", failure)
             if not await self.job.sleep(wait):
                 return ""
             if found := await self.find(batch):  # what was lost is the answer alone
@@ -306,8 +306,8 @@ class Batches:
         """Look at a batch; return whether it has ended."""
         try:
             found = await self.call(self.client.batches.retrieve, batch.id)
-        except Exception as failure:
-            if getattr(getattr(failure, "error", None), "status", 0) == 404:
+        except self.job.core.PromptError as failure:
+            if failure.error.status == 404:
                 text = "is not known to this server and key; with those that it was made with it can be fetched"
                 raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
             raise
@@ -363,8 +363,8 @@ class Batches:
 
         try:
             await self.call(receive)
-        except Exception as failure:
-            if getattr(getattr(failure, "error", None), "status", 0) == 404:
+        except self.job.core.PromptError as failure:
+            if failure.error.status == 404:
                 return False
             raise
         return True
@@ -442,11 +442,8 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
         headers = {"x-request-id": str(response.get("request_id") or "")}
         return name, (int(response["status_code"]), headers, text.encode())
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        return name, (
-            0,
-            {},
-            as_error("row_unreadable", "its row in the batch cannot be read; what it held was paid for"),
-        )
+        text = "its row in the batch cannot be read; what it held was paid for"
+        return name, (0, {}, as_error("row_unreadable", text))
 
 
 def id_of(found: Any) -> str:
