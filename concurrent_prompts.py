@@ -277,6 +277,24 @@ def request_line(custom_id: str, path: str, body: bytes) -> bytes:
     return head.encode("utf-8", "backslashreplace") + body + b"}\n"
 
 
+class BatchFiles:
+    """Tells which file of Batch requests takes the next one: each of one endpoint and model, and within the limits."""
+
+    def __init__(self, lines: int | None = None) -> None:
+        self.count = 0
+        self._lines = lines or BATCH_LINES
+        self._filling: dict[Any, tuple[int, int, int]] = {}  # by the kind: a file's number, lines and bytes
+
+    def place(self, kind: Any, size: int) -> int:
+        """Return the number of the file, from 1, for a request of that kind and so many bytes."""
+        number, lines, total = self._filling.get(kind, (0, 0, 0))
+        if not number or lines >= self._lines or total + size > BATCH_BYTES:
+            self.count += 1
+            number, lines, total = self.count, 0, 0
+        self._filling[kind] = number, lines + 1, total + size
+        return number
+
+
 Ask = Callable[[Prompt], Awaitable[Reply]]
 
 
@@ -5174,8 +5192,7 @@ def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
     api = make_api(args, None, dry=True)
     name_of = custom_ids(prompts_of(args, args.limit))
-    counts: dict[pathlib.Path, int] = {}
-    filling: dict[Any, tuple[pathlib.Path, IO[bytes]]] = {}  # by the endpoint and the model
+    places, files, counts = BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
     bad, reason = 0, ""
     open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
@@ -5186,13 +5203,13 @@ def write_batch(args: argparse.Namespace) -> int:
                 bad += 1
                 reason = reason or (prompt.error.message if prompt.error else f"{prompt.where}: too long for a Batch")
                 continue
-            path, file = filling.get(kind := (url, api.model_of(prompt)), (None, None))
-            if not path or not file or counts[path] == BATCH_LINES or file.tell() + len(line) > BATCH_BYTES:
-                path = numbered(args.to_batch, len(counts) + 1)
+            number = places.place((url, api.model_of(prompt)), len(line))
+            path = numbered(args.to_batch, number)
+            if number > len(files):
                 check_new(args, path, "--to-batch")
-                filling[kind] = path, (file := stack.enter_context(replacing(path)))
-            counts[path] = counts.get(path, 0) + 1
-            file.write(line)
+                files.append(stack.enter_context(replacing(path)))
+            counts[path] += 1
+            files[number - 1].write(line)
     said = [f"{plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]
     say_error(*said if not args.quiet else ())
     if (left := numbered(args.to_batch, len(counts) + 1)).exists():

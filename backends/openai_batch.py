@@ -12,12 +12,11 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import IO, Any
 
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
-LINES, BYTES = 50_000, 200_000_000  # of a file: https://platform.openai.com/docs/guides/batch
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
 AT_ONCE = 8  # batches, where the user does not say
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
@@ -43,7 +42,6 @@ class Batch:
         self.file, self.id, self.refusals = file, "", refusals
         self.state, self.done = "validating", 0
         self.found: Any = None  # when it was last looked at
-        self.size = 0
         self._keys: Counter[str] = Counter()
 
     def add(self, request: Any) -> None:
@@ -52,7 +50,6 @@ class Batch:
         name = f"{request.key}-{self._keys[request.key]}"
         self.names.append(name)
         self.requests[name] = request
-        self.size += len(request.body) + ENVELOPE
 
     @property
     def path(self) -> str:
@@ -98,7 +95,7 @@ class Batches:
         self.ready: deque[Batch] = deque()
         told = job.options["concurrency"]
         self.at_once = AT_ONCE if told == "auto" else told
-        self.lines = LINES  # of the next file; fewer, where the account's queue takes no more
+        self.lines = job.core.BATCH_LINES  # of the next file; fewer, where the account's queue takes no more
         self.full = False  # that queue
         self._heard, self._late = False, list[Batch]()
         self._failed: dict[Any, tuple[str, str]] = {}  # requests, and the rows in which they failed
@@ -199,7 +196,7 @@ class Batches:
             else:
                 self.job.log.warning("%s is running and holds nothing that is asked here; it is left alone", batch.id)
                 self.job.keep_notes()
-        self.ready.extend(pack(others))
+        self.ready.extend(self.pack(others))
 
     def read_notes(self, noted: dict[str, Batch]) -> None:
         """Take over what is noted, by the file."""
@@ -246,11 +243,21 @@ class Batches:
 
     # -- making
 
+    def pack(self, requests: Iterable[Any]) -> list[Batch]:
+        """Put requests into files of one endpoint and one model each, as the API wants them."""
+        places = self.job.core.BatchFiles(self.lines)
+        batches: dict[int, Batch] = defaultdict(Batch)
+        for request in requests:
+            size = len(request.body) + ENVELOPE
+            batches[places.place((request.path, request.model), size)].add(request)
+        return [*batches.values()]
+
     async def make(self) -> None:
         """Make batches, as many as may run at once."""
         while len(self.running) < self.at_once and not self.full and not self.job.stopped:
             if not self.ready:
-                self.ready.extend(pack(await self.job.take(self.lines, BYTES - ENVELOPE * self.lines)))
+                size = self.job.core.BATCH_BYTES - ENVELOPE * self.lines
+                self.ready.extend(self.pack(await self.job.take(self.lines, size)))
             if not self.ready:
                 return
             batch = self.ready[0]
@@ -400,7 +407,7 @@ class Batches:
             return self.ready.appendleft(batch)
         self.lines = (len(batch.names) + 1) // 2
         self.job.log.info("the account's queue takes no %d requests; trying %d", len(batch.names), self.lines)
-        self.ready.extendleft(reversed([*pack(batch.requests.values(), self.lines)]))
+        self.ready.extendleft(reversed(self.pack(batch.requests.values())))
         await self.note({"done": batch.file})
 
     async def cancel(self) -> None:
@@ -412,19 +419,6 @@ class Batches:
             asked = [batch.id for batch, one in zip(self.running, done, strict=True) if not isinstance(one, Exception)]
             text = "asked to cancel %s; what is answered by then is billed, and fetched when the command is run again"
             self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
-
-
-def pack(requests: Iterable[Any], lines: int = LINES) -> Iterator[Batch]:
-    """Put requests into files of one endpoint and one model each, as the API wants them."""
-    groups: dict[Any, Batch] = {}
-    for request in requests:
-        kind = request.path, request.model
-        batch = groups.setdefault(kind, Batch())
-        if batch.names and (len(batch.names) >= lines or batch.size + len(request.body) + ENVELOPE > BYTES):
-            yield groups.pop(kind)
-            batch = groups[kind] = Batch()
-        batch.add(request)
-    yield from groups.values()
 
 
 def row_outcome(line: bytes) -> tuple[str, Outcome]:

@@ -82,15 +82,15 @@ def test_the_answers_are_those_of_a_live_backend(ask):
 
 @pytest.mark.parametrize("lines, size, batches", [(10, 10**6, 3), (100, 16_000, 30), (100, 17_320, 3)])
 def test_large_inputs_are_split(ask, monkeypatch, lines, size, batches):
-    monkeypatch.setattr(openai_batch, "LINES", lines)
-    monkeypatch.setattr(openai_batch, "BYTES", size)
+    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", lines)
+    monkeypatch.setattr(concurrent_prompts, "BATCH_BYTES", size)
     call = ask()
     assert call("-s", "x" * (800 if batches == 30 else 100), count=30) == 0
     assert len(answered(30)) == 30 and call.server.stats.batches == batches
 
 
 def test_no_more_batches_at_once_than_asked(ask, monkeypatch):
-    monkeypatch.setattr(openai_batch, "LINES", 5)
+    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", 5)
     most = []
     say = openai_batch.Batches.say
     monkeypatch.setattr(openai_batch.Batches, "say", lambda self: (most.append(len(self.running)), say(self)))
