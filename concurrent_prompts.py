@@ -72,7 +72,7 @@ import time
 import traceback
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 __version__ = "0.1.0"
@@ -632,33 +632,58 @@ def parse_json(body: bytes | str) -> Any:
     return None
 
 
+# What a call raised, by its class: a built-in one, or one of a library that is known, "package.Class" to the letter.
+TIMEOUTS = {
+    "builtins.TimeoutError", "httpx.TimeoutException", "httpx2.TimeoutException", "httpcore.TimeoutException",
+    "openai.APITimeoutError", "anthropic.APITimeoutError", "requests.Timeout", "urllib3.TimeoutError",
+}  # fmt: skip
+LOST_CONNECTIONS = {
+    "builtins.ConnectionError", "asyncio.IncompleteReadError", "socket.gaierror", "ssl.SSLError", "http.HTTPException",
+    "urllib.URLError", "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError",
+    "httpx2.TransportError", "httpcore.NetworkError", "httpcore.ProtocolError", "openai.APIConnectionError",
+    "anthropic.APIConnectionError", "requests.ConnectionError", "requests.ChunkedEncodingError",
+    "urllib3.ProtocolError", "urllib3.NewConnectionError",
+}  # fmt: skip
+NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSErrors
+
+
 def as_prompt_error(failure: Exception) -> PromptError:
-    """Classify whatever a call raised: ours, a connection's, or that of a library that the reader's own code uses."""
+    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses."""
     if isinstance(failure, PromptError):
         return failure
     text = short(str(failure)) or type(failure).__name__
-    cause: BaseException | None = failure
-    for _ in range(20):  # causes may go round in a circle; these two look like any lost connection
-        if type(cause).__name__ == "SSLCertVerificationError":
-            return PromptError("certificate", text, "stop")
-        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            return PromptError("too_many_files", text, "retry")
-        cause = cause and cause.__cause__
+    causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
+    if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
+        return PromptError("certificate", text, "stop")
+    if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
+        return PromptError("too_many_files", text, "retry")
     reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
     status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
-    if isinstance(status, int):
+    if isinstance(status, int) and 100 <= status < 600:
         headers: Any = getattr(reply, "headers", None)
         return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
-    names = " ".join(base.__name__ for base in type(failure).__mro__)
-    if "Timeout" in names:
+    names = class_names(failure)
+    if names & TIMEOUTS:
         return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
     if isinstance(failure, ConnectionRefusedError):
         return PromptError("unreachable", text, "retry")
-    if re.search("Connect|Transport|Payload|IncompleteRead|gaierror", names):
+    if names & LOST_CONNECTIONS or getattr(failure, "errno", None) in NO_ROUTE:
         return PromptError("connection_error", text, "retry")
-    if "JSONDecodeError" in names:
+    if isinstance(failure, json.JSONDecodeError):
         return PromptError("malformed_reply", text, "retry")
     return PromptError(type(failure).__name__, text)
+
+
+def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception and those that it was raised from."""
+    while failure is not None:
+        yield failure
+        failure = failure.__cause__
+
+
+def class_names(failure: BaseException) -> set[str]:
+    """Return the names of an exception's class and its bases, each behind its top-level package: httpx.ReadTimeout."""
+    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(failure).__mro__}
 
 
 # ---- Reading prompts -----------------------------------------------------------------------------------------
@@ -1178,6 +1203,8 @@ class Api:
     `worker_backend` that are asked for; `connect` is then for what is looked up beside it.
     """
 
+    PATIENCE = 10.0  # seconds in which a server that is there says something
+
     def __init__(
         self,
         connect: Callable[..., Any],
@@ -1268,6 +1295,15 @@ class Api:
                 yield call
         except Exception as failure:
             self.raise_discreetly(failure)
+
+    async def is_there(self, call: Ask) -> bool:
+        """Whether the server says anything, be it an error, to a request that no prompt is part of."""
+        try:
+            async with asyncio.timeout(self.PATIENCE):
+                await call(Prompt(0, None, path=f"/models{self.query}"))
+        except Exception as failure:
+            return as_prompt_error(failure).heard
+        return True
 
     def whole_query(self) -> str:
         """Return the query of every request, with what is secret in it."""
@@ -2583,6 +2619,8 @@ class Run:
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
+    FREE_ATTEMPTS = 30  # of each prompt that finds nobody, with the user's own function
+    BELIEVED = 3  # the same with an API, before it is asked whether it is there
 
     def __init__(
         self,
@@ -2626,7 +2664,7 @@ class Run:
         self.epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
-        self._unheard: set[int] = set()  # prompts whose connections were lost since the server was heard
+        self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
@@ -2718,7 +2756,7 @@ class Run:
                 self.stop(PromptError(kind, failure.error.message, "stop"))
             missed = self._missed(prompt, failure)
             first_missed = min(first_missed, self.clock()) if missed else math.inf
-            free = missed and self.patience.latest < first_missed  # nobody is there, which is not this prompt's failure
+            free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
             if self.has_failed(result, failure, free):
                 return result
             if isinstance(failure, Unfit):
@@ -2754,12 +2792,26 @@ class Run:
         """Whether the attempt found nobody there: a connection was refused, or those of several prompts were lost."""
         if failure.heard:
             self._unheard.clear()
-        elif failure.kind == "connection_error":
-            self._unheard.add(prompt.number)
+        elif failure.kind in ("connection_error", "unreachable"):
+            self._unheard[prompt.number] += 1
+        if failure.kind == "connection_error":
             if len(self._unheard) >= 3 + len(self._calls) // 8 and self.limiter.heard:
                 self.limiter.leave(failure)
             return self.limiter.away_since is not None
         return failure.kind == "unreachable"
+
+    async def _is_outage(self, failure: PromptError) -> bool:
+        """Whether nobody is there for anybody, so that an attempt which found that costs its prompt nothing.
+
+        A few prompts may be the cause themselves, if no others are tried meanwhile: an API is then asked for something
+        that no prompt is part of. The user's own function cannot be; there each prompt is believed only so often.
+        """
+        attempts, prompts = self._unheard.total(), len(self._unheard)
+        if isinstance(self._source, Own):
+            return attempts <= self.FREE_ATTEMPTS * prompts
+        if failure.kind == "unreachable" or attempts <= self.BELIEVED * prompts:  # refused before any of it was sent
+            return True
+        return not await self.rest(self._source.is_there(self._call))
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
@@ -2983,10 +3035,13 @@ async def _record(record: Record, result: Result) -> None:
 
 
 async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
-    """Answer the reader's own prompts in that way; those that a stopped run never sent get a Result too."""
+    """Answer the user's own prompts in that way; those that a stopped run never sent get a Result too.
+
+    Not those that an iterator has not yielded by then: there may be no end to them.
+    """
     prompts = as_prompts(items)
     await way(run, prompts, record)
-    for prompt in prompts:
+    for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
         await _record(record, Result(prompt, error=run.not_sent(), done=False))
 
@@ -4032,7 +4087,8 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     True (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
     PromptError and ends the run); `clock` and `sleep`, for tests. What `send` raises is classified: ConnectionError,
     TimeoutError and HTTP errors worth another try are retried; ConnectionRefusedError, once anything has been
-    answered, is an outage that is waited for.
+    answered, is an outage that is waited for, as long as it is met by others or for about 30 attempts of one prompt.
+    Prompts that a stopped run never sent have a Result too (`not_sent`), unless `prompts` is an iterator.
     """
     work = run_concurrent(prompts, send, **options)
     try:

@@ -399,3 +399,20 @@ async def test_an_empty_body_is_a_get(name):
             assert (status, json.loads(body)["data"][0]["shutdown_date"]) == (200, "2027-01-14")
         async with module.connect(server.url, {"Authorization": "Bearer wrong"}, 1) as post:
             assert (await post("/models", b""))[0] == 401
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_three_prompts_on_which_the_server_hangs_up_do_not_keep_the_run_from_ending(name, monkeypatch):
+    def answer(head, body):
+        if head.startswith(b"GET "):
+            return reply(b"{}", b"404 Not Found")
+        return None if b"poison" in body else reply()
+
+    monkeypatch.setattr(concurrent_prompts, "PROBE", 0.01)
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
+    prompts = ["a", "poison 1", "b", "poison 2", "c", "poison 3"]
+    async with asyncio.timeout(20):
+        async with scripted(answer) as (url, log):
+            results = await run_concurrent(prompts, load_backend(name, base_url=url), max_attempts=4)
+    assert [result.error and result.error.type for result in results] == [None, "connection_error"] * 3
+    assert sum(b"poison" in body for _, body in log) <= 3 * 8

@@ -1,11 +1,16 @@
 """What every reply and every exception means for its prompt and for the run: failed, retry or stop."""
 
+import asyncio
 import contextlib
 import email.utils
+import errno
+import http.client
 import itertools
 import json
 import logging
+import socket
 import ssl
+import urllib.error
 
 import pytest
 
@@ -350,9 +355,15 @@ def test_replies_that_are_no_json(body, content_type, kind, verdict):
 # ---- Exceptions of others ------------------------------------------------------------------------------------
 
 
+def class_of(name, *bases, **attributes):
+    """Return an exception class as a library has it: "package.Class"."""
+    package, _, name = name.rpartition(".")
+    return type(name, bases or (Exception,), attributes | ({"__module__": f"{package}._inside"} if package else {}))
+
+
 def make(name, *bases, **attributes):
     """Return an instance of an exception class as a library has it."""
-    return type(name, bases or (Exception,), attributes)("boom")
+    return class_of(name, *bases, **attributes)("boom")
 
 
 class Answer:
@@ -384,8 +395,8 @@ def chained(*failures):
     return failures[0]
 
 
-TRANSPORT = type("TransportError", (Exception,), {})
-CLIENT = type("ClientError", (Exception,), {})
+TRANSPORT = class_of("httpx.TransportError")
+CONNECTION = class_of("aiohttp.ClientConnectionError")
 UNVERIFIED = ssl.SSLCertVerificationError("self-signed certificate")
 FOREIGN = {
     "ours": (PromptError("k", "m", "stop", 401), "k", "stop", 401),
@@ -394,7 +405,7 @@ FOREIGN = {
     "certificate": (UNVERIFIED, "certificate", "stop", None),
     "certificate, one below": (chained(ConnectionError("x"), UNVERIFIED), "certificate", "stop", None),
     "certificate, three below": (
-        chained(make("APIConnectionError"), make("ConnectError", TRANSPORT), make("ConnectError"), UNVERIFIED),
+        chained(make("openai.APIConnectionError"), make("httpx.ConnectError", TRANSPORT), make("x"), UNVERIFIED),
         "certificate", "stop", None,
     ),
     "a bug": (ValueError("boom"), "ValueError", "fail", None),
@@ -420,21 +431,40 @@ def test_exceptions(failure, kind, verdict, status):
 
 
 PASSING = {
-    "openai.APIConnectionError": make("APIConnectionError", type("APIError", (Exception,), {}), body=None),
-    "openai.APITimeoutError": make("APITimeoutError", type("APIConnectionError", (Exception,), {})),
-    "httpx.ConnectError": make("ConnectError", type("NetworkError", (TRANSPORT,), {})),
-    "httpx.ReadTimeout": make("ReadTimeout", type("TimeoutException", (TRANSPORT,), {})),
-    "httpx.RemoteProtocolError": make("RemoteProtocolError", type("ProtocolError", (TRANSPORT,), {})),
-    "aiohttp.ServerDisconnectedError": make("ServerDisconnectedError", type("ClientConnectionError", (CLIENT,), {})),
-    "aiohttp.ClientPayloadError": make("ClientPayloadError", CLIENT),
+    "openai.APIConnectionError": make("openai.APIConnectionError", class_of("openai.APIError"), body=None),
+    "openai.APITimeoutError": make("openai.APITimeoutError", class_of("openai.APIConnectionError")),
+    "httpx.ConnectError": make("httpx.ConnectError", class_of("httpx.NetworkError", TRANSPORT)),
+    "httpx.ReadTimeout": make("httpx.ReadTimeout", class_of("httpx.TimeoutException", TRANSPORT)),
+    "httpx.RemoteProtocolError": make("httpx.RemoteProtocolError", TRANSPORT),
+    "aiohttp.ServerDisconnectedError": make("aiohttp.ServerDisconnectedError", CONNECTION),
+    "aiohttp.ClientPayloadError": make("aiohttp.ClientPayloadError"),
+    "requests.ConnectionError": make("requests.ConnectionError", class_of("requests.RequestException", OSError)),
+    "reset": ConnectionResetError(104, "boom"),
+    "cut short": asyncio.IncompleteReadError(b"", 9),
+    "no such name": socket.gaierror(-2, "boom"),
+    "no route": OSError(errno.EHOSTUNREACH, "boom"),
+    "TLS": ssl.SSLError(1, "boom"),
+    "http.client": http.client.IncompleteRead(b""),
+    "urllib": urllib.error.URLError("boom"),
 }
 
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
 def test_trouble_with_the_connection_is_retried_and_has_a_hint(failure):
     found = as_prompt_error(failure)
-    assert (found.verdict, found.error.message, found.error.status) == ("retry", "boom", None)
-    assert hint(found.error)
+    assert (found.verdict, found.error.status) == ("retry", None) and found.error.message and hint(found.error)
+
+
+@pytest.mark.parametrize("name", ["PayloadTooOdd", "TimeoutReached", "mine.ConnectError", "TransportProblem"])
+def test_a_class_of_the_users_own_is_not_taken_for_a_librarys(name):
+    """It fails at once: it is not asked again because of a word in its name."""
+    found = as_prompt_error(make(name))
+    assert (found.error.type, found.verdict) == (name.rpartition(".")[2], "fail")
+
+
+@pytest.mark.parametrize("status", [0, 7, 600, 10**9, True, "404"])
+def test_a_status_that_is_none_of_http(status):
+    assert as_prompt_error(make("Odd", status=status)).error.type == "Odd"
 
 
 def test_the_wait_of_a_foreign_exception():

@@ -428,7 +428,7 @@ async def test_after_a_stop_every_prompt_still_has_a_result(way):
 async def test_what_still_waited_for_its_place_was_not_sent():
     """With `auto` more prompts are pulled than calls allowed; and a pause holds up all of them."""
     server = Server({"0": [(1, KEY)]}, latency=5)
-    results = await run_concurrent(map(str, range(100)), server, **options())
+    results = await run_concurrent([*map(str, range(100))], server, **options())
     sent = {prompt for prompt, _ in server.calls}
     assert len(sent) < 100
     for result in results:
@@ -446,7 +446,7 @@ async def test_what_still_waited_for_its_place_was_not_sent():
 @virtual
 async def test_a_server_that_was_never_there_stops_the_run_soon():
     server = Server({str(number): [ConnectionRefusedError("refused")] for number in range(50)}, latency=0)
-    results = await run_concurrent(map(str, range(50)), server, **options(concurrency=2))
+    results = await run_concurrent([*map(str, range(50))], server, **options(concurrency=2))
     assert len(server.calls) <= 6 and set(outcomes(results[2:])) == {"not_sent"}
     assert "refused" in results[-1].error.message
 
@@ -711,8 +711,7 @@ class Outage(Server):
         return await super().__call__(prompt)
 
 
-@pytest.mark.parametrize("concurrency", [1, 50, "auto"])
-@pytest.mark.parametrize("away", [20, 300])
+@pytest.mark.parametrize(("concurrency", "away"), [(1, 20), (50, 20), (50, 300), ("auto", 20), ("auto", 300)])
 @virtual
 async def test_an_outage_is_waited_for_and_costs_no_prompt_an_attempt(concurrency, away):
     prompts = [str(number) for number in range(20 if concurrency == 1 else 1000)]
@@ -739,6 +738,98 @@ async def test_a_server_that_shuts_down_in_good_order_meets_few_connects():
 
     results = await run_concurrent(server.replies, send, **options(concurrency=50))
     assert all(result.text == "x" for result in results) and len(refused) <= 25
+
+
+def api_of(post):
+    """Return an API whose backend posts by that function."""
+
+    @contextlib.asynccontextmanager
+    async def connect(base_url, headers, concurrency):
+        yield post
+
+    return concurrent_prompts.Api(connect, base_url="http://127.0.0.1/v1")
+
+
+def answering(text):
+    """Return the reply of a server that answers so."""
+    return 200, {}, b'{"choices": [{"message": {"content": "%b"}, "finish_reason": "stop"}]}' % text.encode()
+
+
+REFUSED, RESET = ConnectionRefusedError("refused"), ConnectionResetError("reset")
+
+
+@pytest.mark.parametrize(("failure", "concurrency"), [(REFUSED, 1), (REFUSED, 5), (RESET, 5)], ids=str)
+@virtual
+async def test_the_outage_of_an_api_is_waited_for_by_a_few_prompts_alone(failure, concurrency):
+    async def post(path, body):
+        await asyncio.sleep(0.3)
+        if 0.7 <= now() < 300:
+            raise failure
+        return answering("x")
+
+    prompts = list("abcdefghijklmnop")
+    results = await run_concurrent(prompts, api_of(post), **options(concurrency=concurrency, max_attempts=4))
+    assert [result.text for result in results] == ["x"] * 16 and 300 <= now() < 306
+
+
+# ---- Prompts that meet an outage alone -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poisoned", ["b", "bcd"])
+@pytest.mark.parametrize("failure", [REFUSED, RESET], ids=repr)
+@pytest.mark.parametrize("concurrency", [1, 4, "auto"])
+@virtual
+async def test_prompts_that_alone_find_nobody_fail_in_the_end(poisoned, failure, concurrency):
+    server = Server({prompt: [(0.1, failure)] for prompt in poisoned}, latency=0.3)
+    results = await run_concurrent(list("abcde"), server, **options(concurrency=concurrency, max_attempts=4))
+    expected = [type(failure).__name__ if prompt in poisoned else None for prompt in "abcde"]
+    assert [type(result.exception.__cause__).__name__ if result.error else None for result in results] == expected
+    assert all(result.done and result.attempts <= 4 for result in results)
+    assert sum(len(server.times(prompt)) for prompt in poisoned) <= 36 * len(poisoned) and now() < 60 * len(poisoned)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, "auto"])
+@virtual
+async def test_prompts_on_which_a_server_hangs_up_fail_soon(concurrency):
+    """It is asked for its models, which shows that it is there."""
+    calls = []
+
+    async def post(path, body):
+        calls.append(path)
+        await asyncio.sleep(0.1)
+        if path == "/models":
+            return 404, {}, b""
+        if b"poison" in body:
+            raise ConnectionResetError("reset")
+        return answering("x")
+
+    prompts = ["a", "poison 1", "poison 2", "b", "poison 3", "c"]
+    results = await run_concurrent(prompts, api_of(post), **options(concurrency=concurrency, max_attempts=4))
+    assert [result.error and result.error.type for result in results] == [
+        None, "connection_error", "connection_error", None, "connection_error", None,
+    ]  # fmt: skip
+    assert now() < 60 and len(calls) < 40
+
+
+def endless():
+    yield from map(str, itertools.count())
+
+
+@pytest.mark.parametrize("reply", [None, "stop"])
+@both
+@virtual
+async def test_a_run_over_endless_prompts_ends(way, reply):
+    server = Server({"20": [KEY]} if reply else {}, latency=0.3)
+    results = await way(endless(), server, **options(concurrency=4, deadline=None if reply else 9))
+    assert now() < 10 and len(results) >= 21 and {result.text for result in results[:20]} == {
+        f"to {number}" for number in range(20)
+    }  # fmt: skip
+
+
+@virtual
+async def test_as_completed_over_endless_prompts_ends():
+    texts = [result.text async for result in as_completed(endless(), Server(latency=0.3), **options(deadline=3))]
+    assert len(texts) > 20 and now() < 4
 
 
 @virtual
@@ -817,7 +908,7 @@ async def test_a_lost_call_in_a_sequential_run_is_tried_again():
 @virtual
 async def test_the_deadline_ends_the_run_and_what_is_in_flight(way):
     server = Server(latency=3)
-    results = await way(map(str, range(100)), server, **options(concurrency=10, deadline=10))
+    results = await way([*map(str, range(100))], server, **options(concurrency=10, deadline=10))
     assert now() == pytest.approx(10) and server.in_flight == 0
     answered = [result for result in results if result.error is None]
     assert len(answered) == (3 if way is run_sequential else 30)
