@@ -92,6 +92,12 @@ __all__ = [
     "run_sequential",
 ]
 
+MODULE = "concurrent_prompts" if __name__ == "__main__" else __name__
+if "__file__" in globals():  # backends/ and extras/ are subpackages: beside this file, or where pip puts them
+    _here = os.path.dirname(os.path.abspath(__file__))
+    _installed = os.path.join(_here, "concurrent_prompts_files")
+    __path__ = [_installed if os.path.isdir(_installed) else _here]
+
 PROGRAM = "concurrent_prompts.py"
 DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -995,7 +1001,7 @@ def find_backend(name: str) -> Callable[..., Any]:
         if attribute:
             found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
         else:
-            one = importlib.import_module(f"backends.{name.replace('-', '_')}")
+            one = importlib.import_module(f"{MODULE}.backends.{name.replace('-', '_')}")
             found = getattr(one, "submit", None) or one.connect
     except ModuleNotFoundError as missing:
         raise UsageError(missing_backend(name, missing.name or "")) from None
@@ -1013,9 +1019,9 @@ def default_backend() -> str:
 
 def missing_backend(name: str, module: str) -> str:
     """Return the sentence that says why a backend cannot be loaded and what to do."""
-    if module == "backends":
+    if module == f"{MODULE}.backends":
         return f"backend {name} is in the folder backends/, which goes beside {PROGRAM}"
-    if module.startswith("backends."):
+    if module.startswith(f"{MODULE}.backends."):
         return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
         return f"backend {name} needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}"
@@ -4685,10 +4691,10 @@ def check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--report: {why}; name another file")
     if args.plot:
         try:
-            args.draws = importlib.import_module("backends.plot")
+            args.draws = importlib.import_module(f"{MODULE}.extras.plot")
             args.draws.check(args.plot)
         except ModuleNotFoundError:
-            raise UsageError(f"--plot needs the folder backends/ beside {PROGRAM}") from None
+            raise UsageError(f"--plot needs the folder extras/ beside {PROGRAM}") from None
         except ValueError as problem:
             raise UsageError(f"--plot: {problem}") from None
     if suffix in NOT_WRITTEN:
@@ -4851,9 +4857,9 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
 @contextlib.contextmanager
 def demo_server(args: argparse.Namespace) -> Iterator[None]:
     """Run the stand-in server in a process of its own and point the arguments at it."""
-    script = pathlib.Path(__file__).resolve().parent / "backends" / "stand_in.py"
+    script = pathlib.Path(*__path__, "extras", "stand_in.py")
     if not script.exists():
-        raise UsageError(f"--demo needs the folder backends/ beside {PROGRAM}")
+        raise UsageError(f"--demo needs the folder extras/ beside {PROGRAM}")
     command = [sys.executable, str(script), *DEMO_SERVER]
     environment = dict(os.environ)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

@@ -32,8 +32,9 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from concurrent_prompts.backends import stdlib
+
 import concurrent_prompts
-from backends import stdlib
 from concurrent_prompts import Api, Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
 from tests.test_stdlib_http import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
 

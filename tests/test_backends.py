@@ -8,9 +8,9 @@ import socket
 import sys
 
 import pytest
+from concurrent_prompts.extras.stand_in import serve
 
 import concurrent_prompts
-from backends.stand_in import serve
 from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
 
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
@@ -23,7 +23,7 @@ def connect(request):
     """The backend under test."""
     module = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(request.param, "asyncio")
     pytest.importorskip(module)
-    return importlib.import_module(f"backends.{request.param.replace('-', '_')}").connect
+    return importlib.import_module(f"concurrent_prompts.backends.{request.param.replace('-', '_')}").connect
 
 
 @contextlib.asynccontextmanager
@@ -323,8 +323,7 @@ async def test_identical_results_through_faults(tmp_path, monkeypatch):
 async def test_aiohttp_failures_that_a_server_cannot_be_made_to_do():
     aiohttp = pytest.importorskip("aiohttp")
     from aioresponses import aioresponses
-
-    from backends.raw_aiohttp import connect
+    from concurrent_prompts.backends.raw_aiohttp import connect
 
     with aioresponses() as mocked:
         mocked.post("http://h/v1/x", exception=aiohttp.ClientPayloadError("not whole"))
@@ -341,7 +340,7 @@ async def test_aiohttp_failures_that_a_server_cannot_be_made_to_do():
 @pytest.mark.parametrize(("name", "library"), [("raw-aiohttp", "aiohttp"), ("openai-sdk", "openai")])
 def test_a_missing_library_is_one_sentence(monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"backends.{name.replace('-', '_')}", raising=False)
+    monkeypatch.delitem(sys.modules, f"concurrent_prompts.backends.{name.replace('-', '_')}", raising=False)
     with pytest.raises(UsageError, match=f"^backend {name} needs {library}: pip install {library}$"):
         load_backend(name, base_url="http://127.0.0.1:1/v1")
 
@@ -380,7 +379,7 @@ async def test_a_kept_connection_that_was_closed_is_replaced_at_once(name):
 @pytest.mark.parametrize("name", ["stdlib", "raw-aiohttp"])
 async def test_a_body_that_is_too_large_is_refused(name, monkeypatch):
     pytest.importorskip({"raw-aiohttp": "aiohttp"}.get(name, "asyncio"))
-    module = importlib.import_module(f"backends.{name.replace('-', '_')}")
+    module = importlib.import_module(f"concurrent_prompts.backends.{name.replace('-', '_')}")
     monkeypatch.setattr(module, "MAX_BODY", 1000)
     async with scripted(lambda head, body: reply(b" " * 2000)) as (url, _), module.connect(url, {}, 1) as post:
         with pytest.raises(ConnectionError, match="longer than 1000 bytes"):
@@ -393,7 +392,7 @@ async def test_a_body_that_is_too_large_is_refused(name, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 async def test_an_empty_body_is_a_get(name):
     async with serve(require_key="k", shutdown="2027-01-14") as server:
-        module = importlib.import_module(f"backends.{name.replace('-', '_')}")
+        module = importlib.import_module(f"concurrent_prompts.backends.{name.replace('-', '_')}")
         async with module.connect(server.url, {"Authorization": "Bearer k"}, 1) as post:
             status, _, body = await post("/models", b"")
             assert (status, json.loads(body)["data"][0]["shutdown_date"]) == (200, "2027-01-14")

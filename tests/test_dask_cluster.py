@@ -19,7 +19,7 @@ from concurrent_prompts import load_backend
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
-dask_cluster = pytest.importorskip("backends.dask_cluster")
+dask_cluster = pytest.importorskip("concurrent_prompts.backends.dask_cluster")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ import math
 import random
 
 import pytest
+from concurrent_prompts.extras import stand_in
 from test_runs import virtual
 
-from backends import stand_in
 from concurrent_prompts import AUTO_CONCURRENCY, Api, Run, as_prompts, concurrently, limits_in, run_concurrent
 
 SEEDS = (101, 102)

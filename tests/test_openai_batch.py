@@ -17,7 +17,7 @@ import concurrent_prompts
 from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
 
 pytest.importorskip("openai")
-openai_batch = pytest.importorskip("backends.openai_batch")
+openai_batch = pytest.importorskip("concurrent_prompts.backends.openai_batch")
 
 
 class Killed(BaseException):

@@ -13,8 +13,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-
-from backends import plot
+from concurrent_prompts.extras import plot
 
 ROOT = Path(__file__).resolve().parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -87,7 +86,7 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 
 
 def test_import_is_cheap():
-    code = "import sys, backends.plot; print(sorted({'numpy', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, concurrent_prompts.extras.plot; print(sorted({'numpy', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -341,7 +340,7 @@ def test_hostile_words(tmp_path):
 
 def command(*words, cwd, **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "backends.plot", *words], cwd=cwd, capture_output=True, text=True,
+        [sys.executable, "-m", "concurrent_prompts.extras.plot", *words], cwd=cwd, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

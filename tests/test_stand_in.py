@@ -27,9 +27,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-
-from backends import stand_in
-from backends.stand_in import FAULTS, Options, Server, serve
+from concurrent_prompts.extras import stand_in
+from concurrent_prompts.extras.stand_in import FAULTS, Options, Server, serve
 
 CHAT = "/v1/chat/completions"
 SCRIPT = Path(stand_in.__file__)
@@ -803,7 +802,7 @@ def ask(address: str) -> int:
 
 
 def test_as_a_module_it_serves_until_its_input_ends() -> None:
-    module = ["-m", "backends.stand_in", "--exit-on-eof", "--fault", "500=1", "--seed", "5"]
+    module = ["-m", "concurrent_prompts.extras.stand_in", "--exit-on-eof", "--fault", "500=1", "--seed", "5"]
     with started(*module, cwd=SCRIPT.parent.parent) as (process, address):
         assert ask(address) == 500
         assert process.communicate(timeout=5) == ("", "requests 1, answered 0, rejected 0, faults 1\n")

@@ -12,9 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-
-from backends import stand_in as module
-from backends.stand_in import BATCH_FAULTS, ENDPOINTS, FAULTS, Options, Server
+from concurrent_prompts.extras import stand_in as module
+from concurrent_prompts.extras.stand_in import BATCH_FAULTS, ENDPOINTS, FAULTS, Options, Server
 
 CHAT = "/v1/chat/completions"
 BODIES = {

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
-from backends import Post, stdlib
-from backends.stdlib import connect
+from concurrent_prompts.backends import Post, stdlib
+from concurrent_prompts.backends.stdlib import connect
 
 PATIENCE = 5  # seconds after which a test is hanging; none waits for it to pass
 

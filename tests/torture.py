@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backends import stand_in
+from concurrent_prompts.extras import stand_in
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
@@ -595,7 +595,7 @@ def quiet_port() -> int:
 @contextlib.asynccontextmanager
 async def counted(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Any]:
     """Be the backend that TORTURE_BACKEND names, and count in the file TORTURE_COUNTS how its calls fail."""
-    module = importlib.import_module(f"backends.{os.environ['TORTURE_BACKEND'].replace('-', '_')}")
+    module = importlib.import_module(f"concurrent_prompts.backends.{os.environ['TORTURE_BACKEND'].replace('-', '_')}")
     counts = Counter[str]()
     async with module.connect(base_url, headers, concurrency) as post:
 

@@ -1,6 +1,6 @@
 """Stand-in for an OpenAI-compatible API: made-up answers over real HTTP/1.1, limits and faults to order.
 
-Usage: python -m backends.stand_in [options]
+Usage: python -m concurrent_prompts.extras.stand_in [options]
 
 Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings, GET /v1/models, /v1/files,
 /v1/batches, and GET /v1/stand_in/stats: what the server saw of the others, as JSON. Answers say that they are made up;

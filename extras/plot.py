@@ -1,6 +1,6 @@
 """Pictures of a run, drawn with matplotlib from its results file alone.
 
-    python -m backends.plot RESULTS.jsonl [MORE.jsonl ...] -o FILE.png|svg|html
+    python -m concurrent_prompts.extras.plot RESULTS.jsonl [MORE.jsonl ...] -o FILE.png|svg|html
 
 Above is the waterfall: a bar for each prompt, from when it began to wait to its end, in the order in which they
 started. Below are the calls in flight, the answers a second and the latencies. Several runs share one time axis, each
@@ -759,7 +759,7 @@ def as_page(runs: Sequence[Run], svg: bytes) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw results files."""
-    parser = argparse.ArgumentParser(prog="python -m backends.plot", description="Draw runs from their results files.")
+    parser = argparse.ArgumentParser(prog="python -m concurrent_prompts.extras.plot", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS.jsonl", help="one run each, above one another")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture: .png, .svg or .html")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]

@@ -1,0 +1,1 @@
+"""Options in files of their own."""
