@@ -67,7 +67,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import traceback
 import urllib.parse
@@ -196,6 +195,7 @@ class Result:
     http: Http | None = None
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
+    losses: int = 0  # how often its call was given up as lost
 
     @property
     def id(self) -> str | int:
@@ -302,6 +302,7 @@ class BatchFiles:
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
+Attempt = Ask  # what the extras wrap
 
 
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
@@ -424,6 +425,8 @@ class PromptError(Exception):
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
         self.http = http
+        self.again = b""  # the request to send next time
+        self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
 
     def __str__(self) -> str:
         return self.error.message
@@ -447,9 +450,9 @@ MISMATCH = "schema_mismatch"
 class Unfit(PromptError):
     """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
 
-    def __init__(self, problem: str, http: Http | None, again: bytes = b"") -> None:
-        super().__init__(MISMATCH, short(problem), "retry", 200, http)
-        self.again = again
+    def __init__(self, problem: str, reply: Reply, again: bytes = b"") -> None:
+        super().__init__(MISMATCH, short(problem), "retry", 200, reply.http)
+        self.verdict, self.keep, self.again = "retry" if again else "fail", reply, again
 
 
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
@@ -489,8 +492,6 @@ HINTS = {
     "batch_expired": "there was no room for it within a day; ask again",
     "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c",
     "disk": "make room, or see who removed it",
-    "budget": "give a higher --max-cost; what a results file holds counts in it",
-    "unknown_price": "ask these in a run of their own, with --price IN,OUT",
     "missing_column": "name a column that is there (-t)",
     "connection_error": "check the network, the base URL and the proxy; then ask again",
     "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
@@ -1100,6 +1101,17 @@ class Schema:
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
         raise ValueError(f"how {path} takes a schema (--schema) is not known")
 
+    def wrap(self, attempt: Attempt) -> Attempt:
+        """Check each answer; one that does not fit is asked for once more, with what is wrong with it."""
+
+        async def checked(prompt: Prompt) -> Reply:
+            reply = await attempt(prompt)
+            if unfit := await self.judge(prompt, reply):
+                raise unfit
+            return reply
+
+        return checked
+
     async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
         """Return what is wrong with an answer that does not fit, or None."""
         texts = reply.extra.get("texts") or [reply.text]
@@ -1107,10 +1119,10 @@ class Schema:
             large = sum(map(len, texts)) > self.LARGE
             text, problem = await asyncio.to_thread(self._look, texts) if large else self._look(texts)
             if problem and (early := ended_early(reply)):
-                return Unfit(f"ended by {early}: {problem}", reply.http)
-            return Unfit(problem, reply.http, corrected(prompt, text, problem)) if problem else None
+                return Unfit(f"ended by {early}: {problem}", reply)
+            return Unfit(problem, reply, corrected(prompt, text, problem)) if problem else None
         except Exception as failure:  # the schema refers to itself without end, the answer is nested too deep, ...
-            return Unfit(f"cannot be checked against the schema: {in_words(failure)}", reply.http)
+            return Unfit(f"cannot be checked against the schema: {in_words(failure)}", reply)
 
     def _look(self, texts: list[str]) -> tuple[str, str]:
         """Return the first of the texts that does not fit and what is wrong with it."""
@@ -1244,6 +1256,7 @@ class Api:
         self.params = dict(params or {})
         self.endpoint = endpoint
         self.schema = schema if schema is None or isinstance(schema, Schema) else Schema(schema)
+        self.extras = (self.schema,) if self.schema else ()
         if self.schema:
             self.schema.check_options(endpoint, self.params)
         self._connect = connect
@@ -1264,7 +1277,8 @@ class Api:
 
     def state(self) -> dict[str, Any]:
         """Return plain values, the key among them, of which `of` makes the like in another process."""
-        own = {name: value for name, value in vars(self).items() if name not in ("_connect", "submit", "conceal")}
+        left = ("_connect", "submit", "conceal", "extras")
+        own = {name: value for name, value in vars(self).items() if name not in left}
         return own | {"schema": self.schema and self.schema._form["schema"]}
 
     @classmethod
@@ -1273,6 +1287,7 @@ class Api:
         api = object.__new__(cls)
         vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
         api.conceal = concealer(api._key, api._secrets)
+        api.extras = (api.schema,) if api.schema else ()
         return api
 
     @contextlib.asynccontextmanager
@@ -1353,14 +1368,6 @@ class Api:
         if not self._key and self.base_url == DEFAULT_BASE_URL:
             yield "Authorization: missing, since no key is set"
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
-
-    async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
-        """Return what is wrong with an answer that does not fit the schema, or None."""
-        unfit = await self.schema.judge(prompt, reply) if self.schema else None
-        if unfit is not None:
-            unfit.error = unfit.error._replace(message=self.conceal(unfit.error.message))
-            unfit.args = unfit.error[1:2]
-        return unfit
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
@@ -1446,8 +1453,7 @@ class Api:
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
-    schema = submit = None
-    price_share = 1.0
+    conceal = staticmethod(str)
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
         if not callable(send):
@@ -1460,9 +1466,6 @@ class Own:
 
     def model_of(self, prompt: Prompt) -> None:
         """The function knows, and does not say."""
-
-    async def judge(self, prompt: Prompt, reply: Reply) -> None:
-        """There is nothing to judge by."""
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
@@ -2297,242 +2300,9 @@ class Limiter:
         self._doubt_end = self._next = -math.inf
 
 
-# USD per million tokens: in, in from the cache, out. Standard prices of https://developers.openai.com/api/docs/pricing;
-# what comes on top of them or off (long contexts, service tiers, cache writes, tools) is not counted.
-PRICES_DATE = "2026-11-05"
-Price = tuple[float, float, float]
-PRICES: dict[str, Price] = {
-    "gpt-6.1-sol": (2.00, 0.10, 10.00),
-    "gpt-6-astra": (10.00, 1.00, 50.00),
-    "gpt-6-sol": (2.00, 0.20, 10.00),
-    "gpt-6-luna": (0.10, 0.01, 0.50),
-    "gpt-5.6-sol": (4.00, 0.40, 20.00),
-    "gpt-5.6-terra": (2.00, 0.20, 12.00),
-    "gpt-5.6-luna": (0.20, 0.02, 1.20),
-    "gpt-5.5": (5.00, 0.50, 30.00),
-    "gpt-5.4": (2.50, 0.25, 15.00),
-    "gpt-5.4-mini": (0.75, 0.075, 4.50),
-    "gpt-5.4-nano": (0.20, 0.02, 1.25),
-    "gpt-5.2": (1.75, 0.175, 14.00),
-    "gpt-5": (1.25, 0.125, 10.00),
-    "gpt-5-mini": (0.25, 0.025, 2.00),
-    "gpt-5-nano": (0.05, 0.005, 0.40),
-    "gpt-4.1": (2.00, 0.50, 8.00),
-    "gpt-4.1-mini": (0.40, 0.10, 1.60),
-    "gpt-4o": (2.50, 1.25, 10.00),
-    "gpt-4o-2024-05-13": (5.00, 5.00, 15.00),
-    "gpt-4o-mini": (0.15, 0.075, 0.60),
-    "text-embedding-3-small": (0.02, 0.02, 0.00),
-    "text-embedding-3-large": (0.13, 0.13, 0.00),
-}
-
-
-@functools.lru_cache
-def price_of(model: str | None, share: float = 1.0) -> Price | None:
-    """Return a share of a model's price, None where it is unknown.
-
-    A provider's prefix and a snapshot's date do not matter.
-    """
-    name = (model or "").rpartition("/")[2]
-    price = PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
-    price = price or (None if share else (0.0, 0.0, 0.0))
-    return price and (share * price[0], share * price[1], share * price[2])
-
-
-def known_price(told: Price | None, *models: str | None, share: float = 1.0) -> tuple[str, Price | None]:
-    """Return the first of the models that has a price, and that: what the user has told, or a share of the table's."""
-    names = [model for model in models if model] or ["a model that is not named"]
-    found = ((name, told or price_of(name, share)) for name in names)
-    return next(((name, price) for name, price in found if price), (names[0], None))
-
-
-def as_price(numbers: Iterable[float | str]) -> Price:
-    """Return the price that IN, OUT and perhaps CACHED make. Raises ValueError where they make none."""
-    with contextlib.suppress(TypeError, ValueError):
-        asked, answered, *cached = map(float, numbers)
-        price = asked, *(cached or [asked]), answered
-        if len(price) == 3 and all(0 <= part < math.inf for part in price):
-            return price
-    raise ValueError("a price is (in, out) or (in, out, cached), in USD per million tokens")
-
-
-def cost_of(tokens: Sequence[float], price: Price) -> float:
-    """Return what so many tokens in, out and cached (of those in) cost, in USD."""
-    asked, answered, cached = tokens[:3]
-    cached = min(asked, cached)
-    return ((asked - cached) * price[0] + cached * price[1] + answered * price[2]) / 1e6
-
-
-def money(dollars: float) -> str:
-    """Return the amount with as many digits as mean something: $12.30, $0.0123."""
-    digits = 2 if dollars >= 1 or dollars <= 0 else 2 - math.floor(math.log10(dollars))
-    whole, _, part = f"{dollars:,.{digits}f}".partition(".")
-    return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
-
-
-def told_most(request: dict[str, Any]) -> tuple[int, int]:
-    """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
-
-    def told(least: int, *names: str) -> int:
-        found: list[int] = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
-        return max([least, *found])
-
-    texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
-    many = len(texts) if isinstance(texts, list) and texts and not isinstance(texts[0], int) else 1
-    return told(0, "max_completion_tokens", "max_tokens", "max_output_tokens"), told(1, "n", "best_of") * many
-
-
-class Budget:
-    """What a job may cost, in USD: a call goes out where that holds even if it and those under way cost the most.
-
-    The most is a token for each byte that it sends, PART for each picture or file, and the answer's maximum where the
-    request tells one. Where it does not, it is the longest answer so far and, while few are known, more; the first call
-    goes out alone, and then half as many as there are answers (of those under way, the short ones come first), unless
-    there is room for answers ROOM times as long. What a call has cost instead is taken from its usage; a reply that was
-    lost, or that tells none, is counted at the most: it may have been billed. What is spent is kept in a small file
-    beside the results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted
-    in it like the mean.
-    """
-
-    PART, ROOM = 3000, 16
-    PARTS = re.compile(rb'"type":"(?:image_url|input_image|input_audio|input_file|file)"')
-
-    def __init__(self, most: float) -> None:
-        self.most = most
-        self.spent = self.earlier = self.assumed = 0.0  # all; of it by earlier runs, and without a usage to know it
-        self._calls, self._fixed, self._open = 0, 0.0, 0.0  # under way: how many, and the sums of what they may cost
-        self._answers = self._ended = 0
-        self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
-        self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
-        # That: what was spent, the most that the calls under way might cost, their number, the results file's length.
-        self._account = 0.0, 0.0, 0, sys.maxsize
-        self._saving = threading.Lock()  # a thread of the last second may be at it still
-        self._queue = asyncio.Lock()
-        self._changed = asyncio.Event()
-
-    def most_of(self, body: bytes, price: Price) -> tuple[float, float]:
-        """Return the most that a request may cost, and for each token of the longest answer if it tells no maximum."""
-        most, answers = told_most(parse_json(body))
-        told = max(most, self._beyond) * answers if most else 0
-        given = len(body) * self._dearest + self.PART * len(self.PARTS.findall(body))
-        return cost_of((given, told, 0), price), 0.0 if most else price[2] * answers / 1e6
-
-    def in_all(self, fixed: float, per_token: float) -> float:
-        """Return what that comes to, with more than the longest answer so far while few are known."""
-        return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
-
-    def likely(self, most: float, calls: int = 1) -> float:
-        """Return what calls of which nothing more is known are likely to have cost: the mean, and no more than that."""
-        return min(most, calls * self.spent / self._ended) if self._ended and calls else most
-
-    def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
-        """Reserve what a call may cost, if that fits and it is its turn."""
-        fixed, per_token = self._fixed + most[0], self._open + most[1]
-        left = self.most - self.spent - fixed
-        ample = not per_token or (self._answers and per_token * self._longest * self.ROOM <= left)
-        fits = (ample or self._calls <= self._answers // 2) and self.in_all(0, per_token) <= left
-        if not fits or (self._queue.locked() and not in_turn):
-            return False
-        self._calls, self._fixed, self._open = self._calls + 1, fixed, per_token
-        return True
-
-    async def acquire(self, most: tuple[float, float]) -> bool:
-        """Reserve it once it fits; return False where it does not although nothing else is under way."""
-        async with self._queue:
-            while not (fits := self.admit(most, in_turn=True)) and self._calls:
-                self._changed.clear()
-                await self._changed.wait()
-        return fits
-
-    def used_up(self, most: tuple[float, float]) -> PromptError:
-        """Return the error that ends a run which cannot make one more such call."""
-        spent = f"{money(self.spent)} of {money(self.most)} is spent"
-        return PromptError("budget", f"{spent} and a call may cost {money(self.in_all(*most))}", "stop")
-
-    def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
-        """Put what a call has cost in the place of what was reserved for it."""
-        self._calls -= 1
-        self._ended += 1
-        self._fixed, self._open = (self._fixed - most[0], self._open - most[1]) if self._calls else (0.0, 0.0)
-        self.spent += cost
-        self.assumed += cost if assumed else 0.0
-        self._changed.set()
-
-    def learn(self, body: bytes, asked: float, answered: float) -> None:
-        """Learn from the tokens of an answer."""
-        most, answers = told_most(parse_json(body))
-        self._answers += 1
-        self._dearest = max(self._dearest, asked / len(body))
-        if not most:
-            self._longest = max(self._longest, answered / answers)
-        elif answered > most * answers:
-            self._beyond = max(self._beyond, answered / answers)
-
-    def load(self, results: pathlib.Path) -> None:
-        """Take over the account of the runs before this one; the lines of the file are to be counted after that."""
-        try:
-            told = parse_json(beside_results(results).read_bytes())
-            spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
-            if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
-                raise ValueError
-            self._account = spent, most, int(calls), int(size)
-            self._take_over()
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError):
-            log.warning("%s is damaged: what is spent is taken from the results", beside_results(results))
-
-    def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
-        """Count what a line of the results file has cost, by its usage."""
-        tokens = usage_in(row)[1]
-        self._answers += tokens[1] > 0
-        self._ended += any(tokens)
-        self._longest = max(self._longest, tokens[1])
-        self._lines += cost_of(tokens, price)
-        self._later += cost_of(tokens, price) if offset >= self._account[3] else 0.0
-        self._take_over()
-
-    def _take_over(self) -> None:
-        spent, most, calls, _ = self._account
-        self.spent = max(self._lines, spent + self._later)
-        self.earlier = self.spent = max(self._lines, spent + self._later + self.likely(most, calls))
-
-    def save(self, results: pathlib.Path, lost: bool = True) -> None:
-        """Keep what is spent, and what is under way if that may be `lost`. Raises OSError where that cannot be."""
-        most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
-        account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
-        with self._saving, replacing(beside_results(results)) as file:
-            file.write(dump(account))
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the budget and what of it is spent, in USD."""
-        return {"most": self.most, "spent": self.spent, "earlier": self.earlier, "assumed": self.assumed}
-
-    def said(self) -> str:
-        """Return what of it is spent, for the report."""
-        parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed where no usage was told"))
-        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
-        passed = ": what a call costs is not always known beforehand" if self.spent > self.most > self.earlier else ""
-        return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
-
-
-def beside_results(results: pathlib.Path) -> pathlib.Path:
-    """Return where what is spent on a results file is kept."""
-    return results.with_name(f"{results.name}.spent")
-
-
 def own_part(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a line of the results file holds before its `request`: what comes after are the input's columns."""
     return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
-
-
-def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
-    """Return the model and the tokens that a line of a results file names."""
-    reply = row if "request" in row else (row.get("response") or {}).get("body")
-    if not isinstance(reply, dict) or not isinstance(reply.get("usage"), dict):
-        return None, NO_TOKENS
-    model = reply.get("model")
-    return model if isinstance(model, str) else None, token_counts(reply["usage"])
 
 
 class Costs:
@@ -2621,7 +2391,7 @@ class Run:
     `answer` does the attempts of one prompt and always returns a Result. An error that would meet every prompt stops
     the run: what is in flight finishes, what waits gives up, nothing more is admitted. A server that goes away is
     waited for, which costs no prompt an attempt; `deadline` (seconds) bounds it all, the calls in flight too.
-    `max_cost` (USD) bounds what it spends, at `price` (IN, OUT and perhaps CACHED) or else that of the model asked.
+    `extras` are the objects of extras/; `max_cost` (USD) and `price` are the short form of a Budget.
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
@@ -2638,6 +2408,7 @@ class Run:
         deadline: float | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        extras: Iterable[Any] = (),
         max_cost: float | None = None,
         price: Iterable[float] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -2645,25 +2416,31 @@ class Run:
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
-        limits = [limit for limit in (timeout, deadline, rpm, tpm, max_cost) if limit is not None]
+        limits = [limit for limit in (timeout, deadline, rpm, tpm) if limit is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
-            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm, tpm and max_cost are greater than 0")
+            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
+        self.extras = [*getattr(send, "extras", ()), *extras]
+        if max_cost is not None:
+            self.extras.append(load_extra("budget").Budget(max_cost, price))
+        elif price is not None:
+            load_extra("prices").as_price(price)
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
-        self._source = send if isinstance(send, Api) else Own(send)
+        self.api: Any = send if isinstance(send, Api) else Own(send)
+        self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
+        self.listeners = hooked(self.extras, "on_result")
+        self.journal: Any = None  # what keeps or prints the results,
+        self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
+        self.path: pathlib.Path | None = None  # its file,
+        self.overwrites = False  # and whether what it holds is given up
         self.bulk = send if isinstance(send, Api) and send.submit else None
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
         self.notes: Notes | None = None
         self.said = ""  # what a bulk backend is waiting for
-        if max_cost is not None and not isinstance(send, Api):
-            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
-        self.budget = None if max_cost is None else Budget(max_cost)
-        self.price = None if price is None else as_price(price)
-        self.usual_price: Price | None = None  # of what does not name a model with a price
         self._max_attempts, self._timeout = max_attempts, timeout
         self._deadline = math.inf if deadline is None else deadline
         self.clock, self.sleep = clock, sleep
@@ -2688,11 +2465,15 @@ class Run:
             self.concurrency = self.limiter.window.ceiling = max(1, calls)
             self.limiter.window.size = min(self.limiter.window.size, self.concurrency)
             text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
-            self._warn_once("files", text)
+            self.warn_once("files", text)
 
     async def __aenter__(self) -> Run:
         self._loop = asyncio.get_running_loop()
-        self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
+        self._call = await self._stack.enter_async_context(self.api.open(self.concurrency))
+        for extra in self.extras:
+            if hasattr(extra, "session"):
+                await self._stack.enter_async_context(extra.session(self))
+        self._answer_once = self.wrapped(self._attempt)
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
         return self
@@ -2726,26 +2507,28 @@ class Run:
         silence = now - max([self._answered, *itertools.islice((call.started for call in self._calls.values()), 1)])
         return f"no answer for {duration(silence)}" if self._calls and silence > max(5, self.patience.limit(0)) else ""
 
+    def extra(self, name: str) -> Any:
+        """Return the extra of that file's name, None where there is none in this run."""
+        return next((extra for extra in self.extras if extra_name(extra) == name), None)
+
+    def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
+        """Return the attempt with what the extras wrap around it, the first one outermost."""
+        for extra in reversed(self.extras):
+            if hasattr(extra, "wrap") and extra_name(extra) != without:
+                attempt = extra.wrap(attempt)
+        return attempt
+
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
         rest = iter(prompts)
-        while self.stopped is None and (prompt := next(rest, None)) is not None:
-            prompt = self._source.prepare(prompt)
-            if self.budget and prompt.error is None and self.price_for(prompt)[1] is None:
-                name = short(self.price_for(prompt)[0], 60)
-                prompt.error = Error("unknown_price", f"{prompt.where}: no price is known for {name}")
-            yield prompt
-
-    def count(self, row: dict[str, Any], offset: int) -> None:
-        """Count a line of the results file, and where it stands, in the budget, if there is one."""
-        if self.budget:
-            price = known_price(self.price, usage_in(row)[0], share=self._source.price_share)[1] or self.usual_price
-            assert price is not None
-            self.budget.count(row, price, offset)
-
-    def price_for(self, prompt: Prompt) -> tuple[str, Price | None]:
-        """Return the model that a prompt is asked of, and its price."""
-        return known_price(self.price, self._source.model_of(prompt), share=self._source.price_share)
+        while self.stopped is None:
+            try:
+                prompt = next(rest, None)
+            except PromptError as failure:  # of an extra
+                return self.stop(failure)
+            if prompt is None:
+                return
+            yield self.api.prepare(prompt)
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -2753,10 +2536,16 @@ class Run:
         if prompt.error is not None:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
-        losses, first_missed = 0, math.inf
-        attempt = self._attempt if self.budget is None else self._paid_attempt
-        asked = prompt
-        while (failure := await attempt(asked, result, losses)) is not None:
+        self.open[prompt.number] = result
+        try:
+            return await self._answer(prompt, result)
+        finally:
+            del self.open[prompt.number]
+
+    async def _answer(self, prompt: Prompt, result: Result) -> Result:
+        first_missed, asked = math.inf, prompt
+        result.started = self.epoch + self.clock()
+        while (failure := await self.take(self._answer_once, asked, result)) is not None:
             if self._never_there(failure, result):
                 kind = "timeout" if failure.kind == "timeout" else "unreachable"
                 self.stop(PromptError(kind, failure.error.message, "stop"))
@@ -2765,28 +2554,46 @@ class Run:
             free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
             if self.has_failed(result, failure, free):
                 return result
-            if isinstance(failure, Unfit):
+            if failure.again:
                 asked = dataclasses.replace(prompt, body=failure.again)
             began, took = result.waited(), result.latency
             if self.stopped or not (free or await self._back_off(failure, result)):
                 return self.unfinished(result)
-            losses += failure.kind == "lost"
             result.attempts -= free
             result.set_aside(began, took)
         return result
 
+    async def take(self, attempt: Attempt, prompt: Prompt, result: Result) -> PromptError | None:
+        """Attempt a prompt and fill in the answer; return what came instead of one."""
+        before = result.attempts
+        try:
+            result.take(await attempt(prompt))
+            result.error = result.exception = None
+            return None
+        except PromptError as failure:
+            if failure.keep:
+                result.take(failure.keep)
+                result.tokens = NO_TOKENS
+                failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
+                failure.args = failure.error[1:2]
+            if result.attempts > before:
+                result.lose(failure)
+            return failure.with_traceback(None)
+        except Exception as failure:  # what an extra did not mean to raise
+            self.stop(extra_failure("wrap", failure))
+            return PromptError("extra", f"an extra has failed: {type(failure).__name__}: {failure}", "stop")
+
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
-        unfit = result.exception if isinstance(result.exception, Unfit) else None
-        if isinstance(failure, Unfit):
-            failure.verdict = "retry" if failure.again and not unfit else "fail"
-            unfit = failure
-        known = unfit or failure  # an answer that does not fit is more than none
+        before = result.exception if isinstance(result.exception, PromptError) and result.exception.keep else None
+        known = failure if failure.keep else before or failure  # an answer that is not right is more than none
         result.error, result.http, result.exception = known.error, known.http, known
+        if failure.again and before:  # once is enough
+            failure.verdict = "fail"
         if failure.verdict == "stop":
             self.stop(failure)
         spent = result.attempts >= self._max_attempts and not free
-        return failure.verdict == "fail" or bool(unfit if self.stopped else spent)
+        return failure.verdict == "fail" or bool(known.keep if self.stopped else spent)
 
     def unfinished(self, result: Result) -> Result:
         """Return the result of a prompt that the end of the run has left open."""
@@ -2813,11 +2620,11 @@ class Run:
         that no prompt is part of. The user's own function cannot be; there each prompt is believed only so often.
         """
         attempts, prompts = self._unheard.total(), len(self._unheard)
-        if isinstance(self._source, Own):
+        if isinstance(self.api, Own):
             return attempts <= self.FREE_ATTEMPTS * prompts
         if failure.kind == "unreachable" or attempts <= self.BELIEVED * prompts:  # refused before any of it was sent
             return True
-        return not await self.rest(self._source.is_there(self._call))
+        return not await self.wait_or_stop(self.api.is_there(self._call))
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
@@ -2830,86 +2637,33 @@ class Run:
             return False  # somebody there is thinking
         return result.attempts >= min(3, self._max_attempts)
 
-    async def _attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
-        task, asked = asyncio.current_task(self._loop), self.clock()
+    async def _attempt(self, prompt: Prompt) -> Reply:
+        """Send a prompt once, when the limits allow it, and return the answer. Raises PromptError."""
+        task, asked, result = asyncio.current_task(self._loop), self.clock(), self.open[prompt.number]
         assert task is not None
-        result.started = result.started or self.epoch + asked
         cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
         if self.stopped or not self.limiter.admit(cost, again):
-            waited = await self.rest(self.limiter.acquire(cost, again))
+            waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
             if waited is None:
-                return self.stopped
+                raise self.stop_error()
             paused = waited
         result.attempts += 1
-        call = Call(task, self.clock(), losses if result.attempts < self._max_attempts else None, cost)
+        losses = result.losses if result.attempts < self._max_attempts else None
+        call = Call(task, self.clock(), losses, cost)
         result.limit_wait += paused
         result.slot_wait += max(0.0, call.started - asked - paused)
         outcome = await self._send(call, prompt)
         result.latency = call.latency
         if isinstance(outcome, PromptError):
-            result.lose(outcome)
-            return outcome
+            result.losses += outcome.kind == "lost"
+            raise outcome
         self._answered = call.started + call.latency
         result.limit = self.limiter.calls_a_minute()
         self._unheard.clear()
         self.patience.answered(call)
-        failure = await self.take(prompt, result, outcome)
-        tokens = result.tokens if failure is None else token_counts(failure.usage or {})
+        tokens = token_counts(outcome.usage) if outcome.usage else NO_TOKENS
         self.limiter.tokens.correct(self._costs.learn(prompt.body, tokens, cost))
-        return failure
-
-    async def take(self, prompt: Prompt, result: Result, reply: Reply) -> PromptError | None:
-        """Fill in the answer; return what is wrong with it where it does not fit the schema."""
-        result.take(reply)
-        if self._source.schema and (unfit := await self._source.judge(prompt, reply)):
-            result.tokens = NO_TOKENS
-            result.lose(unfit)
-            return unfit
-        result.error = result.exception = None
-        return None
-
-    async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
-        """Attempt it when that fits into the budget, which the run ends with, and see what it has cost."""
-        budget, price, asked = self.budget, self.price_for(prompt)[1], self.clock()
-        assert budget is not None and price is not None  # `admit` has seen to that
-        most = budget.most_of(prompt.body, price)
-        result.started = result.started or self.epoch + asked
-        if self.stopped or not budget.admit(most):
-            if not await self.rest(budget.acquire(most)):
-                return self.stopped or budget.used_up(most)
-            result.slot_wait += self.clock() - asked
-        attempts, cost, assumed = result.attempts, 0.0, False
-        try:
-            failure = await self._attempt(prompt, result, losses)
-            if result.attempts > attempts:
-                cost, assumed = self.paid(prompt, result, failure, most, price)
-        except BaseException:  # the second Ctrl-C
-            cost, assumed = budget.likely(budget.in_all(*most)) if result.attempts > attempts else 0.0, True
-            raise
-        finally:
-            budget.settle(most, cost, assumed)
-        return failure
-
-    def paid(
-        self, prompt: Prompt, result: Result, failure: PromptError | None, most: tuple[float, float], price: Price
-    ) -> tuple[float, bool]:
-        """Return what an attempt has cost, and whether that had to be assumed."""
-        assert self.budget is not None
-        if failure is not None:
-            tokens = token_counts(failure.usage or {})
-            if tokens[0]:
-                return cost_of(tokens, price), False
-            lost = failure.error.status == 200 or not (failure.heard or failure.kind in NEVER_THERE)
-            return (self.budget.in_all(*most), True) if lost else (0.0, False)
-        asked, answered, cached, _ = result.tokens
-        told = asked and (answered or not result.text)
-        if not told:
-            self._warn_once("usage", "the server does not tell the usage: --max-cost counts a token for each byte")
-            asked = asked or len(prompt.body)
-            answered = len(str(result.extra.get("texts") or result.text or "").encode(errors="replace"))
-        self.budget.learn(prompt.body, asked, answered)
-        cost = cost_of((asked, answered, cached), price)
-        return (cost, False) if told else (max(most[0], cost), True)
+        return outcome
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
         """Make a call; return what came of it."""
@@ -2975,7 +2729,7 @@ class Run:
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         self._backing_off[result.prompt.number] = asked + wait
         try:
-            awake = await self.rest(self.sleep(wait))
+            awake = await self.wait_or_stop(self.sleep(wait))
         finally:
             del self._backing_off[result.prompt.number]
         result.retry_wait += self.clock() - asked
@@ -2984,16 +2738,16 @@ class Run:
     def wait_after(self, failure: PromptError, attempts: int) -> float:
         """Return the seconds to wait after so many attempts, the last of which has failed so."""
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
-        wait = 0.0 if at_once or isinstance(failure, Unfit) else backoff(attempts)
+        wait = 0.0 if at_once or failure.again else backoff(attempts)
         if self._answered > self.clock() - 5 and not (failure.slow and self.limiter.busy):
             wait /= 4  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:
             text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
-            self._warn_once("wait", text)
+            self.warn_once("wait", text)
         return wait + min(told, PAUSE_CEILING)
 
-    async def rest(self, waiting: Awaitable[T]) -> T | bool | None:
+    async def wait_or_stop(self, waiting: Awaitable[T]) -> T | bool | None:
         """Await something that `stop` may cut short; return what it gave (True for nothing), or None when stopped."""
         task = asyncio.current_task()
         assert task is not None
@@ -3021,11 +2775,16 @@ class Run:
         while self._resting:
             self._resting.pop().cancel()
 
+    def stop_error(self) -> PromptError:
+        """Return the reason of the stop, to be raised: the same exception would gather every frame that it passes."""
+        assert self.stopped
+        return PromptError(*self.stopped.error[:2], "stop", self.stopped.error.status)
+
     def not_sent(self) -> Error:
         """Return the error of a prompt that a stopped run never sent."""
         return Error("not_sent", f"the run was stopped: {self.stopped}", None, True)
 
-    def _warn_once(self, kind: str, text: str) -> None:
+    def warn_once(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning(text)
@@ -3034,10 +2793,15 @@ class Run:
 Record = Callable[[Result], Awaitable[None] | None]
 
 
-async def _record(record: Record, result: Result) -> None:
+async def _record(run: Run, record: Record, result: Result) -> None:
     waiting = record(result)
     if waiting is not None:
         await waiting
+    for listener in run.listeners:
+        try:
+            listener(result)
+        except Exception as failure:
+            run.stop(extra_failure(listener, failure))
 
 
 async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
@@ -3049,7 +2813,7 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
     await way(run, prompts, record)
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await _record(record, Result(prompt, error=run.not_sent(), done=False))
+        await _record(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -3064,7 +2828,7 @@ class Journal:
     Opening one that exists continues it: `left` passes over the prompts that it already holds. `finish` puts the
     lines into the input's order by an atomic replace; results of prompts that are no longer in the input, or were
     asked otherwise, go to FILE.superseded.jsonl, since they were paid for. Raises UsageError where the file cannot be
-    written or holds something else. `count` is given each line that is there. To `look` writes and locks nothing.
+    written or holds something else. To `look` writes and locks nothing.
     """
 
     def __init__(
@@ -3073,11 +2837,9 @@ class Journal:
         *,
         overwrite: bool = False,
         retry_failed: bool = False,
-        count: Callable[[dict[str, Any], int], None] = lambda row, offset: None,
         look: bool = False,
     ) -> None:
         self.path = path
-        self._count = count
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
@@ -3150,7 +2912,6 @@ class Journal:
             row_id, key, error = recognised(row)
         except ValueError:
             self._refuse(number)
-        self._count(row, offset)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row_id, key[16:], error
 
@@ -3324,6 +3085,17 @@ class Journal:
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
+def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each line of a results file stands, and its row; what is no result is passed over."""
+    offset = 0
+    with open(path, "rb") as lines:
+        for line in lines:
+            row = parse_json(line.strip(b"\0\r\n "))
+            if isinstance(row, dict):
+                yield offset, row
+            offset += len(line)
+
+
 def recognised(row: Any) -> tuple[Any, str, Error | None]:
     """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none."""
     try:
@@ -3478,65 +3250,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             draft.unlink()
 
 
-def in_shard(path: str, place: int, shards: int) -> str:
-    """Return the name of a file that is the shard's own."""
-    if path == "-" or os.path.isdir(path):
-        return path
-    return re.sub(r"((\.results)?\.[^./\\]*)?\Z", rf".shard-{place}-of-{shards}\g<0>", path, count=1)
-
-
-def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
-    """Return the files in the shards' order. Raises UsageError where their names do not make up a whole."""
-    found: dict[int, pathlib.Path] = {}
-    first, count = pathlib.Path(), 0
-    for path in map(pathlib.Path, paths):
-        if "*" in path.name:
-            raise UsageError(f"no file is called {path}; run the shards first (--shard K/N), or name their results")
-        if path.suffix.lower() in SEPARATORS:
-            raise UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
-        name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
-        place, shards = map(int, name.groups()) if name else (0, 0)
-        if not 0 < place <= shards:
-            raise UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
-        if shards != (count or shards):
-            raise UsageError(f"{first} is one of {count} shards and {path} one of {shards}; merge those of one run")
-        if place in found:
-            raise UsageError(f"shard {place}/{shards} is there twice: {found[place]} and {path}; leave out one of them")
-        found[place], first, count = path, path, shards
-    if len(found) < count:
-        shard = f"{next(place for place in itertools.count(1) if place not in found)}/{count}"
-        others = f" (and {count - len(found) - 1:,} more)" if len(found) < count - 1 else ""
-        raise UsageError(f"shard {shard} is missing{others}; name its file, too, or run it: --shard {shard}")
-    return [found[place] for place in sorted(found)]
-
-
-@contextlib.contextmanager
-def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a regular file; name a shard's results")
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
-    except OSError as failure:
-        raise UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
-    with file:
-        if not lock(file, path):
-            raise UsageError(f"a run is writing {path}; merge when it has ended")
-        file.seek(0)
-        yield file
-
-
-def is_answer(line: bytes, prompt: Prompt) -> bool | None:
-    """Tell whether the prompt's line has an answer; None where the line is not the prompt's, however it was asked."""
-    try:
-        row_id, key, error = recognised(parse_json(line))
-    except ValueError:
-        return None
-    # orjson reads a whole number of more than 64 bits as a float.
-    same = key[16:] == fingerprint(prompt)[16:] and (row_id == prompt.id or isinstance(row_id, float))
-    return error is None if same else None
-
-
 # ---- Other forms of the results ------------------------------------------------------------------------------
 
 
@@ -3550,112 +3263,11 @@ def cell(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else to_line(value).decode().rstrip("\n")
 
 
-class Table:
-    """The results for a spreadsheet: the input's own columns as they were, then `text` and `error`.
-
-    An input without columns has `id` and `prompt`; JSON objects have all their keys, in the order in which they come
-    up. Raises UsageError where these are more than any spreadsheet takes.
-    """
-
-    MOST = 16_000
-
-    def __init__(self, prompts: Iterable[Prompt], separator: str = ",") -> None:
-        import csv
-
-        self._names: dict[str, None] = {}
-        for prompt in prompts:
-            self._names.update(dict.fromkeys(own_columns(prompt)))
-            if len(self._names) > self.MOST:
-                raise UsageError(f"{prompt.where}: over {self.MOST:,} columns so far; no table, but -o FILE.jsonl")
-        to_text: Any = type("ToText", (), {"write": str})  # writerow returns what `write` does
-        self._record = csv.writer(to_text, delimiter=separator).writerow
-        self.head = self._line([*beside(("text", "error"), self._names), "text", "error"])
-
-    def line(self, result: Result) -> bytes:
-        """Return a result's record."""
-        row, error = own_columns(result.prompt), result.error
-        return self._line([*map(row.get, self._names), answer_of(result), error and f"{error.type}: {error.message}"])
-
-    def _line(self, values: Iterable[Any]) -> bytes:
-        record: Any = self._record(map(cell, values))  # ends with \r\n, so that either is quoted where it is data
-        return f"{record[:-2]}\n".encode(errors="backslashreplace")
-
-    async def write(self, path: pathlib.Path, results: Iterable[Result]) -> None:
-        """Write the table, whole or not at all. Raises OSError where it cannot be."""
-        with replacing(path) as file:
-            file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
-            for number, result in enumerate(results):
-                file.write(self.line(result))
-                if number % 1000 == 0:
-                    await asyncio.sleep(0)  # a second Ctrl-C ends this, too
-
-
-def own_columns(prompt: Prompt) -> dict[str, Any]:
-    """Return the input's own columns of a prompt, in their order; none where its line could not be read."""
-    if isinstance(prompt.row, dict):
-        return prompt.row
-    return {"id": prompt.id, "prompt": prompt.row} if isinstance(prompt.row, str) else {}
-
-
-WIDE = "\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
-WIDE += "\U0001f300-\U0001faff\U00020000-\U0003fffd"  # two columns each: Chinese, Japanese, Korean, emoji
-PIECE = re.compile(rf" +|[{WIDE}](?:[\u200d\ufe0f]+[{WIDE}]?)*|[^ {WIDE}]+")  # between two of them a line may be broken
-ITEM = re.compile(r" *(?:(?:[-*+•>]|\d{1,3}[.)]) +)*")  # what stands before the text of a list item or a quotation
-AS_IT_IS = re.compile(r"(?: {4}|\t)(?! *(?:[-*+•]|\d{1,3}[.)]) )|\s*\|")  # code, or a table
-
-
-def as_text(result: Result) -> bytes:
-    """Return a result for people: the beginning of the prompt on one line, the answer below, and a blank line."""
-    width = max(20, min(100, shutil.get_terminal_size().columns))
-    title, *more = wrapped(short(f"[{result.id}] {asked(result.prompt)}", width), width - 2)
-    answer = answer_of(result)
-    if result.error:
-        failed = f"failed: {result.error.type}: {result.error.message}"
-        answer = f"{failed}\n\n{answer}" if answer else failed
-    elif "texts" in result.extra:
-        answer = "\n\n".join(f"({number} of {len(answer)})\n{text}" for number, text in enumerate(answer, 1))
-    elif "embedding" in result.extra:
-        answer = "\n".join(map(vector_text, answer if answer and isinstance(answer[0], list) else [answer]))
-    lines = [f"{title} …" if more else title, *laid_out(cell(answer) or "(an empty answer)", width), "", ""]
-    return "\n".join(lines).encode(errors="backslashreplace")
-
-
-def asked(prompt: Prompt) -> str:
-    """Return what a prompt asks: the last of several messages, the columns where a template makes it of them."""
-    content = prompt.content if prompt.kind else prompt.columns
-    if prompt.kind == "batch" and isinstance(content["body"], dict):
-        content = next((content["body"][key] for key in CONTENT_KEYS if key in content["body"]), content["body"])
-    if isinstance(content, list) and content and isinstance(content[-1], dict):
-        content = content[-1].get("content")
-    return "" if isinstance(content, Error) else cell(content)
-
-
-def vector_text(vector: Any) -> str:
-    """Return a vector's size and first numbers; as it came, shortened, where it is encoded."""
-    if not isinstance(vector, list):
-        return short(str(vector), 60)
-    return f"{plural(len(vector), 'number')}: {', '.join(map(str, vector[:4]))}{', …' if len(vector) > 4 else ''}"
-
-
-def laid_out(text: str, width: int) -> Iterator[str]:
-    """Yield the lines of a text, the long ones broken, but not in code and tables."""
-    fenced = False
-    for line in text.splitlines():
-        fence = line.lstrip().startswith(("```", "~~~"))
-        fenced ^= fence
-        yield from [line] if fenced or fence or AS_IT_IS.match(line) else wrapped(line.rstrip(), width)
-
-
-def wrapped(line: str, width: int) -> Iterator[str]:
-    """Yield the line in parts of so many columns; a word or an address that is longer stays whole."""
-    marker: Any = ITEM.match(line)
-    part, hang = "", " " * min(len(marker[0]), width // 2)
-    for piece in PIECE.findall(line):
-        if part.strip() and len(part + piece) + len(re.findall(f"[{WIDE}]", part + piece)) > width:
-            yield part.rstrip()
-            part, piece = hang, piece.lstrip()
-        part += piece
-    yield part.rstrip()
+def wrapped(line: str, width: int) -> list[str]:
+    """Return the line in parts of so many columns; a word or an address that is longer stays whole."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(line, width, subsequent_indent=indent, **whole) or [line]  # type: ignore[arg-type]
 
 
 class Printer:
@@ -3709,7 +3321,7 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     if run.bulk:
         raise UsageError(f"{run.bulk.name} answers in bulk, not one at a time")
     for prompt in run.admit(prompts):
-        await _record(record, await run.answer(prompt))
+        await _record(run, record, await run.answer(prompt))
 
 
 async def run_sequential(
@@ -3730,7 +3342,7 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     async def worker(prompt: Prompt | None) -> None:
         while prompt is not None:
-            await _record(record, await run.answer(prompt))
+            await _record(run, record, await run.answer(prompt))
             prompt = next(admitted, None)
 
     workers = []
@@ -3791,6 +3403,7 @@ class Job:
         self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
         self.answered, self.noted_in = (run.notes.answered, run.notes.path) if run.notes else (0, None)
         self._run, self._record, self._kept = run, record, run.notes or Notes()
+        self._budget = run.extra("budget")
         self._fresh = run.admit(prompts)
         self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
         self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
@@ -3842,7 +3455,7 @@ class Job:
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep, less long where the run is stopped; return whether it was to the end."""
-        return await self._run.rest(self._run.sleep(seconds)) is not None
+        return await self._run.wait_or_stop(self._run.sleep(seconds)) is not None
 
     async def call(
         self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
@@ -3887,35 +3500,36 @@ class Job:
         if self._again and self._due <= self._run.clock():
             return self._again.popleft()
         for number, prompt in enumerate(self._fresh):
-            if self._run.budget and prompt.error is None and self._cost(prompt)[1]:
-                text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
-                prompt.error = Error("no_maximum", f"{prompt.where}: {text}")
+            if self._budget and prompt.error is None:
+                prompt.error = self._unpaid(prompt)
             if number % 100 == 99:
                 await asyncio.sleep(0)
             if prompt.error is None:
                 return Request(prompt, Result(prompt), self.api.model_of(prompt))
             try:
-                await _record(self._record, Result(prompt, error=prompt.error))
+                await _record(self._run, self._record, Result(prompt, error=prompt.error))
             except OSError as failure:
                 self.broken = failure
                 raise
         return None
 
-    def _cost(self, prompt: Prompt) -> tuple[float, float]:
-        """Return the most that a request may cost, and for each token of the answer where that has no maximum."""
-        price = self._run.price_for(prompt)[1]
-        assert self._run.budget and price  # `admit` has seen to that
-        most, per_token = self._run.budget.most_of(prompt.body, price)
-        return most * self._calls, per_token
+    def _unpaid(self, prompt: Prompt) -> Error | None:
+        """Return why a prompt cannot be asked within a budget, or None."""
+        name, price = self._budget.price_for(prompt)
+        if price is None:
+            return Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
+        text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
+        return Error("no_maximum", f"{prompt.where}: {text}") if self._budget.most_of(prompt.body, price)[1] else None
 
     def _reserve(self, request: Request) -> bool:
         """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
-        budget = self._run.budget
+        budget = self._budget
         if budget is None:
             return True
-        request.most = self._cost(request.prompt)
-        if fits := budget.admit(request.most):
-            return fits
+        most, _ = budget.most_of(request.prompt.body, budget.price_for(request.prompt)[1])
+        request.most = most * self._calls, 0.0
+        if budget.admit(request.most):
+            return True
         if not self._open:
             self._run.stop(budget.used_up(request.most))
         return False
@@ -3926,6 +3540,7 @@ class Job:
         result.started = result.started or self._run.epoch + now
         result.retry_wait = self._run.epoch + now - result.started - result.lost
         self._open.add(request)
+        self._run.open[request.prompt.number] = result
         self.in_flight()
 
     def _put_back(self, request: Request, wait: float) -> None:
@@ -3942,52 +3557,58 @@ class Job:
         self.in_flight()
         if isinstance(outcome, Result):
             outcome.prompt = request.result.prompt
+            del self._run.open[request.prompt.number]
             self._pay(request, outcome, None)
-            return await _record(self._record, outcome)
+            return await _record(self._run, self._record, outcome)
         result, run = request.result, self._run
-        result.attempts += 1
         result.latency = run.clock() - request.taken
         failure = await self._read(request, outcome)
+        del self._run.open[request.prompt.number]
         self._pay(request, result, failure)
         if failure is None or run.has_failed(result, failure):
-            return await _record(self._record, result)
+            return await _record(self._run, self._record, result)
         if run.stopped:
-            return await _record(self._record, run.unfinished(result))
-        if isinstance(failure, Unfit):
+            return await _record(self._run, self._record, run.unfinished(result))
+        if failure.again:
             request.prompt = dataclasses.replace(request.prompt, body=failure.again)
         result.set_aside(result.waited(), result.latency)
         self._put_back(request, run.wait_after(failure, result.attempts))
 
     async def _read(self, request: Request, outcome: Any) -> PromptError | None:
         """Fill in the answer; return what there is instead of one."""
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            return await self._run.take(request.prompt, request.result, self.api.read(request.prompt, *outcome))
-        except Exception as exc:
-            failure = self.api.discreet(exc)
-            request.result.lose(failure)
-            return failure
+
+        async def told(prompt: Prompt) -> Reply:
+            request.result.attempts += 1
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return self.api.read(prompt, *outcome)
+            except Exception as exc:
+                raise self.api.discreet(exc) from None
+
+        return await self._run.take(self._run.wrapped(told, without="budget"), request.prompt, request.result)
 
     def _pay(self, request: Request, result: Result, failure: PromptError | None) -> None:
         """Put what a request has cost in the place of what was reserved for it."""
-        budget = self._run.budget
-        price = self._run.price_for(request.prompt)[1] if budget else None
-        if budget is None or price is None:
+        budget = self._budget
+        price = budget.price_for(request.prompt)[1] if budget else None
+        if price is None:
             return
         cost, assumed, most = 0.0, False, request.most[0] / self._calls
-        if failure or result.error is None:
-            cost, assumed = self._run.paid(request.prompt, result, failure, (most, 0.0), price)
+        if failure:
+            cost, assumed = budget.price_failure(failure, (most, 0.0), price)
+        elif result.error is None:
+            cost, assumed = budget.price_reply(request.prompt, result, (most, 0.0), price)
         if failure is None:  # a Result may have seen calls fail
-            cost += cost_of(result.lost_tokens, price) + result.unanswered * most
+            cost += budget.cost_of(result.lost_tokens, price) + result.unanswered * most
             assumed = assumed or result.unanswered > 0
         budget.settle(request.most, cost, assumed)
 
     def refund(self) -> None:
         """Give back what is reserved in the budget for requests of which none is in flight."""
-        if self._run.budget and not self.limiter.in_flight:
+        if self._budget and not self.limiter.in_flight:
             for request in self._open:
-                self._run.budget.settle(request.most, 0.0)
+                self._budget.settle(request.most, 0.0)
 
     async def close(self) -> None:
         """End the run of what the backend has left unanswered."""
@@ -3996,7 +3617,7 @@ class Job:
         if results:
             self.stop("unanswered", f"{self.api.name} has ended and left {plural(len(results), 'prompt')} unanswered")
         for result in results:
-            await _record(self._record, self._run.unfinished(result))
+            await _record(self._run, self._record, self._run.unfinished(result))
 
 
 async def settle_all(run: Run, api: Api, job: Job, outcomes: AsyncIterator[Any]) -> None:
@@ -4141,23 +3762,17 @@ def times(ratio: float) -> str:
 class Tally:
     """What the report is made of, counted as the results come."""
 
-    def __init__(
-        self,
-        model_of: Callable[[Prompt], str | None] = lambda prompt: None,
-        price: Price | None = None,
-        share: float = 1.0,
-    ) -> None:
+    def __init__(self, model_of: Callable[[Prompt], str | None] = lambda prompt: None) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
         self.hopeful = 0  # failures that another run may not meet
         # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
-        self.bills: dict[tuple[str | None, str | None], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
-        self._open_bills: dict[tuple[str | None, str | None], list[int]] = {}  # by the replies' own words
+        self.bills: dict[tuple[str | None, str | None], list[int]] = {}
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
-        self._model_of, self._price, self._share = model_of, price, share
+        self._model_of = model_of
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
         self.marked: collections.Counter[str] = collections.Counter()
@@ -4194,11 +3809,9 @@ class Tally:
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
         key = self._model_of(result.prompt), result.model if type(result.model) is str else None
-        bill = self._open_bills.get(key)
-        if bill is None:
-            bill = self.bills[key[0], key[1] if price_of(key[1]) else None]  # a server may name what it likes
-            if len(self._open_bills) < 100:
-                self._open_bills[key] = bill
+        bill = self.bills.get(key)
+        if bill is None:  # a server may name what it likes
+            bill = self.bills.setdefault(key if len(self.bills) < 100 else (key[0], None), [0, 0, 0, 0])
         for place, count in enumerate(tokens):
             if count:
                 bill[place] += count
@@ -4214,29 +3827,6 @@ class Tally:
         """The tokens in, out, cached and for reasoning of all attempts."""
         return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
 
-    def spent(self) -> tuple[float, dict[str, Price | None]]:
-        """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
-        spent, prices = 0.0, {}
-        for models, tokens in self.bills.items():
-            name, price = known_price(self._price, *models, share=self._share)
-            prices[name] = price
-            spent += cost_of(tokens, price) if price else 0.0
-        return spent, prices
-
-    def cost(self) -> float | None:
-        """Return what all has cost, in USD; None where that is not known of all."""
-        spent, prices = self.spent()
-        return spent if prices and not self.silent and all(prices.values()) else None
-
-    def cost_line(self) -> str:
-        """Return the line of the report that says what it has cost, or '' where nothing was used."""
-        if not any(self.tokens):
-            return "cost unknown: the server tells no usage" if self.silent else ""
-        spent, prices = self.spent()
-        without = f"; {plural(self.silent, 'answer')} without usage not counted" if self.silent else ""
-        without += f"; {plural(self.unanswered, 'lost call')} may have been billed, too" if self.unanswered else ""
-        return f"cost {say_cost(money(spent), prices, self._price is not None)}{without}"
-
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report."""
         yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
@@ -4251,8 +3841,6 @@ class Tally:
             counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
-        if cost := self.cost_line():
-            yield cost
         lost = self.attempts - self.answered - self.unwritten
         yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
         waited = [(getattr(self, name), text) for name, text in WAITS.items()]
@@ -4273,10 +3861,6 @@ class Tally:
             "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(self.latencies.items())],
             "waited_seconds": {name: getattr(self, name) for name in WAITS},
             "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
-            "cost_usd": self.cost(),
-            "cost_known_usd": self.spent()[0],
-            "prices": self.spent()[1],
-            "prices_date": None if self._price else PRICES_DATE,
             "answers_without_usage": self.silent,
             "lost_calls": self.unanswered,
             "errors": [
@@ -4313,22 +3897,6 @@ class Tally:
             yield f"{count:,} answered but ended by {reason}: {advice}"
 
 
-def say_cost(amount: str, prices: Mapping[str, Price | None], told: bool) -> str:
-    """Return the amount with the prices that it comes from, or else why it is unknown and what to do."""
-    known, unknown = [], []
-    for name, price in prices.items():
-        if price is None:
-            unknown.append(short(name, 60))
-        else:
-            out = f", {money(price[2])} out" if price[2] else ""
-            known.append(f"{short(name, 60)} at {money(price[0])} in{out}")
-    way_out = f"no price for {', '.join(unknown)}; give --price IN,OUT"
-    if not known:
-        return f"unknown: {way_out}"
-    source = "as told" if told else f"prices of {PRICES_DATE}"
-    return f"{amount} ({', '.join(known)} per million, {source})" + (f"; {way_out}" if unknown else "")
-
-
 WAITS = {
     "slot_wait": "for a place",
     "limit_wait": "for limits or the server's return",
@@ -4342,8 +3910,8 @@ class Progress:
 
     EVERY = 5.0  # seconds between lines
 
-    def __init__(self, total: int | None, run: Run, sink: Any, quiet: bool, tally: Tally | None = None) -> None:
-        self._total, self._run, self._sink, self._tally = total, run, sink, tally or Tally()
+    def __init__(self, total: int | None, ran: Ran, sink: Any, quiet: bool) -> None:
+        self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
         self._terminal = obeys(sys.stderr)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -4381,9 +3949,8 @@ class Progress:
 
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        budget, cost = self._run.budget, self._tally.cost()
-        spent = f"{money(budget.spent)} of {money(budget.most)}" if budget else money(cost) if cost else ""
-        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", spent, self._run.state()])]
+        told = [status(self._ran) for status in hooked(self._run.extras, "status")]
+        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -4409,7 +3976,6 @@ class Ran:
     asked: int | str  # calls in flight at the most
     tally: Tally
     texts: dict[int, str] = dataclasses.field(default_factory=dict)  # the first few answers
-    clocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what a picture needs that is in no file
 
     @property
     def rate(self) -> float:
@@ -4444,7 +4010,6 @@ class Ran:
             "answers_a_second": self.rate,
             "cpu_seconds_a_prompt": self.cpu,
             **self.tally.as_dict(),
-            "budget": self.run.budget and self.run.budget.as_dict(),
             "limits": limiter.learned(),
             "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
         }
@@ -4463,39 +4028,24 @@ def table(ran: list[Ran]) -> Iterator[str]:
         yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
 
 
-def verdicts(ran: list[Ran], article: bool) -> Iterator[str]:
-    """Yield the sentences that say who won and by how much: of the article's two runs, or of a sweep."""
-    last = {one.api.name: one for one in ran}
-    for name in last:
+def verdicts(ran: list[Ran]) -> Iterator[str]:
+    """Yield the sentences that say which way was faster, with each backend, and which backend is the cheapest."""
+    for name in dict.fromkeys(one.api.name for one in ran):
         runs = [one for one in ran if one.api.name == name and one.tally.answered]
-        if article and len(runs) == 2:
+        if len(runs) == 2:
             slow, fast = (one.tally.wall for one in runs)
             won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
             yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
-        elif not article and len(runs) > 1:
-            yield from knee(sorted(runs, key=lambda one: one.most))
-    known = [one for one in last.values() if one.tally.answered >= 100]
+    yield from cpu_verdict(ran)
+
+
+def cpu_verdict(ran: list[Ran]) -> Iterator[str]:
+    """Yield the sentence that names the backend which used the least CPU time, if there are several."""
+    known = [one for one in {one.api.name: one for one in ran}.values() if one.tally.answered >= 100]
     if len(known) > 1:  # CPU time of fewer is mostly chance
         cheap, *_, dear = sorted(known, key=lambda one: one.cpu)
         less = times(dear.cpu / cheap.cpu)
         yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."
-
-
-def knee(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentence that names the fewest calls in flight which bring nine tenths of the most answers."""
-    name, fewest, most = ran[0].api.name, ran[0], ran[-1]
-    best = max(one.rate for one in ran)
-    at = next(one for one in ran if one.rate >= 0.9 * best)
-    found = f"{at.rate:,.1f} answers/s at {at.most:,} in flight"
-    found += f", {times(at.rate / fewest.rate)} those at {fewest.most:,}" if at is not fewest else ""
-    if at.most == most.most:
-        yield f"{name}: no knee yet: {found}; more may bring more."
-    else:
-        yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {at.rate / best:.0%} of the most."
-        many, few = (duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
-        yield f"Half of its answers take up to {few}; with {most.most:,} in flight, up to {many}."
-    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > most.most:
-        yield f"{name}: no more than {most.most:,} were ever in flight; for {asked:,} give more prompts."
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
@@ -4507,14 +4057,115 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
     yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
 
+# ---- Extras ---------------------------------------------------------------------------------------------------
+
+
+def load_extra(name: str) -> Any:
+    """Return the file of that name in extras/. Raises UsageError where it is not there."""
+    try:
+        return importlib.import_module(f"{MODULE}.extras.{name}")
+    except ModuleNotFoundError as missing:
+        if missing.name and not missing.name.startswith(MODULE):
+            raise
+        raise UsageError(f"it is in extras/{name}.py, which goes beside {PROGRAM}") from None
+
+
+def extra_files(argv: Sequence[str]) -> list[Any]:
+    """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
+
+    For --help that is all of them. Raises UsageError where one is asked for that is not there.
+    """
+    if "--version" in argv:
+        return []
+    index: dict[str, tuple[str, ...]] = {}
+    with contextlib.suppress(ModuleNotFoundError):
+        index = importlib.import_module(f"{MODULE}.extras").INDEX
+    signs = {"", *(word.partition("=")[0] for word in argv)}
+    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in argv}
+    found = []
+    for name, own in index.items():
+        asked = next((sign for sign in own if sign and sign in signs), "")
+        if asked or "" in own or signs & {"-h", "--help"}:
+            try:
+                found.append(load_extra(name))
+            except UsageError as missing:
+                if asked:
+                    raise UsageError(f"{asked}: {missing}") from None
+    return found + [third_party(name) for name in named_extras(argv)]
+
+
+def named_extras(argv: Sequence[str]) -> Iterator[str]:
+    """Yield what follows each --extra."""
+    for word, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        flag, mark, name = word.partition("=")
+        if flag == "--extra" and (mark or after):
+            yield name if mark else after
+
+
+def third_party(name: str) -> Any:
+    """Return the module of that name. Raises UsageError where it is none, or no extra."""
+    try:
+        file = importlib.import_module(name)
+        if callable(file.add_arguments) and callable(file.create):
+            return file
+        reason = "add_arguments and create are to be functions"
+    except Exception as failure:  # somebody else's file may raise anything
+        reason = f"{type(failure).__name__}: {failure}"
+    raise UsageError(f"--extra {short(name, 60)}: {short(reason)}")
+
+
+def create_extra(file: Any, args: argparse.Namespace) -> Any:
+    """Return the extra that the arguments ask a file for, or None. Raises UsageError where they cannot be."""
+    try:
+        return file.create(args)
+    except UsageError:
+        raise
+    except Exception as failure:
+        raise UsageError(f"extra {extra_name(file)}, create: {type(failure).__name__}: {short(str(failure))}") from None
+
+
+def extra_name(extra: Any) -> str:
+    """Return the name of an extra's file: "budget" of concurrent_prompts.extras.budget."""
+    return str(getattr(extra, "__module__", None) or getattr(extra, "__name__", "")).rpartition(".")[2]
+
+
+def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
+    """Return that method of all the extras that have it."""
+    return [getattr(extra, hook) for extra in extras if hasattr(extra, hook)]
+
+
+def extra_failure(hook: Any, failure: Exception) -> PromptError:
+    """Return the error that stops a run for what an extra did not mean to raise."""
+    extra = getattr(hook, "__self__", hook)
+    name = getattr(hook, "__name__", "")
+    text = f"extra {extra_name(extra)}, {name}: {type(failure).__name__}: {short(str(failure))}"
+    return PromptError("extra", text, "stop")
+
+
+def guarded(extra: Any, hook: str, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items; what the extra did not mean to raise becomes an error that stops the run."""
+    try:
+        yield from items
+    except (PromptError, UsageError):
+        raise
+    except Exception as failure:
+        raise extra_failure(getattr(extra, hook), failure) from None
+
+
+def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int, list[str]]:
+    """Let the extras write their files; return the exit status and the lines that they have for the report."""
+    lines: list[str] = []
+    for hook in hooked(extras, "report"):
+        try:
+            lines += hook(ran, status)
+        except Exception as failure:
+            known = failure if isinstance(failure, PromptError) else extra_failure(hook, failure)
+            status = status or 3
+            say_error(f"{PROGRAM}: {known}")
+    return status, lines
+
+
 # ---- Command line --------------------------------------------------------------------------------------------
-
-
-DEMO_PROMPTS = [f"What is {thing}?" for thing in (
-    "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit", "jitter",
-    "a deadline", "a connection pool", "keep-alive", "a token bucket", "a journal", "a straggler", "Little's law",
-)]  # fmt: skip
-DEMO_SERVER = ("--port", "0", "--latency", "0.4", "--sigma", "0.3", "--exit-on-eof")
 
 
 class ErrorLog(logging.Handler):
@@ -4537,17 +4188,14 @@ def main(argv: list[str] | None = None) -> int:
     log.addHandler(handler)
     args = None
     try:
-        args = parse_arguments(argv)
-        log.setLevel(logging.INFO if args.verbose else logging.WARNING)
         with contextlib.ExitStack() as stack:
+            args = parse_arguments(argv, stack)
+            log.setLevel(logging.INFO if args.verbose else logging.WARNING)
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
-            if alone := merge if args.merge else write_batch if args.to_batch else dry_run if args.dry_run else None:
-                return alone(args)
-            if args.demo:
-                stack.enter_context(demo_server(args))
-            gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
-            gc.set_threshold(50_000)  # for the collector to look at all of it again and again is a waste
-            status = run_loop(compare(args) if args.compare else answer_file(args))
+            for command in hooked(args.extras, "command"):
+                if (status := command()) is not None:
+                    return int(status)
+            status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
@@ -4570,94 +4218,87 @@ def main(argv: list[str] | None = None) -> int:
             silence(sys.stderr)
 
 
+def run_command(work: Coroutine[Any, Any, int]) -> int:
+    """Run what a command does; return the exit status."""
+    gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
+    gc.set_threshold(50_000)  # for the collector to look at all of it again and again is a waste
+    return run_loop(work)
+
+
 def silence(stream: IO[str]) -> None:
     """Let what a stream still holds go nowhere: its reader takes no more, and Python would complain at its exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Return the parsed and checked command line."""
-    args, unknown = build_parser().parse_known_args(argv)
+def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argparse.Namespace:
+    """Return the parsed and checked command line; what its extras open is closed with the stack."""
+    argv = sys.argv[1:] if argv is None else argv
+    files = extra_files(argv)
+    parser = build_parser(files)
+    args, unknown = parser.parse_known_args(argv)
     if unknown:  # not the whole of it: somebody may try to give a key here
-        raise UsageError(f"{short(unknown[0].partition('=')[0], 40)} is not an option or one too many; see --help")
-    args.argv, args.begun, args.tabled = sys.argv[1:] if argv is None else argv, False, False
-    args.name = STDIN if args.prompts == "-" else args.prompts or "the demo"  # in messages
+        word = short(unknown[0].partition("=")[0], 40)
+        where = "" if files else f"; other options are in the folder extras/, which goes beside {PROGRAM}"
+        raise UsageError(f"{word} is not an option or one too many; see --help{where}")
+    args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    args.argv, args.stack, args.begun = argv, stack, False
+    args.facts, args.form, args.printer = {}, None, None
+    args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
-    args.sweep = list(dict.fromkeys(args.concurrency or ["auto"]))
-    refuse_together(args)
-    args.shard = shard_numbers(args.shard) if args.shard is not None else None
-    args.concurrency = args.sweep[0]
-    args.price = price_numbers(args.price) if args.price is not None else None
+    args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     args.params = dict(parameter(text) for text in args.param)
-    args.schema_file, args.schema = args.schema, Schema.read(args.schema) if args.schema is not None else None
-    if args.output is None:  # made-up answers get another name, lest they pass for real ones
-        path = pathlib.Path((args.prompts or "-").removesuffix(".gz"))
-        beside = path.parent / f"{path.stem}{'.demo' if args.demo else ''}.results.jsonl"
-        args.output = "-" if args.prompts in (None, "-") else str(beside)
-        if args.merge:
-            args.output = re.sub(r"\.shard-\d+-of-\d+(?=[^/\\]*\Z)", "", matching(args.merge[0])[0])
-    if args.shard:
-        for name in ("output", "report", "plot", "to_batch"):
-            setattr(args, name, (path := getattr(args, name)) and in_shard(path, *args.shard))
-    args.merge = [path for name in args.merge or () for path in matching(name)]
-    if args.to_batch is None:
-        check_output(args)
-    check_files(args)
+    refuse_together(args)
+    args.given_output, args.output = args.output, args.output or default_output(args.prompts)
+    args.journal = ""
+    args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
+    if args.schema is not None:
+        args.taken[os.path.realpath(args.schema)], args.schema = "the schema", Schema.read(args.schema)
+    args.extras = [extra for file in files if (extra := create_extra(file, args)) is not None]
+    args.journal = args.journal or args.output
+    check_arguments(args)
     return args
 
 
-# What goes with the options that only read and write files.
-ALONE = {
-    "merge": "prompts merge output limit overwrite quiet verbose",
-    "to_batch": "prompts to_batch model system template param endpoint schema base_url api_key_env allow_http "
-    "limit shard overwrite quiet verbose",
-}
-
-
-def out_of_place(args: argparse.Namespace) -> str:
-    """Return the options that mean nothing to one that only reads and writes files, where that is given."""
-    used = ALONE["merge"] if args.merge else ALONE["to_batch"] if args.to_batch is not None else ""
-    usual = vars(build_parser().parse_args([])) if used else {}
-    names = [name for name, value in usual.items() if getattr(args, name) != value and name not in used.split()]
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+def default_output(prompts: str | None) -> str:
+    """Return where the results go if nobody says."""
+    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
+    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
 
 
 def refuse_together(args: argparse.Namespace) -> None:
-    """Raise UsageError where options contradict one another, or one is missing."""
-    results = args.output or args.retry_failed or args.overwrite or args.format
-    others = out_of_place(args)
+    """Raise UsageError where options contradict one another."""
+    results = args.output or args.retry_failed or args.overwrite
     for wrong, advice in (
-        (args.prompts is None and args.merge, "--merge needs the shards' input: name PROMPTS before it"),
-        (others, f"{'--merge only puts results together' if args.merge else '--to-batch only writes requests'}; "
-         f"leave out {others}"),
-        (args.prompts is None and not args.demo, "no PROMPTS file given; try --demo --compare, or --help"),
         ("" in args.backends, "-b has an empty name"),
         ("" in (args.cluster, args.worker_backend), "--cluster and --worker-backend take no empty name"),
         ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
         (args.compare and results,
-         "--compare writes no results file; leave out -o, --format, --retry-failed and --overwrite"),
-        (args.compare and args.max_cost,
-         "--compare asks everything several times and keeps nothing; leave out --max-cost"),
-        (args.dry_run and (args.report or args.plot),
-         "--dry-run runs nothing that --report or --plot could show; leave them out"),
-        (args.compare and args.shard is not None, "--compare writes no results to be merged; leave out --shard"),
-        (len(args.sweep) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
+         "--compare writes no results file; leave out -o, --retry-failed and --overwrite"),
+        (len(args.calls) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
     ):  # fmt: skip
         if wrong:
             raise UsageError(advice)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Raise UsageError where standard output cannot be what is asked of it."""
-    if (args.output == "-" or args.compare or args.dry_run) and sys.stdout is None:
-        raise UsageError("standard output is closed; name a file with -o")
-    if args.format and args.output != "-":
-        raise UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
-    if args.output == "-" and (args.retry_failed or args.overwrite):
-        raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise UsageError where something is missing, or the output cannot be what is asked of it."""
+    if args.prompts is None:
+        raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
+    for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
+        if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UsageError(f"{path} is {other}; choose another file with {flag}")
+        if flag != "-o" and (why := unwritable(path)):
+            raise UsageError(f"{why}; choose another file with {flag}")
+    if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
+        raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
+
+
+def out_of_place(args: argparse.Namespace, used: str) -> str:
+    """Return those of the given options that are not among the used ones, for a command that does something else."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in args.given if name not in used.split())
 
 
 def unwritable(path: str | os.PathLike[str]) -> str:
@@ -4670,38 +4311,17 @@ def unwritable(path: str | os.PathLike[str]) -> str:
     return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """Set where the results go. Raises UsageError where a file that is to be written cannot be, or is another one."""
-    suffix = pathlib.PurePath(args.output).suffix.lower()
-    args.table = pathlib.Path(args.output) if suffix in SEPARATORS else None
-    args.journal = f"{args.output}.results.jsonl" if args.table else args.output
-    taken = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}
-    taken |= {os.path.realpath(args.schema_file): "the schema"} if args.schema_file else {}
-    taken |= {os.path.realpath(path): "one of the shards" for path in args.merge}
-    files = [("-o", args.output), ("-o", args.journal), ("--report", args.report), ("--plot", args.plot)]
-    files += [("--to-batch", args.to_batch)]
-    for flag, path in files:
-        if path and path != "-" and (other := taken.setdefault(os.path.realpath(path), flag)) != flag:
-            raise UsageError(f"{path} is {other}; choose another file with {flag}")
-    if args.report and not args.report.lower().endswith(".json"):
-        raise UsageError(f"--report {args.report}: the name of a report ends in .json")
-    if args.to_batch is not None and not args.to_batch.endswith(".jsonl"):
-        raise UsageError(f"--to-batch {args.to_batch}: the name of a file of Batch requests ends in .jsonl")
-    if args.report and (why := unwritable(args.report)):
-        raise UsageError(f"--report: {why}; name another file")
-    if args.plot:
-        try:
-            args.draws = importlib.import_module(f"{MODULE}.extras.plot")
-            args.draws.check(args.plot)
-        except ModuleNotFoundError:
-            raise UsageError(f"--plot needs the folder extras/ beside {PROGRAM}") from None
-        except ValueError as problem:
-            raise UsageError(f"--plot: {problem}") from None
-    if suffix in NOT_WRITTEN:
-        raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
+def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
+    """Raise UsageError where no file can be written anew."""
+    if why := unwritable(path):
+        raise UsageError(f"{why}; choose another file with {flag}")
+    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
+        raise UsageError(f"{path} is the input; choose another file with {flag}")
+    if path.exists() and not args.overwrite:
+        raise UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     """Return the parser; the module's docstring is its manual."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
@@ -4741,28 +4361,19 @@ def build_parser() -> argparse.ArgumentParser:
     option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
            help="for one attempt (default: %(default).0f)")  # fmt: skip
     option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; what is in flight then is cut off")
-    option("--price", metavar="IN,OUT",
-           help="USD per million tokens instead of the table's; a third number is for cached input")  # fmt: skip
-    option("--max-cost", metavar="USD", type=positive(float),
-           help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
-    option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
-    option("--to-batch", metavar="FILE.jsonl", help="only write the requests, as OpenAI's Batch API takes them")
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is "
            "stdout; .csv or .tsv: a table, and all the rest in FILE.results.jsonl")  # fmt: skip
-    option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
-           help="form of stdout: text, jsonl or csv (default: text on a terminal, else jsonl)")  # fmt: skip
     option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
-    option("--shard", metavar="K/N",
-           help="of those every N-th, from the K-th on, into files named by the shard: for job arrays")  # fmt: skip
-    option("--merge", metavar="FILE", nargs="+", help="only put the results of all shards into one file")
     option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
     option("--overwrite", action="store_true", help="begin the output file anew")
-    option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
-    option("--plot", metavar="FILE", help="picture of what ran when: .png, .svg or .html; needs matplotlib")
-    option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
+    option("--extra", metavar="MODULE", action="append", default=[],
+           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
     option("--version", action="version", version=f"%(prog)s {__version__}")
+    for file in extras:
+        group = parser.add_argument_group(extra_name(file))
+        file.add_arguments(group.add_argument)
     return parser
 
 
@@ -4783,30 +4394,6 @@ def concurrency(text: str) -> list[int | str]:
     return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
 
 
-def price_numbers(text: str) -> list[str]:
-    """Return the numbers of IN,OUT or IN,OUT,CACHED."""
-    try:
-        as_price(text.split(","))
-        return text.split(",")
-    except ValueError:
-        raise UsageError(f"--price {short(text, 40)} is not IN,OUT in USD per million tokens") from None
-
-
-def matching(name: str) -> list[str]:
-    """Return the files that a pattern means, since a shell on Windows passes it as it is; else the name itself."""
-    import glob
-
-    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
-
-
-def shard_numbers(text: str) -> tuple[int, int]:
-    """Return K and N of K/N."""
-    place, _, shards = text.partition("/")
-    if not re.fullmatch("[0-9]{1,9}/[0-9]{1,9}", text) or not 0 < int(place) <= int(shards):
-        raise UsageError(f"--shard {short(text, 40)} is not K/N, the K-th of N shards, such as 1/4 or 4/4")
-    return int(place), int(shards)
-
-
 def parameter(text: str) -> tuple[str, Any]:
     """Return the name and the value of NAME=JSON."""
     name, _, value = map(str.strip, text.partition("="))
@@ -4823,76 +4410,45 @@ def parameter(text: str) -> tuple[str, Any]:
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
 
-def open_sink(args: argparse.Namespace, run: Run) -> tuple[Journal | Printer, Table | None]:
-    """Open what keeps or prints the results; return with it the table that is to be made of them in the end."""
-    journal = pathlib.Path(args.journal)
-    if args.table:
-        check_table(args.table, journal, args.overwrite)
-    separator = SEPARATORS[args.table.suffix.lower()] if args.table else ","
-    table = Table(prompts_of(args), separator) if args.table or args.format == "csv" else None
-    if args.output != "-":
-        return Journal(journal, overwrite=args.overwrite, retry_failed=args.retry_failed, count=run.count), table
-    if table:
-        return Printer(table.line, table.head), None
-    text = args.format == "text" or (args.format is None and sys.stdout.isatty())
-    return Printer(as_text if text else Result.as_line), None
+def open_sink(args: argparse.Namespace) -> Journal | Printer:
+    """Open what keeps or prints the results."""
+    for check in hooked(args.extras, "check"):
+        check()
+    if args.output == "-" and (args.retry_failed or args.overwrite):
+        raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
+    if args.output == "-":
+        check_stdout()
+        return args.printer(args) if args.printer else Printer()
+    return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
-def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
-    """Raise UsageError where a table cannot take the place of what is there, or had better not."""
-    if why := unwritable(path):
-        raise UsageError(f"{why}; choose another file with -o")
-    if not path.exists():
-        return
-    if not overwrite and not (journal.exists() and journal.stat().st_size):
-        what = f"{path} holds something other than results (there is no {journal.name} beside it)"
-        raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
-    try:
-        open(path, "r+b").close()
-    except OSError as failure:
-        advice = "close the program that has it open, or choose another file with -o"
-        raise UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
-
-
-@contextlib.contextmanager
-def demo_server(args: argparse.Namespace) -> Iterator[None]:
-    """Run the stand-in server in a process of its own and point the arguments at it."""
-    script = pathlib.Path(*__path__, "extras", "stand_in.py")
-    if not script.exists():
-        raise UsageError(f"--demo needs the folder extras/ beside {PROGRAM}")
-    command = [sys.executable, str(script), *DEMO_SERVER]
-    environment = dict(os.environ)
-    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
-    options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    with subprocess.Popen(command, text=True, **options) as server:
-        try:
-            ready = server.stdout.readline() if server.stdout else ""
-            if not ready:
-                raise UsageError("the stand-in server did not start")
-            args.base_url, args.api_key_env = ready.split()[-1], ""
-            args.model = args.model or "made-up"  # so that no later run takes these answers for real ones
-            os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
-            yield
-        finally:
-            server.terminate()
-            os.environ.clear()
-            os.environ.update(environment)
+def check_stdout() -> None:
+    """Raise UsageError where there is no standard output."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; name a file with -o")
 
 
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
-    """Yield the first prompts of the file, or of the demo's own, or the shard's of them, numbered from 0.
+    """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
 
     Raises UsageError where there are none at all.
     """
-    prompts = read_prompts(args.source, args.name) if args.source is not None else as_prompts(DEMO_PROMPTS)
+    prompts = read_prompts(args.source, args.name)
     first = list(itertools.islice(prompts, 1))
     if not first:
         raise UsageError(f"{args.name} holds no prompts")
-    place, shards = args.shard or (1, 1)
-    for number, prompt in enumerate(itertools.islice(itertools.chain(first, prompts), place - 1, limit, shards)):
+    chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
+    for extra in args.extras:
+        if hasattr(extra, "select"):
+            chosen = guarded(extra, "select", extra.select(chosen))
+    for number, prompt in enumerate(chosen):
         prompt.number = number
         yield prompt
+
+
+def first_of(prompts: Iterable[Prompt], api: Api) -> Prompt:
+    """Return the first prompt that can be sent, an empty one where there is none."""
+    return next((prompt for prompt in prompts if api.prepare(prompt).error is None), Prompt(0, ""))
 
 
 def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
@@ -4921,7 +4477,7 @@ def check_bulk(args: argparse.Namespace, api: Api) -> None:
 
 def make_run(args: argparse.Namespace, api: Api, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
-    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "max_cost", "price")
+    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
     if not api.submit:
         run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
@@ -4947,369 +4503,39 @@ async def answer_file(args: argparse.Namespace) -> int:
     check_bulk(args, api)
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
-    calls = 1 if args.sequential else args.concurrency
+    calls = 1 if args.sequential else args.calls[0]
     run = make_run(args, api, calls)
-    open_budget(args, api, run)
-    sink, table = open_sink(args, run)
+    sink = open_sink(args)
+    run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
+    run.journal, run.path = sink, sink.path
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         run.notes = Notes(sink.path, api.name, args.overwrite, sink.answers)
         sink.check(map(api.prepare, prompts_of(args)), args.name)
-        ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
+        ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
-            progress = Progress(count_prompts(args), run, sink, quiet, ran.tally)
-            others = keep_synced(run, sink), warn_of_shutdown(run, api, next(prompts_of(args), Prompt(0, "")))
-            beside = [asyncio.ensure_future(work) for work in others]
+            progress = Progress(count_prompts(args), ran, sink, quiet)
+            syncing = asyncio.ensure_future(keep_synced(run, sink))
             try:
                 await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
             finally:
-                for task in beside:
-                    task.cancel()
+                syncing.cancel()
                 progress.close()
-                if run.budget and sink.path:
-                    with contextlib.suppress(OSError):  # said below, where the disk takes no more
-                        run.budget.save(sink.path, not run.running_elsewhere)
         ran.tally.stop()
-        await finish_files(args, ran, sink, table)
+        finish(args, run, sink)
     return report(args, ran, sink)
 
 
-def open_budget(args: argparse.Namespace, api: Api, run: Run) -> None:
-    """Take over what earlier runs have spent, if there is a budget. Raises UsageError where no price is known."""
-    if run.budget is None:
+def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
+    """Put the results into order, if all is done; what cannot be written stops the run."""
+    if run.stopped is not None:
         return
-    usable = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    first = next(usable, Prompt(0, ""))
-    name, run.usual_price = run.price_for(first)
-    if run.usual_price is None:
-        raise UsageError(f"--max-cost: no price is known for {short(name, 60)}; give --price IN,OUT")
-    if api.submit and first.body and run.budget.most_of(first.body, run.usual_price)[1]:
-        raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
-    if args.output != "-" and not args.overwrite:
-        run.budget.load(pathlib.Path(args.journal))
-
-
-async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, table: Table | None) -> None:
-    """Write the table, put the results into order and keep the account; what cannot be written stops the run."""
-    run, path = ran.run, args.table
     try:
-        if table and isinstance(sink, Journal) and (args.begun or args.shard or sink.kept or sink.kept_errors):
-            await table.write(path, sink.results(map(ran.api.prepare, prompts_of(args))))
-            args.tabled = True
-        path = sink.path
-        if run.stopped is None:
-            sink.finish(whole=args.limit is None)
-            if run.notes and not run.notes.stay and args.limit is None:
-                run.notes.remove()
-        if run.budget and path:
-            run.budget.save(path, not run.running_elsewhere)
+        sink.finish(whole=args.limit is None)
+        if run.notes and not run.notes.stay and args.limit is None:
+            run.notes.remove()
     except OSError as failure:
-        run.stop(disk_error(path, failure))
-
-
-class Plan:
-    """What a run would ask and what that costs, for a dry run."""
-
-    SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
-
-    def __init__(self, api: Api, told: Price | None, first: Prompt) -> None:
-        self.asked = 0
-        self.first: Prompt | None = None
-        self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one
-        self.tokens = [0.0, 0.0, 0.0]  # in, out at most, and one for each answer that has no maximum
-        self.costs = [0.0, 0.0, 0.0]  # the same in USD
-        self.prices: dict[str, Price | None] = {}
-        self._api, self._told = api, told
-        self._known = functools.partial(known_price, told, share=api.price_share)
-        self._usual = self._known(api.model_of(first))[1]
-        self._reserve = 0.0  # USD by which a call is counted for more than it is likely to cost, until it has ended
-        self.earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
-        self._left_out: set[str] = set()
-        self._encode, self._how = tokenizer(api.model_of(first) or "")
-        self._bytes = self._counted = 0  # by tiktoken
-
-    def count(self, row: dict[str, Any], offset: int) -> None:
-        """Count a line that the results file holds, and where it stands."""
-        model, tokens = usage_in(row)
-        self._answers += tokens[0] > 0
-        self._answered += tokens[1]
-        if price := self._known(model)[1] or self._usual:
-            self.earlier.count(row, price, offset)
-
-    def add(self, prompt: Prompt) -> None:
-        """Count a prompt that would be sent, or one that cannot be."""
-        if prompt.error is not None:
-            reason = re.sub(r"\d+", "#", prompt.error.message.removeprefix(f"{prompt.where}: "))
-            reason = reason if len(self.errors) < 20 or reason in self.errors else "others"
-            self.errors.setdefault(reason, [0, prompt.error.message])[0] += 1
-            return
-        self.asked += 1
-        self.first = self.first or prompt
-        request = load(prompt.body)
-        if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
-            self._left_out.add("tools and schemas")
-        given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
-        most, answers = told_most(request) if "embeddings" not in prompt.path else (0, 0)
-        tokens = (given + 3 * ("messages" in request), most * answers, 0 if most else answers)
-        name, price = self._known(self._api.model_of(prompt))
-        self.prices[name] = price
-        for kind, count in enumerate(tokens):
-            self.tokens[kind] += count
-            self.costs[kind] += count * price[2 if kind else 0] / 1e6 if price else 0.0
-        if price:
-            self._reserve = max(self._reserve, self.earlier.most_of(prompt.body, price)[0] - given * price[0] / 1e6)
-
-    def _tokens(self, value: Any) -> float:
-        """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
-        if isinstance(value, list):
-            return sum(map(self._tokens, value))
-        if isinstance(value, str):
-            size = len(value.encode(errors="replace"))
-            if self._encode is None or self._bytes > self.SAMPLE:
-                return size * (self._counted / self._bytes if self._bytes else 0.25)
-            count = sum(len(self._encode(value[start : start + 10_000])) for start in range(0, len(value), 10_000))
-            self._bytes += size
-            self._counted += count
-            return count
-        if not isinstance(value, dict):
-            return float(isinstance(value, int))  # a token itself
-        if re.search("image|audio|file", str(value.get("type"))):
-            self._left_out.add("images, audio and files")
-            return 0
-        kept = ("content", "text", "arguments", "output", "refusal")
-        return sum(self._tokens(value[key]) for key in kept if key in value) + 4 * ("role" in value)
-
-    def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what there is to say of tokens, money and time, each with its label."""
-        given, most, untold = (runs * count for count in self.tokens)
-        part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
-        yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
-        outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
-        outs += [f"{100 * untold:,.0f} if an answer has 100 (no maximum is told)"] if untold else []
-        yield "tokens out", "; ".join(outs) or "none"
-        yield from self._money(args.max_cost, runs)
-        limits = [(runs * self.asked - 1, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
-        if least := [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]:
-            yield "time", f"at least {duration(max(least)[0])} at {max(least)[1]}"
-        if self._left_out:
-            yield "besides", f"{' and '.join(sorted(self._left_out))}: not counted"
-
-    def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what it costs, and whether that is within the budget, if there is one."""
-        given, most, token = (runs * cost for cost in self.costs)
-        text = f"about {money(given)} in"
-        if most:
-            text += f" + at most {money(most)} out = at most {money(given + most)}"
-        if token:
-            text += f" + {money(100 * token)} for each 100 tokens of an answer"
-        if token and self._answers:
-            alike = given + most + token * self._answered / self._answers
-            text += f", {money(alike)} if they are like those there"
-        yield "cost", say_cost(f"{text}, without retries", self.prices, bool(self._told))
-        if budget and not all(self.prices.values()):
-            yield "--max-cost", "cannot be kept without a price"
-        elif budget:
-            spent = self.earlier.spent
-            left = budget - spent - given - most - self._reserve
-            answers = plural(math.floor(left / token), "token") if token else ""
-            enough = f"suffices for answers of about {answers}" if token else "suffices"
-            short_of = "may not suffice: the run stops before it is passed, and can go on"
-            already = f", with the {money(spent)} spent already," if spent else ""
-            yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
-
-
-ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
-
-
-def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
-    """Return tiktoken's encoder for the model, None where there is none in time, and how tokens are counted so."""
-    try:
-        import tiktoken
-    except ImportError:
-        return None, "estimated, four bytes a token; pip install tiktoken counts them"
-    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not come in time"]
-
-    def find() -> None:
-        try:
-            try:
-                encoding, doubt = tiktoken.encoding_for_model(model.rpartition("/")[2]), ""
-            except KeyError:
-                encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
-            found[:] = encoding.encode_ordinary, f"counted by tiktoken ({encoding.name}{doubt})"
-        except Exception:  # it downloads the encoding
-            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be had"
-
-    thread = threading.Thread(target=find, daemon=True)
-    thread.start()
-    thread.join(ENCODING_TIMEOUT)
-    return found[0], found[1]
-
-
-def dry_run(args: argparse.Namespace) -> int:
-    """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
-    if args.demo:
-        args.base_url, args.api_key_env, args.model = "http://127.0.0.1:8000/v1", "", args.model or "made-up"
-    api, *_ = [make_api(args, name, dry=True) for name in args.backends]
-    prompts = checked(prompts_of(args, args.limit), api)
-    plan = Plan(api, args.price and as_price(args.price), next(prompts_of(args), Prompt(0, "")))
-    sink: Journal | Printer = Printer()
-    if args.table:
-        check_table(args.table, pathlib.Path(args.journal), args.overwrite)
-    if args.output != "-" and (why := unwritable(args.journal)):
-        raise UsageError(f"{why}; choose another file with -o")
-    if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
-        plan.earlier.load(pathlib.Path(args.journal))
-        sink = Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, count=plan.count, look=True)
-    with sink:
-        sink.check(map(api.prepare, prompts_of(args)), args.name)
-        for prompt in sink.left(prompts):
-            plan.add(prompt)
-    kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
-    runs = len(args.backends) * max(2, len(args.sweep)) if args.compare else 1
-    shard = "shard {}/{} of ".format(*args.shard) if args.shard else ""
-    rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
-    rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
-    if args.output != "-" and not args.overwrite and os.path.exists(running := f"{args.journal}.running"):
-        rows += [("running", f"what is in {running} already, and not asked again")]
-    if kept or failed:
-        rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
-    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
-    rows += plan.rows(args, runs) if plan.asked else []
-    for label, text in rows:
-        row = f"{label:<12}{visible(text)}"
-        print(textwrap.fill(row, 78, subsequent_indent=" " * 12, break_on_hyphens=False))
-    if plan.first is not None:
-        lines = list(map(visible, api.show(plan.first)))
-        lines[40:] = ["…"] * (len(lines) > 40)
-        print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
-    return 0 if not bad else 1 if plan.asked + kept + failed else 2
-
-
-def merge(args: argparse.Namespace) -> int:
-    """Put the shards' results into one file in the input's order; return the exit status."""
-    if args.output == "-" or args.table:
-        advice = f"{args.journal}; the command of the shards without --shard then makes the table" if args.table else ""
-        raise UsageError(f"--merge writes one file of results: -o {advice or 'FILE.jsonl'}")
-    paths, output = shards_in(args.merge), pathlib.Path(args.output)
-    check_new(args, output, "-o")
-    counts = [0, 0]  # failures, answers
-    open_files()
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(held(path)) for path in paths]
-        if output.exists():
-            with held(output):
-                pass
-        draft = stack.enter_context(replacing(output))
-        ends: list[None] = [None] * len(files)
-        for number, prompt in enumerate(itertools.chain(prompts_of(args, args.limit), ends)):
-            turn, place = divmod(number, len(files))
-            line = files[place].readline()
-            answered = is_answer(line, prompt) if prompt else None
-            if answered is not None:
-                draft.write(line.rstrip(b"\r\n") + b"\n")
-                counts[answered] += 1
-            elif prompt or line:
-                refuse_line(args, paths, place, turn + 1, line)
-    if not args.quiet:
-        said = f"{plural(counts[1], 'answer')} and {plural(counts[0], 'failure')} of {plural(len(paths), 'shard')}"
-        say_error(f"{said} merged")
-        say_error(f"results in {output}", indent="  ")
-    return 1 if counts[0] else 0
-
-
-def refuse_line(
-    args: argparse.Namespace, paths: Sequence[pathlib.Path], place: int, number: int, line: bytes
-) -> NoReturn:
-    """Raise UsageError with why this line of a shard, b"" being its end, is not the one that should come next."""
-    path, shard, text = paths[place], f"{place + 1}/{len(paths)}", line.strip(b"\0\r\n ")
-    row, known, total = "", False, 0
-    with contextlib.suppress(ValueError):
-        row = recognised(parse_json(text))[1][16:]
-    if not row and not LINE_START.startswith(text[: len(LINE_START)]):  # nor cut short
-        raise UsageError(f"{path} holds something other than results in line {number}; mend that, and merge again")
-    for prompt in itertools.islice(prompts_of(args, args.limit), place, None, len(paths)):
-        known = known or fingerprint(prompt)[16:] == row
-        total += 1
-    if row and not known:
-        what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
-        raise UsageError(f"{what}; name the input and the -n that the shards were made with")
-    with open(path, "rb") as lines:
-        left = total - sum(one.endswith(b"\n") for one in lines)
-    what = f"{plural(left, 'prompt')} of {total:,} still open" if left > 0 else f"line {number} is not in its place"
-    advice = f"run --shard {shard} again, or name the -n that it was made with"
-    raise UsageError(f"{path} is not finished, {what}; {advice}")
-
-
-def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
-    """Raise UsageError where no file can be written anew."""
-    if why := unwritable(path):
-        raise UsageError(f"{why}; choose another file with {flag}")
-    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
-        raise UsageError(f"{path} is the input; choose another file with {flag}")
-    if path.exists() and not args.overwrite:
-        raise UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
-
-
-def write_batch(args: argparse.Namespace) -> int:
-    """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
-    api = make_api(args, None, dry=True)
-    name_of = custom_ids(prompts_of(args, args.limit))
-    places, files, counts = BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
-    bad, reason = 0, ""
-    open_files()
-    with contextlib.ExitStack() as stack:  # all the files are written, or none
-        for prompt in checked(prompts_of(args, args.limit), api):
-            url = prompt.path.removesuffix(api.query)
-            line = b"" if prompt.error else request_line(name_of(prompt), url, prompt.body)
-            if prompt.error or len(line) > BATCH_BYTES:
-                bad += 1
-                reason = reason or (prompt.error.message if prompt.error else f"{prompt.where}: too long for a Batch")
-                continue
-            number = places.place((url, api.model_of(prompt)), len(line))
-            path = numbered(args.to_batch, number)
-            if number > len(files):
-                check_new(args, path, "--to-batch")
-                files.append(stack.enter_context(replacing(path)))
-            counts[path] += 1
-            files[number - 1].write(line)
-    said = [f"{plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]
-    say_error(*said if not args.quiet else ())
-    if (left := numbered(args.to_batch, len(counts) + 1)).exists():
-        log.warning("%s is of an earlier time: no request of these is in it", left)
-    if bad:
-        log.warning("%s left out: %s", plural(bad, "prompt"), reason)
-    return 1 if bad else 0
-
-
-def numbered(path: str, number: int) -> pathlib.Path:
-    """Return the name of the first file, FILE-2 of the second."""
-    return pathlib.Path(f"{path.removesuffix('.jsonl')}-{number}.jsonl" if number > 1 else path)
-
-
-def custom_ids(prompts: Iterable[Prompt]) -> Callable[[Prompt], str]:
-    """Return the function that names a prompt in a Batch: by its id, or by x-2, x-3 where x is another's.
-
-    An id belongs to the first that has it: of the Batch requests, else of those with an id, else of the line numbers.
-    """
-    owners: dict[str, str] = {}
-    again: collections.Counter[str] = collections.Counter()
-    for prompt in prompts:
-        if prompt.named:
-            name = str(prompt.id)
-            owners[name] = "batch" if prompt.kind == "batch" else owners.get(name, "id")
-
-    def name_of(prompt: Prompt) -> str:
-        name = str(prompt.id)
-        owner = "line" if not prompt.named else "batch" if prompt.kind == "batch" else "id"
-        if owners.get(name, "line") != owner:
-            while (other := f"{name}-{again[name] + 2}") in owners:
-                again[name] += 1
-            name = other
-        if prompt.named or name != str(prompt.id):
-            owners[name] = "taken"
-        return name
-
-    return name_of
+        run.stop(disk_error(sink.path, failure))
 
 
 async def keep_synced(run: Run, sink: Journal | Printer) -> None:
@@ -5319,29 +4545,9 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
         try:
             sink.attend()
             await asyncio.to_thread(sink.sync)
-            if run.budget and sink.path:
-                await asyncio.to_thread(run.budget.save, sink.path, not run.running_elsewhere)
         except OSError as failure:
             run.stop(disk_error(sink.path, failure))
             return
-
-
-async def warn_of_shutdown(run: Run, api: Api, first: Prompt) -> None:
-    """Warn where the server's list of models says that the model has less than 90 days left.
-
-    OpenAI's has a `shutdown_date` (https://platform.openai.com/docs/api-reference/models). Whatever goes wrong here is
-    nobody's business: the run neither waits for this nor fails by it.
-    """
-    import datetime
-
-    model = api.model_of(first)
-    with contextlib.suppress(Exception):
-        listed = (await run.look_up(f"/models{api.query}"))["data"]
-        date = next(entry["shutdown_date"] for entry in listed if entry["id"] == model and entry["shutdown_date"])
-        left = (datetime.date.fromisoformat(date) - datetime.date.today()).days
-        when = f"is to be shut down in {plural(left, 'day')}, on" if left > 0 else "was to be shut down on"
-        if left <= 90:
-            log.warning("%s %s %s: choose another model (-m)", model, when, date)
 
 
 def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: Result) -> None:
@@ -5356,28 +4562,28 @@ def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: 
             result.done = False
             ran.tally.unwritten += result.error is None
             ran.run.stop(disk_error(sink.path, failure))
-        if args.plot and (sink.path is None or result.prompt.kind == "batch"):
-            ran.clocks.append(result.clocks())
     ran.tally.add(result)
 
 
-def disk_error(path: pathlib.Path | None, failure: OSError) -> PromptError:
+def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
 
 
 def count_prompts(args: argparse.Namespace) -> int | None:
     """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
-    place, shards = args.shard or (1, 1)
-    chosen = slice(place - 1, args.limit, shards)
-    if args.source is None:
-        return len(DEMO_PROMPTS[chosen])
+    selecting = [extra for extra in args.extras if hasattr(extra, "select")]
+    if not all(hasattr(extra, "count") for extra in selecting):
+        return None
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         lines, quotes = -(form in SEPARATORS), 0
         for line in file:
             quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
             lines += not quotes % 2 and not line.isspace()
-        return len(range(lines)[chosen])
+        lines = min(lines, args.limit or lines)
+        for extra in selecting:
+            lines = extra.count(lines)
+        return lines
     return None
 
 
@@ -5407,13 +4613,10 @@ def interruptible(run: Run) -> Iterator[None]:
 
 
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
-    """Print the report and the warnings, write and draw what is asked for; return the exit status."""
+    """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
     batches = run.bulk and not getattr(run.bulk.submit, "retries", False)  # whose latencies mean nothing
-    left_out = [*["cost unknown"] * args.demo, *["sum of latencies", "latency"] * bool(batches)]
-    lines = [line for line in tally.lines() if not line.startswith(tuple(left_out))]
-    if run.budget:
-        lines.append(run.budget.said())
+    lines = [line for line in tally.lines() if not (batches and line.startswith(("sum of latencies", "latency")))]
     lines += [f"limit: {known}" for known in run.limiter.learned()]
     if kept := sink.answers if run.stopped else sink.kept:
         lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
@@ -5423,15 +4626,14 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
         tally.note(error)
     failed = tally.failed + len(sink.kept_errors)
     status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
-    results = str(sink.path) if sink.path else None
-    names: dict[str, Any] = {"results": results, "table": str(args.table) if args.tabled else None}
-    names |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, files = conclude(args, [ran], status, sink, **names)
+    args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
+    args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
+    status, more = tell_report(args.extras, [ran], status)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
         say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
-        say_error(*lines, *([f"results in {results}"] if results else []), indent="  ", width=80)
-        say_error(*([f"as a table in {args.table}"] if args.tabled else []), *files, indent="  ")
+        say_error(*lines, *more, indent="  ", width=80)
+        say_error(*([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
@@ -5448,67 +4650,7 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        higher = ", with a higher --max-cost" if reason.error.type == "budget" else ""
-        say_error(f"to continue{higher}: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
-
-
-REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
-OPTIONAL = (
-    "aiohttp", "distributed", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop",
-)  # fmt: skip
-
-
-def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: dict[str, Any]) -> None:
-    """Write all that was said of the runs, and the numbers behind it."""
-    import importlib.metadata
-    import platform
-
-    reason = ran[-1].run.stopped
-    facts = {
-        "report": REPORT_VERSION,
-        "program": f"{PROGRAM} {__version__}",
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "picture": args.plot,
-        "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
-        "command": [ran[-1].api.conceal(without_secrets(word)) for word in args.argv],
-        "input": args.name,
-        "exit_status": status,
-        "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error) or None},
-        **more,
-        "runs": [one.as_dict() for one in ran],
-    }
-    text = json.dumps(facts, indent=2, ensure_ascii=False)
-    text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
-    with replacing(args.report) as file:
-        file.write(f"{text}\n".encode("utf-8", "replace"))
-
-
-def conclude(
-    args: argparse.Namespace, ran: list[Ran], status: int, sink: Journal | Printer, **more: Any
-) -> tuple[int, list[str]]:
-    """Draw and write what --plot and --report ask for; return the exit status and what there is to say of it."""
-    said = []
-    try:
-        if args.plot:
-            kept = args.draws.read(sink.path) if sink.path else ()
-            earlier = sink.kept or sink.kept_errors
-            runs = [(args.name if earlier else one.title(), itertools.chain(kept, one.clocks)) for one in ran]
-            args.draws.draw(args.plot, runs)
-            said.append(f"picture in {args.plot}")
-    except ValueError as failure:  # there is nothing to be seen yet
-        said.append(f"no picture: {failure}")
-    except OSError as failure:
-        status = status or 3
-        say_error(f"{PROGRAM}: cannot write {args.plot}: {failure.strerror or failure}")
-    try:
-        if args.report:
-            write_report(args, ran, status, more)
-            said.append(f"report in {args.report}")
-    except OSError as failure:
-        status = status or 3
-        say_error(f"{PROGRAM}: cannot write {args.report}: {failure.strerror or failure}")
-    return status, said
+        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
 
 
 def without_secrets(word: str) -> str:
@@ -5543,8 +4685,9 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
             print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
 
 
-async def compare(args: argparse.Namespace) -> int:
-    """Run the prompts one at a time and with as many in flight as asked, with each backend; print who won."""
+async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any = None) -> int:
+    """Run the prompts with each of so many calls in flight, with each backend; print who won."""
+    check_stdout()
     ran: list[Ran] = []
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
@@ -5552,48 +4695,44 @@ async def compare(args: argparse.Namespace) -> int:
     for api in apis:
         check_bulk(args, api)
     prompts = list(checked(prompts_of(args, args.limit), apis[0]))
-    article = len(args.sweep) == 1
-    for api, calls in itertools.product(apis, [1, *args.sweep] if article else args.sweep):
+    for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        ran.append(await measure(args, api, calls, prompts, not ran))
+        ran.append(await measure(args, api, calls, prompts))
         if (reason := ran[-1].run.stopped) is not None:
             print(*table(ran), sep="\n")
             if reason.kind == "deadline":  # of all runs together
                 reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
-            status, files = conclude(args, ran, 130 if reason.kind == "interrupted" else 3, Printer(), verdicts=[])
+            args.facts["verdicts"] = []
+            status, files = tell_report(args.extras, ran, 130 if reason.kind == "interrupted" else 3)
             say_error(*files)
             say_stopped(reason, args)
             return status
-    shown = [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")] if article else []
-    said = list(verdicts(ran, article))
+    shown = [] if judge else [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")]
+    said = args.facts["verdicts"] = list((judge or verdicts)(ran))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     for lines in [*shown, table(ran), (line for sentence in said for line in wrapped(sentence, width))]:
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    failed = any(one.tally.failed for one in ran)
-    status, files = conclude(args, ran, 1 if failed else 0, Printer(), verdicts=said)
+    status, files = tell_report(args.extras, ran, int(any(one.tally.failed for one in ran)))
     say_error(*([] if args.quiet else files))
     return status
 
 
-async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt], first: bool) -> Ran:
+async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = make_run(args, api, calls)
+    run.first = prompts[0]
     with interruptible(run):
         async with run:
-            beside = asyncio.ensure_future(warn_of_shutdown(run, api, prompts[0]) if first else asyncio.sleep(0))
             await run.answer(prompts[0])
-            beside.cancel()
-            ran = Ran(api, run, calls, Tally(api.model_of, run.price, api.price_share))
-            progress = Progress(len(prompts), run, None, args.quiet, ran.tally)
+            ran = Ran(api, run, calls, Tally(api.model_of))
+            progress = Progress(len(prompts), ran, None, args.quiet)
 
             def note(result: Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
                     ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
-                if args.plot:
-                    ran.clocks.append(result.clocks())
 
             await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
             ran.tally.stop()

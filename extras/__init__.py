@@ -1,1 +1,72 @@
-"""Options in files of their own."""
+"""The extras' contract: how an option in a file of its own joins a run that does not know it.
+
+A file here has two functions. Its docstring is its manual; the first line heads its group in --help.
+
+    add_arguments(option)   its flags: `option` is an argparse group's add_argument
+    create(args)            check them, and return the object that does the work; None if they ask for nothing.
+                            UsageError is for what cannot be; nothing is open or sent by then. It may change `args`
+
+`args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
+and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
+finishes each request's body; `printer`, what makes the Printer of standard output; `taken`, what other files are by
+their real paths, and `writes`, a list to which a flag and its file are added if the extra writes one: nothing is
+written over. `facts` go into --report.
+
+The object may have any of these methods. In Python one is passed as it is: run(prompts, send, extras=[Budget(5)]).
+
+    command()               do something else instead of a run; return the exit status, or None to go on
+    select(prompts)         wrap the lazy input: leave out, expand, attach. It is read more than once; a prompt's
+                            `number` is its place in what comes out and is set afterwards
+    count(lines)            how many prompts `select` leaves of so many, for the progress (None: unknown)
+    session(run)            an async context manager around all calls; a run's own tasks begin here
+    wrap(attempt)           wrap `async attempt(prompt) -> Reply`, one try to answer a prompt, composed once before the
+                            run. It raises PromptError, of which `again` is the request to send next time (a try that
+                            is counted) and `keep` a Reply whose text stays in the row beside the error. What it awaits
+                            before the call is cut short by `await run.wait_or_stop(...)`; `run.open[prompt.number]` is
+                            the Result in the making, whose `attempts` grows when the request is sent
+    on_result(result)       after a result was recorded
+    status(ran)             a few words for the progress
+    report(ran, status)     when all is written: write files, yield lines of the report. `ran` is a list with one entry
+                            for each run (several with --compare), of which `run`, `api` and `tally` are useful
+
+Wraps lie around one another in this index's order, the first one outermost; reports come in the same order. What goes
+wrong in one of these is one sentence that names the file. A bug before the first call ends the command, one during the
+run stops it in good order, and one in `report` costs the rest of that report alone.
+
+Two hooks that httpx or WSGI do not have proved necessary: `status`, because money belongs in the progress, and `count`,
+because a shard's progress would be wrong by the number of shards.
+
+A third party's file is loaded by `--extra package.module`. It uses the core's public names, and in this folder and in
+backends/ they are reached as `core`: the module that has loaded the file, whatever it is called.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import concurrent_prompts as core
+
+    __all__ = ["core"]
+
+# file: the flags and the suffixes that load it; "" is every run
+INDEX = {
+    "demo": ("--demo",),
+    "shards": ("--shard", "--merge"),
+    "prices": ("", "--price"),
+    "budget": ("--max-cost",),
+    "dry_run": ("--dry-run",),
+    "to_batch": ("--to-batch",),
+    "sweep": ("--compare",),
+    "text": ("", "--format"),
+    "table": (".csv", ".tsv"),
+    "shutdown": ("",),
+    "plot": ("--plot",),
+    "report": ("--report",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return the core, when it is asked for: the stand-in server does without."""
+    if name == "core":
+        return importlib.import_module(__name__.rpartition(".")[0] or "concurrent_prompts")
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -24,10 +24,10 @@ import sys
 import time
 import warnings
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from concurrent_prompts import WAITS, duration, parse_json, plural, replacing, times, unwritable
+from . import core
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,11 +76,61 @@ STYLE: Any = {
 }
 
 
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--plot", metavar="FILE", help="picture of what ran when: .png, .svg or .html; needs matplotlib")
+
+
+def create(args: argparse.Namespace) -> Plot | None:
+    """Return what draws."""
+    return Plot(args) if args.plot else None
+
+
+class Plot:
+    """The picture of a run, or of all runs of a comparison."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            check(args.plot)
+        except ValueError as problem:
+            raise core.UsageError(f"--plot: {problem}") from None
+        args.writes.append(("--plot", args.plot))
+        self._args = args
+        self._clocks: list[list[dict[str, Any]]] = []  # of each run, what is in no file
+        self._unkept = False
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Begin another run."""
+        self._clocks.append([])
+        self._unkept = run.path is None
+        yield
+
+    def on_result(self, result: core.Result) -> None:
+        """Keep the clocks that no results file holds: those of standard output, of comparisons and of Batch lines."""
+        if result.done and (self._unkept or result.prompt.kind == "batch"):
+            self._clocks[-1].append(result.clocks())
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Draw, and yield where the picture is."""
+        path, facts = self._args.plot, self._args.facts
+        kept = read(ran[0].run.path) if ran[0].run.path else ()
+        earlier = facts.get("kept") or facts.get("kept_failed")
+        names = [self._args.name if earlier else one.title() for one in ran]
+        try:
+            draw(path, [*zip(names, (itertools.chain(kept, clocks) for clocks in self._clocks), strict=True)])
+            yield f"picture in {path}"
+        except ValueError as failure:  # there is nothing to be seen yet
+            yield f"no picture: {failure}"
+        except OSError as failure:
+            raise core.disk_error(path, failure) from None
+
+
 def check(path: str) -> None:
     """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
     if not path.lower().endswith(SUFFIXES):
         raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if why := unwritable(path):
+    if why := core.unwritable(path):
         raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("a picture needs matplotlib: pip install matplotlib")
@@ -93,7 +143,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
     """
     with open(path, "rb") as file:
         for line in file:
-            if isinstance(row := parse_json(line), dict):
+            if isinstance(row := core.parse_json(line), dict):
                 yield row
 
 
@@ -111,7 +161,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> 
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
-        with replacing(path) as file:
+        with core.replacing(path) as file:
             file.write(as_page(found, picture) if kind == "html" else picture)
 
 
@@ -233,9 +283,9 @@ def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
     """Return what a bar says when it is pointed at."""
     parts = [f"sent {row['attempts']:.0f} times"] if row["attempts"] > 1 else []
-    waits = zip(WAITS.values(), clocks[1:5], strict=True)
-    parts += [f"{duration(wait)} {words}" for words, wait in waits if wait >= 0.0005]
-    parts += [f"latency {duration(clocks[5])}"]
+    waits = zip(core.WAITS.values(), clocks[1:5], strict=True)
+    parts += [f"{core.duration(wait)} {words}" for words, wait in waits if wait >= 0.0005]
+    parts += [f"latency {core.duration(clocks[5])}"]
     if (error := row.get("error")) is not None:
         parts += [f"failed: {error.get('type') if isinstance(error, Mapping) else error}"]
     return f"{clean(str(row.get('id')), 60)}: {clean(', '.join(parts))}"
@@ -377,20 +427,20 @@ def summary(run: Run) -> str:
     """Return a run in a sentence."""
     failed = f", {run.failed.sum():,} failed" if run.failed.any() else ""
     total = float(run.answers.sum())
-    faster = f"latencies add up to {duration(total)}: {times(total / run.wall)} faster than one after another"
-    begin = f"{plural(len(run.begin), 'prompt')} in {duration(run.wall)}{failed}"
+    faster = f"latencies add up to {core.duration(total)}: {core.times(total / run.wall)} faster than one after another"
+    begin = f"{core.plural(len(run.begin), 'prompt')} in {core.duration(run.wall)}{failed}"
     return f"{begin}, {faster}" if total > 1.05 * run.wall else begin
 
 
 def against(run: Run, first: Run) -> str:
     """Return the title of a run among several: its time, and how much faster than the first it gave as many answers."""
-    text = f"{run.title}: {duration(run.wall)}"
+    text = f"{run.title}: {core.duration(run.wall)}"
     if len(run.begin) != len(first.begin):
-        text += f" for {plural(len(run.begin), 'prompt')}"
+        text += f" for {core.plural(len(run.begin), 'prompt')}"
     if run.failed.any():
         text += f", {run.failed.sum():,} failed"
     if len(run.answers) == len(first.answers) > 0 and first.wall > 1.05 * run.wall:
-        text += f", {times(first.wall / run.wall)} faster"
+        text += f", {core.times(first.wall / run.wall)} faster"
     return text
 
 
@@ -459,7 +509,7 @@ def head(axes: Axes, runs: Sequence[Run], count: int, span: float) -> None:
     if len(runs) > 1:
         most, least = (pick(len(run.begin) for run in runs) for pick in (max, min))
         title = f"{len(runs)} of {count} runs" if count > len(runs) else f"{len(runs)} runs"
-        text = f"{plural(most, 'prompt')}{' each' if most == least else ' at most'}, {day(runs[0])}"
+        text = f"{core.plural(most, 'prompt')}{' each' if most == least else ' at most'}, {day(runs[0])}"
         above = 20
     seen = [state for state in range(5) if any((end - begin > span / 1000).any() or (state >= FAILED and len(row))
                                                for row, begin, end in (run.spans[state] for run in runs))]  # fmt: skip
@@ -571,7 +621,7 @@ def mark_cuts(axes: Axes, run: Run, span: float, labels: bool = False) -> None:
         axes.axvline(at, color="black", linestyle=":", linewidth=1)
         if labels and at - last > 0.1 * span:
             last = at
-            axes.annotate(f"{duration(length)} later", (at, 1), (2, -2), xycoords=("data", "axes fraction"),
+            axes.annotate(f"{core.duration(length)} later", (at, 1), (2, -2), xycoords=("data", "axes fraction"),
                           textcoords="offset points", va="top", size=8, ha="left" if at < 0.85 * span else "right",
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})  # fmt: skip
 
@@ -681,7 +731,7 @@ def latencies(axes: Axes, runs: Sequence[Run]) -> None:
     for place, (name, value) in enumerate(percentiles(values).items()):
         axes.axvline(value, 0, 0.95 - 0.13 * place, color="black", linewidth=1)
         right = value > (math.sqrt(low * high) if many else (low + high) / 2)
-        axes.annotate(f"{name} {duration(value)}", (value, 0.95 - 0.13 * place), (-3 if right else 3, 0),
+        axes.annotate(f"{name} {core.duration(value)}", (value, 0.95 - 0.13 * place), (-3 if right else 3, 0),
                       xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
                       ha="right" if right else "left", size=8)  # fmt: skip
     scale(axes, "answers", 1.7 * counts.max())
@@ -736,11 +786,12 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
     if count:
         answers = run.answers
         yield "began", day(run)
-        yield "wall time", duration(run.wall)
-        yield "sum of latencies", duration(float(answers.sum()))
-        yield from ((f"latency {name}", duration(value)) for name, value in percentiles(answers).items())
+        yield "wall time", core.duration(run.wall)
+        yield "sum of latencies", core.duration(float(answers.sum()))
+        yield from ((f"latency {name}", core.duration(value)) for name, value in percentiles(answers).items())
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
-        yield from ((f"spent {words}", duration(wait)) for words, wait in zip(WAITS.values(), run.waits, strict=True))
+        waits = zip(core.WAITS.values(), run.waits, strict=True)
+        yield from ((f"spent {words}", core.duration(wait)) for words, wait in waits)
 
 
 def as_page(runs: Sequence[Run], svg: bytes) -> bytes:

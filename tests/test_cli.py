@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from concurrent_prompts.extras import shutdown
 from concurrent_prompts.extras.stand_in import main as stand_in_main
 from test_backends import reply, scripted
 
@@ -348,7 +349,7 @@ UNUSABLE = {
     "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
     "a report elsewhere": (
         ["prompts.txt", "--report", "no/r.json"],
-        "--report: no/r.json cannot be written: there is no folder no; name another file",
+        "no/r.json cannot be written: there is no folder no; choose another file with --report",
     ),
     "a report that is none": (["prompts.txt", "--report", "r.txt"], "r.txt: the name of a report ends in .json"),
     "a report for the input": (["table.json", "--report", "table.json"], "table.json is the input; choose another"),
@@ -525,7 +526,7 @@ def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
         return "".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
 
-    help_text = concurrent_prompts.build_parser().format_help()
+    help_text = concurrent_prompts.build_parser(concurrent_prompts.extra_files(["--help"])).format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
     options = help_text[help_text.index("positional arguments:") :]
     assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
@@ -604,7 +605,7 @@ async def test_a_list_of_models_that_is_none_costs_nothing(caplog, listing):
     async with scripted(lambda head, body: reply(listing) if listing is not None else None) as (url, log):
         api = load_backend("stdlib", base_url=url)
         async with concurrent_prompts.Run(api) as run:
-            await concurrent_prompts.warn_of_shutdown(run, api, concurrent_prompts.Prompt(0, ""))
+            await shutdown.warn_of_shutdown(run)
     assert len(log) == 1 and log[0][0].startswith(b"GET /v1/models ") and not caplog.records
 
 

@@ -13,9 +13,11 @@ import sys
 import time
 
 import pytest
+from concurrent_prompts.extras.table import Table
+from concurrent_prompts.extras.text import as_text
 
 import concurrent_prompts
-from concurrent_prompts import Error, Printer, Progress, Prompt, Result, Run, Table, as_prompts, as_text, main
+from concurrent_prompts import Error, Printer, Progress, Prompt, Ran, Result, Run, Tally, as_prompts, main
 
 SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
 
@@ -291,25 +293,25 @@ def test_the_same_request_as_a_batch_line_and_as_a_row(here, stand_in, reverse):
 
 
 def test_a_journal_that_is_cut_off_during_the_run_brings_no_table_down(here, stand_in, monkeypatch):
-    original = concurrent_prompts.Table.write
+    original = Table.write
 
     async def changed(self, path, results):
         os.truncate("out.csv.results.jsonl", 10)
         await original(self, path, results)
 
-    monkeypatch.setattr(concurrent_prompts.Table, "write", changed)
+    monkeypatch.setattr(Table, "write", changed)
     assert main(["prompts.txt", "-o", "out.csv", "-q", "--base-url", stand_in().url]) == 0
     assert all(row[3].startswith("not_answered") for row in table("out.csv")[1:])
 
 
 def test_an_input_that_changes_during_the_run_puts_no_answer_beside_another_prompt(here, stand_in, monkeypatch):
-    original = concurrent_prompts.Table.write
+    original = Table.write
 
     async def changed(self, path, results):
         pathlib.Path("prompts.txt").write_text("A new one?\nWhat is two?\nWhat is one?\n")
         await original(self, path, results)
 
-    monkeypatch.setattr(concurrent_prompts.Table, "write", changed)
+    monkeypatch.setattr(Table, "write", changed)
     assert main(["prompts.txt", "-o", "out.csv", "-q", "--base-url", stand_in().url]) == 0
     found = table("out.csv")[1:]
     assert [bool(row[2]) for row in found] == [False, True, False]
@@ -337,7 +339,7 @@ UNUSABLE = {
     "a workbook": (["-o", "a.XLSX"], "not as .xlsx"),
     "two forms": (["-o", "a.csv", "--format", "csv"], "--format is for standard output (-o -)"),
     "a form of no output": (["--format", "text"], "--format is for standard output (-o -)"),
-    "a form of a comparison": (["--compare", "--format", "text"], "leave out -o, --format"),
+    "a form of a comparison": (["--compare", "--format", "text"], "leave out --format"),
     "no folder": (["-o", "no/a.csv"], "no/a.csv cannot be written: there is no folder no"),
     "a folder": (["-o", "dir.csv"], "dir.csv is not a regular file"),
 }
@@ -448,7 +450,7 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
         monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(Progress, "EVERY", 0.001)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress(3, Run(lambda prompt: None), None, False)
+    progress = Progress(3, Ran(None, Run(lambda prompt: None), 1, Tally()), None, False)
     while not sys.stderr.buffer.getvalue().count(b"3 done"):
         await asyncio.sleep(0)
     progress.close()

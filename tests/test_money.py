@@ -10,9 +10,12 @@ import sys
 import types
 
 import pytest
+from concurrent_prompts.extras import demo, dry_run
+from concurrent_prompts.extras.budget import Budget
+from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
 
 import concurrent_prompts
-from concurrent_prompts import Api, Run, as_price, main, money, price_of, run, token_counts
+from concurrent_prompts import Api, Run, main, run, token_counts
 
 PRICE = 1.0, 4.0  # USD per million tokens in, out
 
@@ -82,8 +85,8 @@ def test_an_own_snapshot_has_its_own_price():
 
 def test_cached_tokens_are_part_of_those_in():
     price = as_price((10, 50, 1))
-    assert concurrent_prompts.cost_of([1000, 100, 400, 0], price) == pytest.approx((600 * 10 + 400 + 5000) / 1e6)
-    assert concurrent_prompts.cost_of([10, 0, 400, 0], price) == pytest.approx(10 / 1e6)  # nonsense
+    assert cost_of([1000, 100, 400, 0], price) == pytest.approx((600 * 10 + 400 + 5000) / 1e6)
+    assert cost_of([10, 0, 400, 0], price) == pytest.approx(10 / 1e6)  # nonsense
     assert as_price(["2", " 8"]) == (2, 2, 8)
 
 
@@ -205,7 +208,7 @@ def lengths(seed, told=None):
         answered = max(1, int(math.exp(draw.gauss(math.log(200), 1.0))))
         answered = min(answered, told) if told else answered
         await asyncio.sleep(answered / 1e6)
-        billed.append(concurrent_prompts.cost_of([asked, answered, 0], as_price(PRICE)))
+        billed.append(cost_of([asked, answered, 0], as_price(PRICE)))
         return reply("x" * answered, asked, answered)
 
     return api_of(answer, params={"max_completion_tokens": told} if told else {}), billed
@@ -270,7 +273,7 @@ def test_what_may_have_been_billed_is_counted(failure, counted):
         async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.3) as work:
             for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
                 await work.answer(prompt)
-            return work.budget, len(prompt.body)
+            return work.extra("budget"), len(prompt.body)
 
     budget, size = asyncio.run(go())
     assert budget.spent - budget.assumed == pytest.approx(0.00082)
@@ -324,7 +327,7 @@ def test_a_budget_is_the_jobs_not_the_runs(prompts, backend, capsys, tmp_path):
     first = len(requests)
     assert 0 < first * 0.00082 <= 0.01
     words = " ".join(capsys.readouterr().err.split())
-    assert "is spent and a call may cost" in words and "to continue, with a higher --max-cost:" in words
+    assert "is spent and a call may cost" in words and "give a higher --max-cost" in words and "to continue: " in words
     assert main([*command, "0.01"]) == 3 and len(requests) == first
     assert "of it $" in capsys.readouterr().err
     assert main([*command, "0.02"]) == 3 and first < len(requests)
@@ -445,7 +448,7 @@ def test_a_dry_run_says_what_it_does_not_know(tmp_path, capsys, offline):
 
 
 def test_a_dry_run_starts_no_server(capsys, monkeypatch, offline):
-    monkeypatch.setattr(concurrent_prompts, "demo_server", None)
+    monkeypatch.setattr(demo, "demo_server", None)
     status, out = dry(capsys, "--demo")
     assert status == 0 and "made-up" in out
 
@@ -468,7 +471,7 @@ def test_a_slow_download_is_not_waited_for(prompts, capsys, monkeypatch):
     module = types.ModuleType("tiktoken")
     module.encoding_for_model = lambda model: end.wait(60)
     monkeypatch.setitem(sys.modules, "tiktoken", module)
-    monkeypatch.setattr(concurrent_prompts, "ENCODING_TIMEOUT", 0.01)
+    monkeypatch.setattr(dry_run, "ENCODING_TIMEOUT", 0.01)
     status, out = dry(capsys, prompts)
     end.set()
     assert status == 0 and "did not come in time" in " ".join(out.split())
@@ -512,7 +515,7 @@ def test_an_interrupted_wait_for_the_budget_ends():
     async def go():
         answer, requests = constant(reply())
         async with Run(api_of(answer), max_cost=1, price=PRICE) as work:
-            budget = work.budget
+            budget = work.extra("budget")
             most = budget.most_of(b'{"max_tokens":10}', as_price(PRICE))
             assert budget.admit(most)  # under way for ever
             prompts = list(work.admit(concurrent_prompts.as_prompts(["?", "?"])))
@@ -562,14 +565,14 @@ def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp
 )
 def test_a_damaged_account_is_no_account(told, tmp_path, caplog):
     (tmp_path / "r.jsonl.spent").write_text(told, "latin-1")
-    budget = concurrent_prompts.Budget(1)
+    budget = Budget(1)
     budget.load(tmp_path / "r.jsonl")
     assert budget.spent == 0 and "r.jsonl.spent is damaged" in caplog.text
 
 
 def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
     (tmp_path / "r.jsonl.spent").write_text('{"spent": 0.5, "most": 0, "calls": 0, "size": 100}')
-    budget = concurrent_prompts.Budget(1)
+    budget = Budget(1)
     budget.load(tmp_path / "r.jsonl")
     row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 50_000}, "request": "r"}
     for offset, spent in ((0, 0.5), (99, 0.5), (100, 0.55), (200, 0.6)):
@@ -578,7 +581,7 @@ def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
 
 
 def test_calls_that_are_killed_count_like_the_mean(tmp_path):
-    budget, results = concurrent_prompts.Budget(100), tmp_path / "r.jsonl"
+    budget, results = Budget(100), tmp_path / "r.jsonl"
     results.write_text("x" * 10)
     for _ in range(4):
         assert budget.admit((10.0, 0.0))
@@ -586,7 +589,7 @@ def test_calls_that_are_killed_count_like_the_mean(tmp_path):
     for _ in range(8):
         assert budget.admit((10.0, 0.0))
     budget.save(results)
-    again = concurrent_prompts.Budget(100)
+    again = Budget(100)
     again.load(results)
     assert again.spent == pytest.approx(4 * 0.25 + 8 * 10), "at the most, as long as no line tells a mean"
     row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 250_000}, "request": "r"}
@@ -596,7 +599,7 @@ def test_calls_that_are_killed_count_like_the_mean(tmp_path):
 
 
 def test_pictures_are_counted_before_they_are_known():
-    budget = concurrent_prompts.Budget(1)
+    budget = Budget(1)
     parts = b'[{"type":"image_url","image_url":{"url":"https://x"}},{"type":"text","text":"?"}]'
     most, _ = budget.most_of(b'{"max_tokens":10.0,"messages":[{"content":' + parts + b"}]}", (1.0, 1.0, 1.0))
     assert 3000 < most * 1e6 < 3200

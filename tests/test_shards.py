@@ -12,6 +12,7 @@ import time
 import tracemalloc
 
 import pytest
+from concurrent_prompts.extras.shards import in_shard
 
 import concurrent_prompts
 from concurrent_prompts import Journal, Prompt, Result, main, read_prompts, request_line
@@ -145,7 +146,7 @@ def test_the_default_output_of_a_merge_is_that_of_one_run(answer):
 ])  # fmt: skip
 def test_names(here, given, named):
     (here / "a.b").mkdir()
-    assert concurrent_prompts.in_shard(given, 2, 4) == named
+    assert in_shard(given, 2, 4) == named
 
 
 def test_everything_is_named_by_the_shard(answer, here):

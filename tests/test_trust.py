@@ -19,6 +19,7 @@ import traceback
 import urllib.parse
 
 import pytest
+from concurrent_prompts.extras import demo
 from test_backends import NAMES, reply, scripted
 
 import concurrent_prompts
@@ -279,9 +280,9 @@ def test_no_secret_shows_where_the_arguments_cannot_be_used(shown, case):
 
 
 def test_no_secret_is_in_a_child_process(shown, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "DEMO_SERVER", ("--port", "0", "--exit-on-eof"))  # without its latency
+    monkeypatch.setattr(demo, "DEMO_SERVER", ("--port", "0", "--exit-on-eof"))  # without its latency
     status, text = shown("--demo", "-n", "1", "-b", "stdlib", "-v")
-    assert status == 0 and "stand_in.py" in text
+    assert status == 0 and "extras.stand_in" in text
     assert_secret(text)
 
 
@@ -549,7 +550,7 @@ def test_a_report_that_cannot_be_written_is_named_and_costs_no_answer(here, caps
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(concurrent_prompts, "write_report", full)
+    monkeypatch.setattr(concurrent_prompts, "replacing", full)
     with serving(lambda head, body: reply()) as (url, _):
         assert main(["prompts.txt", "--base-url", url, "--report", "r.json"]) == 3
     err = capsys.readouterr().err

@@ -1,0 +1,324 @@
+"""--max-cost USD: stop before a job, with what its results file holds already, would cost more.
+
+What is spent is kept beside the results, in FILE.spent, so that no run forgets what another has paid. A bulk backend
+asks the budget itself before it takes a block of requests (`run.extra("budget")`): a batch cannot be stopped half way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import math
+import pathlib
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+from . import core
+from .prices import Price, as_price, cost_of, known_price, money, usage_in
+
+core.HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
+core.HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+
+def max_output_tokens(request: dict[str, Any]) -> tuple[int, int]:
+    """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
+
+    def told(least: int, *names: str) -> int:
+        found: list[int] = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
+        return max([least, *found])
+
+    texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
+    many = len(texts) if isinstance(texts, list) and texts and not isinstance(texts[0], int) else 1
+    return told(0, "max_completion_tokens", "max_tokens", "max_output_tokens"), told(1, "n", "best_of") * many
+
+
+class Budget:
+    """What a job may cost, in USD: a call goes out where that holds even if it and those under way cost the most.
+
+    The most is a token for each byte that it sends, PART for each picture or file, and the answer's maximum where the
+    request tells one. Where it does not, it is the longest answer so far and, while few are known, more; the first call
+    goes out alone, and then half as many as there are answers (of those under way, the short ones come first), unless
+    there is room for answers ROOM times as long. What a call has cost instead is taken from its usage; a reply that was
+    lost, or that tells none, is counted at the most: it may have been billed. What is spent is kept in a small file
+    beside the results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted
+    in it like the mean.
+    """
+
+    PART, ROOM = 3000, 16
+    PARTS = re.compile(rb'"type":"(?:image_url|input_image|input_audio|input_file|file)"')
+
+    def __init__(self, most: float, price: Iterable[float] | None = None) -> None:
+        if not most > 0:
+            raise ValueError("max_cost is greater than 0")
+        self.most = most
+        self.price = None if price is None else as_price(price)
+        self._usual: Price | None = None  # of what does not name a model with a price
+        self.spent = self.earlier = self.assumed = 0.0  # all; of it by earlier runs, and without a usage to know it
+        self._calls, self._fixed, self._open = 0, 0.0, 0.0  # under way: how many, and the sums of what they may cost
+        self._answers = self._ended = 0
+        self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
+        self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
+        # That: what was spent, the most that the calls under way might cost, their number, the results file's length.
+        self._account = 0.0, 0.0, 0, sys.maxsize
+        self._saving = threading.Lock()  # a thread of the last second may be at it still
+        self._queue = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    def most_of(self, body: bytes, price: Price) -> tuple[float, float]:
+        """Return the most that a request may cost, and for each token of the longest answer if it tells no maximum."""
+        most, answers = max_output_tokens(core.parse_json(body))
+        told = max(most, self._beyond) * answers if most else 0
+        given = len(body) * self._dearest + self.PART * len(self.PARTS.findall(body))
+        return cost_of((given, told, 0), price), 0.0 if most else price[2] * answers / 1e6
+
+    def in_all(self, fixed: float, per_token: float) -> float:
+        """Return what that comes to, with more than the longest answer so far while few are known."""
+        return fixed + per_token * self._longest * (1 + 4 / max(1, self._answers))
+
+    def likely(self, most: float, calls: int = 1) -> float:
+        """Return what calls of which nothing more is known are likely to have cost: the mean, and no more than that."""
+        return min(most, calls * self.spent / self._ended) if self._ended and calls else most
+
+    def admit(self, most: tuple[float, float], in_turn: bool = False) -> bool:
+        """Reserve what a call may cost, if that fits and it is its turn."""
+        fixed, per_token = self._fixed + most[0], self._open + most[1]
+        left = self.most - self.spent - fixed
+        ample = not per_token or (self._answers and per_token * self._longest * self.ROOM <= left)
+        fits = (ample or self._calls <= self._answers // 2) and self.in_all(0, per_token) <= left
+        if not fits or (self._queue.locked() and not in_turn):
+            return False
+        self._calls, self._fixed, self._open = self._calls + 1, fixed, per_token
+        return True
+
+    async def acquire(self, most: tuple[float, float]) -> bool:
+        """Reserve it once it fits; return False where it does not although nothing else is under way."""
+        async with self._queue:
+            while not (fits := self.admit(most, in_turn=True)) and self._calls:
+                self._changed.clear()
+                await self._changed.wait()
+        return fits
+
+    def used_up(self, most: tuple[float, float]) -> core.PromptError:
+        """Return the error that ends a run which cannot make one more such call."""
+        spent = f"{money(self.spent)} of {money(self.most)} is spent"
+        return core.PromptError("budget", f"{spent} and a call may cost {money(self.in_all(*most))}", "stop")
+
+    def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
+        """Put what a call has cost in the place of what was reserved for it."""
+        self._calls -= 1
+        self._ended += 1
+        self._fixed, self._open = (self._fixed - most[0], self._open - most[1]) if self._calls else (0.0, 0.0)
+        self.spent += cost
+        self.assumed += cost if assumed else 0.0
+        self._changed.set()
+
+    def learn(self, body: bytes, asked: float, answered: float) -> None:
+        """Learn from the tokens of an answer."""
+        most, answers = max_output_tokens(core.parse_json(body))
+        self._answers += 1
+        self._dearest = max(self._dearest, asked / len(body))
+        if not most:
+            self._longest = max(self._longest, answered / answers)
+        elif answered > most * answers:
+            self._beyond = max(self._beyond, answered / answers)
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the budget and what of it is spent, in USD."""
+        return {"most": self.most, "spent": self.spent, "earlier": self.earlier, "assumed": self.assumed}
+
+    def said(self) -> str:
+        """Return what of it is spent, for the report."""
+        parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed where no usage was told"))
+        told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
+        passed = ": what a call costs is not always known beforehand" if self.spent > self.most > self.earlier else ""
+        return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
+
+    def load(
+        self, results: pathlib.Path, price_of_row: Callable[[dict[str, Any]], Price | None] = lambda row: None
+    ) -> None:
+        """Take over the account of the runs before this one, and count the lines of their results file."""
+        self._read_account(results)
+        for offset, row in core.read_results(results) if results.exists() else ():
+            if price := price_of_row(row):
+                self.count(row, price, offset)
+
+    def _read_account(self, results: pathlib.Path) -> None:
+        try:
+            told = core.parse_json(beside_results(results).read_bytes())
+            spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
+            if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
+                raise ValueError
+            self._account = spent, most, int(calls), int(size)
+            self._take_over()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError):
+            core.log.warning("%s is damaged: what is spent is taken from the results", beside_results(results))
+
+    def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
+        """Count what a line of the results file has cost, by its usage."""
+        tokens = usage_in(row)[1]
+        self._answers += tokens[1] > 0
+        self._ended += any(tokens)
+        self._longest = max(self._longest, tokens[1])
+        self._lines += cost_of(tokens, price)
+        self._later += cost_of(tokens, price) if offset >= self._account[3] else 0.0
+        self._take_over()
+
+    def _take_over(self) -> None:
+        spent, most, calls, _ = self._account
+        self.spent = max(self._lines, spent + self._later)
+        self.earlier = self.spent = max(self._lines, spent + self._later + self.likely(most, calls))
+
+    def save(self, results: pathlib.Path, lost: bool = True) -> None:
+        """Keep what is spent, and what is under way if that may be `lost`. Raises OSError if that fails."""
+        most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
+        account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
+        with self._saving, core.replacing(beside_results(results)) as file:
+            file.write(core.dump(account))
+
+    cost_of = staticmethod(cost_of)
+
+    # -- the hooks
+
+    def price_for(self, prompt: core.Prompt) -> tuple[str, Price | None]:
+        """Return the model that a prompt is sent to, and its price."""
+        return known_price(self.price, self._run.api.model_of(prompt), share=self._run.api.price_share)
+
+    def _price_of_row(self, row: dict[str, Any]) -> Price | None:
+        share = self._run.api.price_share
+        return known_price(self.price, usage_in(row)[0], share=share)[1] or self._usual
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Take over what earlier runs have spent, and keep the account once a second.
+
+        Raises UsageError if no price is known, ValueError for a function of the user's own, whose usage is not seen.
+        """
+        if not hasattr(run.api, "price_share"):
+            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
+        self._run = run
+        name, self._usual = self.price_for(run.first)
+        if self._usual is None:
+            raise core.UsageError(f"--max-cost: no price is known for {core.short(name, 60)}; give --price IN,OUT")
+        if run.path and not run.overwrites:
+            self.load(run.path, self._price_of_row)
+        keeper = asyncio.ensure_future(self._keep()) if run.path else None
+        try:
+            yield
+        finally:
+            if keeper:
+                keeper.cancel()
+                with contextlib.suppress(OSError):  # told by `report`, if the disk still takes no more
+                    self._save()
+
+    def _save(self) -> None:
+        assert self._run.path
+        self.save(self._run.path, not self._run.running_elsewhere)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            try:
+                await asyncio.to_thread(self._save)
+            except OSError as failure:
+                self._run.stop(core.disk_error(self._run.path, failure))
+                return
+
+    def wrap(self, attempt: core.Attempt) -> core.Attempt:
+        """Attempt a prompt when that fits into the budget, which the run ends with, and see what it has cost."""
+
+        async def paid(prompt: core.Prompt) -> core.Reply:
+            name, price = self.price_for(prompt)
+            if price is None:
+                text = f"{prompt.where}: no price is known for {core.short(name, 60)}"
+                raise core.PromptError("unknown_price", text)
+            most = self.most_of(prompt.body, price)
+            result = self._run.open[prompt.number]
+            await self._reserve(most, result)
+            return await self._settled(attempt, prompt, result, most, price)
+
+        return paid
+
+    async def _reserve(self, most: tuple[float, float], result: core.Result) -> None:
+        if self._run.stopped or not self.admit(most):
+            began = self._run.clock()
+            if not await self._run.wait_or_stop(self.acquire(most)):
+                raise self._run.stop_error() if self._run.stopped else self.used_up(most)
+            result.slot_wait += self._run.clock() - began
+
+    async def _settled(
+        self, attempt: core.Attempt, prompt: core.Prompt, result: core.Result, most: tuple[float, float], price: Price
+    ) -> core.Reply:
+        """Attempt it, and put what that has cost in the place of what was reserved."""
+        before, cost, assumed = result.attempts, 0.0, False
+        try:
+            reply = await attempt(prompt)
+            cost, assumed = self.price_reply(prompt, reply, most, price)
+            return reply
+        except core.PromptError as failure:
+            if result.attempts > before:
+                cost, assumed = self.price_failure(failure, most, price)
+            raise
+        except BaseException:  # the second Ctrl-C
+            cost, assumed = self.likely(self.in_all(*most)) if result.attempts > before else 0.0, True
+            raise
+        finally:
+            self.settle(most, cost, assumed)
+
+    def price_failure(self, failure: core.PromptError, most: tuple[float, float], price: Price) -> tuple[float, bool]:
+        """Return what a call that failed has cost, in USD, and whether that had to be assumed."""
+        tokens = core.token_counts(failure.usage or {})
+        if tokens[0]:
+            return cost_of(tokens, price), False
+        lost = failure.error.status == 200 or not (failure.heard or failure.kind in core.NEVER_THERE)
+        return (self.in_all(*most), True) if lost else (0.0, False)
+
+    def price_reply(
+        self, prompt: core.Prompt, reply: core.Reply, most: tuple[float, float], price: Price
+    ) -> tuple[float, bool]:
+        """Return what an answer has cost, in USD, and whether that had to be assumed, and learn from it."""
+        asked, answered, cached, _ = core.token_counts(reply.usage or {})
+        told = asked and (answered or not reply.text)
+        if not told:
+            text = "the server does not tell the usage: --max-cost counts a token for each byte"
+            self._run.warn_once("usage", text)
+            asked = asked or len(prompt.body)
+            answered = len(str(reply.extra.get("texts") or reply.text or "").encode(errors="replace"))
+        self.learn(prompt.body, asked, answered)
+        cost = cost_of((asked, answered, cached), price)
+        return (cost, False) if told else (max(most[0], cost), True)
+
+    def status(self, ran: core.Ran) -> str:
+        """Return what of it is spent, for the progress."""
+        return f"{money(self.spent)} of {money(self.most)}"
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Keep the account, now that the results are in their order, and yield what of it is spent."""
+        try:
+            if self._run.path:
+                self._save()
+        except OSError as failure:
+            raise core.disk_error(self._run.path, failure) from None
+        yield self.said()
+
+
+def beside_results(results: pathlib.Path) -> pathlib.Path:
+    """Return where what is spent on a results file is kept."""
+    return results.with_name(f"{results.name}.spent")
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--max-cost", metavar="USD", type=core.positive(float),
+           help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
+
+
+def create(args: argparse.Namespace) -> Budget | None:
+    """Return the budget, if there is one."""
+    if args.max_cost and args.compare:
+        raise core.UsageError("--compare asks everything several times and keeps nothing; leave out --max-cost")
+    return Budget(args.max_cost, args.price) if args.max_cost else None

@@ -1,0 +1,84 @@
+"""--demo: against the built-in stand-in server, with no key and no network.
+
+Without PROMPTS it asks 15 questions of its own; the answers to a file's prompts go to PROMPTS.demo.results.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import core
+
+DEMO_PROMPTS = [f"What is {thing}?" for thing in (
+    "a coroutine", "an event loop", "a semaphore", "back-pressure", "latency", "throughput", "a rate limit", "jitter",
+    "a deadline", "a connection pool", "keep-alive", "a token bucket", "a journal", "a straggler", "Little's law",
+)]  # fmt: skip
+DEMO_SERVER = ("--port", "0", "--latency", "0.4", "--sigma", "0.3", "--exit-on-eof")
+
+
+RUN = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("extras.stand_in", run_name="__main__", alter_sys=True)
+"""
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
+
+
+def create(args: argparse.Namespace) -> Demo | None:
+    """Return what starts the server."""
+    return Demo(args) if args.demo else None
+
+
+class Demo:
+    """The stand-in server in a process of its own, for one command."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.prompts is None:
+            folder = args.stack.enter_context(tempfile.TemporaryDirectory())
+            args.prompts, args.name = os.path.join(folder, "demo.txt"), "the demo"
+            pathlib.Path(args.prompts).write_text("\n".join(DEMO_PROMPTS))
+        elif args.given_output is None and args.output != "-":  # lest made-up answers pass for real ones
+            args.output = args.output.removesuffix(".results.jsonl") + ".demo.results.jsonl"
+        args.model = args.model or "made-up"
+        self._args = args
+
+    def command(self) -> None:
+        """Start the server, and point the arguments at it; a dry run needs none."""
+        args = self._args
+        args.base_url, args.api_key_env = "http://127.0.0.1:8000/v1", ""
+        if not getattr(args, "dry_run", False):
+            args.base_url = args.stack.enter_context(demo_server())
+
+
+@contextmanager
+def demo_server() -> Iterator[str]:
+    """Run the stand-in server; yield its base URL. Raises UsageError if it does not start."""
+    folder = str(pathlib.Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-c", RUN, folder, *DEMO_SERVER]
+    environment = dict(os.environ)
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
+    options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    with subprocess.Popen(command, text=True, **options) as server:
+        try:
+            ready = server.stdout.readline() if server.stdout else ""
+            if not ready:
+                raise core.UsageError("the stand-in server did not start")
+            os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
+            yield ready.split()[-1]
+        finally:
+            server.terminate()
+            os.environ.clear()
+            os.environ.update(environment)

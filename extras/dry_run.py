@@ -1,0 +1,221 @@
+"""--dry-run: say what would be asked, what it would cost and how long it would take; send and write nothing.
+
+Tokens are counted by tiktoken if it is installed (pip install tiktoken), else estimated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import pathlib
+import re
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import core
+from .budget import Budget, max_output_tokens
+from .prices import Price, as_price, known_price, money, say_cost, usage_in
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
+
+
+def create(args: argparse.Namespace) -> DryRun | None:
+    """Return what says it."""
+    return DryRun(args) if args.dry_run else None
+
+
+class DryRun:
+    """A command that sends nothing."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if getattr(args, "report", None) or getattr(args, "plot", None):
+            raise core.UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
+        core.check_stdout()
+        self._args = args
+
+    def command(self) -> int:
+        """Say it; return the exit status."""
+        return dry_run(self._args)
+
+
+class Plan:
+    """What a run would ask and what that costs, for a dry run."""
+
+    SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
+
+    def __init__(self, api: core.Api, told: Price | None, first: core.Prompt) -> None:
+        self.asked = 0
+        self.first: core.Prompt | None = None
+        self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one
+        self.tokens = [0.0, 0.0, 0.0]  # in, out at most, and one for each answer that has no maximum
+        self.costs = [0.0, 0.0, 0.0]  # the same in USD
+        self.prices: dict[str, Price | None] = {}
+        self._api, self._told = api, told
+        self._known = functools.partial(known_price, told, share=api.price_share)
+        self._usual = self._known(api.model_of(first))[1]
+        self._reserve = 0.0  # USD by which a call is counted for more than it is likely to cost, until it has ended
+        self.earlier, self._answers, self._answered = Budget(math.inf), 0, 0  # what the results file holds
+        self._left_out: set[str] = set()
+        self._encode, self._how = tokenizer(api.model_of(first) or "")
+        self._bytes = self._counted = 0  # by tiktoken
+
+    def count(self, row: dict[str, Any]) -> Price | None:
+        """Count a line that the results file holds; return its price."""
+        model, tokens = usage_in(row)
+        self._answers += tokens[0] > 0
+        self._answered += tokens[1]
+        return self._known(model)[1] or self._usual
+
+    def add(self, prompt: core.Prompt) -> None:
+        """Count a prompt that would be sent, or one that cannot be."""
+        if prompt.error is not None:
+            reason = re.sub(r"\d+", "#", prompt.error.message.removeprefix(f"{prompt.where}: "))
+            reason = reason if len(self.errors) < 20 or reason in self.errors else "others"
+            self.errors.setdefault(reason, [0, prompt.error.message])[0] += 1
+            return
+        self.asked += 1
+        self.first = self.first or prompt
+        request = core.load(prompt.body)
+        if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
+            self._left_out.add("tools and schemas")
+        given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))
+        most, answers = max_output_tokens(request) if "embeddings" not in prompt.path else (0, 0)
+        tokens = (given + 3 * ("messages" in request), most * answers, 0 if most else answers)
+        name, price = self._known(self._api.model_of(prompt))
+        self.prices[name] = price
+        for kind, count in enumerate(tokens):
+            self.tokens[kind] += count
+            self.costs[kind] += count * price[2 if kind else 0] / 1e6 if price else 0.0
+        if price:
+            self._reserve = max(self._reserve, self.earlier.most_of(prompt.body, price)[0] - given * price[0] / 1e6)
+
+    def _tokens(self, value: Any) -> float:
+        """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
+        if isinstance(value, list):
+            return sum(map(self._tokens, value))
+        if isinstance(value, str):
+            size = len(value.encode(errors="replace"))
+            if self._encode is None or self._bytes > self.SAMPLE:
+                return size * (self._counted / self._bytes if self._bytes else 0.25)
+            count = sum(len(self._encode(value[start : start + 10_000])) for start in range(0, len(value), 10_000))
+            self._bytes += size
+            self._counted += count
+            return count
+        if not isinstance(value, dict):
+            return float(isinstance(value, int))  # a token itself
+        if re.search("image|audio|file", str(value.get("type"))):
+            self._left_out.add("images, audio and files")
+            return 0
+        kept = ("content", "text", "arguments", "output", "refusal")
+        return sum(self._tokens(value[key]) for key in kept if key in value) + 4 * ("role" in value)
+
+    def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
+        """Yield what there is to say of tokens, money and time, each with its label."""
+        given, most, untold = (runs * count for count in self.tokens)
+        part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
+        yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
+        outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
+        outs += [f"{100 * untold:,.0f} if an answer has 100 (no maximum is told)"] if untold else []
+        yield "tokens out", "; ".join(outs) or "none"
+        yield from self._money(getattr(args, "max_cost", None), runs)
+        limits = [(runs * self.asked - 1, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
+        if least := [(60 * amount / limit, f"{limit:,.0f} {name}/min") for amount, limit, name in limits if limit]:
+            yield "time", f"at least {core.duration(max(least)[0])} at {max(least)[1]}"
+        if self._left_out:
+            yield "besides", f"{' and '.join(sorted(self._left_out))}: not counted"
+
+    def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
+        """Yield what it costs, and whether that is within the budget, if there is one."""
+        given, most, token = (runs * cost for cost in self.costs)
+        text = f"about {money(given)} in"
+        if most:
+            text += f" + at most {money(most)} out = at most {money(given + most)}"
+        if token:
+            text += f" + {money(100 * token)} for each 100 tokens of an answer"
+        if token and self._answers:
+            alike = given + most + token * self._answered / self._answers
+            text += f", {money(alike)} if they are like those there"
+        yield "cost", say_cost(f"{text}, without retries", self.prices, bool(self._told))
+        if budget and not all(self.prices.values()):
+            yield "--max-cost", "cannot be kept without a price"
+        elif budget:
+            spent = self.earlier.spent
+            left = budget - spent - given - most - self._reserve
+            answers = core.plural(math.floor(left / token), "token") if token else ""
+            enough = f"suffices for answers of about {answers}" if token else "suffices"
+            short_of = "may not suffice: the run stops before it is passed, and can go on"
+            already = f", with the {money(spent)} spent already," if spent else ""
+            yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
+
+
+ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
+
+
+def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
+    """Return tiktoken's encoder for the model, None where there is none in time, and how tokens are counted so."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None, "estimated, four bytes a token; pip install tiktoken counts them"
+    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not come in time"]
+
+    def find() -> None:
+        try:
+            try:
+                encoding, doubt = tiktoken.encoding_for_model(model.rpartition("/")[2]), ""
+            except KeyError:
+                encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
+            found[:] = encoding.encode_ordinary, f"counted by tiktoken ({encoding.name}{doubt})"
+        except Exception:  # it downloads the encoding
+            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be had"
+
+    thread = threading.Thread(target=find, daemon=True)
+    thread.start()
+    thread.join(ENCODING_TIMEOUT)
+    return found[0], found[1]
+
+
+def dry_run(args: argparse.Namespace) -> int:
+    """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
+    api, *_ = [core.make_api(args, name, dry=True) for name in args.backends]
+    prompts = core.checked(core.prompts_of(args, args.limit), api)
+    plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
+    sink: core.Journal | core.Printer = core.Printer()
+    for extra in args.extras:
+        if hasattr(extra, "check"):
+            extra.check()
+    if args.output != "-" and (why := core.unwritable(args.journal)):
+        raise core.UsageError(f"{why}; choose another file with -o")
+    if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
+        sink = core.Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, look=True)
+        plan.earlier.load(pathlib.Path(args.journal), plan.count)
+    with sink:
+        sink.check(map(api.prepare, core.prompts_of(args)), args.name)
+        for prompt in sink.left(prompts):
+            plan.add(prompt)
+    kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
+    runs = len(args.backends) * max(2, len(args.calls)) if args.compare else 1
+    shard = next((f"{extra} of " for extra in args.extras if hasattr(extra, "select") and hasattr(extra, "count")), "")
+    rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
+    rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
+    if args.output != "-" and not args.overwrite and os.path.exists(running := f"{args.journal}.running"):
+        rows += [("running", f"what is in {running} already, and not asked again")]
+    if kept or failed:
+        rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
+    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
+    rows += plan.rows(args, runs) if plan.asked else []
+    for label, text in rows:
+        row = f"{label:<12}{core.visible(text)}"
+        print(textwrap.fill(row, 78, subsequent_indent=" " * 12, break_on_hyphens=False))
+    if plan.first is not None:
+        lines = list(map(core.visible, api.show(plan.first)))
+        lines[40:] = ["…"] * (len(lines) > 40)
+        print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
+    return 0 if not bad else 1 if plan.asked + kept + failed else 2

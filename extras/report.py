@@ -1,0 +1,75 @@
+"""--report FILE.json: all that the report says, and the numbers behind it, for a program.
+
+Names stay and mean the same as long as `report`, its version, is 1; times are in seconds, null is what cannot be known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import core
+
+REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
+OPTIONAL = (
+    "aiohttp", "distributed", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop",
+)  # fmt: skip
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
+
+
+def create(args: argparse.Namespace) -> Report | None:
+    """Return what writes the report."""
+    return Report(args) if args.report else None
+
+
+class Report:
+    """The report as a file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if not args.report.lower().endswith(".json"):
+            raise core.UsageError(f"--report {args.report}: the name of a report ends in .json")
+        args.writes.append(("--report", args.report))
+        self._args = args
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Write it, and yield where it is."""
+        text = json.dumps(self._facts(ran, status), indent=2, ensure_ascii=False)
+        text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
+        try:
+            with core.replacing(self._args.report) as file:
+                file.write(f"{text}\n".encode("utf-8", "replace"))
+        except OSError as failure:
+            raise core.disk_error(self._args.report, failure) from None
+        yield f"report in {self._args.report}"
+
+    def _facts(self, ran: list[core.Ran], status: int) -> dict[str, Any]:
+        args, reason = self._args, ran[-1].run.stopped
+        return {
+            "report": REPORT_VERSION,
+            "program": f"{core.PROGRAM} {core.__version__}",
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "picture": getattr(args, "plot", None),
+            "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
+            "command": [ran[-1].api.conceal(core.without_secrets(word)) for word in args.argv],
+            "input": args.name,
+            "exit_status": status,
+            "stopped": reason and reason.error._asdict() | {"hint": core.hint(reason.error) or None},
+            **args.facts,
+            "runs": [self._figures(one) for one in ran],
+        }
+
+    def _figures(self, ran: core.Ran) -> dict[str, Any]:
+        prices, budget = ran.run.extra("prices"), ran.run.extra("budget")
+        costs = prices.as_dict(ran) if prices else {}
+        return ran.as_dict() | costs | {"budget": budget and budget.as_dict()}

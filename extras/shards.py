@@ -1,0 +1,210 @@
+"""--shard K/N: every N-th prompt, from the K-th on, into files named by the shard, for job arrays; --merge puts
+the shards' results into one file, in the input's order, and needs no key.
+
+Merging is line for line what one run gives but for the timings; it refuses a shard that is missing, unfinished, still
+being written or of another input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, NoReturn
+
+from . import core
+
+WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options that mean something to it
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flags."""
+    option("--shard", metavar="K/N", help="of the prompts every N-th, from the K-th on, into files named by the shard")
+    option("--merge", metavar="FILE", nargs="+", help="only put the results of all shards into one file")
+
+
+def create(args: argparse.Namespace) -> Shard | Merge | None:
+    """Return what divides the input, or puts the shards together."""
+    if args.merge:
+        return Merge(args)
+    return Shard(args) if args.shard is not None else None
+
+
+class Shard:
+    """Every N-th prompt, from the K-th on."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._place, self._shards = shard_numbers(args.shard)
+        if args.compare:
+            raise core.UsageError("--compare writes no results to be merged; leave out --shard")
+        for name in ("output", "report", "plot", "to_batch"):
+            if path := getattr(args, name, None):
+                setattr(args, name, in_shard(path, self._place, self._shards))
+
+    def __str__(self) -> str:
+        return f"shard {self._place}/{self._shards}"
+
+    def select(self, prompts: Iterable[core.Prompt]) -> Iterator[core.Prompt]:
+        """Return the shard's prompts."""
+        return itertools.islice(iter(prompts), self._place - 1, None, self._shards)
+
+    def count(self, lines: int) -> int:
+        """Return how many of so many prompts are the shard's."""
+        return len(range(lines)[self._place - 1 :: self._shards])
+
+
+class Merge:
+    """The results of all shards as one file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.prompts is None:
+            raise core.UsageError("--merge needs the shards' input: name PROMPTS before it")
+        if others := core.out_of_place(args, WITH_MERGE):
+            raise core.UsageError(f"--merge only puts results together; leave out {others}")
+        if args.given_output is None:
+            args.output = re.sub(r"\.shard-\d+-of-\d+(?=[^/\\]*\Z)", "", matching(args.merge[0])[0])
+        self._args = args
+        self._files = [path for name in args.merge for path in matching(name)]
+        for path in self._files:
+            args.taken.setdefault(os.path.realpath(path), "one of the shards")
+
+    def command(self) -> int:
+        """Put them together; return the exit status."""
+        return merge(self._args, self._files)
+
+
+def matching(name: str) -> list[str]:
+    """Return the files that a pattern means, since a shell on Windows passes it as it is; else the name itself."""
+    import glob
+
+    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
+
+
+def shard_numbers(text: str) -> tuple[int, int]:
+    """Return K and N of K/N."""
+    place, _, shards = text.partition("/")
+    if not re.fullmatch("[0-9]{1,9}/[0-9]{1,9}", text) or not 0 < int(place) <= int(shards):
+        raise core.UsageError(f"--shard {core.short(text, 40)} is not K/N, the K-th of N shards, such as 1/4 or 4/4")
+    return int(place), int(shards)
+
+
+def in_shard(path: str, place: int, shards: int) -> str:
+    """Return the name of a file that is the shard's own."""
+    if path == "-" or os.path.isdir(path):
+        return path
+    return re.sub(r"((\.results)?\.[^./\\]*)?\Z", rf".shard-{place}-of-{shards}\g<0>", path, count=1)
+
+
+def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
+    """Return the files in the shards' order. Raises UsageError where their names do not make up a whole."""
+    found: dict[int, pathlib.Path] = {}
+    first, count = pathlib.Path(), 0
+    for path in map(pathlib.Path, paths):
+        if "*" in path.name:
+            advice = "run the shards first (--shard K/N), or name their results"
+            raise core.UsageError(f"no file is called {path}; {advice}")
+        if path.suffix.lower() in core.SEPARATORS:
+            raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
+        name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
+        place, shards = map(int, name.groups()) if name else (0, 0)
+        if not 0 < place <= shards:
+            raise core.UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
+        if shards != (count or shards):
+            what = f"{first} is one of {count} shards and {path} one of {shards}"
+            raise core.UsageError(f"{what}; merge those of one run")
+        if place in found:
+            what = f"shard {place}/{shards} is there twice: {found[place]} and {path}"
+            raise core.UsageError(f"{what}; leave out one of them")
+        found[place], first, count = path, path, shards
+    if len(found) < count:
+        shard = f"{next(place for place in itertools.count(1) if place not in found)}/{count}"
+        others = f" (and {count - len(found) - 1:,} more)" if len(found) < count - 1 else ""
+        raise core.UsageError(f"shard {shard} is missing{others}; name its file, too, or run it: --shard {shard}")
+    return [found[place] for place in sorted(found)]
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
+    if path.exists() and not path.is_file():
+        raise core.UsageError(f"{path} is not a regular file; name a shard's results")
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as failure:
+        raise core.UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
+    with file:
+        if not core.lock(file, path):
+            raise core.UsageError(f"a run is writing {path}; merge when it has ended")
+        file.seek(0)
+        yield file
+
+
+def is_answer(line: bytes, prompt: core.Prompt) -> bool | None:
+    """Tell whether the prompt's line has an answer; None where the line is not the prompt's, however it was asked."""
+    try:
+        row_id, key, error = core.recognised(core.parse_json(line))
+    except ValueError:
+        return None
+    # orjson reads a whole number of more than 64 bits as a float.
+    same = key[16:] == core.fingerprint(prompt)[16:] and (row_id == prompt.id or isinstance(row_id, float))
+    return error is None if same else None
+
+
+def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
+    """Put the shards' results into one file in the input's order; return the exit status."""
+    if args.output == "-" or args.journal != args.output:
+        table = f"{args.journal}; the command of the shards without --shard then makes the table"
+        raise core.UsageError(f"--merge writes one file of results: -o {'FILE.jsonl' if args.output == '-' else table}")
+    paths, output = shards_in(names), pathlib.Path(args.output)
+    core.check_new(args, output, "-o")
+    counts = [0, 0]  # failures, answers
+    core.open_files()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(held(path)) for path in paths]
+        if output.exists():
+            with held(output):
+                pass
+        draft = stack.enter_context(core.replacing(output))
+        ends: list[None] = [None] * len(files)
+        for number, prompt in enumerate(itertools.chain(core.prompts_of(args, args.limit), ends)):
+            turn, place = divmod(number, len(files))
+            line = files[place].readline()
+            answered = is_answer(line, prompt) if prompt else None
+            if answered is not None:
+                draft.write(line.rstrip(b"\r\n") + b"\n")
+                counts[answered] += 1
+            elif prompt or line:
+                refuse_line(args, paths, place, turn + 1, line)
+    if not args.quiet:
+        said = f"{core.plural(counts[1], 'answer')} and {core.plural(counts[0], 'failure')}"
+        core.say_error(f"{said} of {core.plural(len(paths), 'shard')} merged")
+        core.say_error(f"results in {output}", indent="  ")
+    return 1 if counts[0] else 0
+
+
+def refuse_line(
+    args: argparse.Namespace, paths: Sequence[pathlib.Path], place: int, number: int, line: bytes
+) -> NoReturn:
+    """Raise UsageError with why this line of a shard, b"" being its end, is not the one that should come next."""
+    path, shard, text = paths[place], f"{place + 1}/{len(paths)}", line.strip(b"\0\r\n ")
+    row, known, total = "", False, 0
+    with contextlib.suppress(ValueError):
+        row = core.recognised(core.parse_json(text))[1][16:]
+    if not row and not core.LINE_START.startswith(text[: len(core.LINE_START)]):  # nor cut short
+        raise core.UsageError(f"{path} holds something other than results in line {number}; mend that, and merge again")
+    for prompt in itertools.islice(core.prompts_of(args, args.limit), place, None, len(paths)):
+        known = known or core.fingerprint(prompt)[16:] == row
+        total += 1
+    if row and not known:
+        what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
+        raise core.UsageError(f"{what}; name the input and the -n that the shards were made with")
+    with open(path, "rb") as lines:
+        left = total - sum(one.endswith(b"\n") for one in lines)
+    what = f"line {number} is not in its place"
+    what = f"{core.plural(left, 'prompt')} of {total:,} still open" if left > 0 else what
+    advice = f"run --shard {shard} again, or name the -n that it was made with"
+    raise core.UsageError(f"{path} is not finished, {what}; {advice}")

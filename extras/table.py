@@ -1,0 +1,123 @@
+"""Tables: .csv and .tsv files of prompts, and `-o answers.csv` for a spreadsheet.
+
+The table is written at each end of a run but a kill or a second Ctrl-C; what a run continues from is
+answers.csv.results.jsonl beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import codecs
+import contextlib
+import csv
+import pathlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+from . import core
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add nothing: a file's suffix asks for it."""
+
+
+def create(args: argparse.Namespace) -> TableFile | None:
+    """Return what writes the table, if the results are to be one."""
+    return TableFile(args) if pathlib.PurePath(args.output).suffix.lower() in core.SEPARATORS else None
+
+
+class TableFile:
+    """The results as a table beside the journal."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self._path = args, pathlib.Path(args.output)
+        args.journal = f"{args.output}.results.jsonl"
+        self._written = False
+
+    def check(self) -> None:
+        """Raise UsageError if a table cannot be written there, or had better not be."""
+        check_table(self._path, pathlib.Path(self._args.journal), self._args.overwrite)
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Read the columns' names before the first call, and write the table after the last one."""
+        table = Table(core.prompts_of(self._args), core.SEPARATORS[self._path.suffix.lower()])
+        yield
+        journal = run.journal
+        kept = journal.kept or journal.kept_errors
+        if not (self._args.begun or kept or getattr(self._args, "shard", None)):
+            return
+        try:
+            await table.write(self._path, journal.results(map(run.api.prepare, core.prompts_of(self._args))))
+            self._written = True
+            self._args.facts["table"] = str(self._path)
+        except OSError as failure:
+            run.stop(core.disk_error(self._path, failure))
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Yield where the table is."""
+        if self._written:
+            yield f"as a table in {self._path}"
+
+
+class Table:
+    """The results for a spreadsheet: the input's own columns as they were, then `text` and `error`.
+
+    An input without columns has `id` and `prompt`; JSON objects have all their keys, in the order in which they come
+    up. Raises UsageError where these are more than any spreadsheet takes.
+    """
+
+    MOST = 16_000
+
+    def __init__(self, prompts: Iterable[core.Prompt], separator: str = ",") -> None:
+        self._names: dict[str, None] = {}
+        for prompt in prompts:
+            self._names.update(dict.fromkeys(own_columns(prompt)))
+            if len(self._names) > self.MOST:
+                raise core.UsageError(f"{prompt.where}: over {self.MOST:,} columns so far; no table, but -o FILE.jsonl")
+        to_text: Any = type("ToText", (), {"write": str})  # writerow returns what `write` does
+        self._record = csv.writer(to_text, delimiter=separator).writerow
+        self.head = self._line([*core.beside(("text", "error"), self._names), "text", "error"])
+
+    def line(self, result: core.Result) -> bytes:
+        """Return a result's record."""
+        row, error = own_columns(result.prompt), result.error
+        reason = error and f"{error.type}: {error.message}"
+        return self._line([*map(row.get, self._names), core.answer_of(result), reason])
+
+    def _line(self, values: Iterable[Any]) -> bytes:
+        record: Any = self._record(map(core.cell, values))  # ends with \r\n, so that either is quoted where it is data
+        return f"{record[:-2]}\n".encode(errors="backslashreplace")
+
+    async def write(self, path: pathlib.Path, results: Iterable[core.Result]) -> None:
+        """Write the table, whole or not at all. Raises OSError where it cannot be."""
+        with core.replacing(path) as file:
+            file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
+            for number, result in enumerate(results):
+                file.write(self.line(result))
+                if number % 1000 == 0:
+                    await asyncio.sleep(0)  # a second Ctrl-C ends this, too
+
+
+def own_columns(prompt: core.Prompt) -> dict[str, Any]:
+    """Return the input's own columns of a prompt, in their order; none where its line could not be read."""
+    if isinstance(prompt.row, dict):
+        return prompt.row
+    return {"id": prompt.id, "prompt": prompt.row} if isinstance(prompt.row, str) else {}
+
+
+def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
+    """Raise UsageError where a table cannot take the place of what is there, or had better not."""
+    if why := core.unwritable(path):
+        raise core.UsageError(f"{why}; choose another file with -o")
+    if not path.exists():
+        return
+    if not overwrite and not (journal.exists() and journal.stat().st_size):
+        what = f"{path} holds something other than results (there is no {journal.name} beside it)"
+        raise core.UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
+    try:
+        open(path, "r+b").close()
+    except OSError as failure:
+        advice = "close the program that has it open, or choose another file with -o"
+        raise core.UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None

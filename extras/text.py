@@ -1,0 +1,99 @@
+"""The form of standard output: text to read on a terminal, else JSON Lines, or as --format says."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import core
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag."""
+    option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
+           help="form of stdout: text, jsonl or csv (default: text on a terminal, else jsonl)")  # fmt: skip
+
+
+def create(args: argparse.Namespace) -> None:
+    """Set what prints the answers."""
+    if args.format and args.compare:
+        raise core.UsageError("--compare writes no results file; leave out --format")
+    if args.format and args.output != "-":
+        raise core.UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
+    if args.format == "csv":
+        args.printer = table_printer
+    elif args.format == "text" or (args.format is None and args.output == "-" and sys.stdout and sys.stdout.isatty()):
+        args.printer = lambda args: core.Printer(as_text)
+
+
+def table_printer(args: argparse.Namespace) -> core.Printer:
+    """Return what prints the answers as a table."""
+    from .table import Table
+
+    table = Table(core.prompts_of(args))
+    return core.Printer(table.line, table.head)
+
+
+WIDE = "\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+WIDE += "\U0001f300-\U0001faff\U00020000-\U0003fffd"  # two columns each: Chinese, Japanese, Korean, emoji
+PIECE = re.compile(rf" +|[{WIDE}](?:[\u200d\ufe0f]+[{WIDE}]?)*|[^ {WIDE}]+")  # between two of them a line may be broken
+ITEM = re.compile(r" *(?:(?:[-*+•>]|\d{1,3}[.)]) +)*")  # what stands before the text of a list item or a quotation
+AS_IT_IS = re.compile(r"(?: {4}|\t)(?! *(?:[-*+•]|\d{1,3}[.)]) )|\s*\|")  # code, or a table
+
+
+def as_text(result: core.Result) -> bytes:
+    """Return a result for people: the beginning of the prompt on one line, the answer below, and a blank line."""
+    width = max(20, min(100, shutil.get_terminal_size().columns))
+    title, *more = wrapped(core.short(f"[{result.id}] {asked(result.prompt)}", width), width - 2)
+    answer = core.answer_of(result)
+    if result.error:
+        failed = f"failed: {result.error.type}: {result.error.message}"
+        answer = f"{failed}\n\n{answer}" if answer else failed
+    elif "texts" in result.extra:
+        answer = "\n\n".join(f"({number} of {len(answer)})\n{text}" for number, text in enumerate(answer, 1))
+    elif "embedding" in result.extra:
+        answer = "\n".join(map(vector_text, answer if answer and isinstance(answer[0], list) else [answer]))
+    lines = [f"{title} …" if more else title, *laid_out(core.cell(answer) or "(an empty answer)", width), "", ""]
+    return "\n".join(lines).encode(errors="backslashreplace")
+
+
+def asked(prompt: core.Prompt) -> str:
+    """Return what a prompt asks: the last of several messages, the columns where a template makes it of them."""
+    content = prompt.content if prompt.kind else prompt.columns
+    if prompt.kind == "batch" and isinstance(content["body"], dict):
+        content = next((content["body"][key] for key in core.CONTENT_KEYS if key in content["body"]), content["body"])
+    if isinstance(content, list) and content and isinstance(content[-1], dict):
+        content = content[-1].get("content")
+    return "" if isinstance(content, core.Error) else core.cell(content)
+
+
+def vector_text(vector: Any) -> str:
+    """Return a vector's size and first numbers; as it came, shortened, where it is encoded."""
+    if not isinstance(vector, list):
+        return core.short(str(vector), 60)
+    return f"{core.plural(len(vector), 'number')}: {', '.join(map(str, vector[:4]))}{', …' if len(vector) > 4 else ''}"
+
+
+def laid_out(text: str, width: int) -> Iterator[str]:
+    """Yield the lines of a text, the long ones broken, but not in code and tables."""
+    fenced = False
+    for line in text.splitlines():
+        fence = line.lstrip().startswith(("```", "~~~"))
+        fenced ^= fence
+        yield from [line] if fenced or fence or AS_IT_IS.match(line) else wrapped(line.rstrip(), width)
+
+
+def wrapped(line: str, width: int) -> Iterator[str]:
+    """Yield the line in parts of so many columns; a word or an address that is longer stays whole."""
+    marker: Any = ITEM.match(line)
+    part, hang = "", " " * min(len(marker[0]), width // 2)
+    for piece in PIECE.findall(line):
+        if part.strip() and len(part + piece) + len(re.findall(f"[{WIDE}]", part + piece)) > width:
+            yield part.rstrip()
+            part, piece = hang, piece.lstrip()
+        part += piece
+    yield part.rstrip()
