@@ -1,4 +1,4 @@
-"""Proxies: what each backend shows them."""
+"""Proxies: what each backend shows them, which addresses need none, and through which a key may go unencrypted."""
 
 import asyncio
 import base64
@@ -9,10 +9,12 @@ import ssl
 
 import pytest
 from test_backends import NAMES, reply, scripted
-from test_trust import LIBRARIES
+from test_trust import LIBRARIES, REACH, serving
 
+import backends
+import concurrent_prompts
 from backends.stand_in import serve
-from concurrent_prompts import Run, load_backend, run_concurrent
+from concurrent_prompts import Api, Run, UsageError, load_backend, main, run_concurrent
 
 KEY = "sk-very-secret-0123456789"
 LOGIN = "someone:pass%27word-0123456789"
@@ -139,10 +141,9 @@ async def test_without_a_tunnel_the_proxy_gets_each_request(backend, secrets, lo
     assert (b"Basic " + BASIC in told) == bool(login)
 
 
+@pytest.mark.parametrize("backend", WAYS[:4], indirect=True)  # Azure's batches have paths of their own
 @pytest.mark.parametrize("login", ["", f"{LOGIN}@"], ids=["no login", "login"])
 async def test_a_tunnel_shows_no_azure_key_to_the_proxy(backend, secrets, authority, login, monkeypatch):
-    if "batch" in backend:
-        pytest.skip("Azure's batches have paths of their own")
     monkeypatch.delenv("OPENAI_CUSTOM_HEADERS")
     answer = b'{"choices": [{"message": {"content": "hi"}}], "data": []}'
     async with scripted(lambda head, body: reply(answer), authority[1]) as (url, log):
@@ -152,3 +153,99 @@ async def test_a_tunnel_shows_no_azure_key_to_the_proxy(backend, secrets, author
     assert texts == ["hi", "hi"] and len(log) == 3
     assert all(f"api-key: {KEY}".encode() in head and b"proxy-auth" not in head.lower() for head, _ in log)
     assert seen and all(KEY.encode() not in tunnel + rest and b"api-key" not in tunnel.lower() for tunnel, rest in seen)
+
+
+# ---- Addresses of this machine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_reached_directly(here, stand_in, backend, variable, host, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda head, body: reply(b"", b"502 Bad")) as (proxy, log):
+        monkeypatch.setenv(variable, proxy.removesuffix("/v1"))
+        url = stand_in(require_key=KEY, batch_time=0.0).url.replace("127.0.0.1", host)
+        assert main(["prompts.txt", "-q", "-b", backend, "--base-url", url]) == 0
+    assert not log
+
+
+def test_the_demo_needs_no_proxy(here, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "DEMO_SERVER", ("--port", "0", "--exit-on-eof"))  # without its latency
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert main(["--demo", "-q", "-n", "1", "-b", "stdlib"]) == 0
+
+
+@pytest.mark.parametrize(("host", "reach"), [(host, reach) for reach in REACH for host in REACH[reach].split()])
+def test_which_addresses_need_a_proxy(host, reach, monkeypatch):
+    for variable, scheme in (("HTTP_PROXY", "http"), ("HTTPS_PROXY", "https")):
+        monkeypatch.setenv(variable, "p.test:1")
+        wanted = None if reach == "loopback" else "http://p.test:1"
+        assert backends.proxy_for(f"{scheme}://{host}/v1") == wanted
+
+
+# ---- A key that a proxy would see ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "proxy", "said"),
+    [
+        ("gpu.lan", "127.0.0.1:3128", "the key goes to gpu.lan unencrypted; write https://"),
+        ("gpu.lan", "squid.lan:3128", "the key goes to gpu.lan through the proxy squid.lan unencrypted"),
+        ("gpu.lan", "proxy.example.com", None),
+        ("gpu.lan", "https://proxy.example.com", None),  # it reads what it passes on
+        ("gpu.lan", "socks5://proxy.example.com", None),
+        ("api.example.com", "127.0.0.1:3128", None),
+        ("localhost", "proxy.example.com", ""),
+    ],
+)
+def test_a_proxy_is_judged_where_a_key_goes_unencrypted(host, proxy, said, monkeypatch, caplog):
+    scheme, _, address = proxy.rpartition("://")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://{LOGIN}@{address}" if scheme else f"{LOGIN}@{address}")
+    settings = {"base_url": f"http://{host}/v1"}
+    if said is None:
+        with pytest.raises(UsageError) as caught:
+            Api(None, **settings)
+        through = f"{host} through the proxy {address}" if "127" not in address else host
+        assert str(caught.value).startswith(f"the key would go to {through} unencrypted; write https://")
+        assert "--allow-http" in str(caught.value) and "someone" not in str(caught.value)
+        assert ("name gpu.lan in NO_PROXY" in str(caught.value)) == (host == "gpu.lan")
+        Api(None, **settings, allow_http=True)
+    else:
+        Api(None, **settings)
+    assert caplog.messages == [] if said == "" else len(caplog.messages) == 1 and (said or host) in caplog.messages[0]
+    assert "someone" not in caplog.text and "0123456789" not in caplog.text
+    caplog.clear()
+    Api(None, base_url=f"https://{host}/v1")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    Api(None, **settings)
+    assert not caplog.messages, "with TLS, or with nothing secret, there is nothing to say"
+
+
+def test_a_proxy_that_is_no_url_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", f"http://{LOGIN}@[::1")
+    with pytest.raises(UsageError, match=r"^the proxy that the environment names is not of the form http://host:port$"):
+        Api(None, base_url="http://gpu.lan/v1")
+
+
+def test_the_machine_of_a_worker_may_have_another_proxy(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    state = Api(None, base_url="http://gpu.lan/v1").state()
+    caplog.clear()
+    Api.of(state, None)
+    assert not caplog.messages, "what has been said is not said again"
+    monkeypatch.setenv("HTTP_PROXY", "http://squid.lan")
+    Api.of(state, None)
+    assert "through the proxy squid.lan" in caplog.text
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.com")
+    with pytest.raises(UsageError, match=r"would go to gpu\.lan through the proxy proxy\.example\.com"):
+        Api.of(state, None)
+
+
+def test_a_key_through_an_open_proxy_is_refused_before_it_is_sent(here, backend, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.com")
+    assert main(["prompts.txt", "-b", backend, "--base-url", "http://gpu.lan/v1"]) == 2
+    assert "gpu.lan through the proxy proxy.example.com unencrypted" in " ".join(capsys.readouterr().err.split())
