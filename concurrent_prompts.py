@@ -36,6 +36,7 @@ from __future__ import annotations
 import argparse
 import array
 import asyncio
+import base64
 import bisect
 import codecs
 import collections
@@ -51,7 +52,6 @@ import importlib
 import importlib.util
 import inspect
 import io
-import ipaddress
 import itertools
 import json
 import logging
@@ -63,7 +63,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -1216,7 +1215,7 @@ class Api:
     own unless `model` or `params` are given. `schema` is a JSON schema, as a dict: answers that do not fit it fail,
     after one more try. One Api may serve any number of runs.
     The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
-    goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`.
+    goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`; a proxy counts too.
     A `dry` one only makes requests, and needs no key. `submit` is a bulk backend, which is told the `cluster` and the
     `worker_backend` that are asked for; `connect` is then for what is looked up beside it.
     """
@@ -1266,11 +1265,10 @@ class Api:
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
         self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
         self.headers = request_headers(self.base_url, self._key)
-        self._secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
-        self._secrets += [item.partition("=")[2] for item in self._login.split("&") if self._login]
-        self.conceal = concealer(self._key, self._secrets)
-        if self._secrets and self.base_url.startswith("http:"):
-            check_plain_http(self.base_url, allow_http)
+        self.secrets = secrets_of(self.headers, self._login)
+        self.conceal = concealer(self._key, self.secrets.values())
+        self._exposure = ""
+        self._check_network()
 
     def __repr__(self) -> str:
         return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
@@ -1286,9 +1284,19 @@ class Api:
         """Return an Api of that state with another backend, a live one."""
         api = object.__new__(cls)
         vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
-        api.conceal = concealer(api._key, api._secrets)
+        api.conceal = concealer(api._key, api.secrets.values())
         api.extras = (api.schema,) if api.schema else ()
+        api._check_network()  # another machine may have another proxy
         return api
+
+    def _check_network(self) -> None:
+        """Warn of a secret that crosses a network unencrypted, once. Raises UsageError where it must not."""
+        before, self._exposure = self._exposure, ""
+        if self.secrets and self.base_url.startswith("http:"):
+            secret = "the key" if self._key else next(iter(self.secrets))
+            self._exposure = exposure(self.base_url, secret, self.allow_http)
+        if self._exposure not in ("", before):
+            log.warning("%s", self._exposure)
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
@@ -1364,7 +1372,7 @@ class Api:
         yield self.conceal(f"POST {self.base_url}{path}")
         for name, text in self.headers.items():
             hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
-            yield f"{name}: {self.conceal(text) if name in OPEN_HEADERS else hidden}"
+            yield f"{name}: {self.conceal(text) if PLAIN_HEADERS.fullmatch(name) else hidden}"
         if not self._key and self.base_url == DEFAULT_BASE_URL:
             yield "Authorization: missing, since no key is set"
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
@@ -1545,67 +1553,151 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
     return headers
 
 
-OPEN_HEADERS = {"Content-Type", "Accept", "User-Agent", "OpenAI-Organization", "OpenAI-Project"}
-SECRET_NAME = re.compile("auth|cookie|key|token|secret|password|sig|^code$", re.IGNORECASE)
-PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
+PLAIN_HEADERS = re.compile(
+    "accept(-encoding|-language)?|anthropic-(beta|version)|content-type|(http-)?referer|"
+    "openai-(beta|organization|project)|user-agent|x-title",
+    re.IGNORECASE,
+)
+SECRET_NAME = re.compile(
+    "access|auth|bearer|cookie|cred|jwt|key|login|pass|pwd|saml|secret|session|sig|token|"
+    "^code$|(?<![a-z])(?:hmac|otp|pat|pin|sas|sid)(?![a-z])",
+    re.IGNORECASE,
+)
+SECRET_LENGTH = 8  # of a header's value whose name does not sound secret
+ORDINARY = re.compile("auto|default|disabled|enabled|false|none|null|production|staging|true", re.IGNORECASE)
+NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # characters in HTML
+APART = "\"'<>\\,;& \t\r\n"  # what may end a word in a text
+AUTH_SCHEME = re.compile("(?:apikey|basic|bearer|digest|token) +(?=[^ ])", re.IGNORECASE)
 
 
 def split_query(query: str) -> tuple[str, str]:
     """Return the query without the items whose names sound secret, and those: they are not what is asked."""
     items = query.removeprefix("?").split("&")
-    secret = [item for item in items if SECRET_NAME.search(item.partition("=")[0])]
+    secret = [item for item in items if SECRET_NAME.search(urllib.parse.unquote(item.partition("=")[0]))]
     plain = "&".join(item for item in items if item not in secret)
     return plain and f"?{plain}", "&".join(secret)
 
 
-def concealer(key: str, secrets: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that puts *** for the key, the secrets and the proxies' passwords in a text.
+def secrets_of(headers: Mapping[str, str], login: str) -> dict[str, str]:
+    """Return the secret headers and items of the query by what messages call them.
 
-    It finds them escaped too (in JSON, HTML or a URL), and cut off, as long as 12 characters are left.
+    A header is secret if its name sounds so or its value is long, unless it is one that is known to be plain.
     """
-    word_in = re.compile(r"[^\s;,=]{8,}|^[^\s;,=]+$")  # not the "Bearer"
-    words = {key, *(word for value in secrets for word in word_in.findall(value))}
+    found = {}
+    for name, text in headers.items():
+        least = 1 if SECRET_NAME.search(name) else SECRET_LENGTH
+        if len(text) >= least and not PLAIN_HEADERS.fullmatch(name):
+            found[f"the header {name}"] = text
+    for item in login.split("&"):
+        name, _, text = item.partition("=")
+        found[f"{name}= of the base URL"] = text
+    return {name: text for name, text in found.items() if text and not ORDINARY.fullmatch(text)}
+
+
+def concealer(key: str, secrets: Iterable[str]) -> Callable[[str], str]:
+    """Return a function that puts *** for the key, the secrets and the proxies' logins in a text.
+
+    It finds them escaped too (in JSON, HTML or a URL), and cut off, as long as 12 characters are left. It takes time
+    in proportion to the text, whatever that holds.
+    """
+    words = {key}
+    for value in secrets:
+        scheme = AUTH_SCHEME.match(value)
+        value = value[scheme.end() :] if scheme else value  # not the "Bearer"
+        words |= {value, *(word for word in re.findall(r"[^\s;,=]{8,}", value) if not ORDINARY.fullmatch(word))}
+        if scheme and scheme[0].lower().startswith("basic"):
+            words |= login_forms(decoded_login(value))
     for name, url in os.environ.items():
         if name.lower().endswith("_proxy") and "@" in url:
-            words.add(url.rpartition("@")[0].split("://", 1)[-1])
-    words |= {urllib.parse.unquote(word) for word in words}
-    long = sorted((word for word in words if len(word) >= 4), key=len, reverse=True)  # "x" is no secret
-    pattern = "|".join("".join(map(spelled, word[:12])) + "".join(f"{spelled(c)}?" for c in word[12:]) for word in long)
-    return functools.partial(re.compile(pattern or "(?!)").sub, "***")
+            words |= login_forms(url.rpartition("@")[0].split("://", 1)[-1])
+    words |= {decode(word) for decode in (urllib.parse.unquote, urllib.parse.unquote_plus) for word in words}
+    words = {word for word in words if len(word) >= 4}  # "x" is no secret
+    return functools.partial(re.compile(pattern_of(words) if words else "(?!)").sub, "***")
 
 
-def spelled(character: str) -> str:
-    """Return a pattern of the ways in which JSON, HTML and URLs write a character."""
-    code = ord(character)
-    escapes = rf"\\{{1,9}}u{code:04x}|%{code:02x}|&#(?:{code}|x0{{0,6}}{code:x});"
-    quoted = "" if character.isalnum() else rf"|\\{{1,9}}{re.escape(character)}"
-    return f"(?:{re.escape(character)}{quoted}|(?i:{escapes}))"
+def login_forms(login: str) -> set[str]:
+    """Return user:password, which may be percent-encoded, the password alone, and what Basic authentication sends."""
+    login += "" if ":" in login else ":"
+    forms = {login, login.removesuffix(":"), urllib.parse.unquote(login)}
+    coded = [form.encode(coding, "replace") for form in forms for coding in ("utf-8", "latin-1")]
+    passwords = {form.partition(":")[2] for form in forms}
+    return forms | passwords | {base64.b64encode(form).decode() for form in coded}
 
 
-def check_plain_http(base_url: str, allowed: bool) -> None:
-    """Warn where the key would cross a network unencrypted. Raises UsageError if that is the open one."""
-    host = urllib.parse.urlsplit(base_url).hostname or ""
-    reach = reach_of(host)
-    if reach == "public" and not allowed:
-        advice = "write https:// in the base URL, or give --allow-http if the network is trusted"
-        raise UsageError(f"the key would go to {host} unencrypted; {advice}")
-    if reach != "loopback":
-        log.warning("the key goes to %s unencrypted; write https:// in the base URL if that is possible", host)
+def decoded_login(text: str) -> str:
+    """Return what Basic authentication has as base64, or ''."""
+    try:
+        return base64.b64decode(text).decode("utf-8", "replace")
+    except ValueError:
+        return ""
 
 
-def reach_of(host: str) -> str:
-    """Return whether a host is "loopback", "private" or "public", as its name says: nothing is looked up."""
-    host = host.rstrip(".")
-    for parse in (ipaddress.ip_address, socket.inet_aton):  # the latter knows 127.1 and 2130706433 too
-        with contextlib.suppress(ValueError, OSError):
-            address = ipaddress.ip_address(parse(host))
-            address = getattr(address, "ipv4_mapped", None) or address
-            near = address.is_private or address.is_link_local
-            return "loopback" if address.is_loopback else "private" if near else "public"
-    if host == "localhost" or host.endswith(".localhost"):
-        return "loopback"
-    bare = host.isascii() and "." not in host  # there are other dots than ASCII's
-    return "private" if bare or host.endswith(PRIVATE_NAMES) else "public"
+def pattern_of(words: Iterable[str]) -> str:
+    """Return a pattern of these words, the longest first, as JSON, HTML and URLs write them, whole or cut off.
+
+    Of what is cut off 12 characters must be there. All that follows without a space or the like is taken for the rest:
+    it may belong to another form of the word, and a pattern of a long key would take long to compile.
+    """
+    alike = re.escape("".join(sorted({one for word in words for one in word if one not in APART})))
+    rest = rf"(?:[{alike}]|(?i:%[\da-f]{{2}}|&#x?[\da-f]{{1,9}};|\\{{1,9}}+u[\da-f]{{4}}))*+"
+    whole, cut = [], []
+    for word in sorted(words, key=len, reverse=True):
+        apart = any(one in APART for one in word)
+        parts = spelled(word if apart else word[:12])
+        if apart or len(word) <= 12:
+            whole.append("".join(parts))
+        if len(word) > 12:
+            cut.append("".join([*parts[:12], *(f"(?:{part})?" for part in parts[12:]), rest]))
+    found = "|".join(whole + cut)
+    starts = "".join({form[0] for word in words for form in (word, word[0].encode().decode("latin-1"))})
+    return rf"(?=[{re.escape(starts)}\\%&])(?:{found})"  # most places are passed over by one character
+
+
+def spelled(word: str) -> list[str]:
+    """Return a pattern for each character of a word, and one for each run of backslashes.
+
+    Such a run counts as one, and takes what it finds for good: there would be too many ways to divide it.
+    """
+    parts: list[str] = []
+    run = False
+    for part in re.findall(r"\\+|[^\\]", word):
+        raw = part[0].encode("utf-8", "replace")
+        octets = "".join(f"%{octet:02x}" for octet in raw)
+        escapes = rf"{octets}|&#(?:{ord(part[0])}|x0{{0,6}}{ord(part[0]):x});"
+        if part[0] in NAMED:
+            escapes += f"|&{NAMED[part[0]]};"
+        least, run = 0 if run else 1, part[0] == "\\"  # a run before has taken this one's, too
+        if run:
+            parts.append(rf"(?i:\\{{1,32}}+(?:u005c)?+|{escapes}){{1,{len(part)}}}+")
+        else:
+            quoted = "" if part.isalnum() else rf"|\\{{1,9}}+{re.escape(part)}"
+            plain = "|".join(re.escape(form) for form in {part, raw.decode("latin-1")})  # as `Api.read` takes bodies
+            parts.append(rf"(?:(?i:\\{{{least},9}}+u{ord(part):04x}|{escapes}){quoted}|{plain})")
+    return parts
+
+
+def exposure(base_url: str, secret: str, allowed: bool) -> str:
+    """Return the warning that a secret would cross a network unencrypted, or ''.
+
+    The way to a proxy counts too. Raises UsageError if the network is the open one and that is not allowed.
+    """
+    try:
+        network = importlib.import_module(f"{MODULE}.backends")
+        urls = [base_url, *filter(None, [network.named_proxy(base_url)])]
+        hosts = [urllib.parse.urlsplit(url).hostname or "" for url in urls]
+    except ModuleNotFoundError:
+        raise UsageError(f"a base URL with http:// needs the folder backends/ beside {PROGRAM}") from None
+    except ValueError:
+        raise UsageError("the proxy that the environment names is not of the form http://host:port") from None
+    reach = [network.reach_of(host) for host in hosts]
+    place = " through the proxy ".join(hosts if reach[-1] != "loopback" else hosts[:1])
+    if "public" in reach and not allowed:
+        directly = "" if reach[0] == "public" else f" name {hosts[0]} in NO_PROXY,"
+        advice = f"write https:// in the base URL,{directly} or give --allow-http if the network is trusted"
+        raise UsageError(f"{secret} would go to {place} unencrypted; {advice}")
+    if reach == ["loopback"]:
+        return ""
+    return f"{secret} goes to {place} unencrypted; write https:// in the base URL if that is possible"
 
 
 def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -3420,7 +3512,7 @@ class Job:
 
     def stop(self, kind: str, message: str, status: int | None = None) -> None:
         """Stop the run, since every prompt would fail."""
-        self._run.stop(PromptError(kind, self.api.conceal(message), "stop", status))
+        self._run.stop(PromptError(self.api.conceal(kind), self.api.conceal(message), "stop", status))
 
     @property
     def notes(self) -> Sequence[Any]:

@@ -29,7 +29,8 @@ The rules:
     kept-alive connection that the server has closed as the request was written is a ConnectionError like
     any other: the core sends it again at once.
   * `post` may be cancelled at any await; a connection with half an answer on it is never used again.
-  * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured.
+  * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured; a loopback address is
+    reached directly (`proxy_for` knows). A proxy is sent its own login and, if it tunnels, none of `headers`.
   * One `connect` serves one event loop. It needs nothing from the core.
 
 A bulk backend takes the whole stream of requests and answers it in its own way: a batch service, a cluster, a
@@ -73,32 +74,61 @@ come of several calls.
 from anywhere else: a third party's backend is used exactly as the built-in ones are.
 """
 
+import contextlib
+import ipaddress
 import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import urlsplit
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a body, sent and decompressed: what is larger is no answer
+PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
 
 Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]]
 
 
 def proxy_for(base_url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for this base URL, or None.
+    """Return the URL of the proxy that a backend is to use for this base URL, or None.
 
     Raises ConnectionError for a kind of proxy that no backend here can use.
     """
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
+    proxy = named_proxy(base_url)
+    if proxy and proxy.lower().startswith("socks"):
+        raise ConnectionError("the environment names a SOCKS proxy; only HTTP proxies can be used")
+    return proxy
+
+
+def named_proxy(base_url: str) -> str | None:
+    """Return the URL of the proxy that the environment names for this base URL, of whatever kind, or None.
+
+    A loopback address has none: a proxy elsewhere would send to its own machine what is meant for this one.
+    """
+    parts = urlsplit(base_url)
+    if not any(name.lower().endswith("_proxy") for name in os.environ) or reach_of(parts.hostname or "") == "loopback":
         return None
     import urllib.request as request  # slow to import, seldom needed
 
-    parts = urlsplit(base_url)
     proxies = request.getproxies_environment()
     bypassed: Callable[..., bool] = request.proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
     if bypassed(parts.hostname, proxies) or bypassed(parts.netloc.rpartition("@")[2], proxies):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and proxy.lower().startswith("socks"):
-        raise ConnectionError("the environment names a SOCKS proxy; only HTTP proxies can be used")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def reach_of(host: str) -> str:
+    """Return whether a host is "loopback", "private" or "public", as its name says: nothing is looked up."""
+    host = host.rstrip(".")
+    for parse in (ipaddress.ip_address, socket.inet_aton):  # the latter knows 127.1 and 2130706433 too
+        with contextlib.suppress(ValueError, OSError):
+            address = ipaddress.ip_address(parse(host))
+            address = getattr(address, "ipv4_mapped", None) or address
+            if address.is_loopback or address.is_unspecified:  # connecting to 0.0.0.0 reaches this machine
+                return "loopback"
+            return "private" if address.is_private or address.is_link_local else "public"
+    if host == "localhost" or host.endswith(".localhost"):
+        return "loopback"
+    bare = host.isascii() and "." not in host  # there are other dots than ASCII's
+    return "private" if bare or host.endswith(PRIVATE_NAMES) else "public"

@@ -34,7 +34,7 @@ import types
 import uuid
 import warnings
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,7 +76,7 @@ def install(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
         gc.freeze()  # as the core does in a process that is its own
         gc.set_threshold(50_000)
-    engines[name] = Engine(name, core, core.Run(core.Api.of(state, connect), **options))
+    engines[name] = Engine(name, core, lambda: core.Run(core.Api.of(state, connect), **options))
     return ""
 
 
@@ -128,13 +128,14 @@ class Engine:
     SILENCE = 60.0  # seconds without the driver after which it ends
     AHEAD = 3  # intervals between exchanges, for which prompts are kept ready
 
-    def __init__(self, name: str, core: Any, run: Any) -> None:
-        self._name, self._core, self._run = name, core, run
+    def __init__(self, name: str, core: Any, make_run: Callable[[], Any]) -> None:
+        self._name, self._core = name, core
         self._fields = fields_of(core)
         self._tasks: set[asyncio.Task[None]] = set()  # one for each prompt that is here
         self._done: list[tuple[int, tuple[Any, ...]]] = []
         self._said: list[tuple[str, str]] = []  # what the core warns of, to be said by the driver
         core.log.addFilter(lambda record: self._said.append((str(record.msg), record.getMessage())))
+        self._run = make_run()  # which may warn of something
         self.ready: concurrent.futures.Future[str] = concurrent.futures.Future()  # "", or why it cannot be
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.thread.start()
@@ -622,9 +623,11 @@ def source_of(name: str) -> str:
 
 def check_network(job: Any, address: str) -> None:
     """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
-    parts, core = urlsplit(address if "://" in address else f"tcp://{address}"), job.core
-    reach = core.reach_of(parts.hostname or "")
-    if parts.scheme in ("tls", "wss") or reach == "loopback" or not any(map(core.SECRET_NAME.search, job.headers)):
+    from . import reach_of  # which does not exist when a worker executes this module
+
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    reach = reach_of(parts.hostname or "")
+    if parts.scheme in ("tls", "wss") or reach == "loopback" or not job.api.secrets:
         return
     if reach == "public" and not job.api.allow_http:
         advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+from multidict import CIMultiDict
 
 from . import MAX_BODY, Post, proxy_for
 
@@ -25,10 +26,10 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
     def new_socket(address: tuple[Any, ...]) -> Socket:
         return Socket(*address[:3])
 
+    fields = CIMultiDict(headers)  # what aiohttp would make of them for each request
     connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context(), socket_factory=new_socket)
     async with aiohttp.ClientSession(
-        connector=connector,
-        headers=headers,
+        connector=connector,  # and no headers: those of a session go to the proxy too, in CONNECT
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the core keeps the time
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_for(base_url),  # trust_env knows no ALL_PROXY, and would take passwords from ~/.netrc
@@ -37,7 +38,9 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             try:
                 method = "POST" if body else "GET"
-                reply = await session.request(method, base_url + path, data=body or None, allow_redirects=False)
+                reply = await session.request(
+                    method, base_url + path, headers=fields, data=body or None, allow_redirects=False
+                )
                 return reply.status, reply.headers, await bounded(reply)
             except TimeoutError as failure:
                 raise TimeoutError(str(failure)) from failure

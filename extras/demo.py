@@ -67,7 +67,6 @@ def demo_server() -> Iterator[str]:
     """Run the stand-in server; yield its base URL. Raises UsageError if it does not start."""
     folder = str(pathlib.Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-c", RUN, folder, *DEMO_SERVER]
-    environment = dict(os.environ)
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
     options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
@@ -76,9 +75,6 @@ def demo_server() -> Iterator[str]:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:
                 raise core.UsageError("the stand-in server did not start")
-            os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
             yield ready.split()[-1]
         finally:
             server.terminate()
-            os.environ.clear()
-            os.environ.update(environment)

@@ -331,6 +331,12 @@ def test_the_key_crosses_no_open_network_unencrypted(monkeypatch, caplog, addres
     assert (said or "") in caplog.text and bool(said) == bool(caplog.text)
 
 
+def test_a_secret_under_another_name_crosses_no_open_network_either(monkeypatch):
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Subscription: 0123456789abcdef")
+    with pytest.raises(ValueError, match="would go to 203"):
+        dask_cluster.check_network(crew()._job, "tcp://203.0.114.1:8786")
+
+
 def test_nobody_there_or_nobody_left_is_one_sentence(start, tmp_path, mine, clusters):
     address, _, place = clusters(1, "--no-nanny")
     (place / "mine.py").write_text(MINE)
