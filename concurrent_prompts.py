@@ -457,11 +457,22 @@ QUOTA_CODES = re.compile(
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
-LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
-MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
+# A server writes what it likes. Only so much of it is read, and the patterns take linear time: every repetition in them
+# is bounded or possessive.
+HEADER_MOST = 200  # characters of a header's value
+MESSAGE_MOST = 4000  # characters of an error's message
+ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
+TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of such a body, or of an exception's text
+VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
+LONGEST_WAIT = 1e9  # seconds
+LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
+MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
 TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
-WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
+WAIT_TEXT = re.compile(r"try again in ((?:[\d.]{1,20}+(?:ms|h|m|s)){1,6}+)")
+DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>]{,1000}+>")
 
 HINTS = {
     "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
@@ -512,7 +523,7 @@ def hint(error: Error) -> str:
 
 def seconds(text: str) -> float | None:
     """Return the seconds in a Go duration such as '6m0s' or '599ms', or None."""
-    parts = re.findall(r"([\d.]+)(ms|s|m|h)", text)
+    parts = DURATION.findall(text)
     try:
         return sum(float(number) * UNITS[unit] for number, unit in parts) if parts else None
     except ValueError:
@@ -529,17 +540,24 @@ def duration(span: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def header(headers: Mapping[str, str], name: str) -> str:
+    """Return the value of a header, at most HEADER_MOST characters of it; '' if it is missing."""
+    value = headers.get(name)
+    return value[:HEADER_MOST] if isinstance(value, str) else ""
+
+
 def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float] = time.time) -> float | None:
     """Return the seconds that a reply asks to wait, from its headers or else its text; None where it does not say.
 
-    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK.
+    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
+    is taken for that.
     """
     import email.utils  # slow to import, and for failures only
 
     candidates: list[float | None] = []
     with contextlib.suppress(TypeError, ValueError):
-        candidates.append(float(headers.get("retry-after-ms", "")) / 1000)
-    after = headers.get("retry-after", "")
+        candidates.append(float(header(headers, "retry-after-ms")) / 1000)
+    after = header(headers, "retry-after")
     try:
         candidates.append(float(after))
     except (TypeError, ValueError):
@@ -547,7 +565,7 @@ def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float
             candidates.append(email.utils.parsedate_to_datetime(after).timestamp() - now())
     found = WAIT_TEXT.search(message)
     candidates.append(seconds(found[1]) if found else None)
-    return next((wait for wait in candidates if wait is not None and 0 < wait < math.inf), None)
+    return next((min(wait, LONGEST_WAIT) for wait in candidates if wait is not None and 0 < wait < math.inf), None)
 
 
 def error_of(data: Any) -> tuple[str, str]:
@@ -557,12 +575,13 @@ def error_of(data: Any) -> tuple[str, str]:
         return "", ""
     inner = data.get("error") or data
     if not isinstance(inner, dict):
-        return "", str(inner)
-    codes = [str(inner.get(key) or "") for key in ("code", "type")]
-    code = next((code for code in codes if code and not code.isdigit()), "")
+        return "", str(shallow(inner, DEEPEST))[:MESSAGE_MOST]
+    given = inner.get("code"), inner.get("type")
+    codes = [str(code)[:HEADER_MOST] for code in given if code and isinstance(code, str | int)]
+    code = next((code for code in codes if not code.isdigit()), "")
     code = next(filter(STOP_CODES.fullmatch, codes), code)
     message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
-    return code, message if isinstance(message, str) else json.dumps(message)
+    return code, (message if isinstance(message, str) else json.dumps(shallow(message, DEEPEST)))[:MESSAGE_MOST]
 
 
 def short(text: str, width: int = 300) -> str:
@@ -585,19 +604,25 @@ def obeys(stream: IO[str]) -> bool:
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
-    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run."""
-    data = parse_json(body) if isinstance(body, bytes | str) else body
+    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
+
+    What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
+    """
+    if isinstance(body, bytes | str):
+        data = shallow(parse_json(body[:ERROR_MOST]), DEEPEST)
+    else:
+        body = data = shallow(body, DEEPEST)
     code, message = error_of(data)
     code, message = short(code, 60), message or page_title(body) or f"HTTP {status}"
     if status == 400 and MODEL_TEXT.search(message):
         code = "model_not_found"  # LiteLLM's proxy, Groq and others have no 404 for it
-    verdict = verdict_of(status, code, headers.get("x-should-retry", ""))
+    verdict = verdict_of(status, code, header(headers, "x-should-retry"))
     numbers = LIMIT_TEXT.search(message)
     if verdict == "retry" and numbers and int(numbers[2]) > int(numbers[1]):
         verdict, code = "fail", "larger_than_limit"
     if 300 <= status < 400:
-        code, message = "redirect", f"HTTP {status}, redirected to {headers.get('location', 'nowhere')}"
-    http = status, headers.get("x-request-id") or "", data
+        code, message = "redirect", f"HTTP {status}, redirected to {header(headers, 'location') or 'nowhere'}"
+    http = status, header(headers, "x-request-id"), data
     error = PromptError(code or f"http_{status}", short(message), verdict, status, http)
     error.headers = headers
     if verdict == "retry":
@@ -617,9 +642,10 @@ def verdict_of(status: int, code: str, should_retry: str) -> str:
 
 def page_title(body: bytes | str | Any) -> str:
     """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
-    title = re.search(r"<title>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
-    return short(title[1] if title else re.sub(r"<[^>]*>", " ", text[:2000]), 120)
+    start = body[:ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
+    text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
+    title = TITLE.search(text)
+    return short(title[1] if title else TAG.sub(" ", text[:2000]), 120)
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -629,6 +655,15 @@ def parse_json(body: bytes | str) -> Any:
     except (ValueError, RecursionError):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(body)  # takes more: a byte order mark, NaN, half a surrogate pair
+    return None
+
+
+def parse_reply(body: bytes) -> Any:
+    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
+    if len(body) <= VALUES_MOST:
+        return parse_json(body)
+    with contextlib.suppress(ValueError, RecursionError):
+        return load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
     return None
 
 
@@ -1284,9 +1319,10 @@ class Api:
         """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
         error = as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        if list(map(self.conceal, texts)) == texts:
+        shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
+        if shown == texts:
             raise failure
-        *_, kind, message, http = map(self.conceal, texts)
+        *_, kind, message, http = shown
         error.error = error.error._replace(type=kind, message=message)
         error.args = (message,)
         error.http = error.http if http == texts[-1] else None
@@ -1390,8 +1426,10 @@ class Api:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
         try:
             return reply_of(prompt.path, status, headers, body)
-        except PromptError:
-            body = self.conceal(body.decode("latin-1")).encode("latin-1")
+        except PromptError as failure:
+            if 200 <= status < 300 and len(body) > ERROR_MOST:
+                self.raise_discreetly(failure)  # which has little of the body
+            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
         try:
             return reply_of(prompt.path, status, headers, body)
         except PromptError as failure:
@@ -1572,22 +1610,26 @@ def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) ->
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_json(body)
+    data = parse_reply(body)
     if not isinstance(data, dict):
-        if "html" in (headers.get("content-type") or ""):
+        if "html" in header(headers, "content-type"):
             raise PromptError("web_page", page_title(body) or "a web page", "stop", 200)
         raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
     if data.get("error"):
-        raise error_in_answer(data)
+        raise error_in_answer(shallow(data, DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
     reader = READERS.get(path.partition("?")[0], other_reply)
-    http = 200, headers.get("x-request-id") or "", data
+    http = 200, header(headers, "x-request-id"), data
     try:
         text, reason, extra = reader(data)
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, http) from None
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
+        kept = (*http[:2], shallow(data, DEEPEST) if len(body) <= ERROR_MOST else None)
+        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else None
     return Reply(text, reason, data.get("model"), usage, extra, http, headers)
+
+
+TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
 
 
 def error_in_answer(data: dict[str, Any]) -> PromptError:
@@ -1608,7 +1650,7 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
 
 def error_without_call(body: bytes) -> PromptError:
     """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = error_of(parse_json(body))
+    code, message = error_of(shallow(parse_json(body[:ERROR_MOST]), DEEPEST))
     passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
     verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
     error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
@@ -1708,6 +1750,7 @@ class Call:
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
+LIMIT_MOST = 1e15  # of a limit that is believed
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
@@ -1718,12 +1761,12 @@ def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, floa
     """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
     for form in LIMIT_FORMS[name]:
         try:
-            limit, left = (float(headers.get(form.format(part)) or "") for part in ("limit", "remaining"))
+            limit, left = (float(header(headers, form.format(part))) for part in ("limit", "remaining"))
         except ValueError:
             continue
-        if not 0 < limit < math.inf or not 0 <= left < math.inf:  # Azure's -1
+        if not 0 < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
-        wait = reset_wait(headers.get(form.format("reset")) or "")
+        wait = reset_wait(header(headers, form.format("reset")))
         period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
         return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
     return None
@@ -3433,7 +3476,7 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
             raise UsageError(f"no file is called {path}; run the shards first (--shard K/N), or name their results")
         if path.suffix.lower() in SEPARATORS:
             raise UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
-        name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
+        name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         place, shards = map(int, name.groups()) if name else (0, 0)
         if not 0 < place <= shards:
             raise UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
@@ -3746,7 +3789,8 @@ class Job:
 
     def stop(self, kind: str, message: str, status: int | None = None) -> None:
         """Stop the run, since every prompt would fail."""
-        self._run.stop(PromptError(kind, self.api.conceal(message), "stop", status))
+        message = self.api.conceal(message[:MESSAGE_MOST])
+        self._run.stop(PromptError(short(kind, 60), short(message, 1000), "stop", status))
 
     @property
     def notes(self) -> Sequence[Any]:
