@@ -1039,6 +1039,11 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
 WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
+HAS_PATTERN = re.compile(r'"pattern":"|"patternProperties":')  # a schema as encode_json writes it
+CHECKER = """import importlib, itertools, json, re, sys
+from collections.abc import Callable
+from typing import Any
+encode_json = json.JSONEncoder(separators=(",", ":")).encode"""
 CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with nothing but JSON that fits it."
 
 
@@ -1046,6 +1051,7 @@ class Schema:
     """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
 
     They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
+    A schema with regular expressions is used in a process of its own, while the block `checking` runs.
     """
 
     LARGE = 10_000  # characters of an answer that is not to hold up the event loop
@@ -1059,13 +1065,16 @@ class Schema:
         try:
             text = encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
-            self.find = finder(schema)
+            installed = all(map(importlib.util.find_spec, ("jsonschema", "referencing")))
+            self._checker = Checker(schema) if installed and HAS_PATTERN.search(text) else None
+            self.find = self._checker.find if self._checker else finder(schema)
             strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
             strict = strict and is_strict(schema)
         except Exception as failure:  # whatever a library finds wrong with it
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
             raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
         self.told = False  # that it finds nothing but what is no JSON
+        self._runs = 0
         name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
@@ -1074,7 +1083,10 @@ class Schema:
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            data = pathlib.Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(LONGEST + 1)
+            if len(data) > LONGEST:
+                raise UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
             return cls(decode_nested(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
@@ -1104,12 +1116,25 @@ class Schema:
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
         raise ValueError(f"how {path} takes a schema (--schema) is not known")
 
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """Let answers be checked while the block runs; end with it the process that this takes, if it does."""
+        self._runs += 1
+        try:
+            yield
+        finally:
+            self._runs -= 1
+            if self._checker and not self._runs:
+                self._checker.close()
+
     async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
         """Return what is wrong with an answer that does not fit, or None."""
         texts = reply.extra.get("texts") or [reply.text]
+        thread = self._checker.thread if self._checker else None  # None: one of the event loop's
         try:
-            large = sum(map(len, texts)) > self.LARGE
-            text, problem = await asyncio.to_thread(self._look, texts) if large else self._look(texts)
+            large = thread or sum(map(len, texts)) > self.LARGE
+            looking = asyncio.get_running_loop().run_in_executor(thread, self._look, texts) if large else None
+            text, problem = await looking if looking else self._look(texts)
             if problem and (early := ended_early(reply)):
                 return Unfit(f"ended by {early}: {problem}", reply.http)
             return Unfit(problem, reply.http, corrected(prompt, text, problem)) if problem else None
@@ -1124,17 +1149,18 @@ class Schema:
         return "", ""
 
     def _problem(self, text: str) -> str:
+        if len(text) > LONGEST:
+            return f"not JSON: longer than {LONGEST >> 20} MiB"
         if not text.strip() or text.lstrip().startswith("```"):
             return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
         try:
             value = decode_nested(text)
         except (ValueError, RecursionError) as failure:
             return f"not JSON: {failure}"
-        error = self.find(value) if self.find else None
-        return f"{error.json_path}: {in_words(error)}" if error else ""
+        return self.find(value) if self.find else ""
 
 
-def finder(schema: dict[str, Any]) -> Callable[[Any], Any] | None:
+def finder(schema: dict[str, Any]) -> Callable[[Any], str] | None:
     """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
     try:
         validators: Any = importlib.import_module("jsonschema.validators")
@@ -1149,7 +1175,12 @@ def finder(schema: dict[str, Any]) -> Callable[[Any], Any] | None:
     if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
         for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
             validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
-    return lambda value: best_match(itertools.islice(validator.iter_errors(value), 100))
+
+    def find(value: Any) -> str:
+        error = best_match(itertools.islice(validator.iter_errors(value), 100))
+        return f"{error.json_path}: {in_words(error)}" if error else ""
+
+    return find
 
 
 def in_words(failure: Any) -> str:
@@ -1157,6 +1188,96 @@ def in_words(failure: Any) -> str:
     message = str(getattr(failure, "message", failure)) or type(failure).__name__
     value = repr(getattr(failure, "instance", ""))
     return short(short(value, 60) + message.removeprefix(value) if message.startswith(value) else message)
+
+
+def check_lines() -> None:
+    """Read a path for imports and a schema, then a value a line; write what is wrong with each, or what is raised."""
+    sys.path[:], schema = json.loads(sys.stdin.readline())
+    find: Any = None
+    for line in itertools.chain([""], sys.stdin):
+        try:
+            find = find or finder(schema)
+            found = [find(json.loads(line)) if line else "", None, None]
+        except Exception as failure:
+            found = ["", in_words(failure), getattr(failure, "json_path", None)]
+        print(json.dumps(found), flush=True)
+
+
+class Checker:
+    """Finds the fault in a value in a process of its own, which may take SECONDS for each; for schemas with patterns.
+
+    While Python matches a regular expression no other thread of the process runs and no signal is heard, and some
+    need more than a lifetime for a short text. The process has no secrets in its environment. It is started when it
+    is needed, by one thread at a time, and again after it had to be killed.
+    """
+
+    SECONDS = 5.0
+    START = 20.0  # seconds to import jsonschema and to load the schema
+    ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME"
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+        self._process: subprocess.Popen[bytes] | None = None
+        self.thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._start()
+        self.close()
+
+    def find(self, value: Any) -> str:
+        """Return what is wrong with the value, or ''. Raises TimeoutError, or ValueError if it cannot be checked."""
+        return self._ask(value, self.SECONDS, self._process or self._start())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        functions: tuple[Callable[..., Any], ...] = short, in_words, finder, check_lines
+        code = "\n".join([CHECKER, *map(inspect.getsource, functions), "check_lines()"])
+        environment = {name: os.environ[name] for name in self.ENVIRONMENT if name in os.environ}
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        self._process = subprocess.Popen([sys.executable, "-P", "-c", code], env=environment, **options)
+        try:
+            self._ask([list(filter(os.path.isabs, sys.path)), self._schema], self.START, self._process)
+        except ValueError:
+            self.close()
+            raise
+        return self._process
+
+    def _ask(self, value: Any, seconds: float, process: subprocess.Popen[bytes]) -> str:
+        assert process.stdin and process.stdout
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        line = b""
+        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed
+            process.stdin.write(json.dumps(value).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        timer.cancel()
+        if not line:
+            self.close()
+            if late.is_set():
+                raise TimeoutError(f"its patterns take more than {seconds:g} s")
+            raise ValueError("the process that checks it has ended")
+        found, failure, path = json.loads(line)
+        if failure is None:
+            return str(found)
+        problem = ValueError(failure)
+        if path is not None:
+            problem.json_path = path  # type: ignore[attr-defined]
+        raise problem
+
+    def close(self) -> None:
+        """End the process, and with it the check that is under way."""
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError, AttributeError):
+                    pipe.close()  # type: ignore[union-attr]
 
 
 def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
@@ -1285,6 +1406,8 @@ class Api:
             log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
         try:
             async with contextlib.AsyncExitStack() as stack:
+                if self.schema:
+                    stack.enter_context(self.schema.checking())
                 try:
                     connecting = self._connect(self.base_url, self.headers, concurrency + 1)  # and one beside the run
                     post = await stack.enter_async_context(connecting)
@@ -2671,6 +2794,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: set[int] = set()  # prompts whose connections were lost since the server was heard
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
+        self._judging: set[asyncio.Task[Any]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
@@ -2846,12 +2970,27 @@ class Run:
     async def take(self, prompt: Prompt, result: Result, reply: Reply) -> PromptError | None:
         """Fill in the answer; return what is wrong with it where it does not fit the schema."""
         result.take(reply)
-        if self._source.schema and (unfit := await self._source.judge(prompt, reply)):
+        if self._source.schema and (unfit := await self._judge(prompt, reply)):
             result.tokens = NO_TOKENS
             result.lose(unfit)
             return unfit
         result.error = result.exception = None
         return None
+
+    async def _judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
+        """Return what is wrong with an answer; the deadline ends that as it ends a call."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._judging.add(task)
+        cancelled = task.cancelling()
+        try:
+            return await self._source.judge(prompt, reply)
+        except asyncio.CancelledError:
+            if task in self._judging or task.uncancel() > cancelled:
+                raise
+            return Unfit("the deadline came before it was checked against the schema", reply.http)
+        finally:
+            self._judging.discard(task)
 
     async def _paid_attempt(self, prompt: Prompt, result: Result, losses: int) -> PromptError | None:
         """Attempt it when that fits into the budget, which the run ends with, and see what it has cost."""
@@ -2953,6 +3092,8 @@ class Run:
         self.stop(reason)
         for call in self._calls.values():
             call.end(reason)
+        while self._judging:
+            self._judging.pop().cancel()
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""

@@ -7,6 +7,7 @@ import importlib
 import json
 import socket
 import sys
+import time
 import tracemalloc
 import zlib
 
@@ -73,6 +74,16 @@ def reply(body=ANSWER, status=b"200 OK", headers=b""):
     return b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\n" + headers + (
         b"content-length: " + length + b"\r\n\r\n" + body
     )  # fmt: skip
+
+
+async def longest_pause(waiting):
+    """Return what comes of it, and the longest time in which the event loop did nothing else."""
+    longest, task = 0.0, asyncio.ensure_future(waiting)
+    while not task.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.perf_counter() - began)
+    return await task, longest
 
 
 async def test_what_is_sent_and_what_comes_back(connect):

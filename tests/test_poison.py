@@ -1,7 +1,6 @@
 """Replies made to hold up the run: every text of a server's is bounded, and every pattern takes linear time."""
 
 import ast
-import asyncio
 import functools
 import importlib
 import itertools
@@ -14,7 +13,7 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error, limits_in, read_reply
-from tests.test_backends import NAMES, reply, scripted
+from tests.test_backends import NAMES, longest_pause, reply, scripted
 
 ROOT = pathlib.Path(concurrent_prompts.__file__).parent
 MODULES = "concurrent_prompts", "backends", "backends.stdlib", "backends.openai_batch", "backends.dask_cluster"
@@ -213,16 +212,6 @@ POISONS = {  # the reply, and the types of the error or else the texts that may 
     "usage of 5,000 digits": (lambda: reply(CHAT % (b'{"prompt_tokens": %b}' % (b"9" * 5000))), "malformed_reply"),
     "a deep usage": (lambda: reply(CHAT % (b'{"prompt_tokens": %b}' % DEEP.encode())), "hi malformed_reply"),
 }
-
-
-async def longest_pause(waiting):
-    """Return what comes of it, and the longest time in which the event loop did nothing else."""
-    longest, task = 0.0, asyncio.ensure_future(waiting)
-    while not task.done():
-        began = time.perf_counter()
-        await asyncio.sleep(0.001)
-        longest = max(longest, time.perf_counter() - began)
-    return await task, longest
 
 
 @pytest.mark.usefixtures("codec")
