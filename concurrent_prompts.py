@@ -705,6 +705,10 @@ STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
 LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer than any model's context
+LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
+SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
+OVERLONG = b"\0\n"  # this very object stands for a line that is too long
+TOO_LONG_LINE = f"longer than {LINE_MOST >> 20} MiB"
 START = 4096  # bytes by which a file's form is known
 
 
@@ -815,14 +819,29 @@ def form_of(name: str, start: bytes) -> str:
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
-    """Yield the lines up to where the file is damaged, if it is; add that to `damage`, with the line number."""
+    """Yield the lines, and OVERLONG for one of more than LINE_MOST bytes, up to where the file is damaged, if it is.
+
+    That is added to `damage`, with the line number.
+    """
     number = 0
     try:
-        for line in file:
+        while line := file.readline(LINE_MOST + 1):
             number += 1
-            yield line
+            yield OVERLONG if len(line) > LINE_MOST else line
+            if len(line) > LINE_MOST:
+                skip_line(file, line)
     except BROKEN as failure:
         damage.append((number + 1, Error("unreadable", f"{name} ends here: {failure}")))
+
+
+def skip_line(file: IO[bytes], line: bytes) -> None:
+    """Read on to the end of a line that has begun so. Raises EOFError if that is not within reach."""
+    size = len(line)
+    while line and not line.endswith(b"\n"):
+        if size > SKIPPED_MOST:
+            raise EOFError(f"the line before has no end within {SKIPPED_MOST >> 20} MiB")
+        line = file.readline(START)
+        size += len(line)
 
 
 def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
@@ -830,6 +849,8 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
     decode = decode_nested if form == ".jsonl" else str
     for number, line in enumerate(lines, 1):
         try:
+            if line is OVERLONG:
+                raise ValueError(TOO_LONG_LINE)
             text = line.decode().rstrip("\r\n")
             if text and not text.isspace():
                 yield number, decode(text.strip() if form == ".jsonl" else text)
@@ -838,7 +859,8 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
-            yield number, Error("unreadable", f"not JSON: {failure}")
+            what = "" if line is OVERLONG else "not JSON: "
+            yield number, Error("unreadable", f"{what}{failure}")
 
 
 def decode_nested(line: str) -> Any:
@@ -882,6 +904,8 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
         size = 0
         for line in itertools.chain(again, lines):
             record.append(line)
+            if line is OVERLONG:
+                raise csv.Error(TOO_LONG_LINE)
             yield line.decode(errors="surrogateescape")
             size += sys.getsizeof(line)
             if number + len(record) <= bad:
@@ -3178,6 +3202,8 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
 # ---- Journal -------------------------------------------------------------------------------------------------
 
 
+# Lines of ours hold at most a reply's body (MAX_BODY in backends/__init__.py) twice, as JSON, and the prompt's columns.
+RESULT_MOST = 1 << 30  # bytes: what is longer is none
 LINE_START = b'{"id":'  # of every line of ours: what was cut shorter than that may still be one
 
 
@@ -3242,7 +3268,9 @@ class Journal:
         size, damaged = 0, 0
         line = b""
         with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
+                if len(line) == RESULT_MOST:
+                    self._refuse(number)
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
                 if (row := parse_json(text)) is not None:
                     self._recognise(row, number, size + line.index(text))
@@ -5326,7 +5354,7 @@ def merge(args: argparse.Namespace) -> int:
         ends: list[None] = [None] * len(files)
         for number, prompt in enumerate(itertools.chain(prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))
-            line = files[place].readline()
+            line = files[place].readline(RESULT_MOST)
             answered = is_answer(line, prompt) if prompt else None
             if answered is not None:
                 draft.write(line.rstrip(b"\r\n") + b"\n")
@@ -5497,7 +5525,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
         return len(DEMO_PROMPTS[chosen])
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         lines, quotes = -(form in SEPARATORS), 0
-        for line in file:
+        for line in sound_lines(file, "", []):
             quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
             lines += not quotes % 2 and not line.isspace()
         return len(range(lines)[chosen])
