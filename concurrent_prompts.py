@@ -66,6 +66,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import traceback
 import urllib.parse
@@ -195,6 +196,7 @@ class Result:
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
     losses: int = 0  # how often its call was given up as lost
+    reply: Reply | None = None  # of the last call, as long as the extras are not through with it
 
     @property
     def id(self) -> str | int:
@@ -465,11 +467,22 @@ QUOTA_CODES = re.compile(
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
-LIMIT_TEXT = re.compile(r"Limit:? (\d+).*?Requested:? (\d+)", re.DOTALL)
-MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}(does not exist|not found)", re.IGNORECASE | re.DOTALL)
+# A server writes what it likes. Only so much of it is read, and the patterns take linear time: every repetition in them
+# is bounded or possessive.
+HEADER_MOST = 200  # characters of a header's value
+MESSAGE_MOST = 4000  # characters of an error's message
+ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
+TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of such a body, or of an exception's text
+VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
+LONGEST_WAIT = 1e9  # seconds
+LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
+MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
 TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
-WAIT_TEXT = re.compile(r"try again in ((?:[\d.]+(?:ms|h|m|s))+)")
+WAIT_TEXT = re.compile(r"try again in ((?:[\d.]{1,20}+(?:ms|h|m|s)){1,6}+)")
+DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>]{,1000}+>")
 
 HINTS = {
     "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
@@ -518,7 +531,7 @@ def hint(error: Error) -> str:
 
 def seconds(text: str) -> float | None:
     """Return the seconds in a Go duration such as '6m0s' or '599ms', or None."""
-    parts = re.findall(r"([\d.]+)(ms|s|m|h)", text)
+    parts = DURATION.findall(text)
     try:
         return sum(float(number) * UNITS[unit] for number, unit in parts) if parts else None
     except ValueError:
@@ -535,17 +548,24 @@ def duration(span: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def header(headers: Mapping[str, str], name: str) -> str:
+    """Return the value of a header, at most HEADER_MOST characters of it; '' if it is missing."""
+    value = headers.get(name)
+    return value[:HEADER_MOST] if isinstance(value, str) else ""
+
+
 def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float] = time.time) -> float | None:
     """Return the seconds that a reply asks to wait, from its headers or else its text; None where it does not say.
 
-    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK.
+    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
+    is taken for that.
     """
     import email.utils  # slow to import, and for failures only
 
     candidates: list[float | None] = []
     with contextlib.suppress(TypeError, ValueError):
-        candidates.append(float(headers.get("retry-after-ms", "")) / 1000)
-    after = headers.get("retry-after", "")
+        candidates.append(float(header(headers, "retry-after-ms")) / 1000)
+    after = header(headers, "retry-after")
     try:
         candidates.append(float(after))
     except (TypeError, ValueError):
@@ -553,7 +573,7 @@ def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float
             candidates.append(email.utils.parsedate_to_datetime(after).timestamp() - now())
     found = WAIT_TEXT.search(message)
     candidates.append(seconds(found[1]) if found else None)
-    return next((wait for wait in candidates if wait is not None and 0 < wait < math.inf), None)
+    return next((min(wait, LONGEST_WAIT) for wait in candidates if wait is not None and 0 < wait < math.inf), None)
 
 
 def error_of(data: Any) -> tuple[str, str]:
@@ -563,12 +583,13 @@ def error_of(data: Any) -> tuple[str, str]:
         return "", ""
     inner = data.get("error") or data
     if not isinstance(inner, dict):
-        return "", str(inner)
-    codes = [str(inner.get(key) or "") for key in ("code", "type")]
-    code = next((code for code in codes if code and not code.isdigit()), "")
+        return "", str(shallow(inner, DEEPEST))[:MESSAGE_MOST]
+    given = inner.get("code"), inner.get("type")
+    codes = [str(code)[:HEADER_MOST] for code in given if code and isinstance(code, str | int)]
+    code = next((code for code in codes if not code.isdigit()), "")
     code = next(filter(STOP_CODES.fullmatch, codes), code)
     message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
-    return code, message if isinstance(message, str) else json.dumps(message)
+    return code, (message if isinstance(message, str) else json.dumps(shallow(message, DEEPEST)))[:MESSAGE_MOST]
 
 
 def short(text: str, width: int = 300) -> str:
@@ -591,19 +612,25 @@ def obeys(stream: IO[str]) -> bool:
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
-    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run."""
-    data = parse_json(body) if isinstance(body, bytes | str) else body
+    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
+
+    What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
+    """
+    if isinstance(body, bytes | str):
+        data = shallow(parse_json(body[:ERROR_MOST]), DEEPEST)
+    else:
+        body = data = shallow(body, DEEPEST)
     code, message = error_of(data)
     code, message = short(code, 60), message or page_title(body) or f"HTTP {status}"
     if status == 400 and MODEL_TEXT.search(message):
         code = "model_not_found"  # LiteLLM's proxy, Groq and others have no 404 for it
-    verdict = verdict_of(status, code, headers.get("x-should-retry", ""))
+    verdict = verdict_of(status, code, header(headers, "x-should-retry"))
     numbers = LIMIT_TEXT.search(message)
     if verdict == "retry" and numbers and int(numbers[2]) > int(numbers[1]):
         verdict, code = "fail", "larger_than_limit"
     if 300 <= status < 400:
-        code, message = "redirect", f"HTTP {status}, redirected to {headers.get('location', 'nowhere')}"
-    http = status, headers.get("x-request-id") or "", data
+        code, message = "redirect", f"HTTP {status}, redirected to {header(headers, 'location') or 'nowhere'}"
+    http = status, header(headers, "x-request-id"), data
     error = PromptError(code or f"http_{status}", short(message), verdict, status, http)
     error.headers = headers
     if verdict == "retry":
@@ -623,9 +650,10 @@ def verdict_of(status: int, code: str, should_retry: str) -> str:
 
 def page_title(body: bytes | str | Any) -> str:
     """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
-    title = re.search(r"<title>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
-    return short(title[1] if title else re.sub(r"<[^>]*>", " ", text[:2000]), 120)
+    start = body[:ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
+    text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
+    title = TITLE.search(text)
+    return short(title[1] if title else TAG.sub(" ", text[:2000]), 120)
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -635,6 +663,15 @@ def parse_json(body: bytes | str) -> Any:
     except (ValueError, RecursionError):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(body)  # takes more: a byte order mark, NaN, half a surrogate pair
+    return None
+
+
+def parse_reply(body: bytes) -> Any:
+    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
+    if len(body) <= VALUES_MOST:
+        return parse_json(body)
+    with contextlib.suppress(ValueError, RecursionError):
+        return load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
     return None
 
 
@@ -701,6 +738,10 @@ STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
 LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer than any model's context
+LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
+SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
+OVERLONG = b"\0\n"  # this very object stands for a line that is too long
+TOO_LONG_LINE = f"longer than {LINE_MOST >> 20} MiB"
 START = 4096  # bytes by which a file's form is known
 
 
@@ -811,14 +852,29 @@ def form_of(name: str, start: bytes) -> str:
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
-    """Yield the lines up to where the file is damaged, if it is; add that to `damage`, with the line number."""
+    """Yield the lines, and OVERLONG for one of more than LINE_MOST bytes, up to where the file is damaged, if it is.
+
+    That is added to `damage`, with the line number.
+    """
     number = 0
     try:
-        for line in file:
+        while line := file.readline(LINE_MOST + 1):
             number += 1
-            yield line
+            yield OVERLONG if len(line) > LINE_MOST else line
+            if len(line) > LINE_MOST:
+                skip_line(file, line)
     except BROKEN as failure:
         damage.append((number + 1, Error("unreadable", f"{name} ends here: {failure}")))
+
+
+def skip_line(file: IO[bytes], line: bytes) -> None:
+    """Read on to the end of a line that has begun so. Raises EOFError if that is not within reach."""
+    size = len(line)
+    while line and not line.endswith(b"\n"):
+        if size > SKIPPED_MOST:
+            raise EOFError(f"the line before has no end within {SKIPPED_MOST >> 20} MiB")
+        line = file.readline(START)
+        size += len(line)
 
 
 def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
@@ -826,6 +882,8 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
     decode = decode_nested if form == ".jsonl" else str
     for number, line in enumerate(lines, 1):
         try:
+            if line is OVERLONG:
+                raise ValueError(TOO_LONG_LINE)
             text = line.decode().rstrip("\r\n")
             if text and not text.isspace():
                 yield number, decode(text.strip() if form == ".jsonl" else text)
@@ -834,7 +892,8 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
-            yield number, Error("unreadable", f"not JSON: {failure}")
+            what = "" if line is OVERLONG else "not JSON: "
+            yield number, Error("unreadable", f"{what}{failure}")
 
 
 def decode_nested(line: str) -> Any:
@@ -878,6 +937,8 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
         size = 0
         for line in itertools.chain(again, lines):
             record.append(line)
+            if line is OVERLONG:
+                raise csv.Error(TOO_LONG_LINE)
             yield line.decode(errors="surrogateescape")
             size += sys.getsizeof(line)
             if number + len(record) <= bad:
@@ -1035,6 +1096,11 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
 WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
+HAS_PATTERN = re.compile(r'"pattern":"|"patternProperties":')  # a schema as encode_json writes it
+CHECKER = """import importlib, itertools, json, re, sys
+from collections.abc import Callable
+from typing import Any
+encode_json = json.JSONEncoder(separators=(",", ":")).encode"""
 CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with nothing but JSON that fits it."
 
 
@@ -1042,6 +1108,7 @@ class Schema:
     """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
 
     They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
+    A schema with regular expressions is used in a process of its own, while the block `checking` runs.
     """
 
     LARGE = 10_000  # characters of an answer that is not to hold up the event loop
@@ -1055,13 +1122,16 @@ class Schema:
         try:
             text = encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
-            self.find = finder(schema)
+            installed = all(map(importlib.util.find_spec, ("jsonschema", "referencing")))
+            self._checker = Checker(schema) if installed and HAS_PATTERN.search(text) else None
+            self.find = self._checker.find if self._checker else finder(schema)
             strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
             strict = strict and is_strict(schema)
         except Exception as failure:  # whatever a library finds wrong with it
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
             raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
         self.told = False  # that it finds nothing but what is no JSON
+        self._runs = 0
         name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
@@ -1070,7 +1140,10 @@ class Schema:
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            data = pathlib.Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(LONGEST + 1)
+            if len(data) > LONGEST:
+                raise UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
             return cls(decode_nested(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
@@ -1111,12 +1184,31 @@ class Schema:
 
         return checked
 
+    @contextlib.asynccontextmanager
+    async def session(self, run: Run) -> AsyncIterator[None]:
+        """Let answers be checked while a run goes on."""
+        with self.checking():
+            yield
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """Let answers be checked while the block runs; end with it the process that this takes, if it does."""
+        self._runs += 1
+        try:
+            yield
+        finally:
+            self._runs -= 1
+            if self._checker and not self._runs:
+                self._checker.close()
+
     async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
         """Return what is wrong with an answer that does not fit, or None."""
         texts = reply.extra.get("texts") or [reply.text]
+        thread = self._checker.thread if self._checker else None  # None: one of the event loop's
         try:
-            large = sum(map(len, texts)) > self.LARGE
-            text, problem = await asyncio.to_thread(self._look, texts) if large else self._look(texts)
+            large = thread or sum(map(len, texts)) > self.LARGE
+            looking = asyncio.get_running_loop().run_in_executor(thread, self._look, texts) if large else None
+            text, problem = await looking if looking else self._look(texts)
             if problem and (early := ended_early(reply)):
                 return Unfit(f"ended by {early}: {problem}", reply)
             return Unfit(problem, reply, corrected(prompt, text, problem)) if problem else None
@@ -1131,17 +1223,18 @@ class Schema:
         return "", ""
 
     def _problem(self, text: str) -> str:
+        if len(text) > LONGEST:
+            return f"not JSON: longer than {LONGEST >> 20} MiB"
         if not text.strip() or text.lstrip().startswith("```"):
             return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
         try:
             value = decode_nested(text)
         except (ValueError, RecursionError) as failure:
             return f"not JSON: {failure}"
-        error = self.find(value) if self.find else None
-        return f"{error.json_path}: {in_words(error)}" if error else ""
+        return self.find(value) if self.find else ""
 
 
-def finder(schema: dict[str, Any]) -> Callable[[Any], Any] | None:
+def finder(schema: dict[str, Any]) -> Callable[[Any], str] | None:
     """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
     try:
         validators: Any = importlib.import_module("jsonschema.validators")
@@ -1156,7 +1249,12 @@ def finder(schema: dict[str, Any]) -> Callable[[Any], Any] | None:
     if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
         for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
             validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
-    return lambda value: best_match(itertools.islice(validator.iter_errors(value), 100))
+
+    def find(value: Any) -> str:
+        error = best_match(itertools.islice(validator.iter_errors(value), 100))
+        return f"{error.json_path}: {in_words(error)}" if error else ""
+
+    return find
 
 
 def in_words(failure: Any) -> str:
@@ -1164,6 +1262,96 @@ def in_words(failure: Any) -> str:
     message = str(getattr(failure, "message", failure)) or type(failure).__name__
     value = repr(getattr(failure, "instance", ""))
     return short(short(value, 60) + message.removeprefix(value) if message.startswith(value) else message)
+
+
+def check_lines() -> None:
+    """Read a path for imports and a schema, then a value a line; write what is wrong with each, or what is raised."""
+    sys.path[:], schema = json.loads(sys.stdin.readline())
+    find: Any = None
+    for line in itertools.chain([""], sys.stdin):
+        try:
+            find = find or finder(schema)
+            found = [find(json.loads(line)) if line else "", None, None]
+        except Exception as failure:
+            found = ["", in_words(failure), getattr(failure, "json_path", None)]
+        print(json.dumps(found), flush=True)
+
+
+class Checker:
+    """Finds the fault in a value in a process of its own, which may take SECONDS for each; for schemas with patterns.
+
+    While Python matches a regular expression no other thread of the process runs and no signal is heard, and some
+    need more than a lifetime for a short text. The process has no secrets in its environment. It is started when it
+    is needed, by one thread at a time, and again after it had to be killed.
+    """
+
+    SECONDS = 5.0
+    START = 20.0  # seconds to import jsonschema and to load the schema
+    ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME"
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+        self._process: subprocess.Popen[bytes] | None = None
+        self.thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._start()
+        self.close()
+
+    def find(self, value: Any) -> str:
+        """Return what is wrong with the value, or ''. Raises TimeoutError, or ValueError if it cannot be checked."""
+        return self._ask(value, self.SECONDS, self._process or self._start())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        functions: tuple[Callable[..., Any], ...] = short, in_words, finder, check_lines
+        code = "\n".join([CHECKER, *map(inspect.getsource, functions), "check_lines()"])
+        environment = {name: os.environ[name] for name in self.ENVIRONMENT if name in os.environ}
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        self._process = subprocess.Popen([sys.executable, "-P", "-c", code], env=environment, **options)
+        try:
+            self._ask([list(filter(os.path.isabs, sys.path)), self._schema], self.START, self._process)
+        except ValueError:
+            self.close()
+            raise
+        return self._process
+
+    def _ask(self, value: Any, seconds: float, process: subprocess.Popen[bytes]) -> str:
+        assert process.stdin and process.stdout
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        line = b""
+        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed
+            process.stdin.write(json.dumps(value).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        timer.cancel()
+        if not line:
+            self.close()
+            if late.is_set():
+                raise TimeoutError(f"its patterns take more than {seconds:g} s")
+            raise ValueError("the process that checks it has ended")
+        found, failure, path = json.loads(line)
+        if failure is None:
+            return str(found)
+        problem = ValueError(failure)
+        if path is not None:
+            problem.json_path = path  # type: ignore[attr-defined]
+        raise problem
+
+    def close(self) -> None:
+        """End the process, and with it the check that is under way."""
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError, AttributeError):
+                    pipe.close()  # type: ignore[union-attr]
 
 
 def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
@@ -1349,9 +1537,10 @@ class Api:
         """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
         error = as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        if list(map(self.conceal, texts)) == texts:
+        shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
+        if shown == texts:
             raise failure
-        *_, kind, message, http = map(self.conceal, texts)
+        *_, kind, message, http = shown
         error.error = error.error._replace(type=kind, message=message)
         error.args = (message,)
         error.http = error.http if http == texts[-1] else None
@@ -1447,8 +1636,10 @@ class Api:
         """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
         try:
             return reply_of(prompt.path, status, headers, body)
-        except PromptError:
-            body = self.conceal(body.decode("latin-1")).encode("latin-1")
+        except PromptError as failure:
+            if 200 <= status < 300 and len(body) > ERROR_MOST:
+                self.raise_discreetly(failure)  # which has little of the body
+            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
         try:
             return reply_of(prompt.path, status, headers, body)
         except PromptError as failure:
@@ -1709,22 +1900,26 @@ def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) ->
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_json(body)
+    data = parse_reply(body)
     if not isinstance(data, dict):
-        if "html" in (headers.get("content-type") or ""):
+        if "html" in header(headers, "content-type"):
             raise PromptError("web_page", page_title(body) or "a web page", "stop", 200)
         raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
     if data.get("error"):
-        raise error_in_answer(data)
+        raise error_in_answer(shallow(data, DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
     reader = READERS.get(path.partition("?")[0], other_reply)
-    http = 200, headers.get("x-request-id") or "", data
+    http = 200, header(headers, "x-request-id"), data
     try:
         text, reason, extra = reader(data)
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, http) from None
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
+        kept = (*http[:2], shallow(data, DEEPEST) if len(body) <= ERROR_MOST else None)
+        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else None
     return Reply(text, reason, data.get("model"), usage, extra, http, headers)
+
+
+TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
 
 
 def error_in_answer(data: dict[str, Any]) -> PromptError:
@@ -1745,7 +1940,7 @@ def error_in_answer(data: dict[str, Any]) -> PromptError:
 
 def error_without_call(body: bytes) -> PromptError:
     """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = error_of(parse_json(body))
+    code, message = error_of(shallow(parse_json(body[:ERROR_MOST]), DEEPEST))
     passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
     verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
     error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
@@ -1845,6 +2040,7 @@ class Call:
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
+LIMIT_MOST = 1e15  # of a limit that is believed
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
@@ -1855,12 +2051,12 @@ def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, floa
     """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
     for form in LIMIT_FORMS[name]:
         try:
-            limit, left = (float(headers.get(form.format(part)) or "") for part in ("limit", "remaining"))
+            limit, left = (float(header(headers, form.format(part))) for part in ("limit", "remaining"))
         except ValueError:
             continue
-        if not 0 < limit < math.inf or not 0 <= left < math.inf:  # Azure's -1
+        if not 0 < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
-        wait = reset_wait(headers.get(form.format("reset")) or "")
+        wait = reset_wait(header(headers, form.format("reset")))
         period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
         return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
     return None
@@ -2541,6 +2737,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
+        self._wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
@@ -2605,10 +2802,31 @@ class Run:
 
     def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
-        for extra in reversed(self.extras):
-            if hasattr(extra, "wrap") and extra_name(extra) != without:
-                attempt = extra.wrap(attempt)
-        return attempt
+        wrapping = [extra for extra in self.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
+        for extra in reversed(wrapping):
+            attempt = extra.wrap(attempt)
+        return self._endable(attempt) if wrapping else attempt
+
+    def _endable(self, attempt: Attempt) -> Attempt:
+        """Let the deadline end what the extras do after a call, as it ends the call itself."""
+
+        async def call(prompt: Prompt) -> Reply:
+            task = asyncio.current_task(self._loop)
+            assert task is not None
+            self._wrapping.add(task)
+            cancelled = task.cancelling()
+            try:
+                return await attempt(prompt)
+            except asyncio.CancelledError:
+                if task in self._wrapping or task.uncancel() > cancelled:
+                    raise
+                failure = PromptError("deadline", "the deadline came before the answer was checked", "stop")
+                failure.keep = self.open[prompt.number].reply
+                raise failure from None
+            finally:
+                self._wrapping.discard(task)
+
+        return call
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -2672,8 +2890,13 @@ class Run:
                 result.lose(failure)
             return failure.with_traceback(None)
         except Exception as failure:  # what an extra did not mean to raise
-            self.stop(extra_failure("wrap", failure))
-            return PromptError("extra", f"an extra has failed: {type(failure).__name__}: {failure}", "stop")
+            error = PromptError("extra", f"an extra, wrap: {type(failure).__name__}: {short(str(failure))}", "stop")
+            if result.reply:  # it was paid
+                error.keep = result.reply
+                result.take(result.reply)
+            return error
+        finally:
+            result.reply = None
 
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
@@ -2755,6 +2978,7 @@ class Run:
         self.patience.answered(call)
         tokens = token_counts(outcome.usage) if outcome.usage else NO_TOKENS
         self.limiter.tokens.correct(self._costs.learn(prompt.body, tokens, cost))
+        result.reply = outcome
         return outcome
 
     async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
@@ -2814,6 +3038,9 @@ class Run:
         self.stop(reason)
         for call in self._calls.values():
             call.end(reason)
+        for task in self._wrapping - self._calls.keys() - self._resting:
+            self._wrapping.discard(task)
+            task.cancel()
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
@@ -2911,6 +3138,8 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
 # ---- Journal -------------------------------------------------------------------------------------------------
 
 
+# Lines of ours hold at most a reply's body (MAX_BODY in backends/__init__.py) twice, as JSON, and the prompt's columns.
+RESULT_MOST = 1 << 30  # bytes: what is longer is none
 LINE_START = b'{"id":'  # of every line of ours: what was cut shorter than that may still be one
 
 
@@ -2973,7 +3202,9 @@ class Journal:
         size, damaged = 0, 0
         line = b""
         with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
+                if len(line) == RESULT_MOST:
+                    self._refuse(number)
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
                 if (row := parse_json(text)) is not None:
                     self._recognise(row, number, size + line.index(text))
@@ -3512,7 +3743,8 @@ class Job:
 
     def stop(self, kind: str, message: str, status: int | None = None) -> None:
         """Stop the run, since every prompt would fail."""
-        self._run.stop(PromptError(self.api.conceal(kind), self.api.conceal(message), "stop", status))
+        kind, message = self.api.conceal(kind[:MESSAGE_MOST]), self.api.conceal(message[:MESSAGE_MOST])
+        self._run.stop(PromptError(short(kind, 60), short(message, 1000), "stop", status))
 
     @property
     def notes(self) -> Sequence[Any]:
@@ -3592,8 +3824,7 @@ class Job:
         if self._again and self._due <= self._run.clock():
             return self._again.popleft()
         for number, prompt in enumerate(self._fresh):
-            if self._budget and prompt.error is None:
-                prompt.error = self._unpaid(prompt)
+            prompt.error = prompt.error or self.unpaid(prompt)
             if number % 100 == 99:
                 await asyncio.sleep(0)
             if prompt.error is None:
@@ -3605,8 +3836,10 @@ class Job:
                 raise
         return None
 
-    def _unpaid(self, prompt: Prompt) -> Error | None:
-        """Return why a prompt cannot be asked within a budget, or None."""
+    def unpaid(self, prompt: Prompt) -> Error | None:
+        """Return why a prompt cannot be sent within a budget, or None."""
+        if not self._budget or not prompt.body:
+            return None
         name, price = self._budget.price_for(prompt)
         if price is None:
             return Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
@@ -3738,6 +3971,8 @@ async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record)
     """Let a bulk backend answer the prompts in its own way."""
     job = Job(run, api, prompts, record)
     assert api.submit
+    if (error := job.unpaid(run.first)) and error.type == "no_maximum":
+        raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
     try:
         async with contextlib.aclosing(api.submit(job)) as outcomes:
             await settle_all(run, api, job, outcomes)
@@ -4669,7 +4904,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
         return None
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         lines, quotes = -(form in SEPARATORS), 0
-        for line in file:
+        for line in sound_lines(file, "", []):
             quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
             lines += not quotes % 2 and not line.isspace()
         lines = min(lines, args.limit or lines)

@@ -22,6 +22,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import itertools
+import linecache
 import logging
 import math
 import os
@@ -89,6 +90,8 @@ def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:
     if name.rpartition(".")[2] == "backends" or not module.__package__:
         module.__package__, module.__path__ = name, []
     try:
+        lines = sources[name].splitlines(keepends=True)
+        linecache.cache[f"<{name}>"] = len(sources[name]), None, lines, f"<{name}>"  # inspect.getsource looks there
         exec(compile(sources[name], f"<{name}>", "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[name]

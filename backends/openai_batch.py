@@ -12,9 +12,10 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any
 
+from . import MAX_BODY
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
@@ -26,6 +27,10 @@ DAY = 86400.0  # seconds in which a batch ends
 SKEW = 3600.0  # seconds by which clocks may differ
 TRIALS = 3  # to fetch an output in which rows are missing
 CONTACTS = 3  # calls until a server that has never answered is given up
+MAX_OBJECT = 16 * 1024 * 1024  # bytes of an object of the API: a batch, with the faults of its 50,000 lines
+MAX_FILE = 16 * 1024 * 1024 * 1024  # bytes of an output file
+MAX_VALUES = 8_000_000  # in a row: 2,048 vectors of 3,072 numbers are 6 million
+MAX_TEXT = 4000  # characters of an error's message
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 Outcome = tuple[int, dict[str, str], bytes]
@@ -66,7 +71,7 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
     """Answer the job's requests in batches; see the contract in the package's docstring."""
     query = dict(item.partition("=")[::2] for item in job.query.split("&") if item)
     timeout = job.options["timeout"]
-    async with open_client(job.base_url, job.headers, 4, default_query=query, timeout=timeout) as client:
+    async with open_client(job.base_url, job.headers, 4, MAX_OBJECT, default_query=query, timeout=timeout) as client:
         batches = Batches(job, client)
         try:
             async for request, outcome in batches.work():
@@ -234,7 +239,7 @@ class Batches:
 
         async def search() -> Any:
             async for found in self.client.batches.list(limit=100, **self._keyless):  # the newest first
-                if found.input_file_id == batch.file or found.created_at < batch.time:
+                if found.input_file_id == batch.file or moment(found.created_at, time.time()) < batch.time:
                     return found if found.input_file_id == batch.file else None
             return None
 
@@ -284,7 +289,7 @@ class Batches:
 
             try:
                 found = await self.call(send)
-                return id_of(found), found.created_at if isinstance(found.created_at, int) else 0.0
+                return id_of(found), moment(found.created_at, 0.0)
             except self.job.core.PromptError as failure:
                 if not self._heard and failure.error.status in (404, 405, 501):
                     raise ValueError(f"there is no Batch API at {self.job.base_url} (POST /files)") from None
@@ -318,14 +323,13 @@ class Batches:
                 text = "is not known to this server and key; with those that it was made with it can be fetched"
                 raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
             raise
-        batch.state, batch.found = str(found.status), found
-        begun = found.created_at if isinstance(found.created_at, int) else time.time()
-        if time.time() > begun + DAY + SKEW and batch not in self._late:
+        batch.state, batch.found = str(found.status)[:40], found
+        if time.time() > moment(found.created_at, time.time()) + DAY + SKEW and batch not in self._late:
             self._late.append(batch)
             self.job.log.warning("%s should have ended by now; --overwrite gives it up", batch.id)
         counts = found.request_counts
         done = [getattr(counts, name, 0) for name in ("completed", "failed")]
-        batch.done = sum(number for number in done if isinstance(number, int))
+        batch.done = sum(number for number in done if isinstance(number, int) and 0 <= number <= len(batch.names))
         return batch.state in ENDED
 
     async def fetch(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
@@ -339,7 +343,7 @@ class Batches:
             for file in filter(None, (batch.found.output_file_id, batch.found.error_file_id)):
                 with tempfile.TemporaryFile() as rows:
                     lost = lost if await self.download(file, rows) else file
-                    for name, outcome in map(row_outcome, rows):
+                    for name, outcome in map(row_outcome, lines_of(rows)):
                         if (request := batch.requests.pop(name, None)) is not None:
                             if outcome[0] != 200:
                                 self._failed[request] = batch.file, name
@@ -365,6 +369,9 @@ class Batches:
             rows.truncate()
             async with self.client.files.with_streaming_response.content(file, **more) as reply:
                 async for block in reply.iter_bytes():
+                    if self.job.stopped or rows.tell() > MAX_FILE:
+                        why = "was not fetched: the run was stopped" if self.job.stopped else "is too long to be one"
+                        raise self.job.core.PromptError("file_not_fetched", f"the output file {file} {why}", "stop")
                     rows.write(block)
             rows.seek(0)
 
@@ -421,10 +428,26 @@ class Batches:
             self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
 
 
+def lines_of(rows: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is longer than an answer may be, nothing."""
+    while line := rows.readline(MAX_BODY + 1):
+        if len(line) <= MAX_BODY:
+            yield line
+        while len(line) > MAX_BODY and not line.endswith(b"\n"):
+            line = rows.readline(MAX_BODY + 1)
+
+
+def moment(told: Any, otherwise: float) -> float:
+    """Return the Unix time that a server tells, if it can be one."""
+    return float(told) if isinstance(told, int) and 0 <= told < 2**40 else otherwise
+
+
 def row_outcome(line: bytes) -> tuple[str, Outcome]:
     """Return the custom id in a row of an output or error file, and the reply in it, as a live backend has it."""
     name = ""
     try:
+        if len(line) > MAX_VALUES and sum(map(line.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise ValueError
         row = json.loads(line)
         name, response = str(row["custom_id"]), row.get("response") or {}
         body = response.get("body")
@@ -434,7 +457,10 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
             return name, (int(status[1]) if status else 0, {}, as_error(error.get("code"), error.get("message")))
         text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
         headers = {"x-request-id": str(response.get("request_id") or "")}
-        return name, (int(response["status_code"]), headers, text.encode())
+        status_code = int(response["status_code"])
+        if not 100 <= status_code < 600:
+            raise ValueError
+        return name, (status_code, headers, text.encode())
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         text = "its row in the batch cannot be read; what it held was paid for"
         return name, (0, {}, as_error("row_unreadable", text))
@@ -442,13 +468,14 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
 
 def id_of(found: Any) -> str:
     """Return the id of what was made. Raises ValueError where there is none."""
-    if not isinstance(found.id, str) or not found.id:
+    if not isinstance(found.id, str) or not 0 < len(found.id) < 200:
         raise ValueError("the server has made something and does not say its id")
     return found.id
 
 
 def as_error(code: Any, message: Any) -> bytes:
     """Return an error in OpenAI's form."""
+    code, message = (str(one)[:MAX_TEXT] if one else "" for one in (code, message))
     error = {"code": code or "row_failed", "message": message or "the row failed, and the batch does not say why"}
     return json.dumps({"error": error}).encode()
 

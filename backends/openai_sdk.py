@@ -5,18 +5,21 @@ the SDK costs; the core then reads the same bytes. Retries and redirects are off
 for both. Where aiohttp is installed too, the SDK's aiohttp transport is used, several times lighter than its default.
 """
 
+import asyncio
 import contextlib
 import inspect
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import httpx2  # the SDK's own HTTP library since 3.0
 import openai
 
-from . import Post, proxy_for
+from . import MAX_BODY, Post, proxy_for
 
+MAX_ERROR = 1024 * 1024  # bytes of a body with an error; what comes after them is left unread
+MAX_PARSED = 16 * 1024 * 1024  # bytes of an answer that the SDK makes objects of
 BELOW_HTTP: tuple[type[Exception], ...] = (openai.APIConnectionError, httpx2.HTTPError)
 REFUSED = ("ClientConnectorError", "ClientConnectorDNSError", "ConnectError")
 Transport: Any = openai.DefaultAsyncHttpxClient
@@ -27,14 +30,62 @@ with contextlib.suppress(ImportError):
     Transport = openai.DefaultAioHttpClient
 
 
-def open_client(base_url: str, headers: dict[str, str], connections: int, **more: Any) -> openai.AsyncOpenAI:
-    """Return the SDK's client, to be entered, without its own retries and redirects."""
+class Bounded:
+    """Mixed into the SDK's own HTTP client: bounds what is read of a reply. Its decoders work in small steps."""
+
+    most: int | None = None  # bytes of an answer; MAX_BODY unless it is set
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **more: Any) -> httpx2.Response:
+        """Send a request. Raises ConnectionError if the body of an answer is too long."""
+        reply: httpx2.Response = await super().send(request, stream=True, **more)  # type: ignore[misc]
+        bound_body(reply, None if stream else self.most or MAX_BODY)  # a file is streamed: its reader bounds it
+        if not stream:
+            try:
+                await reply.aread()
+            except BaseException:
+                await reply.aclose()
+                raise
+        return reply
+
+
+Client = type("Client", (Bounded, Transport), {})
+
+
+def bound_body(reply: httpx2.Response, most: int | None) -> None:
+    """Bound the bytes, decompressed, that can be read of a reply: an error is cut off, an answer is refused."""
+    read, is_error = reply.aiter_bytes, reply.status_code >= 300
+
+    async def aiter_bytes(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
+        size = 0
+        async with contextlib.aclosing(read(chunk_size)) as blocks:
+            async for block in blocks:
+                size += len(block)
+                if is_error and size >= MAX_ERROR:
+                    yield block[: len(block) - (size - MAX_ERROR)]
+                    return
+                if most is not None and size > most:
+                    raise ConnectionError(f"the body is longer than {most} bytes")
+                yield block
+                if len(block) > 65536:  # it was compressed: the event loop has had no turn since the last one
+                    await asyncio.sleep(0)
+
+    reply.aiter_bytes = aiter_bytes  # type: ignore[method-assign]  # all that reads it goes through this
+
+
+def open_client(
+    base_url: str, headers: dict[str, str], connections: int, most: int | None = None, **more: Any
+) -> openai.AsyncOpenAI:
+    """Return the SDK's client, to be entered, without its own retries and redirects.
+
+    A body of more than `most` bytes, MAX_BODY unless given, is a ConnectionError.
+    """
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": ssl.create_default_context(), "trust_env": False}
-    transport = Transport(limits=pool, follow_redirects=False, timeout=None, **network)
+    transport = Client(limits=pool, follow_redirects=False, timeout=None, **network)
+    transport.most = most
     key = "the key is in the headers"
-    settings = {"default_headers": headers, "max_retries": 0, "timeout": None, "http_client": transport} | more
-    return openai.AsyncOpenAI(base_url=base_url, api_key=key, **settings)
+    settings: dict[str, Any] = {"default_headers": headers, "max_retries": 0, "timeout": None} | more
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, http_client=transport, **settings)
 
 
 def without_key(headers: dict[str, str]) -> dict[str, Any]:
@@ -71,9 +122,11 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
                 return failure.status_code, failure.response.headers, failure.response.content
             except BELOW_HTTP as failure:
                 raise below_http(failure) from failure
-            with contextlib.suppress(ValueError, TypeError, openai.OpenAIError):
-                reply.parse()  # into typed objects, as its users do; what that cannot read is for the core
-            return reply.http_response.status_code, reply.http_response.headers, reply.http_response.content
+            content = reply.http_response.content
+            if len(content) <= MAX_PARSED:
+                with contextlib.suppress(ValueError, TypeError, RecursionError, openai.OpenAIError):
+                    reply.parse()  # into typed objects, as its users do; what that cannot read is for the core
+            return reply.http_response.status_code, reply.http_response.headers, content
 
         yield post
 

@@ -44,6 +44,7 @@ MAX_LINES = 100  # header lines of an answer, or trailer lines of a chunked body
 MAX_INTERIM = 20  # answers 1xx before the one that counts
 MAX_LINE = 4096  # bytes of a chunk-size or trailer line
 MAX_MEMBERS = 100  # gzip members of a body
+STEP = 1024 * 1024  # bytes that are decompressed at a time
 UNANSWERED = "the server closed the connection without answering"
 CUT = "the server closed the connection in the middle of its answer"
 BUFFER = 64 * 1024  # bytes of one read
@@ -282,10 +283,12 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
             return bytes(body)
         stream = zlib.decompressobj(window)
         try:
-            body += stream.decompress(data, MAX_BODY + 1 - len(body))
+            while block := stream.decompress(data, min(STEP, MAX_BODY + 1 - len(body))):
+                body += block
+                _bounded(len(body))
+                data = stream.unconsumed_tail
         except zlib.error as error:
             raise ConnectionError(f"the body is not {coding.decode()}: {error}") from error
-        _bounded(len(body))
         if not stream.eof:
             raise ConnectionError(f"the {coding.decode()} body was cut short after {len(body)} bytes")
         data = stream.unused_data

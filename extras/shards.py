@@ -109,7 +109,7 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
             raise core.UsageError(f"no file is called {path}; {advice}")
         if path.suffix.lower() in core.SEPARATORS:
             raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
-        name = re.search(r".*\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
+        name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         place, shards = map(int, name.groups()) if name else (0, 0)
         if not 0 < place <= shards:
             raise core.UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
@@ -172,7 +172,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
         ends: list[None] = [None] * len(files)
         for number, prompt in enumerate(itertools.chain(core.prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))
-            line = files[place].readline()
+            line = files[place].readline(core.RESULT_MOST)
             answered = is_answer(line, prompt) if prompt else None
             if answered is not None:
                 draft.write(line.rstrip(b"\r\n") + b"\n")

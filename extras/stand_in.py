@@ -91,6 +91,11 @@ HEAD_LIMIT = 64 * 1024
 BODY_LIMIT = 32 * 1024 * 1024
 FILE_LIMIT = 200 * 1000 * 1000  # of an upload
 LINE_LIMIT = 50_000  # of a batch
+STORE_LIMIT = 4 * 1000 * 1000 * 1000  # bytes of all files together
+COUNT_LIMIT = 10_000  # files, and batches
+NAME_LIMIT = 512  # characters of a file's name, of an id, of a value of the metadata
+VALUE_LIMIT = 1_000_000  # values in a request, numbers in an answer to one, values of an instance of a schema
+TRAILER_LIMIT = 100  # lines after a chunked body
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
 FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
@@ -207,6 +212,10 @@ class Ask:
         self.schema = schema_in(self.body)
         self.again = any(item.get("role") == "assistant" for item in self.body[subject] if isinstance(item, dict))
         self.prompt_tokens = sum(estimate(whole) for _, whole in self.prompts)
+        many = len(self.prompts) * (self.size if self.answer is embeddings else 100 * (self.number("n", 128) or 1))
+        if many > 8 * VALUE_LIMIT:
+            raise Refusal(413, "The answer would be too large for the stand-in server.")
+        self.weight = 25 * many  # bytes of the answer, at the most
         self.texts = [] if self.answer is embeddings else self.invent_texts(self.number("n", 128) or 1)
 
     def number(self, name: str, most: int = 10**9) -> int | None:
@@ -231,6 +240,8 @@ class Ask:
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
+    if len(raw) > VALUE_LIMIT and sum(map(raw.count, (b",", b"[", b"{"))) > VALUE_LIMIT:
+        return None
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -278,14 +289,23 @@ def schema_in(body: dict[str, Any]) -> Any:
 
 def instance_text(schema: Any, seed: str) -> str:
     try:
-        return encode_json(instance(schema, schema, random.Random(checksum(seed))))
+        return encode_json(instance(schema, schema, Luck(checksum(seed))))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise invalid("response_format", "a JSON schema") from None
 
 
-def instance(schema: Any, root: Any, luck: random.Random, depth: int = 0) -> Any:
+class Luck(random.Random):
+    """Dice for an instance, which may have so many values."""
+
+    left = VALUE_LIMIT // 10
+
+
+def instance(schema: Any, root: Any, luck: Luck, depth: int = 0) -> Any:
     """Make up a value that fits a schema; below a few levels as small a one as there is, so that recursions end."""
     deep = depth > 6
+    luck.left -= 1
+    if luck.left < 0 or schema.get("minLength", 0) > VALUE_LIMIT:
+        raise ValueError("too large")
     if "$ref" in schema:
         target = root
         for part in schema["$ref"].split("/")[1:]:
@@ -629,6 +649,8 @@ class Server:
             job.fault, job.latency = self.draw_fate(job.ask)
         except Refusal as refusal:
             self._leave(job, refusal.reply)
+        except RecursionError:
+            self._leave(job, error(400, "The JSON body of your request is nested too deep."))
         else:
             self._granted += not job.fault
             self._begin(job)
@@ -655,6 +677,8 @@ class Server:
             reply = self._batches.answer(job.head, raw)
         except Refusal as refusal:
             reply = refusal.reply
+        except RecursionError:
+            reply = error(400, "The JSON body of your request is nested too deep.")
         if job.head.method == "GET" and job.head.path.startswith("/v1/batches/"):
             slow += self.options.batch_fault.get("poll-slow", 0)
         if slow:
@@ -825,6 +849,7 @@ class Batch:
     tokens: int = 0  # of the prompts
     used: tuple[int, int] = (0, 0)  # tokens of what was answered, in and out
     errors: list[dict[str, Any]] = field(default_factory=list)
+    weight: int = 0  # bytes of the answers, at the most
     looks: int = 0
 
 
@@ -891,10 +916,19 @@ class Batches:
         purpose, (filename, content) = form["purpose"][1].decode("utf-8", "replace"), form["file"]
         if len(content) > FILE_LIMIT:
             raise Refusal(400, "File is too large.")
+        if max(len(filename), len(purpose)) > NAME_LIMIT:
+            raise invalid("file", f"a name and a purpose of at most {NAME_LIMIT} characters")
+        self._check_room(len(content))
         if purpose == "batch" and parse_object(content.partition(b"\n")[0]) is None:
             raise Refusal(400, "Invalid file format for Batch API. Must be .jsonl")
         self._server.stats.files += 1
         return self._keep(f"file-{next(SERIAL)}", filename, purpose, content)
+
+    def _check_room(self, more: int) -> None:
+        """Raise a Refusal if there is no room for so many bytes more, or for one file or batch more."""
+        stored = sum(len(content) for _, content in self._files.values())
+        if stored + more > STORE_LIMIT or max(len(self._files), len(self._batches)) >= COUNT_LIMIT:
+            raise Refusal(413, "The stand-in server has no room left for files and batches; restart it.")
 
     def _keep(self, name: str, filename: str, purpose: str, content: bytes) -> dict[str, Any]:
         now = self._stamp(self._clock())
@@ -926,6 +960,10 @@ class Batches:
         if metadata is not None and not (isinstance(metadata, dict)
                                          and all(isinstance(value, str) for value in metadata.values())):
             raise invalid("metadata", "an object of strings")
+        texts = [str(asked["input_file_id"]), *(text for pair in (metadata or {}).items() for text in pair)]
+        if len(texts) > 33 or max(map(len, texts)) > NAME_LIMIT:
+            raise invalid("metadata", f"an object of at most 16 strings of at most {NAME_LIMIT} characters")
+        self._check_room(0)
         batch = self._new(asked)
         self._validate(batch)
         self._batches[batch.shown["id"]] = batch
@@ -979,6 +1017,7 @@ class Batches:
                                   param="custom_id", code="duplicate_custom_id")
                 names.add(name)
                 batch.tokens += ask.prompt_tokens
+                batch.weight += ask.weight
                 batch.total += 1
             except Refusal as refusal:
                 batch.errors.append(problem(refusal, number))
@@ -995,6 +1034,9 @@ class Batches:
                            "have access to it.", param="file_id", code="invalid_request")
         if count > LINE_LIMIT:
             return Refusal(400, f"The batch has more than {LINE_LIMIT:,} requests.", code="too_many_tasks")
+        stored = sum(len(content) for _, content in self._files.values())
+        if stored + batch.weight > STORE_LIMIT:
+            return Refusal(400, "The answers would be too large for the stand-in server.", code="too_large")
         if self._hit("invalid", batch.key):
             return Refusal(400, "This batch was to fail validation.", code="invalid_request")
         enqueued = batch.tokens + sum(other.tokens for other in self._batches.values()
@@ -1357,9 +1399,10 @@ class Connection(asyncio.BufferedProtocol):
             body += yield from self._exactly(size)
             if (yield from self._exactly(2)) != b"\r\n":
                 raise Refusal(400, "Malformed chunk.")
-        while (yield from self._until(b"\r\n")):
-            pass  # trailers
-        return bytes(body)
+        for _ in range(TRAILER_LIMIT + 1):
+            if not (yield from self._until(b"\r\n")):
+                return bytes(body)
+        raise Refusal(431, f"More than {TRAILER_LIMIT} trailer lines.")
 
 
 @asynccontextmanager

@@ -8,9 +8,9 @@ import threading
 import types
 
 import pytest
-from concurrent_prompts.extras.stand_in import serve
 
 import concurrent_prompts
+from concurrent_prompts.extras.stand_in import serve
 
 VARIABLES = (
     "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "

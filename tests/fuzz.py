@@ -32,10 +32,9 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from concurrent_prompts.backends import stdlib
-
 import concurrent_prompts
 from concurrent_prompts import Api, Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
+from concurrent_prompts.backends import stdlib
 from tests.test_stdlib_http import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
 
 SLOW = 20  # seconds after which a case counts as hanging

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import json
 import socket
 import sys
+import time
+import tracemalloc
+import zlib
 
 import pytest
-from concurrent_prompts.extras.stand_in import serve
 
 import concurrent_prompts
 from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts.extras.stand_in import serve
 
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Gr\xc3\xbc\xc3\x9fe \xf0\x9f\x91\x8b"}]}'
@@ -28,7 +32,10 @@ def connect(request):
 
 @contextlib.asynccontextmanager
 async def scripted(answer, tls=None):
-    """Serve each request on loopback with answer(head, body) -> bytes, or None to reset; yield the URL and the log."""
+    """Serve each request on loopback with answer(head, body): bytes, blocks of them, or None to reset.
+
+    Yield the URL and the log.
+    """
     log, sessions = [], {}
 
     async def session(reader, writer):
@@ -43,8 +50,10 @@ async def scripted(answer, tls=None):
                 if reply is None:
                     writer.transport.abort()
                     return
-                writer.write(reply)
-                if b"connection: close" in reply.lower():
+                for block in [reply] if isinstance(reply, bytes) else reply:
+                    writer.write(block)
+                    await writer.drain()
+                if isinstance(reply, bytes) and b"connection: close" in reply.lower():
                     break
         writer.close()
 
@@ -65,6 +74,16 @@ def reply(body=ANSWER, status=b"200 OK", headers=b""):
     return b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\n" + headers + (
         b"content-length: " + length + b"\r\n\r\n" + body
     )  # fmt: skip
+
+
+async def longest_pause(waiting):
+    """Return what comes of it, and the longest time in which the event loop did nothing else."""
+    longest, task = 0.0, asyncio.ensure_future(waiting)
+    while not task.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.perf_counter() - began)
+    return await task, longest
 
 
 async def test_what_is_sent_and_what_comes_back(connect):
@@ -275,6 +294,7 @@ async def test_identical_results_through_faults(tmp_path, monkeypatch):
 async def test_aiohttp_failures_that_a_server_cannot_be_made_to_do():
     aiohttp = pytest.importorskip("aiohttp")
     from aioresponses import aioresponses
+
     from concurrent_prompts.backends.raw_aiohttp import connect
 
     with aioresponses() as mocked:
@@ -328,14 +348,58 @@ async def test_a_kept_connection_that_was_closed_is_replaced_at_once(name):
     assert all(result.error is None and result.attempts <= 2 and result.retry_wait < 0.01 for result in results)
 
 
-@pytest.mark.parametrize("name", ["stdlib", "raw-aiohttp"])
-async def test_a_body_that_is_too_large_is_refused(name, monkeypatch):
-    pytest.importorskip({"raw-aiohttp": "aiohttp"}.get(name, "asyncio"))
+# ---- What a server may send without end ----------------------------------------------------------------------
+
+
+@functools.cache
+def bomb(window):
+    """Return 30 MB of zeros: as gzip (31), deflate (15), or deflate without its header (-15)."""
+    packer = zlib.compressobj(wbits=window)
+    return packer.compress(bytes(30_000_000)) + packer.flush()
+
+
+def endless(head, block):
+    """Return a reply without an end."""
+    yield b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + head + b"\r\n\r\n"
+    while True:
+        yield block
+
+
+FLOODS = {
+    "a length": lambda: [reply(b" " * 200_000)],
+    "endless chunks": lambda: endless(b"transfer-encoding: chunked", b"1000\r\n" + bytes(4096) + b"\r\n"),
+    "no end": lambda: endless(b"connection: close", bytes(4096)),
+    "gzip": lambda: [reply(bomb(31), headers=b"content-encoding: gzip\r\n")],
+    "deflate": lambda: [reply(bomb(15), headers=b"content-encoding: deflate\r\n")],
+    "bare deflate": lambda: [reply(bomb(-15), headers=b"content-encoding: deflate\r\n")],
+}
+
+
+@pytest.fixture(params=[*NAMES, "openai-sdk without aiohttp"])
+def bounded(request, monkeypatch):
+    """A backend that takes no more than 100,000 bytes, the SDK's with either of its transports."""
+    name, _, without = request.param.partition(" ")
+    pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     module = importlib.import_module(f"concurrent_prompts.backends.{name.replace('-', '_')}")
-    monkeypatch.setattr(module, "MAX_BODY", 1000)
-    async with scripted(lambda head, body: reply(b" " * 2000)) as (url, _), module.connect(url, {}, 1) as post:
-        with pytest.raises(ConnectionError, match="longer than 1000 bytes"):
-            await post("/x", b"{}")
+    if without:
+        import openai
+
+        monkeypatch.setattr(module, "Client", type("Client", (module.Bounded, openai.DefaultAsyncHttpxClient), {}))
+    monkeypatch.setattr(module, "MAX_BODY", 100_000)
+    return module.connect
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_body_that_is_too_large_is_refused(bounded, flood):
+    next(iter(FLOODS[flood]()))  # is compressed before the memory is counted
+    async with scripted(lambda head, body: FLOODS[flood]()) as (url, _), bounded(url, {}, 1) as post:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ConnectionError, match="longer than 100000 bytes"):
+                await post("/chat/completions", BODY)
+            assert tracemalloc.get_traced_memory()[1] < 10e6
+        finally:
+            tracemalloc.stop()
 
 
 # ---- The server's list of models -----------------------------------------------------------------------------

@@ -14,12 +14,12 @@ import sys
 import time
 
 import pytest
-from concurrent_prompts.extras import shutdown
-from concurrent_prompts.extras.stand_in import main as stand_in_main
 from test_backends import reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
+from concurrent_prompts.extras import shutdown
+from concurrent_prompts.extras.stand_in import main as stand_in_main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")

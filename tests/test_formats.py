@@ -13,11 +13,11 @@ import sys
 import time
 
 import pytest
-from concurrent_prompts.extras.table import Table
-from concurrent_prompts.extras.text import as_text
 
 import concurrent_prompts
 from concurrent_prompts import Error, Printer, Progress, Prompt, Ran, Result, Run, Tally, as_prompts, main
+from concurrent_prompts.extras.table import Table
+from concurrent_prompts.extras.text import as_text
 
 SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
 

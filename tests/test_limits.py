@@ -11,10 +11,10 @@ import math
 import random
 
 import pytest
-from concurrent_prompts.extras import stand_in
 from test_runs import virtual
 
 from concurrent_prompts import AUTO_CONCURRENCY, Api, Run, as_prompts, concurrently, limits_in, run_concurrent
+from concurrent_prompts.extras import stand_in
 
 SEEDS = (101, 102)
 LATENCY = {"latency": 0.3, "sigma": 0.5}

@@ -10,12 +10,12 @@ import sys
 import types
 
 import pytest
-from concurrent_prompts.extras import demo, dry_run
-from concurrent_prompts.extras.budget import Budget
-from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
 
 import concurrent_prompts
 from concurrent_prompts import Api, Run, main, run, token_counts
+from concurrent_prompts.extras import demo, dry_run
+from concurrent_prompts.extras.budget import Budget
+from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
 
 PRICE = 1.0, 4.0  # USD per million tokens in, out
 

@@ -15,6 +15,7 @@ from test_cli import SCRIPT, rows
 
 import concurrent_prompts
 from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
+from concurrent_prompts.extras import stand_in as stand_in_server
 
 pytest.importorskip("openai")
 openai_batch = pytest.importorskip("concurrent_prompts.backends.openai_batch")
@@ -477,3 +478,75 @@ def test_a_batch_of_another_model_stays_noted_while_it_runs(ask, capsys):
     assert call("-m", "other") == 0
     assert f"{name} is running and holds nothing that is asked here" in capsys.readouterr().err
     assert {"file": running()[0]["file"], "batch": name} in running()
+
+
+# ---- What a server may send without end ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def output(monkeypatch):
+    """Return a function that says what becomes of the content of output files."""
+    keep = stand_in_server.Batches._keep
+
+    def change(function):
+        def kept(self, name, filename, purpose, content):
+            return keep(self, name, filename, purpose, function(content) if purpose == "batch_output" else content)
+
+        monkeypatch.setattr(stand_in_server.Batches, "_keep", kept)
+
+    return change
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_row_without_an_end_costs_no_other(ask, monkeypatch, output, count):
+    monkeypatch.setattr(openai_batch, "MAX_BODY", 10_000)
+    output(lambda content: content.partition(b"\n")[0] + b" " * 10_000 * count + b"\n" + content.partition(b"\n")[2])
+    assert ask()(count=5) == 1
+    errors = [row["error"] for row in rows("prompts.results.jsonl")]
+    assert errors[0]["type"] == "row_missing" and errors[1:] == [None] * 4
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_an_output_file_without_an_end_stops_the_run(ask, monkeypatch, output, capsys, end):
+    monkeypatch.setattr(openai_batch, "MAX_FILE", 100_000)
+    output(lambda content: (content + end) * 1000)
+    assert ask()(count=3) == 3
+    assert "too long to be one" in " ".join(capsys.readouterr().err.split())
+    assert running(), "another run may fetch it"
+
+
+def test_an_object_without_an_end_is_no_batch_api(ask, monkeypatch, capsys):
+    monkeypatch.setattr(openai_batch, "MAX_OBJECT", 100)
+    assert ask()(count=3) == 3
+    assert "the body is longer than 100 bytes" in " ".join(capsys.readouterr().err.split())
+
+
+DEEP = b"[" * 990 + b"]" * 990
+ROW = b'{"custom_id": "x", "response": %b, "error": %b}'
+BAD_ROWS = (
+    ROW % (b'{"status_code": %b, "body": {}}' % (b"9" * 4000), b"null"),
+    ROW % (b'{"status_code": %b, "body": {}}' % (b"9" * 5000), b"null"),
+    ROW % (b'{"status_code": 1e400, "body": {}}', b"null"),
+    ROW % (b'{"status_code": -1, "body": {}}', b"null"),
+    ROW % (b'{"status_code": 200, "body": %b}' % DEEP, b"null"),
+    ROW % (b"null", b'{"code": %b, "message": "m"}' % DEEP),
+    ROW % (b"null", b'{"code": "row_unreadable", "message": "%b"}' % (b"m" * 10**6)),
+    ROW % (b'{"status_code": 200, "body": [%b0]}' % (b"0," * openai_batch.MAX_VALUES), b"null"),
+)
+
+
+@pytest.mark.usefixtures("codec")
+@pytest.mark.parametrize("row", BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_rows_that_are_made_to_hurt(row):
+    began = time.perf_counter()
+    name, (status, headers, body) = openai_batch.row_outcome(row)
+    assert name in ("x", "") and (status == 0 or DEEP in row) and len(body) < 10_000
+    with pytest.raises(PromptError) as caught:
+        reply_of("/chat/completions", status, headers, body)
+    assert caught.value.error.type in ("row_unreadable", "malformed_reply", "no_answer")
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("moment", [10**400, -1, None, "soon", 1e999])
+def test_times_that_cannot_be(moment):
+    assert openai_batch.moment(moment, 7.0) == 7.0

@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+
 from concurrent_prompts.extras import plot
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,12 +8,12 @@ import re
 import ssl
 
 import pytest
-from concurrent_prompts.extras import demo
-from concurrent_prompts.extras.stand_in import serve
 from test_backends import NAMES, reply, scripted
 from test_trust import LIBRARIES, REACH, serving
 
 from concurrent_prompts import Api, Run, UsageError, backends, load_backend, main, run_concurrent
+from concurrent_prompts.extras import demo
+from concurrent_prompts.extras.stand_in import serve
 
 KEY = "sk-very-secret-0123456789"
 LOGIN = "someone:pass%27word-0123456789"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tracemalloc
 import types
 import zlib
 
@@ -282,6 +283,60 @@ def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
     prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
     assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]
     assert line_of(prompts[0]) == 2 and re.search("still open in line 1001$", prompts[0].error.message)
+
+
+@pytest.fixture
+def short_lines(monkeypatch):
+    """Lines of more than 100,000 bytes are too long, and of more than a million passed over in vain."""
+    monkeypatch.setattr(concurrent_prompts, "LINE_MOST", 100_000)
+    monkeypatch.setattr(concurrent_prompts, "SKIPPED_MOST", 1_000_000)
+
+
+LONG = "x" * 100_001
+OVERLONG_LINES = {
+    "p.txt": (f"a\n{LONG}\nb\n{LONG}", ["a", "!", "b", "!"], [2, 4]),
+    "p.jsonl": (f'"a"\n"{LONG}"\n"b"\n', ["a", "!", "b"], [2]),
+    "p.csv": (f'prompt\na\n{LONG}\nb\n"c\n{LONG}\n"\nd\n', ["a", "!", "b", "!", "!", "!", "d"], [3, 5, 6, 7]),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", OVERLONG_LINES)
+def test_a_line_that_is_too_long_costs_no_other(read, short_lines, name, packed):
+    text, expected, lines = OVERLONG_LINES[name]
+    prompts = read(name + ".gz" * packed, gzip.compress(text.encode()) if packed else text)
+    assert contents(prompts) == expected
+    assert [line_of(prompt) for prompt in prompts if prompt.error] == lines
+    assert "longer than 64 MiB" in next(prompt for prompt in prompts if prompt.error).error.message
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, short_lines, name):
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b'{"prompt"\n' + b"a" * 30_000_000 + b"\nb\n"))
+    tracemalloc.start()
+    try:
+        prompts = list(read_prompts(tmp_path / f"{name}.gz"))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert [line_of(prompt) for prompt in prompts if prompt.error][-2:] == [2, 3]
+    assert prompts[-1].error.message.endswith("ends here: the line before has no end within 0 MiB")
+
+
+def test_lines_that_are_too_long_are_counted_without_reading_them(tmp_path, short_lines):
+    (tmp_path / "p.txt").write_text(f"a\n{LONG}\nb\n")
+    args = types.SimpleNamespace(extras=[], limit=None, source=str(tmp_path / "p.txt"), name="p.txt")
+    tracemalloc.start()
+    try:
+        assert concurrent_prompts.count_prompts(args) == 3
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_is_packed_twice_is_no_text(read):
+    with pytest.raises(UsageError, match="holds binary data"):
+        read("p.txt.gz", gzip.compress(gzip.compress(b"a\n" * 1000)))
 
 
 HEADERS = {

@@ -8,10 +8,12 @@ import json
 import logging
 import pathlib
 import socket
+import subprocess
 import sys
+import time
 
 import pytest
-from test_backends import NAMES
+from test_backends import NAMES, longest_pause
 
 import concurrent_prompts
 from concurrent_prompts import (
@@ -250,7 +252,7 @@ UNFIT = [
     ('{"age": NaN}', "not JSON: NaN is not a JSON number"),
     (" \n", "not JSON: it is empty"),
     ("[" * 100_000, "not JSON: nested more than 200 deep"),
-    ('{"age": ' * 3_000_000, "not JSON: nested more than 200 deep"),
+    ('{"age": ' * 2_000_000, "not JSON: nested more than 200 deep"),
 ]
 
 
@@ -645,3 +647,92 @@ def test_a_schema_in_its_wrapping_is_refused(here, capsys):
     pathlib.Path("schema.json").write_text(json.dumps({"name": "p", "schema": PERSON}))
     assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "--schema", "schema.json"]) == 2
     assert "holds a schema under `schema`; give that alone" in capsys.readouterr().err
+
+
+# ---- Regular expressions -------------------------------------------------------------------------------------
+
+ENDLESS = "^(a+)+$"
+VICIOUS = json.dumps({"name": "a" * 40 + "b"})
+NAMED = {"type": "object", "properties": {"name": {"type": "string", "pattern": ENDLESS}}, "required": ["name"]}
+KEYED = {"type": "object", "patternProperties": {ENDLESS: {"type": "integer"}}}
+PATTERNS = (NAMED, VICIOUS), (KEYED, json.dumps({"a" * 40 + "b": 1}))
+
+
+@pytest.fixture
+def children(checker, monkeypatch):
+    """The processes that are started, which have half a second for an answer."""
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append((self, options["env"]))
+
+    monkeypatch.setattr(concurrent_prompts.subprocess, "Popen", Popen)
+    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 0.5)
+    yield started
+    assert all(child.returncode is not None for child, _ in started), "it has not been ended with the run"
+
+
+@pytest.mark.parametrize(("schema", "vicious"), PATTERNS, ids=["pattern", "patternProperties"])
+def test_a_pattern_that_never_ends_costs_one_prompt(children, monkeypatch, schema, vicious):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-children")
+    good = '{"name": "aaa"}' if schema is NAMED else '{"aaa": 1}'
+    bad = good.replace("aaa", "b") if schema is NAMED else good.replace("1", '"x"')
+    source, sent = api(chat(good), chat(vicious), chat(bad), chat(good), schema=schema)
+    found = asyncio.run(run_sequential(["one", "two", "three"], source))
+    assert [result.text for result in found] == [good, vicious, good]
+    assert [result.attempts for result in found] == [1, 1, 2] and len(sent) == 4
+    assert found[1].error.type == "schema_mismatch" and found[0].error is found[2].error is None
+    message = "cannot be checked against the schema: its patterns take more than 0.5 s"
+    assert found[1].error.message == message
+    assert "does not match" in sent[3][1]["messages"][-1]["content"] or "not of type" in str(sent[3][1])
+    assert len(children) == 3, "one for the schema, one for the run, and one after the kill"
+    assert not any("sk-not-for-children" in str(environment) for _, environment in children)
+
+
+def test_nothing_is_started_without_a_pattern(children):
+    result, _ = ask(chat(GOOD), settings={"schema": {**AGE, "title": "pattern", "description": '"pattern":"x"'}})
+    assert result.error is None and not children
+
+
+async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 30.0)
+    source, _ = api(chat(VICIOUS), schema=NAMED)
+    began = time.monotonic()
+    found, pause = await longest_pause(concurrent_prompts.run_concurrent(["x"] * 5, source, deadline=0.4))
+    assert time.monotonic() - began < 5 and pause < 1
+    assert [result.error.type for result in found] == ["deadline"] * 5
+    assert all(result.text == VICIOUS and "deadline" in result.error.message for result in found)
+
+
+def test_a_process_that_dies_is_replaced(children, monkeypatch):
+    source, _ = api(chat('{"name": "a"}'), schema=NAMED)
+    with source.schema.checking():
+        assert source.schema.find({"name": "b"}).startswith("$.name: 'b' does not match")
+        children[-1][0].kill()
+        children[-1][0].wait()
+        with pytest.raises(ValueError, match="the process that checks it has ended"):
+            source.schema.find({"name": "a"})
+        assert source.schema.find({"name": "a"}) == ""
+    assert len(children) == 3
+
+
+@pytest.mark.parametrize(("pattern", "named"), [("(", " at $.pattern: "), ("a{4294967296}", ": the repetition number")])
+def test_a_pattern_that_is_none(children, pattern, named):
+    with pytest.raises(UsageError) as caught:
+        Schema({"pattern": pattern}, "s.json")
+    assert str(caught.value).startswith(f"s.json is no JSON schema{named}") and "\n" not in str(caught.value)
+
+
+def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts.Checker, "START", 0.01)
+    with pytest.raises(UsageError, match=r"its patterns take more than 0\.01 s"):
+        Schema(NAMED, "s.json")
+
+
+def test_a_schema_file_without_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "LONGEST", 1 << 20)
+    (tmp_path / "s.json").write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(UsageError, match=r"s\.json is larger than 1 MiB"):
+        Schema.read(str(tmp_path / "s.json"))

@@ -12,10 +12,10 @@ import time
 import tracemalloc
 
 import pytest
-from concurrent_prompts.extras.shards import in_shard
 
 import concurrent_prompts
 from concurrent_prompts import Journal, Prompt, Result, main, read_prompts, request_line
+from concurrent_prompts.extras.shards import in_shard
 
 SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
 CLOCKS = "attempts latency started slot_wait limit_wait retry_wait lost tries limit"

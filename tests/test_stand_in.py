@@ -19,6 +19,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+
 from concurrent_prompts.extras import stand_in
 from concurrent_prompts.extras.stand_in import FAULTS, Options, Server, serve
 
@@ -414,6 +416,7 @@ HOSTILE = {
     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nffffffffffff\r\n": 413,
     b"POST / HTTP/1.1\r\ncontent-length: 33554433\r\n\r\n": 413,
     b"POST / HTTP/1.1\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n": 413,
+    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 102: 431,
     b"POST / HTTP/1.1\r\n" + b"a" * 70_000: 431,
     b"POST / HTTP/1.1\r\na: " + b"a" * 65_520 + b"\r\n\r\n": 431,
 }
@@ -427,6 +430,37 @@ async def test_hostile_bytes_are_refused_and_the_connection_closed() -> None:
                 got = await client.reply()
                 assert (got.status, got.headers["connection"]) == (status, "close"), wire[:80]
                 assert got.error["type"] == "invalid_request_error" and await client.at_end()
+
+
+GREEDY = {
+    "an answer of 64 million numbers": ("/v1/embeddings", {"input": ["x"] * 2048, "dimensions": 4096}, 413),
+    "an answer of 262,144 texts": ("/v1/completions", {"prompt": ["x"] * 2048, "n": 128}, 413),
+    "a request of 4 million values": (CHAT, {"messages": [{"role": "user"}], "x": [[]] * 2_000_000}, 400),
+    "a text of a billion characters": (CHAT, {"response_format": {"json_schema": {"schema": {
+        "type": "string", "minLength": 10**9}}}}, 400),
+    "a tree of a billion leaves": (CHAT, {"response_format": {"json_schema": {"schema": {
+        "type": "object", "properties": {str(name): {"$ref": "#"} for name in range(40)}}}}}, 400),
+    "an array of a billion values": (CHAT, {"response_format": {"json_schema": {"schema": {
+        "type": "array", "items": {"type": "null"}, "minItems": 10**9}}}}, 400),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status"), GREEDY.values(), ids=GREEDY)
+async def test_nobody_makes_it_work_without_end(path: str, body: dict[str, Any], status: int) -> None:
+    async with serving() as client:
+        began = time.monotonic()
+        got = await client.post(json.dumps({"messages": [{"role": "user"}], "model": "m", **body}).encode(), path)
+        assert got.status == status and got.error["type"] == "invalid_request_error"
+        assert time.monotonic() - began < 3
+        assert (await client.post(chat())).status == 200
+
+
+@pytest.mark.parametrize("depth", [500, 900, 960, 990, 100_000])
+async def test_a_deep_request_is_answered_or_refused(depth: int) -> None:
+    async with serving(sigma=0.1) as client:
+        deep = b'{"model": "m", "messages": [{"role": "user"}], "x": %b%b}' % (b"[" * depth, b"]" * depth)
+        assert (await client.post(deep)).status in (200, 400)
+        assert (await client.post(chat())).status == 200
 
 
 async def test_the_limits_themselves_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

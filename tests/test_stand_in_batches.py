@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from concurrent_prompts.extras import stand_in as module
 from concurrent_prompts.extras.stand_in import BATCH_FAULTS, ENDPOINTS, FAULTS, Options, Server
 
@@ -539,3 +540,38 @@ def test_kinds_of_faults_are_in_the_manual_and_need_no_share(capsys: pytest.Capt
     with pytest.raises(SystemExit, match="2"):
         module.main(["--batch-fault", "expire=2"])
     assert "--batch-fault expire takes a share" in capsys.readouterr().err
+
+
+# --- What it stores -----------------------------------------------------------------------------------------
+
+
+def test_it_stores_so_many_bytes(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STORE_LIMIT", 10_000)
+    api = Api(stand_in())
+    name = api.upload(lines(10))[1]["id"]
+    while (answer := api.upload(lines(10)))[0] == 200:
+        assert api.stats.files < 20
+    assert answer[0] == 413 and "no room left" in answer[1]["error"]["message"]
+    batch = api.look(api.ask("POST", "/batches", asked(name)))
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "too_large"
+    api.ask("DELETE", f"/files/{name}")
+    assert api.upload(lines(1))[0] == 200
+
+
+def test_it_stores_so_many_files_and_batches(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COUNT_LIMIT", 5)
+    api = Api(stand_in(batch_time=9.0))
+    name = api.upload(lines(1))[1]["id"]
+    for _ in range(5):
+        api.ask("POST", "/batches", asked(name))
+    status, message, *_ = api.refusal("POST", "/batches", asked(name))
+    assert status == 413 and "no room left" in message and api.upload(lines(1))[0] == 413
+
+
+@pytest.mark.parametrize("more", [
+    {"metadata": {str(n): "x" for n in range(17)}}, {"metadata": {"x": "y" * 513}}, {"metadata": {"y" * 513: "x"}},
+    {"input_file_id": "x" * 513},
+])  # fmt: skip
+def test_names_have_an_end(stand_in: Start, more: dict[str, Any]) -> None:
+    api = Api(stand_in())
+    assert api.refusal("POST", "/batches", {**asked("file"), **more})[0] == 400

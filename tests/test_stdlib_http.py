@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from concurrent_prompts.backends import Post, stdlib
 from concurrent_prompts.backends.stdlib import connect
 

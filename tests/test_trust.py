@@ -21,11 +21,11 @@ import traceback
 import urllib.parse
 
 import pytest
-from concurrent_prompts.extras import demo
 from test_backends import NAMES, reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import Api, UsageError, load_backend, main, run
+from concurrent_prompts.extras import demo
 
 KEY = "sk-very-secret/KEY+0123456789-abcdefghij-KLMNOPQRST-uvwxyz=="
 COOKIE = "cookie~0123456789~crumbs"

@@ -25,12 +25,14 @@ import random
 import re
 import signal
 import socket
+import socketserver
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -1014,8 +1016,141 @@ def workers(run: Client) -> list[Any]:
     return found
 
 
+def replies(bench: Bench) -> None:
+    """Answer three prompts with replies that are made to hang the run, or to fill its memory; --deadline is 20 s.
+
+    Each is one attempt. A hang is a run that takes longer than its goal, or an event loop that hears no Ctrl-C.
+    """
+    for name, (reply, kind) in POISONS.items():
+        run = Poisoned(bench, bench.backend, reply)
+        bench.at_most(name, run.seconds, 15.0, " s")
+        bench.exactly(f"{name}: came to", run.kinds, kind)
+    for backend in ("stdlib", "raw-aiohttp", "openai-sdk"):
+        if missing(backend):
+            bench.skip(f"{backend}: memory", f"{LIBRARIES[backend]} is not installed")
+            continue
+        for name, reply in FLOODS.items():
+            run = Poisoned(bench, backend, reply, prompts=1)
+            bench.at_most(f"{backend}, {name}: memory", run.megabytes, 1000.0, " MB")
+            bench.exactly(f"{backend}, {name}: exit status, time", f"{run.status}, {run.seconds < 15}", "3, True")
+    if not importlib.util.find_spec("jsonschema"):
+        bench.skip("a pattern that never ends", "jsonschema is not installed")
+        return
+    vicious = poison(json.dumps({"choices": [{"message": {"content": json.dumps("a" * 40 + "b")}}]}).encode())
+    schema = json.dumps({"type": "string", "pattern": "^(a+)+$"})
+    run = Poisoned(bench, bench.backend, vicious, schema=schema)
+    bench.at_most("a schema's pattern that never ends, 5 s each", run.seconds, 20.0, " s")
+    bench.exactly("a schema's pattern that never ends: came to", run.kinds, "schema_mismatch")
+    run = Poisoned(bench, bench.backend, vicious, schema=schema, deadline=3)
+    bench.at_most("the same with --deadline 3", run.seconds, 6.0, " s")
+    run = Poisoned(bench, bench.backend, vicious, schema=schema, interrupts=2)
+    bench.at_most("the same, the second Ctrl-C to the end", run.after_signal, 1.0, " s")
+
+
+def poison(body: bytes, status: int = 200, *headers: str) -> list[bytes]:
+    """Return a reply as it goes over the wire."""
+    lines = [f"HTTP/1.1 {status} -", f"content-length: {len(body)}", "connection: close", *headers, "", ""]
+    return ["\r\n".join(lines).encode(), body]
+
+
+def chunks(head: str, block: bytes) -> Iterator[bytes]:
+    """Yield a reply in chunks that never ends."""
+    yield f"HTTP/1.1 200 -\r\ntransfer-encoding: chunked\r\n{head}\r\n".encode()
+    while True:
+        yield b"%x\r\n%b\r\n" % (len(block), block)
+
+
+def bomb() -> bytes:
+    """Return 5 GB of spaces, as gzip of 5 MB; a block that ends with a full flush can be repeated."""
+    packer = zlib.compressobj(wbits=31)
+    head = packer.compress(b" ") + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + 500 * (packer.compress(b" " * 10_000_000) + packer.flush(zlib.Z_FULL_FLUSH))
+
+
+LIMITS = "x-ratelimit-limit-requests: 1", "x-ratelimit-remaining-requests: 1"
+DEEP = b"[" * 990 + b"]" * 990
+POISONS: dict[str, tuple[Any, str]] = {
+    "8,000 digits in a header": (poison(b"{}", 500, *LIMITS, "x-ratelimit-reset-requests: " + "9" * 8000), "http_500"),
+    "a million digits after 'Limit '": (poison(b'{"error": "Limit %b"}' % (b"9" * 10**6), 500), "http_500"),
+    "60,000 digits after 'Limit '": (poison(b'{"error": "Limit %b"}' % (b"9" * 60_000), 500), "http_500"),
+    "400 kB of <title>": (poison(b"<title>" * 57_000, 502), "http_502"),
+    "an error nested 990 deep": (poison(DEEP, 500), "http_500"),
+    "a number of 5,000 digits": (poison(b'{"error": {"code": %b}}' % (b"9" * 5000), 500), "http_500"),
+    "an error of 200 MB": (poison(b'{"error": "%b"}' % (b"a" * 200_000_000), 400), "http_400"),
+    "an answer of 200 MB that is none": (poison(b"[" + b"[]," * 66_000_000), "malformed_reply"),
+}
+FLOODS: dict[str, Any] = {
+    "chunks without an end": lambda: chunks("", b" " * 65536),
+    "5 GB of gzip": lambda: poison(bomb(), 200, "content-encoding: gzip"),
+}
+
+
+class Poisoned:
+    """A run of the tool against a server that answers everything with the same bytes."""
+
+    def __init__(self, bench: Bench, backend: str, reply: Any, *, prompts: int = 3, schema: str = "",
+                 deadline: float = 20, interrupts: int = 0) -> None:
+        folder, _ = bench.folder()
+        (folder / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(prompts)))
+        (folder / "s.json").write_text(schema)
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(answering(reply))
+            flags = ["--base-url", url, "-b", backend, "--max-attempts", "1", "--deadline", str(deadline)]
+            command = [sys.executable, SCRIPT, "p.txt", *flags, *(["--schema", "s.json"] if schema else [])]
+            began = told = time.monotonic()
+            process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.kill)
+            for _ in range(interrupts):
+                time.sleep(1)
+                told = time.monotonic()
+                process.send_signal(signal.SIGINT)
+            most = 0
+            while process.poll() is None and time.monotonic() < began + PATIENCE:
+                most = max(most, memory(process.pid))
+                time.sleep(0.005)
+            self.status, self.megabytes = process.poll(), most / 1e6
+            self.seconds, self.after_signal = time.monotonic() - began, time.monotonic() - told
+        results = folder / "p.results.jsonl"
+        rows = map(json.loads, results.read_bytes().splitlines() if results.exists() else [])
+        self.kinds = " ".join(sorted({row["error"]["type"] if row["error"] else "answered" for row in rows}))
+
+
+def memory(pid: int) -> int:
+    """Return the bytes that a process holds; 0 if that cannot be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+@contextlib.contextmanager
+def answering(reply: Any) -> Iterator[str]:
+    """Serve on loopback; answer each request with the blocks of bytes in `reply`, or that it returns."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                length, line = 0, b"-"
+                while line.strip():
+                    line = self.rfile.readline(65536)
+                    name, _, value = line.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                self.rfile.read(length)
+                for block in reply() if callable(reply) else reply:
+                    self.connection.sendall(block)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler, bind_and_activate=True) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        finally:
+            server.shutdown()
+
+
 SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
-             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster}
+             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster, "replies": replies}
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------

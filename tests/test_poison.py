@@ -1,0 +1,236 @@
+"""Replies made to hold up the run: every text of a server's is bounded, and every pattern takes linear time."""
+
+import ast
+import functools
+import importlib
+import itertools
+import json
+import pathlib
+import re
+import time
+
+import pytest
+from test_backends import NAMES, longest_pause, reply, scripted
+
+import concurrent_prompts
+from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error, limits_in, read_reply
+
+ROOT = pathlib.Path(concurrent_prompts.__file__).parent
+OTHERS = "plot", "stand_in", "stand_in_batches"  # which read no server's text
+FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
+MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))
+FEW, MANY = 4_000, 20_000  # characters: a linear pattern takes five times as long for the second
+BITS = (
+    *'<">\'\\/.,:;{}[]()= \n\t0a-_@&?%#|~+*!\x00é', '\\"', '"a', "<title>", "</title>", "<a", "1.", "1s", "1ms",
+    "try again in ", "try again in 1s1", "Limit 1 ", "Limit: 9", "Requested: ", "model ", "model", "not found",
+    "invalid model name", "'type': ", "tokens per", "TPM ", "a_spend_limit_exceeded", "a_parse_error", "content_",
+    "\\u0041", "&#65;", "&#x0", "%41", '"$ref":"', '"$ref":"\\', "{a}", "close,", "x: y\r\n", "a:", "\r\n",
+    "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 ", "1;a", "\ncontent-length: 1", "\nconnection: \t", "\nconnection: a b",
+    "[Errno 1]", "batch_", "word, ", "1) ", "- ", "    - ", '"n": 1', '"max_tokens": 1', "[ 1, 1 ]", "[  1",
+    "shard-1-of-1", ".shard-1-of-", "gzip", "Error code: 400", "image",
+)  # fmt: skip
+
+
+METHODS = "search|match|fullmatch|findall|finditer|sub|split"
+MADE = "pattern or '(?!)'"  # by concealer, of the key
+
+
+def patterns():
+    """Yield every pattern in the source, in a constant or in a call, with where it stands and how it is used."""
+    sources = {name: pathlib.Path(importlib.import_module(name).__file__).read_text() for name in MODULES}
+    for name, source in sources.items():
+        tree = ast.parse(source)
+        over = {below: node for node in ast.walk(tree) for below in ast.iter_child_nodes(node)}
+        for node in ast.walk(tree):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if used := re.fullmatch(rf"re\.(compile|{METHODS})", called):
+                text, *more = [ast.unparse(one) for one in (*node.args, *(one.value for one in node.keywords))]
+                if text != MADE:
+                    flags = "|".join(one for one in more if re.fullmatch(r"[re.|A-Z ]+", one))
+                    known = dict(vars(importlib.import_module(name)), place=1, shards=1)
+                    pattern = re.compile(eval(text, known), eval(flags or "0", known))
+                    yield f"{name} line {node.lineno}", pattern, uses(used[1], over[node], "".join(sources.values()))
+
+
+def uses(function, above, source):
+    """Return the methods by which a pattern is used; those that begin at one place only have less to do."""
+    if function != "compile":
+        return {function}
+    if isinstance(above, ast.Attribute):
+        return {above.attr}
+    return set(re.findall(rf"\b{ast.unparse(above.targets[0])}\.({METHODS})\b", source)) or set(METHODS.split("|"))
+
+
+def seconds_for(pattern, methods, bit, size):
+    text = bit * (size // len(bit))
+    began = time.perf_counter()
+    for method in methods:
+        getattr(pattern, method)(*([lambda match: ""] if method == "sub" else []), text)
+    return time.perf_counter() - began
+
+
+def test_every_pattern_takes_linear_time():
+    found = list(patterns())
+    assert len(found) > 50 and len(set().union(*(methods for _, _, methods in found))) > 4
+    for (place, pattern, methods), bit in itertools.product(found, BITS):
+        bit = bit.encode() if isinstance(pattern.pattern, bytes) else bit
+        few, many = (functools.partial(seconds_for, pattern, methods, bit, size) for size in (FEW, MANY))
+        if few() > 0.01 and (taken := min(many(), many())) > 0.15:
+            pytest.fail(f"{place}: {pattern.pattern!r} takes {taken:.2f} s for 20,000 characters of {bit!r}")
+
+
+# ---- A megabyte of each, as a server may send it -------------------------------------------------------------
+
+MEGABYTE = 1_000_000
+DIGITS, DEEP = "9" * MEGABYTE, "[" * 990 + "]" * 990
+
+
+def fill(text):
+    return text * (MEGABYTE // len(text))
+
+
+MESSAGES = {
+    "digits of a limit": "Limit " + DIGITS,
+    "limits": fill("Limit 1 "),
+    "models": fill("model "),
+    "a wait in dots": "try again in " + fill("1."),
+    "a wait in digits": "try again in " + DIGITS + "s",
+    "waits": fill("try again in 1s"),
+    "types": fill("'type': "),
+    "words": fill("_"),
+}
+
+
+@pytest.mark.parametrize("status", [400, 429])
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_messages(message, status):
+    began = time.perf_counter()
+    for body in ({"error": {"message": message}}, {"error": message}, {"error": {"code": message, "type": message}}):
+        error = http_error(status, {"retry-after": message}, body)
+        assert (error.error.status, error.verdict) == (status, "fail" if status == 400 else "retry")
+        assert len(error.error.message) <= 300 and len(error.error.type) <= 60
+        http_error(status, {}, json.dumps(body).encode())
+    assert time.perf_counter() - began < 1
+
+
+PAGES = {
+    "titles": fill("<title>"),
+    "an open title": "<title>" + fill("a"),
+    "brackets": fill("<"),
+    "tags": fill("<a>"),
+    "half tags": fill("<a"),
+    "spaces": fill(" "),
+    "no UTF-8": fill("\\xff"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_pages(page):
+    began = time.perf_counter()
+    assert http_error(502, {}, page).error.type == http_error(502, {}, page.encode("latin-1")).error.type == "http_502"
+    for kind in ("text/html", "text/plain"):
+        with pytest.raises(PromptError):
+            read_reply("/chat/completions", {"content-type": kind}, page.encode("latin-1"))
+    assert time.perf_counter() - began < 1
+
+
+VALUES = DIGITS, "-" + DIGITS, *map(fill, ("1.", "1m", "1.1ms", ":", "2026-11-21T", " ", "a, "))
+OTHERS = "retry-after", "retry-after-ms", "x-should-retry", "location", "x-request-id", "content-type"
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:4])
+def test_headers(value):
+    began = time.perf_counter()
+    names = [form.format(part) for forms in concurrent_prompts.LIMIT_FORMS.values() for form in forms
+             for part in ("limit", "remaining", "reset")]  # fmt: skip
+    for known in ({}, dict.fromkeys(names, "1")):
+        for name in [*names, *OTHERS]:
+            headers = known | {name: value}
+            limits_in(headers, "requests"), limits_in(headers, "tokens"), asked_wait(headers, "")
+            assert len(http_error(300, headers, b"").http[1]) <= concurrent_prompts.HEADER_MOST
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("value", ["1e308", "inf", "nan", "1e999", "9" * 5000, "-1", "1" * 300])
+def test_numbers_that_cannot_be(value):
+    names = ("limit", "remaining", "reset")
+    assert limits_in({f"x-ratelimit-{name}-requests": value for name in names}, "requests") is None
+    found = asked_wait({"retry-after": value, "retry-after-ms": value}, f"try again in {value}s")
+    assert found is None or 0 < found <= 1e9
+
+
+KEY = "sk-" + "Ab3dE" * 30
+NEAR = {
+    "its beginning": KEY[:11],
+    "its first letter": "s",
+    "escapes": "s" + "\\" * 9,
+    "escaped": "".join(f"{chr(92) * 9}u{ord(c):04x}" for c in KEY[:11]),
+    "percents": "%73%6b%2d",
+    "entities": "&#x0000073;&#107;&#",
+}
+
+
+@pytest.mark.parametrize("text", NEAR.values(), ids=NEAR)
+def test_near_keys(monkeypatch, text):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(f"X-Key-{n}: secret{n}-{KEY[3:40]}" for n in range(5)))
+    api = concurrent_prompts.load_backend("stdlib", base_url="http://127.0.0.1:9/v1")
+    began = time.perf_counter()
+    for status in (200, 429):
+        for body in (fill(text).encode(), json.dumps({"error": {"message": fill(text)}}).encode()):
+            with pytest.raises(PromptError):
+                api.read(concurrent_prompts.Prompt(0, "", path="/chat/completions"), status, {}, body)
+    with pytest.raises(PromptError):
+        api.raise_discreetly(ConnectionError(fill(text) + KEY))
+    assert time.perf_counter() - began < 2
+
+
+# ---- Through the backends ------------------------------------------------------------------------------------
+
+OPENAI = b'{"error": {"message": "%b", "type": "t", "code": "c"}}'
+LINE = b"Content-Type: text/html\r\n"
+LIMITS = b"x-ratelimit-limit-requests: 1\r\nx-ratelimit-remaining-requests: 1\r\nx-ratelimit-reset-requests: "
+BIG = 20_000_000
+CHAT = b'{"choices": [{"message": {"content": "hi"}}], "usage": %b}'
+EITHER = "no_answer malformed_reply"  # json reads less deep than orjson
+POISONS = {  # the reply, and the types of the error or else the texts that may come of it
+    "deep": (lambda: reply(DEEP.encode(), b"429 -"), "http_429"),
+    "a deep message": (lambda: reply(b'{"error": {"message": %b}}' % DEEP.encode(), b"429 -"), "http_429"),
+    "a deep code": (lambda: reply(b'{"error": {"code": %b}}' % DEEP.encode(), b"429 -"), "http_429"),
+    "a number of 5,000 digits": (lambda: reply(b'{"error": {"code": %b}}' % (b"9" * 5000), b"429 -"), "http_429"),
+    "digits in the message": (lambda: reply(OPENAI % (b"Limit " + b"9" * 50_000), b"429 -"), "c"),
+    "digits in a header": (lambda: reply(OPENAI % b"", b"429 -", LIMITS + b"9" * 8000 + b"\r\n"), "c"),
+    "titles": (lambda: reply(b"<title>" * 60_000, b"502 -", LINE), "http_502"),
+    "a large error": (lambda: reply(b"[1]," * (BIG // 4), b"400 -"), "http_400"),
+    "a large error in JSON": (lambda: reply(OPENAI % (b"a" * BIG), b"400 -"), "http_400"),
+    "a large answer of text": (lambda: reply(b'"' + b"a" * BIG), "malformed_reply"),
+    "a large answer of values": (lambda: reply(b"[" + b"[]," * (BIG // 3) + b"[]]"), "malformed_reply"),
+    "a large object without an answer": (lambda: reply(b'{"a": "%b"}' % (b"a" * BIG)), "no_answer"),
+    "a large object with an error": (lambda: reply(b'{"error": "%b"}' % (b"a" * BIG)), "no_answer"),
+    "a deep answer": (lambda: reply(b'{"choices": [{"message": {"content": [%b]}}]}' % DEEP.encode()), EITHER),
+    "deep calls": (lambda: reply(b'{"choices": [{"message": {"tool_calls": %b}}]}' % DEEP.encode()), EITHER),
+    "usage beyond numbers": (lambda: reply(CHAT % b'{"prompt_tokens": 1e400}'), "hi"),
+    "usage of 4,000 digits": (lambda: reply(CHAT % (b'{"prompt_tokens": %b}' % (b"9" * 4000))), "hi"),
+    "usage of 5,000 digits": (lambda: reply(CHAT % (b'{"prompt_tokens": %b}' % (b"9" * 5000))), "malformed_reply"),
+    "a deep usage": (lambda: reply(CHAT % (b'{"prompt_tokens": %b}' % DEEP.encode())), "hi malformed_reply"),
+}
+
+
+@pytest.mark.usefixtures("codec")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("poison", POISONS)
+async def test_a_poisoned_reply(name, poison):
+    pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
+    made, expected = POISONS[poison]
+    sent = made()
+    async with scripted(lambda head, body: sent) as (url, _):
+        send = concurrent_prompts.load_backend(name, base_url=url)
+        asking = concurrent_prompts.run_concurrent(["x"], send, max_attempts=1)
+        (result,), pause = await longest_pause(asking)
+    found = result.error.type if result.error else result.text
+    assert found in expected.split(), result.error
+    assert not result.error or result.error.status == int(sent[9:12])
+    assert pause < 1
+    json.loads(result.as_line())
+    result.prompt.kind = "batch"
+    assert len(result.as_line()) < 3 * ERROR_MOST
