@@ -278,10 +278,11 @@ class Budget:
         return (self.in_all(*most), True) if lost else (0.0, False)
 
     def price_reply(
-        self, prompt: core.Prompt, reply: core.Reply, most: tuple[float, float], price: Price
+        self, prompt: core.Prompt, reply: core.Reply | core.Result, most: tuple[float, float], price: Price
     ) -> tuple[float, bool]:
         """Return what an answer has cost, in USD, and whether that had to be assumed, and learn from it."""
-        asked, answered, cached, _ = core.token_counts(reply.usage or {})
+        tokens = reply.tokens if isinstance(reply, core.Result) else core.token_counts(reply.usage or {})
+        asked, answered, cached, _ = tokens
         told = asked and (answered or not reply.text)
         if not told:
             text = "the server does not tell the usage: --max-cost counts a token for each byte"

@@ -32,7 +32,7 @@ BITS = (
 
 
 METHODS = "search|match|fullmatch|findall|finditer|sub|split"
-MADE = "pattern or '(?!)'"  # by concealer, of the key
+MADE = "pattern_of(words) if words else '(?!)'"  # by concealer, of the key
 
 
 def patterns():
