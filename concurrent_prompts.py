@@ -31,7 +31,13 @@ input, 3 stopped early (key, quota, address, disk, deadline, budget), 130
 interrupted.
 """
 
-from __future__ import annotations
+import os
+import sys
+
+# `python -m` looks for modules in the current folder first: what lies there by chance is none of ours. Nothing else is
+# imported before this, not even __future__.
+if __name__ == "__main__" and __spec__ and not sys.flags.safe_path and sys.path[0] != os.path.dirname(__file__):
+    del sys.path[0]
 
 import argparse
 import array
@@ -56,7 +62,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import random
 import re
@@ -65,7 +70,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -201,7 +205,7 @@ class Result:
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
         self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
-    def lose(self, failure: PromptError) -> None:
+    def lose(self, failure: "PromptError") -> None:
         """Count the tokens of an attempt that failed: they are paid for, too."""
         self.unanswered += not failure.heard and failure.kind not in NEVER_THERE
         if failure.usage:
@@ -937,10 +941,11 @@ ENDPOINTS = {
     "embeddings": "/embeddings",
 }
 BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
-LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai", "dask-cluster": "distributed"}
+LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
+LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
 
 
-def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> Api:
+def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> "Api":
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
     Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
@@ -968,7 +973,7 @@ def find_backend(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         if attribute:
-            found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            found: Any = functools.reduce(getattr, attribute.split("."), import_named(module))
         else:
             one = importlib.import_module(f"backends.{name.replace('-', '_')}")
             found = getattr(one, "submit", None) or one.connect
@@ -979,6 +984,17 @@ def find_backend(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return found  # type: ignore[no-any-return]
+
+
+def import_named(module: str) -> Any:
+    """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
+    sys.path.append("")
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.reverse()  # it may have been there before, and what is imported may have added more
+        sys.path.remove("")
+        sys.path.reverse()
 
 
 def default_backend() -> str:
@@ -993,7 +1009,7 @@ def missing_backend(name: str, module: str) -> str:
     if module.startswith("backends."):
         return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
-        return f"backend {name} needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}"
+        return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
     return f"backend {name}: there is no module {module}"
 
 
@@ -1035,7 +1051,7 @@ class Schema:
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
     @classmethod
-    def read(cls, path: str) -> Schema:
+    def read(cls, path: str) -> "Schema":
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
@@ -1218,6 +1234,7 @@ class Api:
         self.cluster = None if cluster is None else str(cluster)
         self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
+        self.key_variable = api_key_env
         self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
         self.headers = request_headers(self.base_url, self._key)
         self._secrets = [text for name, text in self.headers.items() if text and SECRET_NAME.search(name)]
@@ -1235,7 +1252,7 @@ class Api:
         return own | {"schema": self.schema and self.schema._form["schema"]}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> Api:
+    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> "Api":
         """Return an Api of that state with another backend, a live one."""
         api = object.__new__(cls)
         vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
@@ -1535,6 +1552,54 @@ def spelled(character: str) -> str:
     escapes = rf"\\{{1,9}}u{code:04x}|%{code:02x}|&#(?:{code}|x0{{0,6}}{code:x});"
     quoted = "" if character.isalnum() else rf"|\\{{1,9}}{re.escape(character)}"
     return f"(?:{re.escape(character)}{quoted}|(?i:{escapes}))"
+
+
+def secret_variables(*names: str) -> set[str]:
+    """Return the names of the environment variables that hold a secret: those given, our own, copies of their values.
+
+    A proxy's address is one if it holds a password.
+    """
+    given = {"OPENAI_CUSTOM_HEADERS", *map(str.upper, names)}  # Windows knows no small letters
+    found = {name for name in os.environ if name.upper() in given}
+    found |= {name for name in os.environ if "OPENAI" in name.upper() and SECRET_NAME.search(name)}
+    secrets = {os.environ[name] for name in found if len(os.environ[name]) >= 8}
+    for name, value in os.environ.items():
+        login = name.lower().endswith("_proxy") and "@" in value
+        in_query = name in ("OPENAI_BASE_URL", "OPENAI_API_BASE") and split_query(value.partition("?")[2])[1]
+        if login or in_query or any(secret in value for secret in secrets):
+            found.add(name)
+    return found
+
+
+class PublicEnvironment:
+    """Context manager: take all secrets out of the environment while processes are started, which inherit it.
+
+    `names` are variables that hold one besides the usual, `more` variables to be set instead. Any number of them may
+    overlap, in any threads; the last to end puts everything back.
+    """
+
+    _lock, _users, _before = threading.Lock(), 0, dict[str, str | None]()
+
+    def __init__(self, *names: str, **more: str) -> None:
+        self._names, self._more = names, more
+
+    def __enter__(self) -> None:
+        with self._lock:
+            PublicEnvironment._users += 1
+            for name in secret_variables(*self._names):
+                self._before.setdefault(name, os.environ.pop(name))
+            for name, value in self._more.items():
+                self._before.setdefault(name, os.environ.get(name))
+                os.environ[name] = value
+
+    def __exit__(self, *failure: Any) -> None:
+        with self._lock:
+            PublicEnvironment._users -= 1
+            for name, value in self._before.items() if not self._users else ():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
+            if not self._users:
+                self._before.clear()
 
 
 def check_plain_http(base_url: str, allowed: bool) -> None:
@@ -2646,7 +2711,7 @@ class Run:
             text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
             self._warn_once("files", text)
 
-    async def __aenter__(self) -> Run:
+    async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
         self._call = await self._stack.enter_async_context(self._source.open(self.concurrency))
         if self._deadline < math.inf:
@@ -3040,7 +3105,7 @@ class Journal:
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *failure: Any) -> None:
@@ -3613,7 +3678,7 @@ class Printer:
         self._early = {-1: head}
         self._next = -1
 
-    def __enter__(self) -> Printer:
+    def __enter__(self) -> "Printer":
         return self
 
     def __exit__(self, kind: Any, *failure: Any) -> None:
@@ -4803,7 +4868,7 @@ def demo_server(args: argparse.Namespace) -> Iterator[None]:
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
     options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    with subprocess.Popen(command, text=True, **options) as server:
+    with PublicEnvironment(args.api_key_env), subprocess.Popen(command, text=True, **options) as server:
         try:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:
@@ -5427,25 +5492,26 @@ def conclude(
 ) -> tuple[int, list[str]]:
     """Draw and write what --plot and --report ask for; return the exit status and what there is to say of it."""
     said = []
-    try:
-        if args.plot:
-            kept = args.draws.read(sink.path) if sink.path else ()
-            earlier = sink.kept or sink.kept_errors
-            runs = [(args.name if earlier else one.title(), itertools.chain(kept, one.clocks)) for one in ran]
-            args.draws.draw(args.plot, runs)
-            said.append(f"picture in {args.plot}")
-    except ValueError as failure:  # there is nothing to be seen yet
-        said.append(f"no picture: {failure}")
-    except OSError as failure:
-        status = status or 3
-        say_error(f"{PROGRAM}: cannot write {args.plot}: {failure.strerror or failure}")
-    try:
-        if args.report:
-            write_report(args, ran, status, more)
-            said.append(f"report in {args.report}")
-    except OSError as failure:
-        status = status or 3
-        say_error(f"{PROGRAM}: cannot write {args.report}: {failure.strerror or failure}")
+    with PublicEnvironment(args.api_key_env):  # matplotlib asks fc-list for fonts, platform asks uname
+        try:
+            if args.plot:
+                kept = args.draws.read(sink.path) if sink.path else ()
+                earlier = sink.kept or sink.kept_errors
+                runs = [(args.name if earlier else one.title(), itertools.chain(kept, one.clocks)) for one in ran]
+                args.draws.draw(args.plot, runs)
+                said.append(f"picture in {args.plot}")
+        except ValueError as failure:  # there is nothing to be seen yet
+            said.append(f"no picture: {failure}")
+        except OSError as failure:
+            status = status or 3
+            say_error(f"{PROGRAM}: cannot write {args.plot}: {failure.strerror or failure}")
+        try:
+            if args.report:
+                write_report(args, ran, status, more)
+                said.append(f"report in {args.report}")
+        except OSError as failure:
+            status = status or 3
+            say_error(f"{PROGRAM}: cannot write {args.report}: {failure.strerror or failure}")
     return status, said
 
 

@@ -74,6 +74,12 @@ from anywhere else: a third party's backend is used exactly as the built-in ones
 """
 
 import os
+import sys
+
+# As the core does: `python -m backends.plot` takes nothing from the current folder but this package, if it is there.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path[0] != os.path.dirname(__path__[0]):
+    del sys.path[0]
+
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import urlsplit

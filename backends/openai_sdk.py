@@ -8,7 +8,10 @@ for both. Where aiohttp is installed too, the SDK's aiohttp transport is used, s
 import contextlib
 import inspect
 import json
+import os
+import platform
 import ssl
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -25,6 +28,20 @@ with contextlib.suppress(ImportError):
 
     BELOW_HTTP += (aiohttp.ClientError,)  # some pass through the SDK as they are
     Transport = openai.DefaultAioHttpClient
+
+
+def ask_platform() -> None:
+    """Run `uname` once, as the SDK does with its first request, but without the key in the environment."""
+    environment = dict(os.environ)
+    if sys.platform != "win32":  # where it is read from the environment
+        os.environ.clear()
+    try:
+        platform.platform()  # which remembers the answer
+    finally:
+        os.environ.update(environment)
+
+
+ask_platform()
 
 
 def open_client(base_url: str, headers: dict[str, str], connections: int, **more: Any) -> openai.AsyncOpenAI:

@@ -27,7 +27,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from concurrent_prompts import WAITS, duration, parse_json, plural, replacing, times, unwritable
+from concurrent_prompts import WAITS, PublicEnvironment, duration, parse_json, plural, replacing, times, unwritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -765,7 +765,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)
     try:
-        draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
+        with PublicEnvironment():  # matplotlib asks fc-list for fonts
+            draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
     except ValueError as problem:
         parser.error(str(problem))
     except OSError as problem:

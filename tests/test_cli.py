@@ -191,7 +191,7 @@ def test_batch_request_lines_get_batch_output_lines(here, stand_in):
 def test_compare(here, stand_in, capsys):
     names = ["stdlib"]
     for name in ("openai-sdk", "raw-aiohttp"):
-        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name]):
+        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
     server = stand_in(latency=0.02)
