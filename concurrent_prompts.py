@@ -69,6 +69,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import textwrap
 import threading
@@ -700,6 +701,44 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
             yield as_prompt(row, number, line, f"{name} line {line}")
 
 
+def other_than_file(path: str | os.PathLike[str], links: bool = True) -> str:
+    """Return what stands at the path, in a few words, where that is no regular file; '' if it is one, or nothing.
+
+    A link to a file is one, unless `links` is false.
+    """
+    try:
+        mode = os.stat(path, follow_symlinks=links).st_mode
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else ""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_regular(
+    path: str | os.PathLike[str], form: str = "rb", buffering: int = -1, *, mode: int = 0o666, links: bool = True
+) -> Any:
+    """Open a regular file, as `open` does; a new one gets the mode, less the umask.
+
+    Raises OSError where something else stands there: a pipe, which would hold up everything, a device, a directory, or
+    a link that leads nowhere; without `links` any link.
+    """
+
+    def open_at_once(path: str, flags: int) -> int:
+        # What has been put there just now is not waited for, nor followed; Windows knows neither.
+        flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+        number = os.open(path, flags, mode)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return number
+
+    if kind := other_than_file(path, links):
+        raise OSError(errno.EINVAL, f"it is not a regular file but {kind}; name a file", os.fspath(path))
+    return open(path, form, buffering=buffering, opener=open_at_once)
+
+
 @contextlib.contextmanager
 def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[IO[bytes], str, str]]:
     """Open a prompts file; yield it as bytes after any byte order mark, its form (a suffix) and its name."""
@@ -707,11 +746,12 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
         name = name or str(path)
         if name == "-":
             path, name = stack.enter_context(spooled()), STDIN
-        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            # A pipe can be read only once, and this is not the only look at it.
-            raise UsageError(f"{name} is not a regular file; pass what it holds as standard input, with - for PROMPTS")
+        if kind := other_than_file(path):  # a pipe can be read only once, and this is not the only look at it
+            advice = "pass what it holds as standard input, with - for PROMPTS"
+            advice = "name a file" if kind.startswith(("a directory", "a link")) else advice
+            raise UsageError(f"{name} is not a regular file but {kind}; {advice}")
         try:
-            file: Any = stack.enter_context(open(path, "rb"))
+            file: Any = stack.enter_context(open_regular(path))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(Unpacked(fileobj=file)))
             start = beginning(file)
@@ -1055,7 +1095,8 @@ class Schema:
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            data = pathlib.Path(path).read_bytes()
+            with open_regular(path) as file:
+                data = file.read()
             return cls(decode_nested(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
@@ -2494,7 +2535,8 @@ class Budget:
     def load(self, results: pathlib.Path) -> None:
         """Take over the account of the runs before this one; the lines of the file are to be counted after that."""
         try:
-            told = parse_json(beside_results(results).read_bytes())
+            with open_regular(beside_results(results, "spent"), links=False) as file:
+                told = parse_json(file.read(1000))
             spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
             if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
                 raise ValueError
@@ -2502,8 +2544,8 @@ class Budget:
             self._take_over()
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError):
-            log.warning("%s is damaged: what is spent is taken from the results", beside_results(results))
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            log.warning("%s is damaged: what is spent is taken from the results", beside_results(results, "spent"))
 
     def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
         """Count what a line of the results file has cost, by its usage."""
@@ -2524,7 +2566,7 @@ class Budget:
         """Keep what is spent, and what is under way if that may be `lost`. Raises OSError where that cannot be."""
         most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
         account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
-        with self._saving, replacing(beside_results(results)) as file:
+        with self._saving, replacing(beside_results(results, "spent"), results, side=True) as file:
             file.write(dump(account))
 
     def as_dict(self) -> dict[str, float]:
@@ -2537,11 +2579,6 @@ class Budget:
         told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
         passed = ": what a call costs is not always known beforehand" if self.spent > self.most > self.earlier else ""
         return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
-
-
-def beside_results(results: pathlib.Path) -> pathlib.Path:
-    """Return where what is spent on a results file is kept."""
-    return results.with_name(f"{results.name}.spent")
 
 
 def own_part(row: dict[str, Any]) -> dict[str, Any]:
@@ -3093,10 +3130,13 @@ class Journal:
         self._outdone: list[int] = []  # where the texts stand that did not fit and are asked for again
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
+        if kind := other_than_file(path):
+            what = f"{path} is not a file that can be continued but {kind}"
+            raise UsageError(f"{what}; choose another with -o (- is stdout)")
+        if not look:
+            check_beside(path)
         try:
-            self._file = open(path, "rb" if look else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file: IO[bytes] = open_regular(path, "rb" if look else "a+b", buffering=0)
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
         if not look and not lock(self._file, path):
@@ -3122,7 +3162,8 @@ class Journal:
         """Index the lines that are there; return the size without a last line that was cut short."""
         size, damaged = 0, 0
         line = b""
-        with open(self.path, "rb") as lines:
+        with open(os.dup(self._file.fileno()), "rb") as lines:
+            lines.seek(0)
             for number, line in enumerate(lines, 1):
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
                 if (row := parse_json(text)) is not None:
@@ -3230,7 +3271,8 @@ class Journal:
             if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 raise FileExistsError(errno.EEXIST, "another file has taken its place")
             return
-        new = open(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL), "a+b", buffering=0)  # noqa: SIM115
+        number = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode_of(self._file.fileno()))
+        new = open(number, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._copy(new)
         lock(new, self.path)
         self._file.close()
@@ -3244,9 +3286,9 @@ class Journal:
 
     def _rescue(self) -> None:
         """Write the answers beside a file that has taken their place, where that is possible."""
-        place = self.path.with_name(f"{self.path.stem}.rescued{self.path.suffix}")
+        place = beside_results(self.path, "rescued")
         try:
-            with open(place, "ab") as file:
+            with open_beside(place, self._file.fileno()) as file:
                 self._copy(file)
             log.warning("the answers are in %s", place)
         except OSError as failure:
@@ -3321,20 +3363,99 @@ class Journal:
         return sorted(places)
 
     def _set_aside(self, lines: list[bytes]) -> None:
-        place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
-        with open(place, "ab") as file:
+        place = beside_results(self.path, "superseded")
+        with open_beside(place, self._file.fileno()) as file:
             file.writelines(lines)
             flush(file)
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
-def recognised(row: Any) -> tuple[Any, str, Error | None]:
-    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none."""
+BESIDE = "superseded", "rescued", "spent", "running"
+
+
+def beside_results(results: pathlib.Path, what: str) -> pathlib.Path:
+    """Return where something is kept beside a results file: one of BESIDE, or "tmp", the draft of a new one."""
+    if what in ("superseded", "rescued"):
+        return results.with_name(f"{results.stem}.{what}{results.suffix}")
+    return results.with_name(f".{results.name}.tmp" if what == "tmp" else f"{results.name}.{what}")
+
+
+def check_beside(results: pathlib.Path) -> None:
+    """Raise UsageError where something stands in the place of a file that is written beside the results."""
+    owner = results if results.exists() else pathlib.Path(os.path.realpath(results)).parent
+    for path in (beside_results(results, what) for what in BESIDE):
+        try:
+            reason = other_than_file(path, links=False) or foreign(path.lstat(), owner.stat())
+        except FileNotFoundError:
+            continue
+        if reason:
+            raise UsageError(f"{path} is {reason}; remove it, or choose another results file with -o")
+    for path in (results, beside_results(results, "spent")):
+        if why := unwritable_draft(path):
+            raise UsageError(f"{why}, or choose another results file with -o")
+
+
+def foreign(file: os.stat_result, results: os.stat_result) -> str:
+    """Return "somebody else's file" if a file belongs to neither this user nor the owner of the results; or ''."""
+    ours = not hasattr(os, "geteuid") or file.st_uid in (os.geteuid(), results.st_uid)
+    return "" if ours else "somebody else's file"
+
+
+def unwritable_draft(path: str | os.PathLike[str]) -> str:
+    """Return why no draft can be written for a file, and what to do; or ''."""
+    draft = beside_results(pathlib.Path(os.path.realpath(path)), "tmp")
+    return f"{draft} is a directory; remove it" if draft.is_dir() and not draft.is_symlink() else ""
+
+
+def mode_of(*files: str | os.PathLike[str] | int | None) -> int:
+    """Return the permissions that all of these files give, those left out that are not there; of none, the usual."""
+    mode = 0o666
+    for file in files:
+        if file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                mode &= os.stat(file).st_mode
+    return mode
+
+
+def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO[bytes]:
+    """Open a file beside the results to append to it, with no wider permissions than those of the results.
+
+    Raises OSError, with a sentence, where that cannot be. No link is followed.
+    """
+    like = os.stat(results)
     try:
-        key, error = key_in(row), error_in(row)
-        if not re.fullmatch("[0-9a-f]{24}", key) or (error and not isinstance(error.type + error.message, str)):
+        file: IO[bytes] = open_regular(path, "ab", mode=like.st_mode & 0o666, links=False)
+    except OSError as failure:
+        kind = other_than_file(path, links=False)
+        reason = f"{path} is {kind}; remove it" if kind else f"{path}: {failure.strerror}"
+        raise OSError(failure.errno, reason) from None
+    now = os.fstat(file.fileno())
+    if now.st_mode & ~like.st_mode & 0o777 and hasattr(os, "fchmod"):  # it was there before
+        with contextlib.suppress(PermissionError):  # then it is somebody else's
+            os.fchmod(file.fileno(), now.st_mode & like.st_mode & 0o777)
+    if foreign(now, like):
+        file.close()
+        raise OSError(errno.EPERM, f"{path} is somebody else's file; remove it")
+    return file
+
+
+def recognised(row: Any) -> tuple[Any, str, Error | None]:
+    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none.
+
+    This is the one look at what somebody may have put there: what it lets pass, nothing else stumbles over.
+    """
+    try:
+        own = "request" in row
+        key, error, row_id = key_in(row), error_in(row), row["id" if own else "custom_id"]
+        # orjson reads a whole number of more than 64 bits as a float.
+        named = isinstance(row_id, str) or type(row_id) is int or (type(row_id) is float and abs(row_id) >= 2**63)
+        sound = error is None or [*map(type, (error.type, error.message, error.retryable))] == [str, str, bool]
+        status = error and error.status
+        if not named or not sound or type(status) not in (int, type(None)) or (own and "text" not in row):
             raise ValueError
-        return row["id" if "request" in row else "custom_id"], key, error
+        if not re.fullmatch("[0-9a-f]{24}", key):
+            raise ValueError
+        return row_id, key, error
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
 
@@ -3348,7 +3469,7 @@ def key_in(row: dict[str, Any]) -> str:
 def error_in(row: dict[str, Any]) -> Error | None:
     """Return the error in a result's line, or None; that of a Batch output line without its message."""
     if "request" in row:
-        return row["error"] and Error(**row["error"])
+        return None if row["error"] is None else Error(**row["error"])
     status = (row["response"] or {}).get("status_code")
     if status == 200 and not row["error"]:
         return None
@@ -3365,7 +3486,8 @@ class Notes:
         self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
     ) -> None:
         self.answered, self.stay = answered, False  # by earlier runs; whether it stays when all is answered
-        self.path = results and results.with_name(f"{results.name}.running")
+        self.path = results and beside_results(results, "running")
+        self._results = results
         self.kept: list[Any] = []
         self._backend = {"backend": backend}
         if self.path is None or not self.path.exists():
@@ -3373,9 +3495,10 @@ class Notes:
         if overwrite:
             log.warning("%s is given up, and with it what an earlier run has running", self.path)
             return self.remove()
-        *lines, torn = self.path.read_bytes().split(b"\n") if self.path.is_file() else [b"", b""]
+        with open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
+            *lines, torn = file.read().split(b"\n")
         first, *self.kept = [*map(parse_json, lines)] or [self._backend]
-        if not all(isinstance(value, dict) for value in (first, *self.kept)) or "backend" not in first:
+        if not all(isinstance(value, dict) for value in (first, *self.kept)) or type(first.get("backend")) is not str:
             raise UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
         if (other := first["backend"]) != backend:
             what = f"{self.path}: {other} has something running for these results"
@@ -3386,8 +3509,8 @@ class Notes:
     def add(self, value: Any) -> None:
         """Keep a value. Raises OSError where the disk will not take it."""
         self.kept.append(value)
-        if self.path:
-            with open(self.path, "ab") as file:
+        if self.path and self._results:
+            with open_beside(self.path, self._results) as file:
                 file.writelines(dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
                 flush(file)
 
@@ -3407,10 +3530,13 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
 
     It may be, if the input was changed while the run went on.
     """
-    row = parse_json(line) or {"request": ""}
-    if key_in(row)[:16] != key:
+    row = parse_json(line)
+    try:
+        _, found, error = recognised(row)
+    except ValueError:  # the file was changed
         return None
-    error = error_in(row)
+    if found[:16] != key:
+        return None
     if "request" in row:
         extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
         return Result(prompt, row["text"], error, extra=extra)
@@ -3426,7 +3552,10 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
     """Return a result's line with the id and the columns that its prompt has by now."""
-    row = json.loads(line)
+    try:
+        row = json.loads(line)  # and not `load`, to which long numbers are floats
+    except (ValueError, RecursionError):  # deeper than it goes
+        return line
     if "request" not in row:  # a Batch output line
         return line
     row = own_part(row) | {"id": prompt.id, "request": fingerprint(prompt)}
@@ -3464,18 +3593,24 @@ def flush(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link."""
-    target = pathlib.Path(os.path.realpath(path))
-    draft = target.with_name(f".{target.name}.tmp")
+def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side: bool = False) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link.
+
+    It has the permissions of the file that was there, else no wider ones than those that are `like` it. One at the
+    `side` of these has no wider ones in any case, and takes the place of a link.
+    """
+    target = pathlib.Path(path if side else os.path.realpath(path))
+    draft = beside_results(target, "tmp")
+    replaced = not side and target.exists()
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open(draft, "xb") as file:
+        with open_regular(draft, "xb", mode=mode_of(*([target] if replaced else like)), links=False) as file:
             yield file
             flush(file)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(target, draft)
+        if replaced:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(target, draft)  # where the umask has taken more
         os.replace(draft, target)
     finally:
         with contextlib.suppress(OSError):
@@ -3517,10 +3652,10 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a regular file; name a shard's results")
+    if kind := other_than_file(path):
+        raise UsageError(f"{path} is not a regular file but {kind}; name a shard's results")
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        file = open_regular(path)
     except OSError as failure:
         raise UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
     with file:
@@ -3584,9 +3719,9 @@ class Table:
         record: Any = self._record(map(cell, values))  # ends with \r\n, so that either is quoted where it is data
         return f"{record[:-2]}\n".encode(errors="backslashreplace")
 
-    async def write(self, path: pathlib.Path, results: Iterable[Result]) -> None:
+    async def write(self, path: pathlib.Path, results: Iterable[Result], *like: pathlib.Path) -> None:
         """Write the table, whole or not at all. Raises OSError where it cannot be."""
-        with replacing(path) as file:
+        with replacing(path, *like) as file:
             file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
             for number, result in enumerate(results):
                 file.write(self.line(result))
@@ -4666,8 +4801,10 @@ def check_output(args: argparse.Namespace) -> None:
 def unwritable(path: str | os.PathLike[str]) -> str:
     """Return why no file can be written, or replaced, there; or ''."""
     folder = os.path.dirname(path) or "."
-    if os.path.exists(path) and not os.path.isfile(path):
-        return f"{path} is not a regular file"
+    if kind := other_than_file(path):
+        return f"{path} is not a regular file but {kind}"
+    if why := unwritable_draft(path):
+        return why
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
     return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
@@ -4851,7 +4988,7 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
         raise UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
     try:
-        open(path, "r+b").close()
+        open_regular(path, "r+b").close()
     except OSError as failure:
         advice = "close the program that has it open, or choose another file with -o"
         raise UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
@@ -4989,6 +5126,7 @@ def open_budget(args: argparse.Namespace, api: Api, run: Run) -> None:
     if api.submit and first.body and run.budget.most_of(first.body, run.usual_price)[1]:
         raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
     if args.output != "-" and not args.overwrite:
+        check_beside(pathlib.Path(args.journal))
         run.budget.load(pathlib.Path(args.journal))
 
 
@@ -4997,7 +5135,7 @@ async def finish_files(args: argparse.Namespace, ran: Ran, sink: Journal | Print
     run, path = ran.run, args.table
     try:
         if table and isinstance(sink, Journal) and (args.begun or args.shard or sink.kept or sink.kept_errors):
-            await table.write(path, sink.results(map(ran.api.prepare, prompts_of(args))))
+            await table.write(path, sink.results(map(ran.api.prepare, prompts_of(args))), sink.path)
             args.tabled = True
         path = sink.path
         if run.stopped is None:
@@ -5202,7 +5340,7 @@ def merge(args: argparse.Namespace) -> int:
         if output.exists():
             with held(output):
                 pass
-        draft = stack.enter_context(replacing(output))
+        draft = stack.enter_context(replacing(output, *paths))
         ends: list[None] = [None] * len(files)
         for number, prompt in enumerate(itertools.chain(prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))
@@ -5236,7 +5374,7 @@ def refuse_line(
     if row and not known:
         what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
         raise UsageError(f"{what}; name the input and the -n that the shards were made with")
-    with open(path, "rb") as lines:
+    with open_regular(path) as lines:
         left = total - sum(one.endswith(b"\n") for one in lines)
     what = f"{plural(left, 'prompt')} of {total:,} still open" if left > 0 else f"line {number} is not in its place"
     advice = f"run --shard {shard} again, or name the -n that it was made with"
@@ -5483,7 +5621,7 @@ def write_report(args: argparse.Namespace, ran: list[Ran], status: int, more: di
     }
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
-    with replacing(args.report) as file:
+    with replacing(args.report, args.journal) as file:
         file.write(f"{text}\n".encode("utf-8", "replace"))
 
 
@@ -5498,7 +5636,7 @@ def conclude(
                 kept = args.draws.read(sink.path) if sink.path else ()
                 earlier = sink.kept or sink.kept_errors
                 runs = [(args.name if earlier else one.title(), itertools.chain(kept, one.clocks)) for one in ran]
-                args.draws.draw(args.plot, runs)
+                args.draws.draw(args.plot, runs, args.journal)
                 said.append(f"picture in {args.plot}")
         except ValueError as failure:  # there is nothing to be seen yet
             said.append(f"no picture: {failure}")

@@ -27,7 +27,17 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from concurrent_prompts import WAITS, PublicEnvironment, duration, parse_json, plural, replacing, times, unwritable
+from concurrent_prompts import (
+    WAITS,
+    PublicEnvironment,
+    duration,
+    open_regular,
+    parse_json,
+    plural,
+    replacing,
+    times,
+    unwritable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,14 +101,14 @@ def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
 
     Raises OSError where the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for line in file:
             if isinstance(row := parse_json(line), dict):
                 yield row
 
 
-def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> None:
-    """Draw the runs, each a title and its rows, into the file.
+def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *like: str) -> None:
+    """Draw the runs, each a title and its rows, into the file, which gets no wider permissions than those `like` it.
 
     Raises ValueError where there is nothing to draw or `check` has something to say, and OSError.
     """
@@ -111,7 +121,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> 
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
-        with replacing(path) as file:
+        with replacing(path, *like) as file:
             file.write(as_page(found, picture) if kind == "html" else picture)
 
 

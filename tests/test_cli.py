@@ -322,7 +322,7 @@ def test_compare_of_a_server_that_refuses_the_key(here, stand_in, capsys):
 
 UNUSABLE = {
     "missing file": (["nothing.txt"], "cannot read nothing.txt: No such file"),
-    "a directory": (["."], "cannot read .: Is a directory"),
+    "a directory": (["."], ". is not a regular file but a directory; name a file"),
     "no prompts file": ([], "no PROMPTS file given"),
     "empty": (["empty.txt"], "empty.txt holds no prompts"),
     "binary": (["binary.txt"], "binary.txt holds binary data"),
