@@ -31,7 +31,16 @@ input, 3 stopped early (key, quota, address, disk, deadline, budget), 130
 interrupted.
 """
 
-from __future__ import annotations
+import os
+import sys
+
+# `python -m` looks for modules in the current folder first: what lies there by chance is none of ours. Nothing else is
+# imported before this, not even __future__. (`python -m concurrent_prompts.extras.plot` imports this module first.)
+if (
+    (__name__ == "__main__" and __spec__)
+    or (sys.argv[:1] == ["-m"] and any(f"{__name__}." in word for word in sys.orig_argv))
+) and not (sys.flags.safe_path or sys.path[0] == os.path.dirname(os.path.abspath(__file__))):
+    del sys.path[0]
 
 import argparse
 import array
@@ -56,15 +65,14 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import random
 import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -208,7 +216,7 @@ class Result:
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
         self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
-    def lose(self, failure: PromptError) -> None:
+    def lose(self, failure: "PromptError") -> None:
         """Count the tokens of an attempt that failed: they are paid for, too."""
         self.unanswered += not failure.heard and failure.kind not in NEVER_THERE
         if failure.usage:
@@ -768,6 +776,44 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
             yield as_prompt(row, number, line, f"{name} line {line}")
 
 
+def other_than_file(path: str | os.PathLike[str], links: bool = True) -> str:
+    """Return what stands at the path, in a few words, where that is no regular file; '' if it is one, or nothing.
+
+    A link to a file is one, unless `links` is false.
+    """
+    try:
+        mode = os.stat(path, follow_symlinks=links).st_mode
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else ""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_regular(
+    path: str | os.PathLike[str], form: str = "rb", buffering: int = -1, *, mode: int = 0o666, links: bool = True
+) -> Any:
+    """Open a regular file, as `open` does; a new one gets the mode, less the umask.
+
+    Raises OSError where something else stands there: a pipe, which would hold up everything, a device, a directory, or
+    a link that leads nowhere; without `links` any link.
+    """
+
+    def open_at_once(path: str, flags: int) -> int:
+        # What has been put there just now is not waited for, nor followed; Windows knows neither.
+        flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+        number = os.open(path, flags, mode)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return number
+
+    if kind := other_than_file(path, links):
+        raise OSError(errno.EINVAL, f"it is not a regular file but {kind}; name a file", os.fspath(path))
+    return open(path, form, buffering=buffering, opener=open_at_once)
+
+
 @contextlib.contextmanager
 def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[IO[bytes], str, str]]:
     """Open a prompts file; yield it as bytes after any byte order mark, its form (a suffix) and its name."""
@@ -775,11 +821,12 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
         name = name or str(path)
         if name == "-":
             path, name = stack.enter_context(spooled()), STDIN
-        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            # A pipe can be read only once, and this is not the only look at it.
-            raise UsageError(f"{name} is not a regular file; pass what it holds as standard input, with - for PROMPTS")
+        if kind := other_than_file(path):  # a pipe can be read only once, and this is not the only look at it
+            advice = "pass what it holds as standard input, with - for PROMPTS"
+            advice = "name a file" if kind.startswith(("a directory", "a link")) else advice
+            raise UsageError(f"{name} is not a regular file but {kind}; {advice}")
         try:
-            file: Any = stack.enter_context(open(path, "rb"))
+            file: Any = stack.enter_context(open_regular(path))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(Unpacked(fileobj=file)))
             start = beginning(file)
@@ -1029,10 +1076,11 @@ ENDPOINTS = {
     "embeddings": "/embeddings",
 }
 BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
-LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai", "dask-cluster": "distributed"}
+LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
+LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
 
 
-def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> Api:
+def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> "Api":
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
     Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
@@ -1060,7 +1108,7 @@ def find_backend(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         if attribute:
-            found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            found: Any = functools.reduce(getattr, attribute.split("."), import_named(module))
         else:
             one = importlib.import_module(f"{MODULE}.backends.{name.replace('-', '_')}")
             found = getattr(one, "submit", None) or one.connect
@@ -1071,6 +1119,17 @@ def find_backend(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return found  # type: ignore[no-any-return]
+
+
+def import_named(module: str) -> Any:
+    """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
+    sys.path.append("")
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.reverse()  # it may have been there before, and what is imported may have added more
+        sys.path.remove("")
+        sys.path.reverse()
 
 
 def default_backend() -> str:
@@ -1085,7 +1144,7 @@ def missing_backend(name: str, module: str) -> str:
     if module.startswith(f"{MODULE}.backends."):
         return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
-        return f"backend {name} needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}"
+        return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
     return f"backend {name}: there is no module {module}"
 
 
@@ -1136,11 +1195,11 @@ class Schema:
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
     @classmethod
-    def read(cls, path: str) -> Schema:
+    def read(cls, path: str) -> "Schema":
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read(LONGEST + 1)
             if len(data) > LONGEST:
                 raise UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
@@ -1185,7 +1244,7 @@ class Schema:
         return checked
 
     @contextlib.asynccontextmanager
-    async def session(self, run: Run) -> AsyncIterator[None]:
+    async def session(self, run: "Run") -> AsyncIterator[None]:
         """Let answers be checked while a run goes on."""
         with self.checking():
             yield
@@ -1451,6 +1510,7 @@ class Api:
         self.cluster = None if cluster is None else str(cluster)
         self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
         wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
+        self.key_variable = api_key_env
         self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
         self.headers = request_headers(self.base_url, self._key)
         self.secrets = secrets_of(self.headers, self._login)
@@ -1468,7 +1528,7 @@ class Api:
         return own | {"schema": self.schema and self.schema._form["schema"]}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> Api:
+    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> "Api":
         """Return an Api of that state with another backend, a live one."""
         api = object.__new__(cls)
         vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
@@ -1821,6 +1881,54 @@ def decoded_login(text: str) -> str:
         return base64.b64decode(text).decode("utf-8", "replace")
     except ValueError:
         return ""
+
+
+def secret_variables(*names: str) -> set[str]:
+    """Return the names of the environment variables that hold a secret: those given, our own, copies of their values.
+
+    A proxy's address is one if it holds a password.
+    """
+    given = {"OPENAI_CUSTOM_HEADERS", *map(str.upper, names)}  # Windows knows no small letters
+    found = {name for name in os.environ if name.upper() in given}
+    found |= {name for name in os.environ if "OPENAI" in name.upper() and SECRET_NAME.search(name)}
+    secrets = {os.environ[name] for name in found if len(os.environ[name]) >= 8}
+    for name, value in os.environ.items():
+        login = name.lower().endswith("_proxy") and "@" in value
+        in_query = name in ("OPENAI_BASE_URL", "OPENAI_API_BASE") and split_query(value.partition("?")[2])[1]
+        if login or in_query or any(secret in value for secret in secrets):
+            found.add(name)
+    return found
+
+
+class PublicEnvironment:
+    """Context manager: take all secrets out of the environment while processes are started, which inherit it.
+
+    `names` are variables that hold one besides the usual, `more` variables to be set instead. Any number of them may
+    overlap, in any threads; the last to end puts everything back.
+    """
+
+    _lock, _users, _before = threading.Lock(), 0, dict[str, str | None]()
+
+    def __init__(self, *names: str, **more: str) -> None:
+        self._names, self._more = names, more
+
+    def __enter__(self) -> None:
+        with self._lock:
+            PublicEnvironment._users += 1
+            for name in secret_variables(*self._names):
+                self._before.setdefault(name, os.environ.pop(name))
+            for name, value in self._more.items():
+                self._before.setdefault(name, os.environ.get(name))
+                os.environ[name] = value
+
+    def __exit__(self, *failure: Any) -> None:
+        with self._lock:
+            PublicEnvironment._users -= 1
+            for name, value in self._before.items() if not self._users else ():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
+            if not self._users:
+                self._before.clear()
 
 
 def pattern_of(words: Iterable[str]) -> str:
@@ -2756,7 +2864,7 @@ class Run:
             text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
             self.warn_once("files", text)
 
-    async def __aenter__(self) -> Run:
+    async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
         self._call = await self._stack.enter_async_context(self.api.open(self.concurrency))
         for extra in self.extras:
@@ -3172,10 +3280,13 @@ class Journal:
         self._outdone: list[int] = []  # where the texts stand that did not fit and are asked for again
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"{path} is not a file that can be continued; choose another with -o (- is stdout)")
+        if kind := other_than_file(path):
+            what = f"{path} is not a file that can be continued but {kind}"
+            raise UsageError(f"{what}; choose another with -o (- is stdout)")
+        if not look:
+            check_beside(path)
         try:
-            self._file = open(path, "rb" if look else "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file: IO[bytes] = open_regular(path, "rb" if look else "a+b", buffering=0)
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
         if not look and not lock(self._file, path):
@@ -3184,7 +3295,7 @@ class Journal:
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *failure: Any) -> None:
@@ -3201,7 +3312,8 @@ class Journal:
         """Index the lines that are there; return the size without a last line that was cut short."""
         size, damaged = 0, 0
         line = b""
-        with open(self.path, "rb") as lines:
+        with open(os.dup(self._file.fileno()), "rb") as lines:
+            lines.seek(0)
             for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
                 if len(line) == RESULT_MOST:
                     self._refuse(number)
@@ -3310,7 +3422,8 @@ class Journal:
             if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 raise FileExistsError(errno.EEXIST, "another file has taken its place")
             return
-        new = open(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL), "a+b", buffering=0)  # noqa: SIM115
+        number = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode_of(self._file.fileno()))
+        new = open(number, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._copy(new)
         lock(new, self.path)
         self._file.close()
@@ -3324,9 +3437,9 @@ class Journal:
 
     def _rescue(self) -> None:
         """Write the answers beside a file that has taken their place, where that is possible."""
-        place = self.path.with_name(f"{self.path.stem}.rescued{self.path.suffix}")
+        place = beside_results(self.path, "rescued")
         try:
-            with open(place, "ab") as file:
+            with open_beside(place, self._file.fileno()) as file:
                 self._copy(file)
             log.warning("the answers are in %s", place)
         except OSError as failure:
@@ -3401,31 +3514,111 @@ class Journal:
         return sorted(places)
 
     def _set_aside(self, lines: list[bytes]) -> None:
-        place = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
-        with open(place, "ab") as file:
+        place = beside_results(self.path, "superseded")
+        with open_beside(place, self._file.fileno()) as file:
             file.writelines(lines)
             flush(file)
         log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
 
 
+BESIDE = "superseded", "rescued", "spent", "running"
+
+
+def beside_results(results: pathlib.Path, what: str) -> pathlib.Path:
+    """Return where something is kept beside a results file: one of BESIDE, or "tmp", the draft of a new one."""
+    if what in ("superseded", "rescued"):
+        return results.with_name(f"{results.stem}.{what}{results.suffix}")
+    return results.with_name(f".{results.name}.tmp" if what == "tmp" else f"{results.name}.{what}")
+
+
+def check_beside(results: pathlib.Path) -> None:
+    """Raise UsageError where something stands in the place of a file that is written beside the results."""
+    owner = results if results.exists() else pathlib.Path(os.path.realpath(results)).parent
+    for path in (beside_results(results, what) for what in BESIDE):
+        try:
+            reason = other_than_file(path, links=False) or foreign(path.lstat(), owner.stat())
+        except FileNotFoundError:
+            continue
+        if reason:
+            raise UsageError(f"{path} is {reason}; remove it, or choose another results file with -o")
+    for path in (results, beside_results(results, "spent")):
+        if why := unwritable_draft(path):
+            raise UsageError(f"{why}, or choose another results file with -o")
+
+
+def foreign(file: os.stat_result, results: os.stat_result) -> str:
+    """Return "somebody else's file" if a file belongs to neither this user nor the owner of the results; or ''."""
+    ours = not hasattr(os, "geteuid") or file.st_uid in (os.geteuid(), results.st_uid)
+    return "" if ours else "somebody else's file"
+
+
+def unwritable_draft(path: str | os.PathLike[str]) -> str:
+    """Return why no draft can be written for a file, and what to do; or ''."""
+    draft = beside_results(pathlib.Path(os.path.realpath(path)), "tmp")
+    return f"{draft} is a directory; remove it" if draft.is_dir() and not draft.is_symlink() else ""
+
+
+def mode_of(*files: str | os.PathLike[str] | int | None) -> int:
+    """Return the permissions that all of these files give, those left out that are not there; of none, the usual."""
+    mode = 0o666
+    for file in files:
+        if file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                mode &= os.stat(file).st_mode
+    return mode
+
+
+def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO[bytes]:
+    """Open a file beside the results to append to it, with no wider permissions than those of the results.
+
+    Raises OSError, with a sentence, where that cannot be. No link is followed.
+    """
+    like = os.stat(results)
+    try:
+        file: IO[bytes] = open_regular(path, "ab", mode=like.st_mode & 0o666, links=False)
+    except OSError as failure:
+        kind = other_than_file(path, links=False)
+        reason = f"{path} is {kind}; remove it" if kind else f"{path}: {failure.strerror}"
+        raise OSError(failure.errno, reason) from None
+    now = os.fstat(file.fileno())
+    if now.st_mode & ~like.st_mode & 0o777 and hasattr(os, "fchmod"):  # it was there before
+        with contextlib.suppress(PermissionError):  # then it is somebody else's
+            os.fchmod(file.fileno(), now.st_mode & like.st_mode & 0o777)
+    if foreign(now, like):
+        file.close()
+        raise OSError(errno.EPERM, f"{path} is somebody else's file; remove it")
+    return file
+
+
 def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield where each line of a results file stands, and its row; what is no result is passed over."""
     offset = 0
-    with open(path, "rb") as lines:
-        for line in lines:
+    with open_regular(path) as lines:
+        for line in iter(functools.partial(lines.readline, RESULT_MOST), b""):
             row = parse_json(line.strip(b"\0\r\n "))
-            if isinstance(row, dict):
+            with contextlib.suppress(ValueError):
+                recognised(row)
                 yield offset, row
             offset += len(line)
 
 
 def recognised(row: Any) -> tuple[Any, str, Error | None]:
-    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none."""
+    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none.
+
+    This is the one look at what somebody may have put there: what it lets pass, nothing else stumbles over.
+    """
     try:
-        key, error = key_in(row), error_in(row)
-        if not re.fullmatch("[0-9a-f]{24}", key) or (error and not isinstance(error.type + error.message, str)):
+        own = "request" in row
+        key, error, row_id = key_in(row), error_in(row), row["id" if own else "custom_id"]
+        # orjson reads a whole number of more than 64 bits as a float.
+        named = isinstance(row_id, str) or type(row_id) is int or (type(row_id) is float and abs(row_id) >= 2**63)
+        sound = error is None or [*map(type, (error.type, error.message, error.retryable))] == [str, str, bool]
+        status = error and error.status
+        if not named or not sound or type(status) not in (int, type(None)) or (own and "text" not in row):
             raise ValueError
-        return row["id" if "request" in row else "custom_id"], key, error
+        if not re.fullmatch("[0-9a-f]{24}", key):
+            raise ValueError
+        return row_id, key, error
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
 
@@ -3439,7 +3632,7 @@ def key_in(row: dict[str, Any]) -> str:
 def error_in(row: dict[str, Any]) -> Error | None:
     """Return the error in a result's line, or None; that of a Batch output line without its message."""
     if "request" in row:
-        return row["error"] and Error(**row["error"])
+        return None if row["error"] is None else Error(**row["error"])
     status = (row["response"] or {}).get("status_code")
     if status == 200 and not row["error"]:
         return None
@@ -3456,7 +3649,8 @@ class Notes:
         self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
     ) -> None:
         self.answered, self.stay = answered, False  # by earlier runs; whether it stays when all is answered
-        self.path = results and results.with_name(f"{results.name}.running")
+        self.path = results and beside_results(results, "running")
+        self._results = results
         self.kept: list[Any] = []
         self._backend = {"backend": backend}
         if self.path is None or not self.path.exists():
@@ -3464,9 +3658,10 @@ class Notes:
         if overwrite:
             log.warning("%s is given up, and with it what an earlier run has running", self.path)
             return self.remove()
-        *lines, torn = self.path.read_bytes().split(b"\n") if self.path.is_file() else [b"", b""]
+        with open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
+            *lines, torn = file.read().split(b"\n")
         first, *self.kept = [*map(parse_json, lines)] or [self._backend]
-        if not all(isinstance(value, dict) for value in (first, *self.kept)) or "backend" not in first:
+        if not all(isinstance(value, dict) for value in (first, *self.kept)) or type(first.get("backend")) is not str:
             raise UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
         if (other := first["backend"]) != backend:
             what = f"{self.path}: {other} has something running for these results"
@@ -3477,8 +3672,8 @@ class Notes:
     def add(self, value: Any) -> None:
         """Keep a value. Raises OSError where the disk will not take it."""
         self.kept.append(value)
-        if self.path:
-            with open(self.path, "ab") as file:
+        if self.path and self._results:
+            with open_beside(self.path, self._results) as file:
                 file.writelines(dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
                 flush(file)
 
@@ -3498,10 +3693,13 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
 
     It may be, if the input was changed while the run went on.
     """
-    row = parse_json(line) or {"request": ""}
-    if key_in(row)[:16] != key:
+    row = parse_json(line)
+    try:
+        _, found, error = recognised(row)
+    except ValueError:  # the file was changed
         return None
-    error = error_in(row)
+    if found[:16] != key:
+        return None
     if "request" in row:
         extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
         return Result(prompt, row["text"], error, extra=extra)
@@ -3517,7 +3715,10 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
     """Return a result's line with the id and the columns that its prompt has by now."""
-    row = json.loads(line)
+    try:
+        row = json.loads(line)  # and not `load`, to which long numbers are floats
+    except (ValueError, RecursionError):  # deeper than it goes
+        return line
     if "request" not in row:  # a Batch output line
         return line
     row = own_part(row) | {"id": prompt.id, "request": fingerprint(prompt)}
@@ -3555,18 +3756,24 @@ def flush(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link."""
-    target = pathlib.Path(os.path.realpath(path))
-    draft = target.with_name(f".{target.name}.tmp")
+def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side: bool = False) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link.
+
+    It has the permissions of the file that was there, else no wider ones than those that are `like` it. One at the
+    `side` of these has no wider ones in any case, and takes the place of a link.
+    """
+    target = pathlib.Path(path if side else os.path.realpath(path))
+    draft = beside_results(target, "tmp")
+    replaced = not side and target.exists()
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open(draft, "xb") as file:
+        with open_regular(draft, "xb", mode=mode_of(*([target] if replaced else like)), links=False) as file:
             yield file
             flush(file)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(target, draft)
+        if replaced:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(target, draft)  # where the umask has taken more
         os.replace(draft, target)
     finally:
         with contextlib.suppress(OSError):
@@ -3609,7 +3816,7 @@ class Printer:
         self._early = {-1: head}
         self._next = -1
 
-    def __enter__(self) -> Printer:
+    def __enter__(self) -> "Printer":
         return self
 
     def __exit__(self, kind: Any, *failure: Any) -> None:
@@ -4237,7 +4444,7 @@ class Progress:
 
     EVERY = 5.0  # seconds between lines
 
-    def __init__(self, total: int | None, ran: Ran, sink: Any, quiet: bool) -> None:
+    def __init__(self, total: int | None, ran: "Ran", sink: Any, quiet: bool) -> None:
         self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
         self._terminal = obeys(sys.stderr)
         self._bar: Any = None
@@ -4631,8 +4838,10 @@ def out_of_place(args: argparse.Namespace, used: str) -> str:
 def unwritable(path: str | os.PathLike[str]) -> str:
     """Return why no file can be written, or replaced, there; or ''."""
     folder = os.path.dirname(path) or "."
-    if os.path.exists(path) and not os.path.isfile(path):
-        return f"{path} is not a regular file"
+    if kind := other_than_file(path):
+        return f"{path} is not a regular file but {kind}"
+    if why := unwritable_draft(path):
+        return why
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
     return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"

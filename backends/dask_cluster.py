@@ -1,8 +1,10 @@
-"""The dask-cluster backend, a bulk one: the same job on the workers of a Dask cluster. Needs: pip install distributed.
+"""The dask-cluster backend, a bulk one: the same job on the workers of a Dask cluster.
 
-Without an address the cluster is made of processes on this machine, one for each core. Each worker runs the core's own
-concurrent loop over a live backend, so that retries, limits and error classes are the core's there as here. It needs
-no copy of this project: an `Engine` is made there of the source text that the driver sends with the job's settings.
+Needs: pip install distributed cryptography. Without an address the cluster is made of processes on this machine, one
+for each core, that talk over TLS with credentials of their own: others on the machine can neither join nor listen.
+Each worker runs the core's own concurrent loop over a live backend, so that retries, limits and error classes are the
+core's there as here. It needs no copy of this project: an `Engine` is made there of the source text that the driver
+sends with the job's settings.
 
 The driver and an engine talk in exchanges through the scheduler, one at a time: prompts go there, results come back as
 soon as there are some. An engine holds little more than what it has in flight, so that the input may be larger than
@@ -19,8 +21,8 @@ import dataclasses
 import functools
 import gc
 import hashlib
-import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import linecache
 import logging
@@ -29,6 +31,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -54,9 +57,19 @@ engines: dict[str, Engine] = {}
 
 
 def install(
-    name: str, sources: Mapping[str, str], state: dict[str, Any], options: dict[str, Any], backend: str, local: bool
+    name: str,
+    sources: Mapping[str, str],
+    state: dict[str, Any],
+    options: dict[str, Any],
+    backend: str,
+    proxies: dict[str, str] | None,
 ) -> str:
-    """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''."""
+    """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''.
+
+    `proxies` is None on a cluster that is not ours, else the variables that the process was started without, since they
+    hold passwords.
+    """
+    os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
     core: Any = make_module(package, sources)
     make_module(f"{package}.backends", sources)
@@ -65,7 +78,7 @@ def install(
     module, _, attribute = backend.partition(":")
     try:
         if attribute:
-            live: Any = importlib.import_module(module)
+            live: Any = core.import_named(module)
         else:
             live = make_module(f"{package}.backends.{backend.replace('-', '_')}", sources)
         connect = functools.reduce(getattr, (attribute or "connect").split("."), live)
@@ -73,7 +86,7 @@ def install(
         return core.missing_backend(backend, missing.name or "")  # type: ignore[no-any-return]
     for worker in list(distributed.Worker._instances):
         worker.handlers.setdefault(OPERATION, exchange)
-    if local:
+    if proxies is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
         gc.freeze()  # as the core does in a process that is its own
         gc.set_threshold(50_000)
@@ -275,10 +288,10 @@ class Crew:
     START = 5.0  # seconds to wait for the first worker
     RETURN = 10.0  # seconds to wait for one when there were some: a nanny restarts it, which takes some seconds
 
-    def __init__(self, job: Any, client: Any, where: str, local: bool) -> None:
-        self._job, self._client, self._where, self._local = job, client, where, local
+    def __init__(self, job: Any, client: Any, where: str, proxies: dict[str, str] | None) -> None:
+        self._job, self._client, self._where, self._local = job, client, where, proxies is not None
         self._core = job.core
-        self._package, self._cargo = cargo(self._core, job, local)
+        self._package, self._cargo = cargo(self._core, job, proxies)
         self._fields = fields_of(self._core)
         self._links: dict[str, Link] = {}
         self._unfit: dict[str, str] = {}
@@ -600,18 +613,19 @@ class Crew:
                 link.presence.release()
 
 
-def cargo(core: Any, job: Any, local: bool) -> tuple[str, bytes]:
+def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, bytes]:
     """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
     here, live = __package__ or "backends", job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"{here}.{name.replace('-', '_')}" for name in names if ":" not in name]
     sources = {name.removeprefix(here): source_of(name) for name in (here, __name__, *modules)}
-    texts = core.__loader__.get_source(core.__name__), *sources.values()
+    name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not
+    texts = core.__loader__.get_source(name), *sources.values()
     package = f"concurrent_prompts_{hashlib.blake2b(repr(texts).encode(), digest_size=6).hexdigest()}"
     sources = {f"{package}.backends{name}": text for name, text in sources.items()} | {package: texts[0]}
     own = sources.pop(f"{package}.backends.dask_cluster")
     options = {name: job.options[name] for name in ("concurrency", "max_attempts", "timeout", "rpm", "tpm")}
-    given = sources, job.api.state(), options, live, local
+    given = sources, job.api.state(), options, live, proxies
     return package, zlib.compress(pickle.dumps((package, own, given), 5))
 
 
@@ -701,9 +715,9 @@ LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need n
 
 
 @contextlib.asynccontextmanager
-async def connected(job: Any) -> AsyncIterator[tuple[Any, str, bool]]:
-    """Yield a client of the cluster, where that is, and whether its workers are processes of ours."""
-    address = job.options["cluster"]
+async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | None]]:
+    """Yield a client of the cluster, where that is, and the proxies that its workers lack; None: they are not ours."""
+    address, proxies = job.options["cluster"], None
     client_of: Any = distributed.Client
     settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "name": "concurrent_prompts"}
     async with contextlib.AsyncExitStack() as stack:
@@ -711,10 +725,17 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, bool]]:
         loop = asyncio.get_running_loop()
         stack.callback(loop.set_exception_handler, loop.get_exception_handler())
         loop.set_exception_handler(report_others)
-        if local := address is None or address.isdecimal():
+        if address is None or address.isdecimal():
+            secret = job.core.secret_variables()
+            proxies = {name: os.environ[name] for name in secret if name.lower().endswith("_proxy")}
+            settings["security"] = credentials()
             stack.enter_context(nameless())
-            with deaf(), dask.config.set(LOCAL):
-                address = await stack.enter_async_context(local_cluster(int(address) if address else cores()))
+            # Others may write in the usual place for workers' files, and Dask would import modules from there.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            environment = clean_environment(job)
+            with environment(), deaf(), dask.config.set(LOCAL | {"temporary-directory": folder}):
+                count = int(address) if address else cores()
+                address = await stack.enter_async_context(local_cluster(count, settings["security"], environment))
         else:
             check_network(job, address)
         job.say(f"connecting to the scheduler at {getattr(address, 'scheduler_address', address)}")
@@ -729,15 +750,41 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, bool]]:
             what = f"nothing that distributed {version} can talk to ({type(failure).__name__})"
             cause = str(failure) if isinstance(failure, OSError) else what
             raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
-        yield client, client.scheduler.address, local
+        yield client, client.scheduler.address, proxies
 
 
-def local_cluster(count: int) -> Any:
-    """Return a cluster of so many processes on this machine; it listens on the loopback address alone."""
+def credentials() -> Any:
+    """Return a certificate and key of this moment, which are in no file."""
+    try:
+        return distributed.Security.temporary()  # type: ignore[no-untyped-call]
+    except ImportError:
+        raise ValueError("a cluster on this machine needs cryptography: pip install cryptography") from None
+
+
+def clean_environment(job: Any) -> Callable[[], Any]:
+    """Return what makes a context manager in which new processes inherit no secret and import nothing by chance."""
+    return functools.partial(job.core.PublicEnvironment, job.api.key_variable, PYTHONSAFEPATH="1")
+
+
+def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> Any:
+    """Return a cluster of so many processes on this machine.
+
+    It listens on the loopback address alone, to who has the credentials; HTTP servers that Dask insists on have
+    nothing to give.
+    """
     if count < 1:
         raise ValueError("--cluster 0: name the address of a scheduler, or a number of processes")
+
+    class Nanny(distributed.Nanny):
+        async def instantiate(self) -> Any:
+            """Start the worker, also when one has died."""
+            with environment():
+                return await super().instantiate()
+
     return distributed.LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=count,
+        worker_class=Nanny,
+        security=security,
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address=None,
@@ -756,8 +803,8 @@ def cores() -> int:
 async def submit(job: Any) -> AsyncIterator[tuple[Any, Any]]:
     """Answer the job's requests on the workers of a cluster; see the contract in the package's docstring."""
     if first := await job.take(1):
-        async with connected(job) as (client, where, local):
-            async with contextlib.aclosing(Crew(job, client, where, local).work(first)) as outcomes:
+        async with connected(job) as (client, where, proxies):
+            async with contextlib.aclosing(Crew(job, client, where, proxies).work(first)) as outcomes:
                 async for outcome in outcomes:
                     yield outcome
 

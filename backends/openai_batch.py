@@ -87,6 +87,17 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
             batches.say_running()
 
 
+def check_note(note: dict[str, Any]) -> None:
+    """Raise ValueError where a note is none that `Batches.note` has kept: it may be damaged, or somebody else's."""
+    texts = [note[name] for name in ("file", "batch", "done") if name in note]
+    if "names" in note:
+        texts += [*note["names"], *(text for file, name in note["instead"] for text in (file, name))]
+        if type(note["names"]) is not list or type(note["time"]) not in (int, float):
+            raise ValueError("names and time")
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name that is no text")
+
+
 submit.price_share = 0.5  # type: ignore[attr-defined]
 submit.parting = f"batches go on; once more within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
 
@@ -206,6 +217,7 @@ class Batches:
     def read_notes(self, noted: dict[str, Batch]) -> None:
         """Take over what is noted, by the file."""
         for note in self.job.notes:
+            check_note(note)
             if "names" in note:
                 noted[note["file"]] = Batch(note["names"], note["file"], time=note["time"])
                 for file, name in note["instead"]:

@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import inspect
 import json
+import os
+import platform
 import ssl
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -28,6 +31,20 @@ with contextlib.suppress(ImportError):
 
     BELOW_HTTP += (aiohttp.ClientError,)  # some pass through the SDK as they are
     Transport = openai.DefaultAioHttpClient
+
+
+def ask_platform() -> None:
+    """Run `uname` once, as the SDK does with its first request, but without the key in the environment."""
+    environment = dict(os.environ)
+    if sys.platform != "win32":  # where it is read from the environment
+        os.environ.clear()
+    try:
+        platform.platform()  # which remembers the answer
+    finally:
+        os.environ.update(environment)
+
+
+ask_platform()
 
 
 class Bounded:

@@ -147,7 +147,8 @@ class Budget:
 
     def _read_account(self, results: pathlib.Path) -> None:
         try:
-            told = core.parse_json(beside_results(results).read_bytes())
+            with core.open_regular(core.beside_results(results, "spent"), links=False) as file:
+                told = core.parse_json(file.read(1000))
             spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
             if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
                 raise ValueError
@@ -155,8 +156,9 @@ class Budget:
             self._take_over()
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError):
-            core.log.warning("%s is damaged: what is spent is taken from the results", beside_results(results))
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            place = core.beside_results(results, "spent")
+            core.log.warning("%s is damaged: what is spent is taken from the results", place)
 
     def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
         """Count what a line of the results file has cost, by its usage."""
@@ -177,7 +179,7 @@ class Budget:
         """Keep what is spent, and what is under way if that may be `lost`. Raises OSError if that fails."""
         most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
         account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
-        with self._saving, core.replacing(beside_results(results)) as file:
+        with self._saving, core.replacing(core.beside_results(results, "spent"), results, side=True) as file:
             file.write(core.dump(account))
 
     cost_of = staticmethod(cost_of)
@@ -305,11 +307,6 @@ class Budget:
         except OSError as failure:
             raise core.disk_error(self._run.path, failure) from None
         yield self.said()
-
-
-def beside_results(results: pathlib.Path) -> pathlib.Path:
-    """Return where what is spent on a results file is kept."""
-    return results.with_name(f"{results.name}.spent")
 
 
 def add_arguments(option: Callable[..., Any]) -> None:

@@ -57,20 +57,23 @@ class Demo:
     def command(self) -> None:
         """Start the server, and point the arguments at it; a dry run needs none."""
         args = self._args
-        args.base_url, args.api_key_env = "http://127.0.0.1:8000/v1", ""
+        key, args.base_url, args.api_key_env = args.api_key_env, "http://127.0.0.1:8000/v1", ""
         if not getattr(args, "dry_run", False):
-            args.base_url = args.stack.enter_context(demo_server())
+            args.base_url = args.stack.enter_context(demo_server(key))
 
 
 @contextmanager
-def demo_server() -> Iterator[str]:
-    """Run the stand-in server; yield its base URL. Raises UsageError if it does not start."""
+def demo_server(key: str) -> Iterator[str]:
+    """Run the stand-in server, without the key in that variable; yield its base URL.
+
+    Raises UsageError if it does not start.
+    """
     folder = str(pathlib.Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-c", RUN, folder, *DEMO_SERVER]
+    command = [sys.executable, "-P", "-c", RUN, folder, *DEMO_SERVER]
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
     options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    with subprocess.Popen(command, text=True, **options) as server:
+    with core.PublicEnvironment(key), subprocess.Popen(command, text=True, **options) as server:
         try:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:

@@ -118,7 +118,9 @@ class Plot:
         earlier = facts.get("kept") or facts.get("kept_failed")
         names = [self._args.name if earlier else one.title() for one in ran]
         try:
-            draw(path, [*zip(names, (itertools.chain(kept, clocks) for clocks in self._clocks), strict=True)])
+            rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
+            with core.PublicEnvironment(self._args.api_key_env):  # matplotlib asks fc-list for fonts
+                draw(path, [*zip(names, rows, strict=True)], self._args.journal)
             yield f"picture in {path}"
         except ValueError as failure:  # there is nothing to be seen yet
             yield f"no picture: {failure}"
@@ -141,14 +143,14 @@ def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
 
     Raises OSError where the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with core.open_regular(path) as file:
         for line in file:
             if isinstance(row := core.parse_json(line), dict):
                 yield row
 
 
-def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> None:
-    """Draw the runs, each a title and its rows, into the file.
+def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *like: str) -> None:
+    """Draw the runs, each a title and its rows, into the file, which gets no wider permissions than those `like` it.
 
     Raises ValueError where there is nothing to draw or `check` has something to say, and OSError.
     """
@@ -161,7 +163,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]]) -> 
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
-        with core.replacing(path) as file:
+        with core.replacing(path, *like) as file:
             file.write(as_page(found, picture) if kind == "html" else picture)
 
 
@@ -816,7 +818,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)
     try:
-        draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
+        with core.PublicEnvironment():  # matplotlib asks fc-list for fonts
+            draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
     except ValueError as problem:
         parser.error(str(problem))
     except OSError as problem:

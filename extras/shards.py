@@ -130,10 +130,10 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
-    if path.exists() and not path.is_file():
-        raise core.UsageError(f"{path} is not a regular file; name a shard's results")
+    if kind := core.other_than_file(path):
+        raise core.UsageError(f"{path} is not a regular file but {kind}; name a shard's results")
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        file = core.open_regular(path)
     except OSError as failure:
         raise core.UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
     with file:
@@ -168,7 +168,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
         if output.exists():
             with held(output):
                 pass
-        draft = stack.enter_context(core.replacing(output))
+        draft = stack.enter_context(core.replacing(output, *paths))
         ends: list[None] = [None] * len(files)
         for number, prompt in enumerate(itertools.chain(core.prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))
@@ -202,7 +202,7 @@ def refuse_line(
     if row and not known:
         what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
         raise core.UsageError(f"{what}; name the input and the -n that the shards were made with")
-    with open(path, "rb") as lines:
+    with core.open_regular(path) as lines:
         left = total - sum(one.endswith(b"\n") for one in lines)
     what = f"line {number} is not in its place"
     what = f"{core.plural(left, 'prompt')} of {total:,} still open" if left > 0 else what

@@ -49,7 +49,8 @@ class TableFile:
         if not (self._args.begun or kept or getattr(self._args, "shard", None)):
             return
         try:
-            await table.write(self._path, journal.results(map(run.api.prepare, core.prompts_of(self._args))))
+            results = journal.results(map(run.api.prepare, core.prompts_of(self._args)))
+            await table.write(self._path, results, journal.path)
             self._written = True
             self._args.facts["table"] = str(self._path)
         except OSError as failure:
@@ -90,9 +91,9 @@ class Table:
         record: Any = self._record(map(core.cell, values))  # ends with \r\n, so that either is quoted where it is data
         return f"{record[:-2]}\n".encode(errors="backslashreplace")
 
-    async def write(self, path: pathlib.Path, results: Iterable[core.Result]) -> None:
+    async def write(self, path: pathlib.Path, results: Iterable[core.Result], *like: pathlib.Path) -> None:
         """Write the table, whole or not at all. Raises OSError where it cannot be."""
-        with core.replacing(path) as file:
+        with core.replacing(path, *like) as file:
             file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
             for number, result in enumerate(results):
                 file.write(self.line(result))
@@ -117,7 +118,7 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
         raise core.UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
     try:
-        open(path, "r+b").close()
+        core.open_regular(path, "r+b").close()
     except OSError as failure:
         advice = "close the program that has it open, or choose another file with -o"
         raise core.UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None

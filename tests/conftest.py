@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import subprocess
+import sys
 import threading
 import types
 
@@ -16,6 +18,9 @@ VARIABLES = (
     "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR"
 )
+
+TRAP = "with open({place!r}, 'a') as file:\n    file.write({name!r} + chr(10))\n"
+OPTIONAL = "aiohttp dask distributed distro httpx2 jsonschema matplotlib openai orjson tiktoken tqdm uvloop"
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +94,24 @@ def in_thread(options):
     yield server["it"]
     server["loop"].call_soon_threadsafe(server["end"].set)
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def set_traps(tmp_path_factory):
+    """Return a function that fills a folder with modules that note when they are imported; it returns their note."""
+    empty = tmp_path_factory.mktemp("empty")
+    (empty / "nothing_else.py").write_text("import sys\nprint(*sys.modules)\n")
+    loads = [sys.executable, "-m", "nothing_else"]  # what Python itself imports before it looks at the module
+    before = subprocess.run(loads, cwd=empty, capture_output=True, text=True, check=True).stdout.split()
+
+    def fill(folder):
+        note = str(folder / "sprung")
+        for name in {*sys.stdlib_module_names, *OPTIONAL.split()} - set(before):
+            (folder / f"{name}.py").write_text(TRAP.format(place=note, name=name))
+        for name in ("__init__", "stdlib", "raw_aiohttp", "plot", "stand_in", "prices"):
+            for package in ("backends", "extras"):
+                (folder / package).mkdir(exist_ok=True)
+                (folder / package / f"{name}.py").write_text(TRAP.format(place=note, name=f"{package}.{name}"))
+        return folder / "sprung"
+
+    return fill

@@ -192,7 +192,7 @@ def test_batch_request_lines_get_batch_output_lines(here, stand_in):
 def test_compare(here, stand_in, capsys):
     names = ["stdlib"]
     for name in ("openai-sdk", "raw-aiohttp"):
-        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name]):
+        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
     server = stand_in(latency=0.02)
@@ -323,7 +323,7 @@ def test_compare_of_a_server_that_refuses_the_key(here, stand_in, capsys):
 
 UNUSABLE = {
     "missing file": (["nothing.txt"], "cannot read nothing.txt: No such file"),
-    "a directory": (["."], "cannot read .: Is a directory"),
+    "a directory": (["."], ". is not a regular file but a directory; name a file"),
     "no prompts file": ([], "no PROMPTS file given"),
     "empty": (["empty.txt"], "empty.txt holds no prompts"),
     "binary": (["binary.txt"], "binary.txt holds binary data"),

@@ -1,5 +1,6 @@
 """The dask-cluster backend: whole runs of the script, on its own processes and on a cluster that is started by hand."""
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessio
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
 KEY = "sk-never-to-be-seen-0123456789"
+PROXY = "http://someone:password-0123456789@127.0.0.1:9"
 MINE = """
 import asyncio, contextlib, json, os, signal
 from pathlib import Path
@@ -40,6 +43,9 @@ def once(name):
 
 @contextlib.asynccontextmanager
 async def connect(base_url, headers, concurrency):
+    with contextlib.suppress(FileNotFoundError), open(HERE / f"environment-{os.getpid()}", "wb") as file:
+        file.write(Path("/proc/self/environ").read_bytes() + (os.environ.get("HTTPS_PROXY", "")[:20].encode()))
+
     async def post(path, body):
         asked = json.loads(body)["messages"][-1]["content"] if body else ""
         with open(HERE / "asked", "a") as file:
@@ -59,11 +65,11 @@ async def connect(base_url, headers, concurrency):
 """
 
 
-def command(folder, prompts, *more, cluster="2"):
+def command(folder, prompts, *more, cluster="2", start=(SCRIPT,)):
     path = folder / "p.txt"
     if not path.exists():
         path.write_text("".join(f"{prompt}\n" for prompt in prompts))
-    return [sys.executable, SCRIPT, str(path), "-b", "dask-cluster", "--cluster", cluster, *more]
+    return [sys.executable, *start, str(path), "-b", "dask-cluster", "--cluster", cluster, *more]
 
 
 @pytest.fixture
@@ -71,8 +77,10 @@ def start():
     """Return a function that starts a run in a session of its own, which ends with the test."""
     begun = []
 
-    def start(folder, prompts, *more, **options):
-        environment = os.environ | {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(folder)}
+    def start(folder, prompts, *more, path=None, **options):
+        environment = os.environ | {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(path or folder), "HTTPS_PROXY": PROXY}
+        environment["TMPDIR"] = str(folder / "tmp")
+        (folder / "tmp").mkdir(exist_ok=True)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
         arguments = command(folder, prompts, *more, **options)
         begun.append(subprocess.Popen(arguments, env=environment, cwd=folder, start_new_session=True, **pipes))
@@ -175,7 +183,7 @@ def test_limits_that_are_told_are_for_all_workers_together(start, tmp_path, stan
 def crew(address="tcp://127.0.0.1:1", **settings):
     api = load_backend("dask-cluster", base_url="http://127.0.0.1:1/v1", **settings)
     job = concurrent_prompts.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
-    return dask_cluster.Crew(job, None, address, False)
+    return dask_cluster.Crew(job, None, address, None)
 
 
 def test_limits_that_are_learned_are_shared(monkeypatch):
@@ -228,21 +236,67 @@ def test_a_worker_that_is_killed_costs_no_answer(start, tmp_path, mine):
 def test_a_prompt_that_kills_its_workers_fails_alone(start, tmp_path, mine):
     prompts = questions(100)
     prompts[50] += " kills its worker"
-    status, _, _ = finish(start(tmp_path, prompts, *mine, "-c", "16"))
+    process = start(tmp_path, prompts, *mine, "-c", "16")
+    status, _, _ = finish(process)
     failed = [row for row in rows(tmp_path) if row["error"]]
     assert status == 1 and len(rows(tmp_path)) == 100
     assert [(row["id"], row["error"]["type"]) for row in failed] == [(51, "killed_worker")]
+    (tmp_path / f"environment-{process.pid}").unlink(missing_ok=True)  # the driver's own
+    environments = [path.read_bytes() for path in tmp_path.glob("environment-*")]
+    assert len(environments) > 2 or sys.platform != "linux"
+    for environment in environments:  # also of those that were started again
+        environment, _, told = environment.rpartition(b"\0")
+        assert b"OPENAI" not in environment and b"0123456789" not in environment and b"PYTHONSAFEPATH=1" in environment
+        assert told == PROXY[:20].encode()  # it came with the key, and is in the process's memory alone
 
 
-def test_local_processes_listen_on_loopback_alone(start, tmp_path, stand_in):
-    server = stand_in(latency=0.3)
-    process = start(tmp_path, questions(200), "--base-url", server.url, "-o", "-", "-c", "20")
+async def opens(address, security=None):
+    """Tell whether a Dask node answers who comes with these credentials, or with none."""
+    arguments = security.get_connection_args("client") if security else {}
+    try:
+        async with asyncio.timeout(5):
+            comm = await distributed.core.connect(address, timeout=0.5, **arguments)
+    except OSError:  # a time-out is one, too
+        return False
+    comm.abort()
+    return True
+
+
+def got(port, path):
+    """Return the answer to an HTTP request in clear, or b"" where there is none."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+PATHS = "/", "/status", "/health", "/metrics", "/json/counts.json", "/info/main/workers.html", "/api/v1/get_workers"
+
+
+async def test_local_processes_let_nobody_in_and_show_nothing(start, tmp_path, stand_in, set_traps, cluster):
+    server, sprung = stand_in(latency=0.3, require_key=KEY), set_traps(tmp_path)
+    more = "--base-url", server.url, "-o", "-", "-c", "20"
+    process = start(tmp_path, questions(200), *more, path=ROOT, start=("-m", "concurrent_prompts"))
     process.stdout.readline()
-    all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    sockets = [one for part in all_of_it for one in part.net_connections("inet") if one.status == psutil.CONN_LISTEN]
-    assert len(sockets) > 2 and {one.laddr.ip for one in sockets} == {"127.0.0.1"}
+    driver = psutil.Process(process.pid)
+    workers = driver.children(recursive=True)
+    sockets = [one for part in (driver, *workers) for one in part.net_connections("inet")]
+    ports = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+    assert len(ports) == 8  # scheduler and workers for Dask and for HTTP, and two nannies
+    told = {port: [got(port, path)[:12] for path in PATHS] for port in ports}
+    assert sorted(told.values()) == [[b""] * len(PATHS)] * 5 + [[b"HTTP/1.1 404"] * len(PATHS)] * 3
+    ports = [port for port in ports if not any(told[port])]
+    others = distributed.Security.temporary()
+    tried = [opens(f"tcp://127.0.0.1:{port}") for port in ports]
+    tried += [opens(f"tls://127.0.0.1:{port}", others) for port in ports]
+    assert await asyncio.gather(opens(cluster[0]), *tried) == [True] + [False] * 10
+    for child in workers if sys.platform == "linux" else ():
+        environment = pathlib.Path(f"/proc/{child.pid}/environ").read_bytes()
+        assert KEY.encode() not in environment and PROXY.encode() not in environment
+    assert {path.stat().st_mode & 0o77 for path in (tmp_path / "tmp").iterdir()} == {0}
     process.send_signal(signal.SIGINT)
-    assert finish(process)[0] == 130
+    assert finish(process)[0] == 130 and not sprung.exists() and not list((tmp_path / "tmp").iterdir())
 
 
 def test_ctrl_c_drains(start, tmp_path, stand_in):
@@ -335,6 +389,13 @@ def test_a_secret_under_another_name_crosses_no_open_network_either(monkeypatch)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Subscription: 0123456789abcdef")
     with pytest.raises(ValueError, match="would go to 203"):
         dask_cluster.check_network(crew()._job, "tcp://203.0.114.1:8786")
+
+
+def test_a_local_cluster_without_cryptography_is_refused(here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    base = "--base-url", "http://127.0.0.1:1/v1"
+    assert concurrent_prompts.main(["prompts.txt", "-b", "dask-cluster", "-q", *base]) == 2
+    assert "a cluster on this machine needs cryptography: pip install cryptography" in capsys.readouterr().err
 
 
 def test_nobody_there_or_nobody_left_is_one_sentence(start, tmp_path, mine, clusters):

@@ -295,9 +295,9 @@ def test_the_same_request_as_a_batch_line_and_as_a_row(here, stand_in, reverse):
 def test_a_journal_that_is_cut_off_during_the_run_brings_no_table_down(here, stand_in, monkeypatch):
     original = Table.write
 
-    async def changed(self, path, results):
+    async def changed(self, path, results, *like):
         os.truncate("out.csv.results.jsonl", 10)
-        await original(self, path, results)
+        await original(self, path, results, *like)
 
     monkeypatch.setattr(Table, "write", changed)
     assert main(["prompts.txt", "-o", "out.csv", "-q", "--base-url", stand_in().url]) == 0
@@ -307,9 +307,9 @@ def test_a_journal_that_is_cut_off_during_the_run_brings_no_table_down(here, sta
 def test_an_input_that_changes_during_the_run_puts_no_answer_beside_another_prompt(here, stand_in, monkeypatch):
     original = Table.write
 
-    async def changed(self, path, results):
+    async def changed(self, path, results, *like):
         pathlib.Path("prompts.txt").write_text("A new one?\nWhat is two?\nWhat is one?\n")
-        await original(self, path, results)
+        await original(self, path, results, *like)
 
     monkeypatch.setattr(Table, "write", changed)
     assert main(["prompts.txt", "-o", "out.csv", "-q", "--base-url", stand_in().url]) == 0
@@ -399,8 +399,9 @@ def test_a_stopped_run_goes_on_and_completes_its_table(here, stand_in, number):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 def test_a_link_to_a_table_stays_a_link(here, stand_in):
+    pathlib.Path("there.csv").touch()
     pathlib.Path("real.csv").symlink_to("there.csv")
-    assert main(["prompts.txt", "-o", "real.csv", "-q", "--base-url", stand_in().url]) == 0
+    assert main(["prompts.txt", "-o", "real.csv", "-q", "--overwrite", "--base-url", stand_in().url]) == 0
     assert pathlib.Path("real.csv").is_symlink() and len(table("there.csv")) == 4
 
 

@@ -409,7 +409,7 @@ def test_a_foreign_line_after_ours_is_refused(path):
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot write.*directory"):
+    with pytest.raises(UsageError, match=r"not a file that can be continued but a directory"):
         Journal(tmp_path)
     with pytest.raises(UsageError, match=r"cannot write.*No such file"):
         Journal(tmp_path / "missing" / "p.jsonl")

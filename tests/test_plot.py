@@ -72,7 +72,7 @@ def test_check(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be written: there is no folder .*; name another file"):
         plot.check(str(tmp_path / "none" / "a.png"))
     (tmp_path / "b.png").mkdir()
-    with pytest.raises(ValueError, match="is not a regular file; name another file"):
+    with pytest.raises(ValueError, match="is not a regular file but a directory; name another file"):
         plot.check(str(tmp_path / "b.png"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"cannot be written: the folder .* is protected; name another file"):

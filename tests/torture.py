@@ -444,14 +444,14 @@ def ctrl_c(bench: Bench) -> None:
     interrupt_once(bench, server, signals)
     for backend in ("stdlib", "raw-aiohttp", "openai-sdk"):
         if missing(backend):
-            bench.skip(f"twice, {backend}", f"{LIBRARIES[backend]} is not installed")
+            bench.skip(f"twice, {backend}", f"{LIBRARIES[backend].split()[0]} is not installed")
         else:
             interrupt_twice(bench, server, signals, backend)
 
 
 def missing(backend: str) -> bool:
     """Whether the library that a backend needs is not installed."""
-    return backend in LIBRARIES and importlib.util.find_spec(LIBRARIES[backend]) is None
+    return backend in LIBRARIES and importlib.util.find_spec(LIBRARIES[backend].split()[0]) is None
 
 
 def interrupt_once(bench: Bench, server: Recorder, signals: Iterable[int]) -> None:
