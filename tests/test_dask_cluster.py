@@ -23,7 +23,10 @@ from concurrent_prompts import load_backend, main
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 dask_cluster = pytest.importorskip("concurrent_prompts.backends.dask_cluster")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc"),
+    pytest.mark.xdist_group("dask"),  # they share clusters
+]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
