@@ -45,7 +45,6 @@ if (
 import argparse
 import array
 import asyncio
-import base64
 import bisect
 import codecs
 import collections
@@ -74,17 +73,13 @@ import signal
 import stat
 import subprocess
 import textwrap
-import threading
 import time
-import traceback
-import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 __version__ = "0.1.0"
 __all__ = [
-    "Api",
     "Error",
     "Prompt",
     "PromptError",
@@ -268,46 +263,10 @@ class Result:
 
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
-        return to_line(self.as_batch_row() if self.prompt.kind == "batch" else self.as_row())
-
-    def as_batch_row(self) -> dict[str, Any]:
-        """This result as a line of a Batch API output file, field for field."""
-        response = self.http and dict(zip(("status_code", "request_id", "body"), self.http, strict=True))
-        error = None
-        if self.error and (response is None or response["status_code"] == 200):
-            error = {"code": self.error.type, "message": self.error.message}
-            response = response if self.text is not None else None  # what does not fit the schema was paid, too
-        row_id = f"batch_req_{fingerprint(self.prompt)}"
-        return {"id": row_id, "custom_id": self.id, "response": response, "error": error}
+        return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
 AT_TIMES = "tries", "limit"  # fields that not every line has
-# The most that OpenAI takes in a file of Batch requests: https://platform.openai.com/docs/guides/batch
-BATCH_LINES, BATCH_BYTES = 50_000, 200_000_000
-
-
-def request_line(custom_id: str, path: str, body: bytes) -> bytes:
-    """Return a line of a file of Batch requests; `path` and `body` are a prompt's, without a base URL's query."""
-    head = f'{{"custom_id":{encode_json(custom_id)},"method":"POST","url":{encode_json(f"/v1{path}")},"body":'
-    return head.encode("utf-8", "backslashreplace") + body + b"}\n"
-
-
-class BatchFiles:
-    """Tells which file of Batch requests takes the next one: each of one endpoint and model, and within the limits."""
-
-    def __init__(self, lines: int | None = None) -> None:
-        self.count = 0
-        self._lines = lines or BATCH_LINES
-        self._filling: dict[Any, tuple[int, int, int]] = {}  # by the kind: a file's number, lines and bytes
-
-    def place(self, kind: Any, size: int) -> int:
-        """Return the number of the file, from 1, for a request of that kind and so many bytes."""
-        number, lines, total = self._filling.get(kind, (0, 0, 0))
-        if not number or lines >= self._lines or total + size > BATCH_BYTES:
-            self.count += 1
-            number, lines, total = self.count, 0, 0
-        self._filling[kind] = number, lines + 1, total + size
-        return number
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -453,17 +412,6 @@ class PromptError(Exception):
         return usage if isinstance(usage, dict) else None
 
 
-MISMATCH = "schema_mismatch"
-
-
-class Unfit(PromptError):
-    """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
-
-    def __init__(self, problem: str, reply: Reply, again: bytes = b"") -> None:
-        super().__init__(MISMATCH, short(problem), "retry", 200, reply.http)
-        self.verdict, self.keep, self.again = "retry" if again else "fail", reply, again
-
-
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
 RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
@@ -481,7 +429,6 @@ HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
 ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
 TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of such a body, or of an exception's text
-VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
 LONGEST_WAIT = 1e9  # seconds
 LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
@@ -519,7 +466,6 @@ HINTS = {
     "timeout": "no answer within --timeout seconds; raise it, or see whether the server works",
     "unreadable": "mend these lines and run the same command",
     "malformed_reply": "the reply was not JSON; check the base URL, or ask again",
-    "schema_mismatch": "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again",
 }
 HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "405": HINTS["404"]}
 HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "ask again")
@@ -671,15 +617,6 @@ def parse_json(body: bytes | str) -> Any:
     except (ValueError, RecursionError):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(body)  # takes more: a byte order mark, NaN, half a surrogate pair
-    return None
-
-
-def parse_reply(body: bytes) -> Any:
-    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
-    if len(body) <= VALUES_MOST:
-        return parse_json(body)
-    with contextlib.suppress(ValueError, RecursionError):
-        return load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
     return None
 
 
@@ -1080,9 +1017,12 @@ LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "
 LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
 
 
-def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> "Api":
+def load_backend(
+    name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
+) -> Any:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
+    `schema` is a JSON schema, as a dict, that each answer has to fit: the short form of the extra of that name.
     Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
     that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
     missing.
@@ -1090,17 +1030,32 @@ def load_backend(name: str | None = None, *, worker_backend: str | None = None, 
     name = name or default_backend()
     name = name if ":" in name else name.replace("_", "-")
     connect = find_backend(name)
+    if schema is not None:
+        checker = load_extra("schema").Schema(schema)
+        checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
+        settings |= {"form": checker.asked, "extras": (checker,)}
     if not inspect.isasyncgenfunction(connect):
         if worker_backend is not None or settings.get("cluster") is not None:
             raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
-        return Api(connect, name=name, **settings)
+        return sibling("backends", "api").Api(connect, name=name, **settings)
     try:
         live = find_backend(worker_backend or default_backend())
     except UsageError as problem:
         raise UsageError(f"--worker-backend: {problem}") from None
     if inspect.isasyncgenfunction(live):
         raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
-    return Api(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+    bulk = sibling("backends", "bulk")
+    return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+
+
+def sibling(folder: str, name: str) -> Any:
+    """Return the module of that name in a folder beside this file. Raises UsageError if it is not there."""
+    try:
+        return importlib.import_module(f"{MODULE}.{folder}.{name}")
+    except ModuleNotFoundError as missing:
+        if not (missing.name or "").startswith(MODULE):
+            raise
+        raise UsageError(f"{folder}/{name}.py is missing; it goes beside {PROGRAM}") from None
 
 
 def find_backend(name: str) -> Callable[..., Any]:
@@ -1148,570 +1103,10 @@ def missing_backend(name: str, module: str) -> str:
     return f"backend {name}: there is no module {module}"
 
 
-STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.openai.com/docs/guides/structured-outputs
-    r"\$(defs|ref|schema)|additionalProperties|anyOf|const|definitions|description|enum|(exclusiveM|m)(ax|in)imum|format|"
-    r"items|(max|min)Items|multipleOf|pattern|properties|required|title|type"
-)
-STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
-STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
-WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
-HAS_PATTERN = re.compile(r'"pattern":"|"patternProperties":')  # a schema as encode_json writes it
-CHECKER = """import importlib, itertools, json, re, sys
-from collections.abc import Callable
-from typing import Any
-encode_json = json.JSONEncoder(separators=(",", ":")).encode"""
-CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with nothing but JSON that fits it."
-
-
-class Schema:
-    """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
-
-    They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
-    A schema with regular expressions is used in a process of its own, while the block `checking` runs.
-    """
-
-    LARGE = 10_000  # characters of an answer that is not to hold up the event loop
-
-    def __init__(self, schema: Any, source: str = "the schema") -> None:
-        if not isinstance(schema, dict):
-            raise UsageError(f"{source} is no JSON object")
-        for name in ("json_schema", "schema"):
-            if isinstance(schema.get(name), dict) and "type" not in schema:
-                raise UsageError(f"{source} holds a schema under `{name}`; give that alone")
-        try:
-            text = encode_json(schema).encode().decode()
-            schema = json.loads(text)  # a copy
-            installed = all(map(importlib.util.find_spec, ("jsonschema", "referencing")))
-            self._checker = Checker(schema) if installed and HAS_PATTERN.search(text) else None
-            self.find = self._checker.find if self._checker else finder(schema)
-            strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
-            strict = strict and is_strict(schema)
-        except Exception as failure:  # whatever a library finds wrong with it
-            where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
-            raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
-        self.told = False  # that it finds nothing but what is no JSON
-        self._runs = 0
-        name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
-        self._form = {"name": name or "answer", "schema": schema, "strict": strict}
-
-    @classmethod
-    def read(cls, path: str) -> "Schema":
-        """Return the schema in a file. Raises UsageError where there is none."""
-        data = b""
-        try:
-            with open_regular(path) as file:
-                data = file.read(LONGEST + 1)
-            if len(data) > LONGEST:
-                raise UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
-            return cls(decode_nested(data.decode("utf-8-sig")), path)
-        except OSError as failure:
-            raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
-        except UnicodeDecodeError as failure:
-            line = data.count(b"\n", 0, failure.start) + 1
-            raise UsageError(f"{path} line {line}: not UTF-8; save it as UTF-8") from None
-        except json.JSONDecodeError as failure:
-            raise UsageError(f"{path} line {failure.lineno} column {failure.colno}: not JSON: {failure.msg}") from None
-        except (ValueError, RecursionError) as failure:
-            raise UsageError(f"{path}: not JSON: {failure}") from None
-
-    def check_options(self, endpoint: str, params: Mapping[str, Any]) -> None:
-        """Raise UsageError where an Api's other options leave no place for the schema."""
-        if endpoint == "embeddings":
-            raise UsageError("embeddings takes no schema (--schema)")
-        text = params.get("text", {})
-        if "response_format" in params or not isinstance(text, dict) or "format" in text:
-            name = "response_format" if "response_format" in params else "text"
-            raise UsageError(f"--schema and -p {name} both say what answers look like; leave out one of them")
-
-    def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown."""
-        place = path.partition("?")[0]
-        if place == ENDPOINTS["responses"]:
-            return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
-        if place in (ENDPOINTS["chat"], ENDPOINTS["completions"]):  # the latter is vLLM's: OpenAI's has no such thing
-            return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
-        raise ValueError(f"how {path} takes a schema (--schema) is not known")
-
-    def wrap(self, attempt: Attempt) -> Attempt:
-        """Check each answer; one that does not fit is asked for once more, with what is wrong with it."""
-
-        async def checked(prompt: Prompt) -> Reply:
-            reply = await attempt(prompt)
-            if unfit := await self.judge(prompt, reply):
-                raise unfit
-            return reply
-
-        return checked
-
-    @contextlib.asynccontextmanager
-    async def session(self, run: "Run") -> AsyncIterator[None]:
-        """Let answers be checked while a run goes on."""
-        with self.checking():
-            yield
-
-    @contextlib.contextmanager
-    def checking(self) -> Iterator[None]:
-        """Let answers be checked while the block runs; end with it the process that this takes, if it does."""
-        self._runs += 1
-        try:
-            yield
-        finally:
-            self._runs -= 1
-            if self._checker and not self._runs:
-                self._checker.close()
-
-    async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
-        """Return what is wrong with an answer that does not fit, or None."""
-        texts = reply.extra.get("texts") or [reply.text]
-        thread = self._checker.thread if self._checker else None  # None: one of the event loop's
-        try:
-            large = thread or sum(map(len, texts)) > self.LARGE
-            looking = asyncio.get_running_loop().run_in_executor(thread, self._look, texts) if large else None
-            text, problem = await looking if looking else self._look(texts)
-            if problem and (early := ended_early(reply)):
-                return Unfit(f"ended by {early}: {problem}", reply)
-            return Unfit(problem, reply, corrected(prompt, text, problem)) if problem else None
-        except Exception as failure:  # the schema refers to itself without end, the answer is nested too deep, ...
-            return Unfit(f"cannot be checked against the schema: {in_words(failure)}", reply)
-
-    def _look(self, texts: list[str]) -> tuple[str, str]:
-        """Return the first of the texts that does not fit and what is wrong with it."""
-        for number, text in enumerate(texts, 1):
-            if problem := self._problem(text):
-                return text, f"answer {number} of {len(texts)}: {problem}" if len(texts) > 1 else problem
-        return "", ""
-
-    def _problem(self, text: str) -> str:
-        if len(text) > LONGEST:
-            return f"not JSON: longer than {LONGEST >> 20} MiB"
-        if not text.strip() or text.lstrip().startswith("```"):
-            return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
-        try:
-            value = decode_nested(text)
-        except (ValueError, RecursionError) as failure:
-            return f"not JSON: {failure}"
-        return self.find(value) if self.find else ""
-
-
-def finder(schema: dict[str, Any]) -> Callable[[Any], str] | None:
-    """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
-    try:
-        validators: Any = importlib.import_module("jsonschema.validators")
-        best_match: Any = importlib.import_module("jsonschema.exceptions").best_match
-        nothing: Any = importlib.import_module("referencing").Registry()  # the default one would fetch from the network
-    except ImportError:
-        return None
-    kind = validators.validator_for(schema, validators.Draft202012Validator)
-    kind.check_schema(schema)
-    validator = kind(schema, registry=nothing)
-    text = encode_json(schema)
-    if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
-        for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
-            validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
-
-    def find(value: Any) -> str:
-        error = best_match(itertools.islice(validator.iter_errors(value), 100))
-        return f"{error.json_path}: {in_words(error)}" if error else ""
-
-    return find
-
-
-def in_words(failure: Any) -> str:
-    """Return an exception's message, in which jsonschema has written out all of the value, however large."""
-    message = str(getattr(failure, "message", failure)) or type(failure).__name__
-    value = repr(getattr(failure, "instance", ""))
-    return short(short(value, 60) + message.removeprefix(value) if message.startswith(value) else message)
-
-
-def check_lines() -> None:
-    """Read a path for imports and a schema, then a value a line; write what is wrong with each, or what is raised."""
-    sys.path[:], schema = json.loads(sys.stdin.readline())
-    find: Any = None
-    for line in itertools.chain([""], sys.stdin):
-        try:
-            find = find or finder(schema)
-            found = [find(json.loads(line)) if line else "", None, None]
-        except Exception as failure:
-            found = ["", in_words(failure), getattr(failure, "json_path", None)]
-        print(json.dumps(found), flush=True)
-
-
-class Checker:
-    """Finds the fault in a value in a process of its own, which may take SECONDS for each; for schemas with patterns.
-
-    While Python matches a regular expression no other thread of the process runs and no signal is heard, and some
-    need more than a lifetime for a short text. The process has no secrets in its environment. It is started when it
-    is needed, by one thread at a time, and again after it had to be killed.
-    """
-
-    SECONDS = 5.0
-    START = 20.0  # seconds to import jsonschema and to load the schema
-    ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME"
-
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self._schema = schema
-        self._process: subprocess.Popen[bytes] | None = None
-        self.thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._start()
-        self.close()
-
-    def find(self, value: Any) -> str:
-        """Return what is wrong with the value, or ''. Raises TimeoutError, or ValueError if it cannot be checked."""
-        return self._ask(value, self.SECONDS, self._process or self._start())
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        functions: tuple[Callable[..., Any], ...] = short, in_words, finder, check_lines
-        code = "\n".join([CHECKER, *map(inspect.getsource, functions), "check_lines()"])
-        environment = {name: os.environ[name] for name in self.ENVIRONMENT if name in os.environ}
-        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-        self._process = subprocess.Popen([sys.executable, "-P", "-c", code], env=environment, **options)
-        try:
-            self._ask([list(filter(os.path.isabs, sys.path)), self._schema], self.START, self._process)
-        except ValueError:
-            self.close()
-            raise
-        return self._process
-
-    def _ask(self, value: Any, seconds: float, process: subprocess.Popen[bytes]) -> str:
-        assert process.stdin and process.stdout
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
-        line = b""
-        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed
-            process.stdin.write(json.dumps(value).encode() + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        timer.cancel()
-        if not line:
-            self.close()
-            if late.is_set():
-                raise TimeoutError(f"its patterns take more than {seconds:g} s")
-            raise ValueError("the process that checks it has ended")
-        found, failure, path = json.loads(line)
-        if failure is None:
-            return str(found)
-        problem = ValueError(failure)
-        if path is not None:
-            problem.json_path = path  # type: ignore[attr-defined]
-        raise problem
-
-    def close(self) -> None:
-        """End the process, and with it the check that is under way."""
-        process, self._process = self._process, None
-        if process:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError, AttributeError):
-                    pipe.close()  # type: ignore[union-attr]
-
-
-def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
-    """Tell whether OpenAI's strict mode takes a schema: of few keywords, and with no property that may be absent."""
-    if not isinstance(schema, dict) or not all(map(STRICT_KEYWORDS.fullmatch, schema)):
-        return False
-    if "$ref" in schema:
-        return len(schema) == 1
-    kind, properties = schema.get("type"), schema.get("properties", {})
-    kinds = kind if isinstance(kind, list) else [kind]
-    closed = schema.get("additionalProperties") is False and {*schema.get("required", ())} == {*properties}
-    if ("object" in kinds and not (closed and levels)) or ("array" in kinds and "items" not in schema):
-        return False
-    typed = schema.keys() & {"type", "anyOf", "enum", "const"}
-    if not typed or not STRICT_FORMATS.fullmatch(schema.get("format", "date")):
-        return False
-    below = [*properties.values(), *schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]
-    below += [*schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()]
-    return all(is_strict(one, levels - ("object" in kinds)) for one in below)
-
-
-def ended_early(reply: Reply) -> str:
-    """Return what ended an answer, where that is not its end: a limit, a filter, a refusal, a call; else ''."""
-    data = reply.http[2] if reply.http else {}
-    choices, output = data.get("choices") or [], data.get("output") or []
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
-    if any(part.get("refusal") for part in [*parts, *(choice.get("message") or {} for choice in choices)]):
-        return "refusal"
-    reasons = [choice.get("finish_reason") for choice in choices] or [reply.finish_reason]
-    reasons += [output[-1].get("type")] if output and not parts else []
-    return next((str(reason) for reason in reasons if reason not in WHOLE), "")
-
-
-def corrected(prompt: Prompt, text: str, problem: str) -> bytes:
-    """Return the request with the answer and what is wrong with it appended, where the endpoint has turns."""
-    body = json.loads(prompt.body)
-    key = next((key for key in ("messages", "input") if key in body), "")
-    if not key or not text:
-        return prompt.body
-    turns = [{"role": "user", "content": body[key]}] if isinstance(body[key], str) else body[key]
-    more = {"role": "assistant", "content": text}, {"role": "user", "content": CORRECTION.format(problem)}
-    return encode_json(body | {key: [*turns, *more]}).encode("utf-8", "replace")
-
-
-class Api:
-    """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
-
-    `model`, `system`, `template`, `params` and `endpoint` are as on the command line; a Batch request line keeps its
-    own unless `model` or `params` are given. `schema` is a JSON schema, as a dict: answers that do not fit it fail,
-    after one more try. One Api may serve any number of runs.
-    The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
-    goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`; a proxy counts too.
-    A `dry` one only makes requests, and needs no key. `submit` is a bulk backend, which is told the `cluster` and the
-    `worker_backend` that are asked for; `connect` is then for what is looked up beside it.
-    """
-
-    PATIENCE = 10.0  # seconds in which a server that is there says something
-
-    def __init__(
-        self,
-        connect: Callable[..., Any],
-        *,
-        name: str = "",
-        model: str | None = None,
-        system: str | None = None,
-        template: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        endpoint: str = "chat",
-        base_url: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        allow_http: bool = False,
-        schema: dict[str, Any] | Schema | None = None,
-        dry: bool = False,
-        submit: Callable[..., Any] | None = None,
-        cluster: str | None = None,
-        worker_backend: str | None = None,
-    ) -> None:
-        if endpoint not in ENDPOINTS:
-            raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
-        if system is not None and endpoint in ("completions", "embeddings"):
-            raise UsageError(f"{endpoint} takes no system text (-s)")
-        self.name = name
-        environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
-        self.query, self._login = split_query(query)
-        self.model = model
-        self.system = system
-        self.template = template
-        self.params = dict(params or {})
-        self.endpoint = endpoint
-        self.schema = schema if schema is None or isinstance(schema, Schema) else Schema(schema)
-        self.extras = (self.schema,) if self.schema else ()
-        if self.schema:
-            self.schema.check_options(endpoint, self.params)
-        self._connect = connect
-        self.submit, self.worker_backend, self.allow_http = submit, worker_backend, allow_http
-        self.cluster = None if cluster is None else str(cluster)
-        self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
-        wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
-        self.key_variable = api_key_env
-        self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
-        self.headers = request_headers(self.base_url, self._key)
-        self.secrets = secrets_of(self.headers, self._login)
-        self.conceal = concealer(self._key, self.secrets.values())
-        self._exposure = ""
-        self._check_network()
-
-    def __repr__(self) -> str:
-        return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
-
-    def state(self) -> dict[str, Any]:
-        """Return plain values, the key among them, of which `of` makes the like in another process."""
-        left = ("_connect", "submit", "conceal", "extras")
-        own = {name: value for name, value in vars(self).items() if name not in left}
-        return own | {"schema": self.schema and self.schema._form["schema"]}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> "Api":
-        """Return an Api of that state with another backend, a live one."""
-        api = object.__new__(cls)
-        vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
-        api.conceal = concealer(api._key, api.secrets.values())
-        api.extras = (api.schema,) if api.schema else ()
-        api._check_network()  # another machine may have another proxy
-        return api
-
-    def _check_network(self) -> None:
-        """Warn of a secret that crosses a network unencrypted, once. Raises UsageError where it must not."""
-        before, self._exposure = self._exposure, ""
-        if self.secrets and self.base_url.startswith("http:"):
-            secret = "the key" if self._key else next(iter(self.secrets))
-            self._exposure = exposure(self.base_url, secret, self.allow_http)
-        if self._exposure not in ("", before):
-            log.warning("%s", self._exposure)
-
-    @contextlib.asynccontextmanager
-    async def open(self, concurrency: int) -> AsyncIterator[Ask]:
-        """Open the backend; yield the function that sends a prompt's request and returns the answer."""
-        if self.schema and not self.schema.find and not self.schema.told:
-            self.schema.told = True
-            log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                try:
-                    connecting = self._connect(self.base_url, self.headers, concurrency + 1)  # and one beside the run
-                    post = await stack.enter_async_context(connecting)
-                except (ValueError, OSError, TypeError) as failure:
-                    raise UsageError(self.conceal(f"backend {self.name} cannot be opened: {failure}")) from None
-
-                async def call(prompt: Prompt) -> Reply:
-                    path = prompt.path
-                    if self._login:
-                        path += ("&" if "?" in path else "?") + self._login
-                    try:
-                        return self.read(prompt, *await post(path, prompt.body))
-                    except Exception as failure:
-                        self.raise_discreetly(failure)
-
-                yield call
-        except Exception as failure:
-            self.raise_discreetly(failure)
-
-    async def is_there(self, call: Ask) -> bool:
-        """Whether the server says anything, be it an error, to a request that no prompt is part of."""
-        try:
-            async with asyncio.timeout(self.PATIENCE):
-                await call(Prompt(0, None, path=f"/models{self.query}"))
-        except Exception as failure:
-            return as_prompt_error(failure).heard
-        return True
-
-    def whole_query(self) -> str:
-        """Return the query of every request, with what is secret in it."""
-        return "&".join(filter(None, [self.query.removeprefix("?"), self._login]))
-
-    def discreet(self, failure: Exception) -> PromptError:
-        """Return what a call raised as one of our errors, without secrets."""
-        try:
-            self.raise_discreetly(failure)
-        except Exception as shown:
-            return as_prompt_error(shown)
-
-    def raise_discreetly(self, failure: Exception) -> NoReturn:
-        """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
-        error = as_prompt_error(failure)
-        texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
-        if shown == texts:
-            raise failure
-        *_, kind, message, http = shown
-        error.error = error.error._replace(type=kind, message=message)
-        error.args = (message,)
-        error.http = error.http if http == texts[-1] else None
-        raise error from None
-
-    def model_of(self, prompt: Prompt) -> str | None:
-        """Return the model that a prompt is asked of; None where the server is to choose."""
-        model = self.params.get("model") or self.model
-        if prompt.kind != "batch":
-            model = model or DEFAULT_MODEL
-        elif not model and isinstance(prompt.content["body"], dict):
-            model = prompt.content["body"].get("model")
-        return model if isinstance(model, str) else None
-
-    def show(self, prompt: Prompt) -> Iterator[str]:
-        """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
-        path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
-        yield self.conceal(f"POST {self.base_url}{path}")
-        for name, text in self.headers.items():
-            hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
-            yield f"{name}: {self.conceal(text) if PLAIN_HEADERS.fullmatch(name) else hidden}"
-        if not self._key and self.base_url == DEFAULT_BASE_URL:
-            yield "Authorization: missing, since no key is set"
-        yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
-
-    def prepare(self, prompt: Prompt) -> Prompt:
-        """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
-        if prompt.error is None and not prompt.body:
-            try:
-                prompt.path, prompt.body = self._request(prompt)
-            except (ValueError, TypeError, RecursionError, LookupError) as failure:
-                reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
-                kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
-                prompt.error = Error(kind, f"{prompt.where}: {reason}")
-        return prompt
-
-    def _request(self, prompt: Prompt) -> tuple[str, bytes]:
-        if prompt.kind == "batch":
-            return self._batch_request(prompt.content)
-        content = self._content(prompt)
-        single = isinstance(content, str)
-        if not single and self.endpoint == "chat" and self.system is not None:
-            content = [{"role": "system", "content": self.system}, *content]
-        before, hole, after = self._frame(single)
-        return ENDPOINTS[self.endpoint] + self.query, f"{before}{encode_json(content) if hole else ''}{after}".encode()
-
-    @functools.cache  # noqa: B019 - an Api or two
-    def _frame(self, single: bool) -> tuple[str, str, str]:
-        """Return the JSON before and after the content, which is all that differs between requests, or no hole."""
-        hole: Any = "\0content\0"
-        body: dict[str, Any] = {"model": self.model or DEFAULT_MODEL}
-        if self.endpoint == "chat":
-            system = [{"role": "system", "content": self.system}] if self.system is not None else []
-            body["messages"] = [*system, {"role": "user", "content": hole}] if single else hole
-        elif self.endpoint == "completions":
-            body["prompt"] = hole
-        else:
-            body["input"] = hole
-            if self.system is not None:
-                body["instructions"] = self.system
-        return encode_json(self._formed(ENDPOINTS[self.endpoint], body | self.params)).partition(encode_json(hole))
-
-    def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self.schema.asked(path, body) if self.schema else body
-
-    def _content(self, prompt: Prompt) -> Any:
-        content = prompt.content
-        if self.template is not None:
-            if prompt.kind == "messages":
-                raise ValueError("a template (-t) and `messages` do not go together")
-            return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
-        if not prompt.kind:
-            raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
-        lists = {"messages": ("chat", "responses"), "input": ("responses", "embeddings")}.get(prompt.kind, ())
-        fits = prompt.kind != "messages" if isinstance(content, str) else self.endpoint in lists
-        if not fits or not isinstance(content, str | list) or content == []:
-            raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
-        return content
-
-    def _batch_request(self, row: dict[str, Any]) -> tuple[str, bytes]:
-        url, body = row.get("url"), row["body"]
-        if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
-            raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
-        if not isinstance(body, dict):
-            raise ValueError("the body of a Batch request is an object")
-        if self.system is not None or self.template is not None:
-            raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
-        model = {"model": self.model} if self.model else {}
-        path = url.removeprefix("/v1")
-        return path + self.query, encode_json(self._formed(path, body | model | self.params)).encode()
-
-    def read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
-        try:
-            return reply_of(prompt.path, status, headers, body)
-        except PromptError as failure:
-            if 200 <= status < 300 and len(body) > ERROR_MOST:
-                self.raise_discreetly(failure)  # which has little of the body
-            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
-        try:
-            return reply_of(prompt.path, status, headers, body)
-        except PromptError as failure:
-            missing = failure.error.status == 404 or failure.error.type == "model_not_found"
-            if missing and prompt.kind == "batch" and not self.model:
-                failure.verdict = "fail"  # the line's own model or path, not everybody's
-            raise
-
-
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
+    loop, extras, clocked, parting = None, (), True, ""
     conceal = staticmethod(str)
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
@@ -1736,379 +1131,6 @@ class Own:
         if not isinstance(waiting, Awaitable):
             raise TypeError("send is no coroutine function: write it as `async def`")
         return Reply(await waiting)
-
-
-def say(names: Iterable[str]) -> str:
-    """Return the column names for a message: {a}, {b}."""
-    return ", ".join(f"{{{short(str(name), 30)}}}" for name in itertools.islice(names, 8))
-
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
-        found = values[match[1]]
-        return found if isinstance(found, str) else encode_text(found)
-
-    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
-
-
-def environment_key(variable: str, wanted: bool) -> str:
-    """Return the key in the environment variable. Raises UsageError where it is none, or wanted and not there."""
-    key = os.environ.get(variable, "")
-    if wanted and not key:
-        name = variable if re.fullmatch("[A-Z0-9_]+", variable) else "the variable that --api-key-env names"
-        raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{variable} holds characters that no key has; set it anew")
-    return key
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
-    base, mark, query = url.strip().partition("?")
-    if "@" in url:
-        advice = "take user and password out of it and put the key into OPENAI_API_KEY; an @ of the path is %40"
-        raise UsageError(f"the base URL holds an @: {advice}")
-    try:
-        usable = re.fullmatch(r"https?://[^\s/]+(/\S*)?", base) and urllib.parse.urlsplit(url).port != 0
-    except ValueError:  # a port beyond 65535, half an IPv6 address
-        usable = False
-    if not usable or not re.fullmatch(r"[!-~]*", query) or "#" in url:
-        raise UsageError(f"--base-url {short(base)} is not of the form https://host/v1")  # the query may hold a key
-    for path in ENDPOINTS.values():
-        base = base.rstrip("/").removesuffix(path)
-    return base, mark + query
-
-
-def request_headers(base_url: str, key: str) -> dict[str, str]:
-    """Return the headers of every request, from the official SDK's environment variables."""
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    headers["User-Agent"] = f"concurrent_prompts/{__version__}"
-    if key:
-        headers |= {"api-key": key} if "/deployments" in base_url else {"Authorization": f"Bearer {key}"}  # Azure's
-    for header, name in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
-        if os.environ.get(name):
-            headers[header] = os.environ[name]
-    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
-        header, colon, text = line.partition(":")
-        if colon and header.strip():
-            headers[header.strip()] = text.strip()
-    for header, text in headers.items():
-        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
-            raise UsageError(f"the header {short(header)} has characters that no header may have; see OPENAI_*")
-    return headers
-
-
-PLAIN_HEADERS = re.compile(
-    "accept(-encoding|-language)?|anthropic-(beta|version)|content-type|(http-)?referer|"
-    "openai-(beta|organization|project)|user-agent|x-title",
-    re.IGNORECASE,
-)
-SECRET_NAME = re.compile(
-    "access|auth|bearer|cookie|cred|jwt|key|login|pass|pwd|saml|secret|session|sig|token|"
-    "^code$|(?<![a-z])(?:hmac|otp|pat|pin|sas|sid)(?![a-z])",
-    re.IGNORECASE,
-)
-SECRET_LENGTH = 8  # of a header's value whose name does not sound secret
-ORDINARY = re.compile("auto|default|disabled|enabled|false|none|null|production|staging|true", re.IGNORECASE)
-NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # characters in HTML
-APART = "\"'<>\\,;& \t\r\n"  # what may end a word in a text
-AUTH_SCHEME = re.compile("(?:apikey|basic|bearer|digest|token) +(?=[^ ])", re.IGNORECASE)
-
-
-def split_query(query: str) -> tuple[str, str]:
-    """Return the query without the items whose names sound secret, and those: they are not what is asked."""
-    items = query.removeprefix("?").split("&")
-    secret = [item for item in items if SECRET_NAME.search(urllib.parse.unquote(item.partition("=")[0]))]
-    plain = "&".join(item for item in items if item not in secret)
-    return plain and f"?{plain}", "&".join(secret)
-
-
-def secrets_of(headers: Mapping[str, str], login: str) -> dict[str, str]:
-    """Return the secret headers and items of the query by what messages call them.
-
-    A header is secret if its name sounds so or its value is long, unless it is one that is known to be plain.
-    """
-    found = {}
-    for name, text in headers.items():
-        least = 1 if SECRET_NAME.search(name) else SECRET_LENGTH
-        if len(text) >= least and not PLAIN_HEADERS.fullmatch(name):
-            found[f"the header {name}"] = text
-    for item in login.split("&"):
-        name, _, text = item.partition("=")
-        found[f"{name}= of the base URL"] = text
-    return {name: text for name, text in found.items() if text and not ORDINARY.fullmatch(text)}
-
-
-def concealer(key: str, secrets: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that puts *** for the key, the secrets and the proxies' logins in a text.
-
-    It finds them escaped too (in JSON, HTML or a URL), and cut off, as long as 12 characters are left. It takes time
-    in proportion to the text, whatever that holds.
-    """
-    words = {key}
-    for value in secrets:
-        scheme = AUTH_SCHEME.match(value)
-        value = value[scheme.end() :] if scheme else value  # not the "Bearer"
-        words |= {value, *(word for word in re.findall(r"[^\s;,=]{8,}", value) if not ORDINARY.fullmatch(word))}
-        if scheme and scheme[0].lower().startswith("basic"):
-            words |= login_forms(decoded_login(value))
-    for name, url in os.environ.items():
-        if name.lower().endswith("_proxy") and "@" in url:
-            words |= login_forms(url.rpartition("@")[0].split("://", 1)[-1])
-    words |= {decode(word) for decode in (urllib.parse.unquote, urllib.parse.unquote_plus) for word in words}
-    words = {word for word in words if len(word) >= 4}  # "x" is no secret
-    return functools.partial(re.compile(pattern_of(words) if words else "(?!)").sub, "***")
-
-
-def login_forms(login: str) -> set[str]:
-    """Return user:password, which may be percent-encoded, the password alone, and what Basic authentication sends."""
-    login += "" if ":" in login else ":"
-    forms = {login, login.removesuffix(":"), urllib.parse.unquote(login)}
-    coded = [form.encode(coding, "replace") for form in forms for coding in ("utf-8", "latin-1")]
-    passwords = {form.partition(":")[2] for form in forms}
-    return forms | passwords | {base64.b64encode(form).decode() for form in coded}
-
-
-def decoded_login(text: str) -> str:
-    """Return what Basic authentication has as base64, or ''."""
-    try:
-        return base64.b64decode(text).decode("utf-8", "replace")
-    except ValueError:
-        return ""
-
-
-def secret_variables(*names: str) -> set[str]:
-    """Return the names of the environment variables that hold a secret: those given, our own, copies of their values.
-
-    A proxy's address is one if it holds a password.
-    """
-    given = {"OPENAI_CUSTOM_HEADERS", *map(str.upper, names)}  # Windows knows no small letters
-    found = {name for name in os.environ if name.upper() in given}
-    found |= {name for name in os.environ if "OPENAI" in name.upper() and SECRET_NAME.search(name)}
-    secrets = {os.environ[name] for name in found if len(os.environ[name]) >= 8}
-    for name, value in os.environ.items():
-        login = name.lower().endswith("_proxy") and "@" in value
-        in_query = name in ("OPENAI_BASE_URL", "OPENAI_API_BASE") and split_query(value.partition("?")[2])[1]
-        if login or in_query or any(secret in value for secret in secrets):
-            found.add(name)
-    return found
-
-
-class PublicEnvironment:
-    """Context manager: take all secrets out of the environment while processes are started, which inherit it.
-
-    `names` are variables that hold one besides the usual, `more` variables to be set instead. Any number of them may
-    overlap, in any threads; the last to end puts everything back.
-    """
-
-    _lock, _users, _before = threading.Lock(), 0, dict[str, str | None]()
-
-    def __init__(self, *names: str, **more: str) -> None:
-        self._names, self._more = names, more
-
-    def __enter__(self) -> None:
-        with self._lock:
-            PublicEnvironment._users += 1
-            for name in secret_variables(*self._names):
-                self._before.setdefault(name, os.environ.pop(name))
-            for name, value in self._more.items():
-                self._before.setdefault(name, os.environ.get(name))
-                os.environ[name] = value
-
-    def __exit__(self, *failure: Any) -> None:
-        with self._lock:
-            PublicEnvironment._users -= 1
-            for name, value in self._before.items() if not self._users else ():
-                os.environ.pop(name, None)
-                os.environ.update({} if value is None else {name: value})
-            if not self._users:
-                self._before.clear()
-
-
-def pattern_of(words: Iterable[str]) -> str:
-    """Return a pattern of these words, the longest first, as JSON, HTML and URLs write them, whole or cut off.
-
-    Of what is cut off 12 characters must be there. All that follows without a space or the like is taken for the rest:
-    it may belong to another form of the word, and a pattern of a long key would take long to compile.
-    """
-    alike = re.escape("".join(sorted({one for word in words for one in word if one not in APART})))
-    rest = rf"(?:[{alike}]|(?i:%[\da-f]{{2}}|&#x?[\da-f]{{1,9}};|\\{{1,9}}+u[\da-f]{{4}}))*+"
-    whole, cut = [], []
-    for word in sorted(words, key=len, reverse=True):
-        apart = any(one in APART for one in word)
-        parts = spelled(word if apart else word[:12])
-        if apart or len(word) <= 12:
-            whole.append("".join(parts))
-        if len(word) > 12:
-            cut.append("".join([*parts[:12], *(f"(?:{part})?" for part in parts[12:]), rest]))
-    found = "|".join(whole + cut)
-    starts = "".join({form[0] for word in words for form in (word, word[0].encode().decode("latin-1"))})
-    return rf"(?=[{re.escape(starts)}\\%&])(?:{found})"  # most places are passed over by one character
-
-
-def spelled(word: str) -> list[str]:
-    """Return a pattern for each character of a word, and one for each run of backslashes.
-
-    Such a run counts as one, and takes what it finds for good: there would be too many ways to divide it.
-    """
-    parts: list[str] = []
-    run = False
-    for part in re.findall(r"\\+|[^\\]", word):
-        raw = part[0].encode("utf-8", "replace")
-        octets = "".join(f"%{octet:02x}" for octet in raw)
-        escapes = rf"{octets}|&#(?:{ord(part[0])}|x0{{0,6}}{ord(part[0]):x});"
-        if part[0] in NAMED:
-            escapes += f"|&{NAMED[part[0]]};"
-        least, run = 0 if run else 1, part[0] == "\\"  # a run before has taken this one's, too
-        if run:
-            parts.append(rf"(?i:\\{{1,32}}+(?:u005c)?+|{escapes}){{1,{len(part)}}}+")
-        else:
-            quoted = "" if part.isalnum() else rf"|\\{{1,9}}+{re.escape(part)}"
-            plain = "|".join(re.escape(form) for form in {part, raw.decode("latin-1")})  # as `Api.read` takes bodies
-            parts.append(rf"(?:(?i:\\{{{least},9}}+u{ord(part):04x}|{escapes}){quoted}|{plain})")
-    return parts
-
-
-def exposure(base_url: str, secret: str, allowed: bool) -> str:
-    """Return the warning that a secret would cross a network unencrypted, or ''.
-
-    The way to a proxy counts too. Raises UsageError if the network is the open one and that is not allowed.
-    """
-    try:
-        network = importlib.import_module(f"{MODULE}.backends")
-        urls = [base_url, *filter(None, [network.named_proxy(base_url)])]
-        hosts = [urllib.parse.urlsplit(url).hostname or "" for url in urls]
-    except ModuleNotFoundError:
-        raise UsageError(f"a base URL with http:// needs the folder backends/ beside {PROGRAM}") from None
-    except ValueError:
-        raise UsageError("the proxy that the environment names is not of the form http://host:port") from None
-    reach = [network.reach_of(host) for host in hosts]
-    place = " through the proxy ".join(hosts if reach[-1] != "loopback" else hosts[:1])
-    if "public" in reach and not allowed:
-        directly = "" if reach[0] == "public" else f" name {hosts[0]} in NO_PROXY,"
-        advice = f"write https:// in the base URL,{directly} or give --allow-http if the network is trusted"
-        raise UsageError(f"{secret} would go to {place} unencrypted; {advice}")
-    if reach == ["loopback"]:
-        return ""
-    return f"{secret} goes to {place} unencrypted; write https:// in the base URL if that is possible"
-
-
-def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-    """Return the answer that a server has given. Raises PromptError where it is none."""
-    if 200 <= status < 300:
-        return read_reply(path, headers, body)
-    raise http_error(status, headers, body) if status else error_without_call(body)
-
-
-def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_reply(body)
-    if not isinstance(data, dict):
-        if "html" in header(headers, "content-type"):
-            raise PromptError("web_page", page_title(body) or "a web page", "stop", 200)
-        raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
-    if data.get("error"):
-        raise error_in_answer(shallow(data, DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
-    reader = READERS.get(path.partition("?")[0], other_reply)
-    http = 200, header(headers, "x-request-id"), data
-    try:
-        text, reason, extra = reader(data)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
-        kept = (*http[:2], shallow(data, DEEPEST) if len(body) <= ERROR_MOST else None)
-        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else None
-    return Reply(text, reason, data.get("model"), usage, extra, http, headers)
-
-
-TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
-
-
-def error_in_answer(data: dict[str, Any]) -> PromptError:
-    """Classify an error that came with HTTP 200, by its code; where that says nothing, it is worth another try."""
-    inner = data["error"]
-    number = inner.get("code") if isinstance(inner, dict) else None
-    if isinstance(number, int) and 400 <= number < 600:
-        return http_error(number, {}, data)
-    code, message = error_of(data)
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
-    if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
-        verdict = "fail"  # the Responses API means it
-    message = short(message) or "HTTP 200 with an error in it"
-    error = PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
-    error.slow = code in ("rate_limit_exceeded", "slow_down")
-    return error
-
-
-def error_without_call(body: bytes) -> PromptError:
-    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = error_of(shallow(parse_json(body[:ERROR_MOST]), DEEPEST))
-    passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
-    error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
-    error.heard = True
-    return error
-
-
-def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a chat completion."""
-    texts = [message_text(choice["message"]) for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def message_text(message: dict[str, Any]) -> str:
-    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
-    content = message.get("content")
-    if content and isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content)
-    if not content and message.get("tool_calls"):
-        content = encode_text(message["tool_calls"])
-    return str(content if content is not None else message.get("refusal") or "")
-
-
-def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text and the finish reason of a Responses API object; calls of tools are kept as JSON."""
-    output = data["output"]
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
-    text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
-    calls = [item for item in output if str(item.get("type")).endswith("_call")]
-    reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
-    if not output and reason in ("completed", "failed"):
-        raise KeyError("output")
-    return text or (encode_text(calls) if calls else ""), reason, {}
-
-
-def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a completion."""
-    texts = [choice["text"] or "" for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
-    vectors = [item["embedding"] for item in data["data"]]
-    return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
-
-
-def other_reply(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
-    return None, None, {"reply": data}
-
-
-READERS = {
-    "/chat/completions": chat_text,
-    "/responses": response_text,
-    "/completions": completion_text,
-    "/embeddings": embedding,
-}
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -2148,48 +1170,15 @@ class Call:
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
-LIMIT_MOST = 1e15  # of a limit that is believed
-LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
-    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
-}
 
 
-def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
-    """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
-    for form in LIMIT_FORMS[name]:
-        try:
-            limit, left = (float(header(headers, form.format(part))) for part in ("limit", "remaining"))
-        except ValueError:
-            continue
-        if not 0 < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
-            continue
-        wait = reset_wait(header(headers, form.format("reset")))
-        period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
-        return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
-    return None
-
-
-def period_of(limit: float, left: float, wait: float, least: int) -> int:
-    """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
-    wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
-    for period, slack in ((1, 0.1), (60, 0.1), (3600, 0.0), (86400, 0.0)):
-        if period >= least and left + wait * limit / period <= limit * (1 + slack) + 1:
-            return period
-    return 60
-
-
-def reset_wait(text: str) -> float:
-    """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
-    wait = seconds(text) or 0.0
-    with contextlib.suppress(ValueError, OverflowError):
-        if ":" in text:
-            import datetime
-
-            wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
-        elif not wait:
-            wait = float(text)
-    return wait if 0 < wait < 1e6 else 0.0
+@functools.cache
+def header_reader() -> Callable[[Mapping[str, str], str], tuple[float, float, float] | None]:
+    """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
+    try:
+        return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
+    except UsageError:
+        return lambda headers, name: None
 
 
 class Quota:
@@ -2271,7 +1260,7 @@ class Quota:
         `spent` is what all calls had spent when this one went out.
         """
         self._unsaid += 1
-        if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
+        if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
         rate, left, size = found
@@ -2825,17 +1814,18 @@ class Run:
         self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
-        self.api: Any = send if isinstance(send, Api) else Own(send)
+        self.api: Any = send if hasattr(send, "prepare") else Own(send)
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
         self.overwrites = False  # and whether what it holds is given up
-        self.bulk = send if isinstance(send, Api) and send.submit else None
+        self.loop = self.api.loop  # what a bulk backend does instead of the run's own
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
-        self.notes: Notes | None = None
+        self.pending: Any = None  # what a bulk backend has running elsewhere
+        self.whole = True  # all of the input is asked for
         self.said = ""  # what a bulk backend is waiting for
         self._max_attempts, self._timeout = max_attempts, timeout
         self._deadline = math.inf if deadline is None else deadline
@@ -2854,7 +1844,7 @@ class Run:
     @property
     def running_elsewhere(self) -> bool:
         """Whether what is under way goes on where it is when this run ends, and is found again by the next."""
-        return bool(self.notes and self.notes.kept)
+        return bool(self.pending and self.pending.entries)
 
     def at_most(self, calls: int) -> None:
         """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
@@ -3277,7 +2267,8 @@ class Journal:
         # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
         self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
-        self._outdone: list[int] = []  # where the texts stand that did not fit and are asked for again
+        self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
+        self._outdone: list[int] = []  # of these, those that are asked for again
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
         if kind := other_than_file(path):
@@ -3344,9 +2335,11 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            row_id, key, error = recognised(row)
+            row_id, key, error, answered = recognised(row)
         except ValueError:
             self._refuse(number)
+        if error and answered:
+            self._refused.add(offset)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row_id, key[16:], error
 
@@ -3380,7 +2373,7 @@ class Journal:
             if earlier:
                 self._claimed.add((key[:16], row_id))
             if prompt.error or (error and self._retry_failed):
-                self._outdone += [offset] if error and error.type == MISMATCH else []
+                self._outdone += [offset] if offset in self._refused else []
                 yield prompt
                 continue
             self._place(prompt.number, offset)
@@ -3504,7 +2497,7 @@ class Journal:
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or error.type == MISMATCH}
+        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or offset in self._refused}
         places.update(self._outdone)
         if not answers:
             for key, offsets in self._earlier.items():
@@ -3602,86 +2595,28 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
             offset += len(line)
 
 
-def recognised(row: Any) -> tuple[Any, str, Error | None]:
-    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none.
+def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
+    """Return what a result's line is known by: its id, fingerprint, error, and whether it holds an answer.
 
-    This is the one look at what somebody may have put there: what it lets pass, nothing else stumbles over.
+    The answer may be one that was not accepted. Raises ValueError if the line is none of ours. This is the one look at
+    what somebody may have put there: what it lets pass, nothing else stumbles over.
     """
     try:
-        own = "request" in row
-        key, error, row_id = key_in(row), error_in(row), row["id" if own else "custom_id"]
+        if "request" in row:
+            error = None if row["error"] is None else Error(**row["error"])
+            row_id, key, answered = row["id"], row["request"], row["text"] is not None
+        else:
+            row_id, key, error, answered = sibling("backends", "api").batch_key(row)
         # orjson reads a whole number of more than 64 bits as a float.
         named = isinstance(row_id, str) or type(row_id) is int or (type(row_id) is float and abs(row_id) >= 2**63)
         sound = error is None or [*map(type, (error.type, error.message, error.retryable))] == [str, str, bool]
-        status = error and error.status
-        if not named or not sound or type(status) not in (int, type(None)) or (own and "text" not in row):
+        if not named or not sound or type(error and error.status) not in (int, type(None)):
             raise ValueError
         if not re.fullmatch("[0-9a-f]{24}", key):
             raise ValueError
-        return row_id, key, error
+        return row_id, key, error, answered
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
-
-
-def key_in(row: dict[str, Any]) -> str:
-    """Return the fingerprint in a result's line; only in a Batch output line is it part of the id."""
-    key: str = row["request"] if "request" in row else row["id"].removeprefix("batch_req_")
-    return key
-
-
-def error_in(row: dict[str, Any]) -> Error | None:
-    """Return the error in a result's line, or None; that of a Batch output line without its message."""
-    if "request" in row:
-        return None if row["error"] is None else Error(**row["error"])
-    status = (row["response"] or {}).get("status_code")
-    if status == 200 and not row["error"]:
-        return None
-    return Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
-
-
-class Notes:
-    """What a bulk backend has running elsewhere for a results file: lines in FILE.running, each on the disk at once.
-
-    Raises UsageError where another backend has something running for that file.
-    """
-
-    def __init__(
-        self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
-    ) -> None:
-        self.answered, self.stay = answered, False  # by earlier runs; whether it stays when all is answered
-        self.path = results and beside_results(results, "running")
-        self._results = results
-        self.kept: list[Any] = []
-        self._backend = {"backend": backend}
-        if self.path is None or not self.path.exists():
-            return
-        if overwrite:
-            log.warning("%s is given up, and with it what an earlier run has running", self.path)
-            return self.remove()
-        with open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
-            *lines, torn = file.read().split(b"\n")
-        first, *self.kept = [*map(parse_json, lines)] or [self._backend]
-        if not all(isinstance(value, dict) for value in (first, *self.kept)) or type(first.get("backend")) is not str:
-            raise UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
-        if (other := first["backend"]) != backend:
-            what = f"{self.path}: {other} has something running for these results"
-            raise UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
-        if torn:
-            os.truncate(self.path, sum(len(line) + 1 for line in lines))
-
-    def add(self, value: Any) -> None:
-        """Keep a value. Raises OSError where the disk will not take it."""
-        self.kept.append(value)
-        if self.path and self._results:
-            with open_beside(self.path, self._results) as file:
-                file.writelines(dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
-                flush(file)
-
-    def remove(self) -> None:
-        """Forget all: nothing is running any longer."""
-        self.kept.clear()
-        if self.path:
-            self.path.unlink(missing_ok=True)
 
 
 NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
@@ -3695,7 +2630,7 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
     """
     row = parse_json(line)
     try:
-        _, found, error = recognised(row)
+        _, found, error, _ = recognised(row)
     except ValueError:  # the file was changed
         return None
     if found[:16] != key:
@@ -3703,14 +2638,8 @@ def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
     if "request" in row:
         extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
         return Result(prompt, row["text"], error, extra=extra)
-    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # what a damaged line may hold
-        body: Any = (row["response"] or {}).get("body")
-        if error is None:
-            text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(body)
-            return Result(prompt, text, extra=extra)
-        message = row["error"]["message"] if row["error"] else error_of(body)[1]
-        return Result(prompt, error=error._replace(message=message))
-    return None
+    other: Result | None = sibling("backends", "api").batch_result(row, prompt, error)
+    return other
 
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
@@ -3848,8 +2777,8 @@ class Printer:
 
 async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer one prompt after the other: it takes the sum of the latencies."""
-    if run.bulk:
-        raise UsageError(f"{run.bulk.name} answers in bulk, not one at a time")
+    if run.loop:
+        raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
     for prompt in run.admit(prompts):
         await _record(run, record, await run.answer(prompt))
 
@@ -3866,8 +2795,9 @@ async def run_sequential(
 
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
-    if run.bulk:
-        return await in_bulk(run, run.bulk, prompts, record)
+    if run.loop:
+        await run.loop(run, prompts, record)
+        return
     admitted = run.admit(prompts)
 
     async def worker(prompt: Prompt | None) -> None:
@@ -3891,301 +2821,6 @@ async def run_concurrent(
 ) -> list[Result]:
     """Answer the prompts concurrently; return their Results in input order. Arguments as `run`'s."""
     return await _collect(concurrently, prompts, send, return_exceptions, **options)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Request:
-    """What a bulk backend is to answer."""
-
-    prompt: Prompt  # as it is asked now
-    result: Result
-    model: str | None = None
-    taken: float = 0.0  # when
-    most: tuple[float, float] = 0.0, 0.0  # what is reserved for it in the budget
-
-    @property
-    def path(self) -> str:
-        """The path below the base URL."""
-        return self.prompt.path
-
-    @property
-    def body(self) -> bytes:
-        """The request, as JSON."""
-        return self.prompt.body
-
-    def line(self, custom_id: str) -> bytes:
-        """Return it as a line of a file of Batch requests."""
-        return request_line(custom_id, self.path.partition("?")[0], self.body)
-
-    @property
-    def key(self) -> str:
-        """What the request is recognised by in a later run; the same one asked twice has it twice."""
-        return fingerprint(self.result.prompt)[:16]
-
-
-class Job:
-    """What a bulk backend works on; what it may use of it is in the contract in backends/__init__.py."""
-
-    def __init__(self, run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
-        self.api, self.base_url, self.headers = api, api.base_url, api.headers
-        self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
-        self.core = sys.modules[__name__]  # which may be __main__, or have another name
-        self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
-        self.answered, self.noted_in = (run.notes.answered, run.notes.path) if run.notes else (0, None)
-        self._run, self._record, self._kept = run, record, run.notes or Notes()
-        self._budget = run.extra("budget")
-        self._fresh = run.admit(prompts)
-        self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
-        self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
-        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
-        self.broken: OSError | None = None  # what came of an attempt to record a result
-        self._counted = False  # by the backend itself: the calls in flight
-        self._held: Request | None = None  # for which the last block had no room
-        self._open: set[Request] = set()
-
-    @property
-    def stopped(self) -> str:
-        """Why the run is to end ("interrupted", "deadline", ...), or ''."""
-        return self._run.stopped.error.type if self._run.stopped else ""
-
-    def stop(self, kind: str, message: str, status: int | None = None) -> None:
-        """Stop the run, since every prompt would fail."""
-        kind, message = self.api.conceal(kind[:MESSAGE_MOST]), self.api.conceal(message[:MESSAGE_MOST])
-        self._run.stop(PromptError(short(kind, 60), short(message, 1000), "stop", status))
-
-    @property
-    def notes(self) -> Sequence[Any]:
-        """What this run and the ones before it have noted."""
-        return self._kept.kept
-
-    async def note(self, value: Any) -> None:
-        """Keep a note on the disk. Raises PromptError where that will not take it."""
-        try:
-            await asyncio.to_thread(self._kept.add, value)
-        except OSError as failure:
-            raise disk_error(self._kept.path, failure) from None
-
-    def keep_notes(self) -> None:
-        """Let the notes stay when all is answered: something is running that nobody has asked for here."""
-        self._kept.stay = True
-
-    def forget(self) -> None:
-        """Remove all notes: nothing is running elsewhere any longer."""
-        self._kept.remove()
-
-    def say(self, text: str) -> None:
-        """Show in the progress what is waited for."""
-        self._run.said = text
-
-    def in_flight(self, count: int | None = None) -> None:
-        """Note how many calls are in flight; all that is taken, where the backend does not know better."""
-        self._counted = self._counted or count is not None
-        if count is not None or not self._counted:
-            self.limiter.in_flight = len(self._open) if count is None else count
-            self._run.most_in_flight = max(self._run.most_in_flight, self.limiter.in_flight)
-
-    async def sleep(self, seconds: float) -> bool:
-        """Sleep, less long where the run is stopped; return whether it was to the end."""
-        return await self._run.wait_or_stop(self._run.sleep(seconds)) is not None
-
-    async def call(
-        self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
-    ) -> T:
-        """Await a call, again where that may help. Raises PromptError."""
-        for attempt in itertools.count(1):
-            try:
-                return await function(*args, **more)
-            except Exception as exc:
-                failure = self.api.discreet(exc)
-            wait = self._run.wait_after(failure, attempt)
-            if failure.verdict != "retry" or attempt >= attempts:
-                raise failure
-            log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
-            if not await self.sleep(wait):
-                raise failure
-        raise AssertionError
-
-    async def take(self, count: int, size: float = math.inf) -> list[Request]:
-        """Return the next requests: at most so many, of so many bytes together, but one at least if there is any."""
-        taken: list[Request] = []
-        while not self.stopped and len(taken) < count:
-            request = await self._next()
-            if request is None:
-                if taken or self._open or not self._again:
-                    break
-                await self.sleep(self._due - self._run.clock())
-            elif (taken and len(request.body) > size) or not self._reserve(request):
-                self._held = request
-                break
-            else:
-                self._send_out(request)
-                taken.append(request)
-                size -= len(request.body)
-        return taken
-
-    async def _next(self) -> Request | None:
-        """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
-        if held := self._held:
-            self._held = None
-            return held
-        if self._again and self._due <= self._run.clock():
-            return self._again.popleft()
-        for number, prompt in enumerate(self._fresh):
-            prompt.error = prompt.error or self.unpaid(prompt)
-            if number % 100 == 99:
-                await asyncio.sleep(0)
-            if prompt.error is None:
-                return Request(prompt, Result(prompt), self.api.model_of(prompt))
-            try:
-                await _record(self._run, self._record, Result(prompt, error=prompt.error))
-            except OSError as failure:
-                self.broken = failure
-                raise
-        return None
-
-    def unpaid(self, prompt: Prompt) -> Error | None:
-        """Return why a prompt cannot be sent within a budget, or None."""
-        if not self._budget or not prompt.body:
-            return None
-        name, price = self._budget.price_for(prompt)
-        if price is None:
-            return Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
-        text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
-        return Error("no_maximum", f"{prompt.where}: {text}") if self._budget.most_of(prompt.body, price)[1] else None
-
-    def _reserve(self, request: Request) -> bool:
-        """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
-        budget = self._budget
-        if budget is None:
-            return True
-        most, _ = budget.most_of(request.prompt.body, budget.price_for(request.prompt)[1])
-        request.most = most * self._calls, 0.0
-        if budget.admit(request.most):
-            return True
-        if not self._open:
-            self._run.stop(budget.used_up(request.most))
-        return False
-
-    def _send_out(self, request: Request) -> None:
-        request.taken = now = self._run.clock()
-        result = request.result
-        result.started = result.started or self._run.epoch + now
-        result.retry_wait = self._run.epoch + now - result.started - result.lost
-        self._open.add(request)
-        self._run.open[request.prompt.number] = result
-        self.in_flight()
-
-    def _put_back(self, request: Request, wait: float) -> None:
-        now = self._run.clock()
-        self._since = self._since if self._again else now
-        self._again.append(request)
-        self._due = min(max(self._due, now + wait), self._since + PAUSE_CEILING)
-
-    async def settle(self, request: Request, outcome: Any) -> None:
-        """Take down what came of a request: it is answered, has failed, or is to be taken again."""
-        if not isinstance(request, Request) or request not in self._open:
-            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
-        self._open.remove(request)
-        self.in_flight()
-        if isinstance(outcome, Result):
-            outcome.prompt = request.result.prompt
-            del self._run.open[request.prompt.number]
-            self._pay(request, outcome, None)
-            return await _record(self._run, self._record, outcome)
-        result, run = request.result, self._run
-        result.latency = run.clock() - request.taken
-        failure = await self._read(request, outcome)
-        del self._run.open[request.prompt.number]
-        self._pay(request, result, failure)
-        if failure is None or run.has_failed(result, failure):
-            return await _record(self._run, self._record, result)
-        if run.stopped:
-            return await _record(self._run, self._record, run.unfinished(result))
-        if failure.again:
-            request.prompt = dataclasses.replace(request.prompt, body=failure.again)
-        result.set_aside(result.waited(), result.latency)
-        self._put_back(request, run.wait_after(failure, result.attempts))
-
-    async def _read(self, request: Request, outcome: Any) -> PromptError | None:
-        """Fill in the answer; return what there is instead of one."""
-
-        async def told(prompt: Prompt) -> Reply:
-            request.result.attempts += 1
-            try:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return self.api.read(prompt, *outcome)
-            except Exception as exc:
-                raise self.api.discreet(exc) from None
-
-        return await self._run.take(self._run.wrapped(told, without="budget"), request.prompt, request.result)
-
-    def _pay(self, request: Request, result: Result, failure: PromptError | None) -> None:
-        """Put what a request has cost in the place of what was reserved for it."""
-        budget = self._budget
-        price = budget.price_for(request.prompt)[1] if budget else None
-        if price is None:
-            return
-        cost, assumed, most = 0.0, False, request.most[0] / self._calls
-        if failure:
-            cost, assumed = budget.price_failure(failure, (most, 0.0), price)
-        elif result.error is None:
-            cost, assumed = budget.price_reply(request.prompt, result, (most, 0.0), price)
-        if failure is None:  # a Result may have seen calls fail
-            cost += budget.cost_of(result.lost_tokens, price) + result.unanswered * most
-            assumed = assumed or result.unanswered > 0
-        budget.settle(request.most, cost, assumed)
-
-    def refund(self) -> None:
-        """Give back what is reserved in the budget for requests of which none is in flight."""
-        if self._budget and not self.limiter.in_flight:
-            for request in self._open:
-                self._budget.settle(request.most, 0.0)
-
-    async def close(self) -> None:
-        """End the run of what the backend has left unanswered."""
-        rest = [*self._open, *self._again, *filter(None, [self._held])]
-        results = [request.result for request in rest] + [Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
-        if results:
-            self.stop("unanswered", f"{self.api.name} has ended and left {plural(len(results), 'prompt')} unanswered")
-        for result in results:
-            await _record(self._run, self._record, self._run.unfinished(result))
-
-
-async def settle_all(run: Run, api: Api, job: Job, outcomes: AsyncIterator[Any]) -> None:
-    """Take down what a bulk backend yields; where it fails, stop the run."""
-    for answered in itertools.count():
-        if answered % 50 == 49:
-            await asyncio.sleep(0)  # there may be many at once
-        try:
-            request, outcome = await anext(outcomes)
-        except StopAsyncIteration:
-            return
-        except (Exception, SystemExit) as exc:
-            if exc is job.broken:  # our own output
-                raise
-            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
-            if isinstance(exc, ValueError) and not answered and not run.stopped:
-                raise UsageError(f"{api.name}: {failure}") from None
-            kind = failure.error.type if isinstance(exc, PromptError) else "backend"
-            return job.stop(kind, f"{api.name}: {failure}", failure.error.status)
-        await job.settle(request, outcome)
-        if job.stopped == "twice":
-            return
-
-
-async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
-    """Let a bulk backend answer the prompts in its own way."""
-    job = Job(run, api, prompts, record)
-    assert api.submit
-    if (error := job.unpaid(run.first)) and error.type == "no_maximum":
-        raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
-    try:
-        async with contextlib.aclosing(api.submit(job)) as outcomes:
-            await settle_all(run, api, job, outcomes)
-    finally:
-        job.refund()
-    await job.close()
 
 
 async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
@@ -4505,7 +3140,7 @@ class Progress:
 class Ran:
     """One run, with all that is to be said of it."""
 
-    api: Api
+    api: Any
     run: Run
     asked: int | str  # calls in flight at the most
     tally: Tally
@@ -4777,7 +3412,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.form, args.printer = {}, None, None
+    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
@@ -4786,8 +3421,6 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
-    if args.schema is not None:
-        args.taken[os.path.realpath(args.schema)], args.schema = "the schema", Schema.read(args.schema)
     args.extras = [extra for file in files if (extra := create_extra(file, args)) is not None]
     args.journal = args.journal or args.output
     check_arguments(args)
@@ -4805,7 +3438,6 @@ def refuse_together(args: argparse.Namespace) -> None:
     results = args.output or args.retry_failed or args.overwrite
     for wrong, advice in (
         ("" in args.backends, "-b has an empty name"),
-        ("" in (args.cluster, args.worker_backend), "--cluster and --worker-backend take no empty name"),
         ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
@@ -4882,14 +3514,10 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
     option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
            help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
-    option("--schema", metavar="FILE", help="JSON schema that each answer has to fit")
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
     option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
-    option("--worker-backend", metavar="NAME", help="with dask-cluster: what its workers call the API with (as -b)")
-    option("--cluster", metavar="ADDRESS", help="with dask-cluster: the scheduler (tcp://host:8786), or a number of "
-           "local processes (default: one for each core)")  # fmt: skip
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -4982,12 +3610,12 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
         yield prompt
 
 
-def first_of(prompts: Iterable[Prompt], api: Api) -> Prompt:
+def first_of(prompts: Iterable[Prompt], api: Any) -> Prompt:
     """Return the first prompt that can be sent, an empty one where there is none."""
     return next((prompt for prompt in prompts if api.prepare(prompt).error is None), Prompt(0, ""))
 
 
-def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
+def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
     first = list(itertools.islice(prompts, 1))  # a shard may have none
     if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
@@ -4995,27 +3623,23 @@ def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Api:
+def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:
     """Return the API that the arguments ask for; without a backend it only makes requests."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
-    settings = {name: getattr(args, name) for name in (*names, "cluster", "worker_backend")}
-    return load_backend(backend, dry=dry, **settings) if backend else Api(lambda *_: None, dry=dry, **settings)
+    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "form")
+    settings = {name: getattr(args, name) for name in names}
+    if not backend:
+        return sibling("backends", "api").Api(lambda *_: None, dry=dry, **settings)
+    api = load_backend(backend, dry=dry, **settings, **args.settings)
+    if api.loop and not dry:
+        api.check_options(args)
+    return api
 
 
-def check_bulk(args: argparse.Namespace, api: Api) -> None:
-    """Raise UsageError where an option means nothing to a bulk backend."""
-    if api.submit and (args.compare or args.sequential):
-        raise UsageError(f"{api.name} answers in bulk: no --compare and no --sequential with it")
-    for name in ("rpm", "tpm", "cluster", "worker_backend") if api.submit else ():
-        if getattr(args, name) is not None and name not in getattr(api.submit, "uses", ()):
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to {api.name}; leave it out")
-
-
-def make_run(args: argparse.Namespace, api: Api, calls: int | str) -> Run:
+def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
     names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
-    if not api.submit:
+    if not api.loop:
         run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
 
@@ -5036,17 +3660,17 @@ def open_files() -> int:
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    check_bulk(args, api)
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
     run = make_run(args, api, calls)
     sink = open_sink(args)
     run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
-    run.journal, run.path = sink, sink.path
+    run.journal, run.path, run.whole = sink, sink.path, args.limit is None
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
-        run.notes = Notes(sink.path, api.name, args.overwrite, sink.answers)
+        if sink.path and not api.loop and beside_results(sink.path, "running").exists():
+            sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
@@ -5068,8 +3692,6 @@ def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
         return
     try:
         sink.finish(whole=args.limit is None)
-        if run.notes and not run.notes.stay and args.limit is None:
-            run.notes.remove()
     except OSError as failure:
         run.stop(disk_error(sink.path, failure))
 
@@ -5136,7 +3758,7 @@ def interruptible(run: Run) -> Iterator[None]:
             return
         run.stop(PromptError("interrupted", "interrupted", "stop"))
         calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
-        say_error(f"\nstopping: {getattr(run.bulk and run.bulk.submit, 'parting', calls)}")
+        say_error(f"\nstopping: {run.api.parting or calls}")
 
     with contextlib.ExitStack() as stack:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -5151,8 +3773,8 @@ def interruptible(run: Run) -> Iterator[None]:
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
-    batches = run.bulk and not getattr(run.bulk.submit, "retries", False)  # whose latencies mean nothing
-    lines = [line for line in tally.lines() if not (batches and line.startswith(("sum of latencies", "latency")))]
+    untold = () if run.api.clocked else ("sum of latencies", "latency")
+    lines = [line for line in tally.lines() if not line.startswith(untold)]
     lines += [f"limit: {known}" for known in run.limiter.learned()]
     if kept := sink.answers if run.stopped else sink.kept:
         lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
@@ -5164,7 +3786,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
     args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
     args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, more = tell_report(args.extras, [ran], status)
+    status, more = tell_report(run.extras, [ran], status)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
         say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
@@ -5189,18 +3811,11 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
         say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
 
 
-def without_secrets(word: str) -> str:
-    """Return a word of the command line without what sounds secret in a URL's query."""
-    before, mark, query = word.partition("?")
-    kept, secret = split_query(query)
-    return before + kept if mark and secret else word
-
-
 def command_again(argv: list[str], begun: bool, *more: str) -> str:
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
     without = "--overwrite" if begun else ""  # what it has written is to be kept
     more = tuple(word for word in more if word not in argv)
-    if any(without_secrets(word) != word for word in argv):
+    if any("?" in word and sibling("backends", "keys").without_secrets(word) != word for word in argv):
         changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
         return ", ".join(["the same command again", *changes])
     name = os.path.basename(sys.executable)
@@ -5228,8 +3843,6 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
     apis = [make_api(args, name) for name in args.backends]
-    for api in apis:
-        check_bulk(args, api)
     prompts = list(checked(prompts_of(args, args.limit), apis[0]))
     for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
@@ -5239,7 +3852,7 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
             if reason.kind == "deadline":  # of all runs together
                 reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
             args.facts["verdicts"] = []
-            status, files = tell_report(args.extras, ran, 130 if reason.kind == "interrupted" else 3)
+            status, files = tell_report(ran[-1].run.extras, ran, 130 if reason.kind == "interrupted" else 3)
             say_error(*files)
             say_stopped(reason, args)
             return status
@@ -5250,12 +3863,12 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status, files = tell_report(args.extras, ran, int(any(one.tally.failed for one in ran)))
+    status, files = tell_report(ran[-1].run.extras, ran, int(any(one.tally.failed for one in ran)))
     say_error(*([] if args.quiet else files))
     return status
 
 
-async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
+async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = make_run(args, api, calls)
     run.first = prompts[0]

@@ -63,16 +63,18 @@ def install(
     options: dict[str, Any],
     backend: str,
     proxies: dict[str, str] | None,
+    carried: list[tuple[str, Any]],
 ) -> str:
     """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''.
 
-    `proxies` is None on a cluster that is not ours, else the variables that the process was started without, since they
-    hold passwords.
+    `carried` are the extras that go with the calls. `proxies` is None on a cluster that is not ours, else the variables
+    that the process was started without, since they hold passwords.
     """
     os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
     core: Any = make_module(package, sources)
-    make_module(f"{package}.backends", sources)
+    for part in ("backends", "backends.keys", "backends.api", "extras", *(f"extras.{name}" for name, _ in carried)):
+        make_module(f"{package}.{part}", sources)
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
     backend = backend or core.default_backend()
     module, _, attribute = backend.partition(":")
@@ -90,7 +92,12 @@ def install(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
         gc.freeze()  # as the core does in a process that is its own
         gc.set_threshold(50_000)
-    engines[name] = Engine(name, core, lambda: core.Run(core.Api.of(state, connect), **options))
+
+    def begin() -> Any:
+        extras = [core.sibling("extras", file).restore(value) for file, value in carried]
+        return core.Run(core.sibling("backends", "api").Api.of(state, connect), extras=extras, **options)
+
+    engines[name] = Engine(name, core, begin)
     return ""
 
 
@@ -100,7 +107,7 @@ def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:
         return sys.modules[name]
     module = sys.modules[name] = types.ModuleType(name)
     module.__package__ = name.rpartition(".")[0]
-    if name.rpartition(".")[2] == "backends" or not module.__package__:
+    if any(other.startswith(f"{name}.") for other in sources):
         module.__package__, module.__path__ = name, []
     try:
         lines = sources[name].splitlines(keepends=True)
@@ -615,17 +622,19 @@ class Crew:
 
 def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, bytes]:
     """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
-    here, live = __package__ or "backends", job.options["worker_backend"]
+    root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
-    modules = [f"{here}.{name.replace('-', '_')}" for name in names if ":" not in name]
-    sources = {name.removeprefix(here): source_of(name) for name in (here, __name__, *modules)}
+    modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
+    modules += ["backends", "backends.keys", "backends.api", "backends.dask_cluster", "extras"]
+    modules += [f"extras.{name}" for name, _ in job.carried]
+    sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not
-    texts = core.__loader__.get_source(name), *sources.values()
-    package = f"concurrent_prompts_{hashlib.blake2b(repr(texts).encode(), digest_size=6).hexdigest()}"
-    sources = {f"{package}.backends{name}": text for name, text in sources.items()} | {package: texts[0]}
-    own = sources.pop(f"{package}.backends.dask_cluster")
+    main = core.__loader__.get_source(name)
+    package = f"concurrent_prompts_{hashlib.blake2b(repr((main, sources)).encode(), digest_size=6).hexdigest()}"
+    own = sources.pop("backends.dask_cluster")
+    sources = {f"{package}.{name}": text for name, text in sources.items()} | {package: main}
     options = {name: job.options[name] for name in ("concurrency", "max_attempts", "timeout", "rpm", "tpm")}
-    given = sources, job.api.state(), options, live, proxies
+    given = sources, job.api.state(), options, live, proxies, job.carried
     return package, zlib.compress(pickle.dumps((package, own, given), 5))
 
 
@@ -726,7 +735,9 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | 
         stack.callback(loop.set_exception_handler, loop.get_exception_handler())
         loop.set_exception_handler(report_others)
         if address is None or address.isdecimal():
-            secret = job.core.secret_variables()
+            from .keys import secret_variables  # which is not there yet when a worker executes this module
+
+            secret = secret_variables()
             proxies = {name: os.environ[name] for name in secret if name.lower().endswith("_proxy")}
             settings["security"] = credentials()
             stack.enter_context(nameless())
@@ -763,7 +774,9 @@ def credentials() -> Any:
 
 def clean_environment(job: Any) -> Callable[[], Any]:
     """Return what makes a context manager in which new processes inherit no secret and import nothing by chance."""
-    return functools.partial(job.core.PublicEnvironment, job.api.key_variable, PYTHONSAFEPATH="1")
+    from .keys import PublicEnvironment  # which is not there yet when a worker executes this module
+
+    return functools.partial(PublicEnvironment, job.api.key_variable, PYTHONSAFEPATH="1")
 
 
 def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> Any:

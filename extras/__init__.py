@@ -8,9 +8,9 @@ A file here has two functions. Its docstring is its manual; the first line heads
 
 `args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
 and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
-finishes each request's body; `printer`, what makes the Printer of standard output; `taken`, what other files are by
-their real paths, and `writes`, a list to which a flag and its file are added if the extra writes one: nothing is
-written over. `facts` go into --report.
+finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
+output; `taken`, what other files are by their real paths, and `writes`, a list to which a flag and its file are added
+if the extra writes one: nothing is written over. `facts` go into --report.
 
 The object may have any of these methods. In Python one is passed as it is: run(prompts, send, extras=[Budget(5)]).
 
@@ -26,6 +26,8 @@ The object may have any of these methods. In Python one is passed as it is: run(
                             the Result in the making, whose `attempts` grows when the request is sent
     on_result(result)       after a result was recorded
     status(ran)             a few words for the progress
+    portable()              plain values of which the file's function `restore` makes the like: for a bulk backend
+                            that makes its calls in other processes. Only wraps that have it go there
     report(ran, status)     when all is written: write files, yield lines of the report. `ran` is a list with one entry
                             for each run (several with --compare), of which `run`, `api` and `tally` are useful
 
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 INDEX = {
     "demo": ("--demo",),
     "shards": ("--shard", "--merge"),
+    "cluster": ("--cluster", "--worker-backend"),
+    "schema": ("--schema",),
     "prices": ("", "--price"),
     "budget": ("--max-cost",),
     "dry_run": ("--dry-run",),

@@ -119,7 +119,8 @@ class Plot:
         names = [self._args.name if earlier else one.title() for one in ran]
         try:
             rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
-            with core.PublicEnvironment(self._args.api_key_env):  # matplotlib asks fc-list for fonts
+            keys = core.sibling("backends", "keys")
+            with keys.PublicEnvironment(self._args.api_key_env):  # matplotlib asks fc-list for fonts
                 draw(path, [*zip(names, rows, strict=True)], self._args.journal)
             yield f"picture in {path}"
         except ValueError as failure:  # there is nothing to be seen yet
@@ -818,7 +819,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)
     try:
-        with core.PublicEnvironment():  # matplotlib asks fc-list for fonts
+        with core.sibling("backends", "keys").PublicEnvironment():  # matplotlib asks fc-list for fonts
             draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
     except ValueError as problem:
         parser.error(str(problem))

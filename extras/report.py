@@ -43,7 +43,7 @@ class Report:
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Write it, and yield where it is."""
-        with core.PublicEnvironment(self._args.api_key_env):  # platform asks uname
+        with core.sibling("backends", "keys").PublicEnvironment(self._args.api_key_env):  # platform asks uname
             text = json.dumps(self._facts(ran, status), indent=2, ensure_ascii=False)
         text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
         try:
@@ -54,7 +54,7 @@ class Report:
         yield f"report in {self._args.report}"
 
     def _facts(self, ran: list[core.Ran], status: int) -> dict[str, Any]:
-        args, reason = self._args, ran[-1].run.stopped
+        args, reason, keys = self._args, ran[-1].run.stopped, core.sibling("backends", "keys")
         return {
             "report": REPORT_VERSION,
             "program": f"{core.PROGRAM} {core.__version__}",
@@ -62,7 +62,7 @@ class Report:
             "platform": platform.platform(),
             "picture": getattr(args, "plot", None),
             "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
-            "command": [ran[-1].api.conceal(core.without_secrets(word)) for word in args.argv],
+            "command": [ran[-1].api.conceal(keys.without_secrets(word)) for word in args.argv],
             "input": args.name,
             "exit_status": status,
             "stopped": reason and reason.error._asdict() | {"hint": core.hint(reason.error) or None},

@@ -146,7 +146,7 @@ def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
 def is_answer(line: bytes, prompt: core.Prompt) -> bool | None:
     """Tell whether the prompt's line has an answer; None where the line is not the prompt's, however it was asked."""
     try:
-        row_id, key, error = core.recognised(core.parse_json(line))
+        row_id, key, error, _ = core.recognised(core.parse_json(line))
     except ValueError:
         return None
     # orjson reads a whole number of more than 64 bits as a float.

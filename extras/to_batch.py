@@ -50,14 +50,15 @@ def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
     api = core.make_api(args, None, dry=True)
     name_of = custom_ids(core.prompts_of(args, args.limit))
-    places, files, counts = core.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
+    batch = core.sibling("backends", "api")
+    places, files, counts = batch.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
     bad, reason = 0, ""
     core.open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
         for prompt in core.checked(core.prompts_of(args, args.limit), api):
             url = prompt.path.removesuffix(api.query)
-            line = b"" if prompt.error else core.request_line(name_of(prompt), url, prompt.body)
-            if prompt.error or len(line) > core.BATCH_BYTES:
+            line = b"" if prompt.error else batch.request_line(name_of(prompt), url, prompt.body)
+            if prompt.error or len(line) > batch.BATCH_BYTES:
                 bad += 1
                 reason = reason or (prompt.error.message if prompt.error else f"{prompt.where}: too long for a Batch")
                 continue

@@ -14,7 +14,8 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts import UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras.stand_in import serve
 
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")

@@ -18,6 +18,7 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import load_backend
+from concurrent_prompts.backends import bulk as bulk_file
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -182,7 +183,7 @@ def test_limits_that_are_told_are_for_all_workers_together(start, tmp_path, stan
 
 def crew(address="tcp://127.0.0.1:1", **settings):
     api = load_backend("dask-cluster", base_url="http://127.0.0.1:1/v1", **settings)
-    job = concurrent_prompts.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
+    job = bulk_file.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
     return dask_cluster.Crew(job, None, address, None)
 
 

@@ -13,7 +13,8 @@ import random
 import pytest
 from test_runs import virtual
 
-from concurrent_prompts import AUTO_CONCURRENCY, Api, Run, as_prompts, concurrently, limits_in, run_concurrent
+from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
+from concurrent_prompts.backends.api import Api, limits_in
 from concurrent_prompts.extras import stand_in
 
 SEEDS = (101, 102)

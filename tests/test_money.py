@@ -12,7 +12,8 @@ import types
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, Run, main, run, token_counts
+from concurrent_prompts import Run, main, run, token_counts
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo, dry_run
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of

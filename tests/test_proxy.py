@@ -11,7 +11,8 @@ import pytest
 from test_backends import NAMES, reply, scripted
 from test_trust import LIBRARIES, REACH, serving
 
-from concurrent_prompts import Api, Run, UsageError, backends, load_backend, main, run_concurrent
+from concurrent_prompts import Run, UsageError, backends, load_backend, main, run_concurrent
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo
 from concurrent_prompts.extras.stand_in import serve
 

@@ -13,7 +13,8 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts import UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts.backends.api import Api
 
 CHAT = "/chat/completions"
 

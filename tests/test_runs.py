@@ -23,6 +23,7 @@ from concurrent_prompts import (
     run_concurrent,
     run_sequential,
 )
+from concurrent_prompts.backends import api as api_file
 
 # ---- Virtual time --------------------------------------------------------------------------------------------
 
@@ -747,7 +748,7 @@ def api_of(post):
     async def connect(base_url, headers, concurrency):
         yield post
 
-    return concurrent_prompts.Api(connect, base_url="http://127.0.0.1/v1")
+    return api_file.Api(connect, base_url="http://127.0.0.1/v1")
 
 
 def answering(text):

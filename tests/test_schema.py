@@ -16,18 +16,10 @@ import pytest
 from test_backends import NAMES, longest_pause
 
 import concurrent_prompts
-from concurrent_prompts import (
-    Api,
-    PromptError,
-    Schema,
-    UsageError,
-    hint,
-    is_strict,
-    load_backend,
-    main,
-    run,
-    run_sequential,
-)
+from concurrent_prompts import PromptError, UsageError, hint, load_backend, main, run, run_sequential
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.extras import schema as schema_file
+from concurrent_prompts.extras.schema import Schema, is_strict
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -87,7 +79,10 @@ def api(*replies, **settings):
 
         yield post
 
-    return Api(connect, base_url=URL, **{"schema": AGE, **settings}), sent
+    settings = {"schema": AGE} | settings
+    checker = Schema(settings.pop("schema"))
+    checker.check_options(settings.get("endpoint", "chat"), settings.get("params", {}))
+    return Api(connect, base_url=URL, form=checker.asked, extras=[checker], **settings), sent
 
 
 def ask(*replies, prompt="How old?", settings=None, **options):
@@ -669,7 +664,7 @@ def children(checker, monkeypatch):
             started.append((self, options["env"]))
 
     monkeypatch.setattr(concurrent_prompts.subprocess, "Popen", Popen)
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 0.5)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 0.5)
     yield started
     assert all(child.returncode is not None for child, _ in started), "it has not been ended with the run"
 
@@ -697,7 +692,7 @@ def test_nothing_is_started_without_a_pattern(children):
 
 
 async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 30.0)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 30.0)
     source, _ = api(chat(VICIOUS), schema=NAMED)
     began = time.monotonic()
     found, pause = await longest_pause(concurrent_prompts.run_concurrent(["x"] * 5, source, deadline=0.4))
@@ -708,13 +703,13 @@ async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeyp
 
 def test_a_process_that_dies_is_replaced(children, monkeypatch):
     source, _ = api(chat('{"name": "a"}'), schema=NAMED)
-    with source.schema.checking():
-        assert source.schema.find({"name": "b"}).startswith("$.name: 'b' does not match")
+    with source.extras[0].checking():
+        assert source.extras[0].find({"name": "b"}).startswith("$.name: 'b' does not match")
         children[-1][0].kill()
         children[-1][0].wait()
         with pytest.raises(ValueError, match="the process that checks it has ended"):
-            source.schema.find({"name": "a"})
-        assert source.schema.find({"name": "a"}) == ""
+            source.extras[0].find({"name": "a"})
+        assert source.extras[0].find({"name": "a"}) == ""
     assert len(children) == 3
 
 
@@ -726,7 +721,7 @@ def test_a_pattern_that_is_none(children, pattern, named):
 
 
 def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "START", 0.01)
+    monkeypatch.setattr(schema_file.Checker, "START", 0.01)
     with pytest.raises(UsageError, match=r"its patterns take more than 0\.01 s"):
         Schema(NAMED, "s.json")
 

@@ -24,7 +24,8 @@ import pytest
 from test_backends import NAMES, reply, scripted
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, load_backend, main, run
+from concurrent_prompts import UsageError, load_backend, main, run
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo
 
 KEY = "sk-very-secret/KEY+0123456789-abcdefghij-KLMNOPQRST-uvwxyz=="
