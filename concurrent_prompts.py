@@ -677,7 +677,7 @@ def class_names(failure: BaseException) -> set[str]:
 # ---- Reading prompts -----------------------------------------------------------------------------------------
 
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = ".csv", ".tsv"  # which extras/table.py reads; without it they are not taken for text
 CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
@@ -708,7 +708,8 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
     with open_input(path, name) as (file, form, name):
         damage: list[tuple[int, Error]] = []
         lines = sound_lines(file, name, damage)
-        rows = csv_rows(lines, SEPARATORS[form], name) if form in SEPARATORS else line_rows(lines, form)
+        reader = reader_of(form)
+        rows = reader.rows(lines, form, name) if reader else line_rows(lines, form)
         for number, (line, row) in enumerate(itertools.chain(rows, damage)):
             yield as_prompt(row, number, line, f"{name} line {line}")
 
@@ -823,7 +824,7 @@ def is_binary(start: bytes) -> bool:
 def form_of(name: str, start: bytes) -> str:
     """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
     suffix = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
-    if suffix in SEPARATORS or suffix == ".txt":
+    if suffix == ".txt" or reader_of(suffix):
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
@@ -833,6 +834,17 @@ def form_of(name: str, start: bytes) -> str:
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
     return ".jsonl" if suffix in (".jsonl", ".ndjson") or first == b"{" or quoted else ".txt"
+
+
+def reader_of(suffix: str) -> Any:
+    """Return the file of extras/ that reads files of that suffix, None if they are lines of text or of JSON.
+
+    Raises UsageError for a table if it is missing.
+    """
+    names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
+    if not names and suffix in TABLES:
+        raise UsageError(f"{suffix} files need extras/table.py, which goes beside {PROGRAM}")
+    return load_extra(names[0]) if names else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -887,86 +899,6 @@ def decode_nested(line: str) -> Any:
         if any(depth > DEEPEST for depth in itertools.accumulate(1 if one in "[{" else -1 for one in brackets)):
             raise ValueError(f"nested more than {DEEPEST} deep")
     return decode_row(line)
-
-
-def csv_rows(lines: Iterator[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line number and the columns, as a dict, of each record below the header."""
-    records = csv_records(lines, separator)
-    for line, header in itertools.islice(records, 1):
-        check_header(header, separator, name, line)
-    for line, record in records:
-        if isinstance(record, Error):
-            yield line, record
-        elif len(record) != len(header):
-            yield line, Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
-        else:
-            yield line, dict(zip(header, record, strict=True))
-
-
-def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
-    """Yield the first line's number and the fields of each record; an Error stands for one that cannot be read.
-
-    After such a one, reading goes on at its second line: an open quote may have swallowed good ones. How a quote ends
-    depends on the lines below it alone. So where one ended badly, every later one that is open before that line does
-    too; none looks for its end again, and no line is read more than a few times.
-    """
-    import csv
-
-    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
-    again: Iterator[bytes] = iter(())  # what a record has swallowed
-    record: list[bytes] = []
-
-    def wanted() -> Iterator[str]:
-        size = 0
-        for line in itertools.chain(again, lines):
-            record.append(line)
-            if line is OVERLONG:
-                raise csv.Error(TOO_LONG_LINE)
-            yield line.decode(errors="surrogateescape")
-            size += sys.getsizeof(line)
-            if number + len(record) <= bad:
-                raise csv.Error(reason)
-            if size > LONGEST:
-                raise csv.Error(f"a quote is opened here and still open in line {number + len(record) - 1}")
-
-    while True:
-        record.clear()
-        try:
-            fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
-            "".join(fields).encode()
-        except StopIteration:
-            return
-        except UnicodeEncodeError:
-            fields = Error("unreadable", "not UTF-8")
-        except csv.Error as failure:
-            last = number + len(record) - 1
-            fields = Error("unreadable", csv_reason(str(failure), number, last))
-            if last > number:
-                bad, reason, again = last, fields.message, iter(record[1:])
-                del record[1:]
-        if not record[0].isspace() or len(record) > 1:
-            yield number, fields
-        number += len(record)
-
-
-def csv_reason(failure: str, first: int, last: int) -> str:
-    """Return what is wrong with the record on these lines, in other words than csv.reader's."""
-    if failure.startswith("unexpected end"):
-        return "a quote is opened here and never closed"
-    if failure.startswith("new-line"):
-        failure = "a carriage return stands alone outside quotes"
-    return failure if first == last or "opened" in failure else f"a quote is opened here; in line {last}, {failure}"
-
-
-def check_header(header: list[str] | Error, separator: str, name: str, line: int) -> None:
-    """Raise UsageError where the columns' names cannot be told."""
-    if isinstance(header, Error):
-        raise UsageError(f"{name} line {line}, the header: {header.message}")
-    if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
-        raise UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
-    if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
-        raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
 
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
@@ -3239,6 +3171,16 @@ def load_extra(name: str) -> Any:
         raise UsageError(f"it is in extras/{name}.py, which goes beside {PROGRAM}") from None
 
 
+@functools.cache
+def extra_index() -> dict[str, tuple[str, ...]]:
+    """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
+    try:
+        index: dict[str, tuple[str, ...]] = importlib.import_module(f"{MODULE}.extras").INDEX
+    except ModuleNotFoundError:
+        return {}
+    return index
+
+
 def extra_files(argv: Sequence[str]) -> list[Any]:
     """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
 
@@ -3246,9 +3188,7 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
     """
     if "--version" in argv:
         return []
-    index: dict[str, tuple[str, ...]] = {}
-    with contextlib.suppress(ModuleNotFoundError):
-        index = importlib.import_module(f"{MODULE}.extras").INDEX
+    index = extra_index()
     signs = {"", *(word.partition("=")[0] for word in argv)}
     signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in argv}
     found = []
@@ -3734,10 +3674,8 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     if not all(hasattr(extra, "count") for extra in selecting):
         return None
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
-        lines, quotes = -(form in SEPARATORS), 0
-        for line in sound_lines(file, "", []):
-            quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
-            lines += not quotes % 2 and not line.isspace()
+        found, reader = sound_lines(file, "", []), reader_of(form)
+        lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
         lines = min(lines, args.limit or lines)
         for extra in selecting:
             lines = extra.count(lines)

@@ -12,6 +12,11 @@ finishes each request's body; `settings`, more of them for `load_backend`; `prin
 output; `taken`, what other files are by their real paths, and `writes`, a list to which a flag and its file are added
 if the extra writes one: nothing is written over. `facts` go into --report.
 
+A file that is named by a suffix reads such files, too:
+
+    rows(lines, suffix, name)   yield the line number and the row (a dict, a text, or a core.Error) of each prompt
+    count(lines)                about how many prompts there are
+
 The object may have any of these methods. In Python one is passed as it is: run(prompts, send, extras=[Budget(5)]).
 
     command()               do something else instead of a run; return the exit status, or None to go on

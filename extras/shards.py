@@ -107,7 +107,7 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
         if "*" in path.name:
             advice = "run the shards first (--shard K/N), or name their results"
             raise core.UsageError(f"no file is called {path}; {advice}")
-        if path.suffix.lower() in core.SEPARATORS:
+        if path.suffix.lower() in core.TABLES:
             raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
         name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         place, shards = map(int, name.groups()) if name else (0, 0)
