@@ -255,12 +255,6 @@ class Result:
         tries = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries or ()]
         return ({"tries": tries} if tries else {}) | ({"limit": int(10 * self.limit) / 10} if self.limit else {})
 
-    def clocks(self) -> dict[str, Any]:
-        """The part of that line which says what ran when: all that a picture needs."""
-        row = self.as_row()
-        names = "error attempts latency started slot_wait limit_wait retry_wait lost tries limit"
-        return {name: row[name] for name in names.split() if name in row}
-
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
@@ -2403,8 +2397,8 @@ class Journal:
                 raise
             log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
 
-    def results(self, prompts: Iterable[Prompt]) -> Iterator[Result]:
-        """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+    def lines_of(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, bytes]]:
+        """Yield each prompt of the whole input with its line, or with b"" where it is still open."""
         rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
         with open(os.dup(self._file.fileno()), "rb") as lines:
             for prompt in prompts:
@@ -2416,8 +2410,7 @@ class Journal:
                         places = self._earlier.get(key, ())
                         rest[key] = iter(sorted(places, key=lambda place: self._lines[place][2] is not None))
                     offset = next(rest[key], -1)
-                found = result_in(line_at(lines, offset), prompt, key) if offset >= 0 else None
-                yield found or Result(prompt, error=OPEN, done=False)
+                yield prompt, line_at(lines, offset) if offset >= 0 else b""
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
@@ -2552,26 +2545,6 @@ def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
 
 
 NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
-OPEN = Error("not_answered", "not asked yet, or the run was stopped", None, True)
-
-
-def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
-    """Return the prompt's result from its line, without clocks and counts; None where the line is another request's.
-
-    It may be, if the input was changed while the run went on.
-    """
-    row = parse_json(line)
-    try:
-        _, found, error, _ = recognised(row)
-    except ValueError:  # the file was changed
-        return None
-    if found[:16] != key:
-        return None
-    if "request" in row:
-        extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
-        return Result(prompt, row["text"], error, extra=extra)
-    other: Result | None = sibling("backends", "api").batch_result(row, prompt, error)
-    return other
 
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
@@ -2948,28 +2921,6 @@ class Tally:
         if waits := [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
             yield f"waiting, all calls added up: {', '.join(waits)}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what was counted; times are in seconds."""
-        names = ("in", "out", "cached", "reasoning")
-        return {
-            "wall_seconds": self.wall,
-            "cpu_seconds": self.cpu,
-            "answered": self.answered,
-            "failed": self.failed,
-            "attempts": self.attempts,
-            "latency_sum_seconds": self.latency,
-            "latency_seconds": self.percentiles(),
-            "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(self.latencies.items())],
-            "waited_seconds": {name: getattr(self, name) for name in WAITS},
-            "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
-            "answers_without_usage": self.silent,
-            "lost_calls": self.unanswered,
-            "errors": [
-                {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in self.failures()
-            ],
-            "ended_by": dict(self.marked),
-        }
-
     def failures(self) -> Iterator[tuple[Error, int]]:
         """Yield the first failure of each kind and how many there are, the most frequent kind first."""
         for kind, count in self.errors.most_common():
@@ -3097,23 +3048,6 @@ class Ran:
         """Return what a picture calls it."""
         auto = " (auto)" if self.asked == "auto" else ""
         return f"{self.api.name}, {'one at a time' if self.asked == 1 else f'{self.most:,} in flight{auto}'}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures; the README says what they mean."""
-        limiter = self.run.limiter
-        return {
-            "backend": self.api.name,
-            "base_url": self.api.base_url,
-            "model": self.api.params.get("model") or self.api.model or DEFAULT_MODEL,
-            "endpoint": self.api.endpoint,
-            "concurrency": self.asked,
-            "most_in_flight": self.most,
-            "answers_a_second": self.rate,
-            "cpu_seconds_a_prompt": self.cpu,
-            **self.tally.as_dict(),
-            "limits": limiter.learned(),
-            "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
-        }
 
 
 def table(ran: list[Ran]) -> Iterator[str]:

@@ -43,6 +43,7 @@ WIDTH, DPI = 10.0, 120  # inches, dots an inch
 BARS = 300  # prompts with a bar of their own; more are drawn in groups
 RUNS = 10  # drawn at the most
 COLUMNS = 1000  # of the time axis, where there is too much to draw each event
+SHOWN = ("error", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit")
 CLOCKS = ("started", "slot_wait", "limit_wait", "retry_wait", "lost", "latency")
 LATEST = 32_503_680_000  # the year 3000: no clock says more
 WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
@@ -109,7 +110,8 @@ class Plot:
     def on_result(self, result: core.Result) -> None:
         """Keep the clocks that no results file holds: those of standard output, of comparisons and of Batch lines."""
         if result.done and (self._unkept or result.prompt.kind == "batch"):
-            self._clocks[-1].append(result.clocks())
+            row = result.as_row()
+            self._clocks[-1].append({name: row[name] for name in SHOWN if name in row})
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Draw, and yield where the picture is."""

@@ -55,7 +55,7 @@ class TableFile:
         if not (self._args.begun or kept or getattr(self._args, "shard", None)):
             return
         try:
-            results = journal.results(map(run.api.prepare, core.prompts_of(self._args)))
+            results = results_of(journal, map(run.api.prepare, core.prompts_of(self._args)))
             await table.write(self._path, results, journal.path)
             self._written = True
             self._args.facts["table"] = str(self._path)
@@ -105,6 +105,34 @@ class Table:
                 file.write(self.line(result))
                 if number % 1000 == 0:
                     await asyncio.sleep(0)  # a second Ctrl-C ends this, too
+
+
+OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
+
+
+def results_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
+    """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+    for prompt, line in journal.lines_of(prompts):
+        yield (result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
+
+
+def result_in(line: bytes, prompt: core.Prompt) -> core.Result | None:
+    """Return the prompt's result from its line, without clocks and counts; None if the line is another request's.
+
+    It may be, if the input was changed while the run went on.
+    """
+    row = core.parse_json(line)
+    try:
+        _, found, error, _ = core.recognised(row)
+    except ValueError:  # the file was changed
+        return None
+    if found[:16] != core.fingerprint(prompt)[:16]:
+        return None
+    if "request" in row:
+        extra = {name: value for name, value in core.own_part(row).items() if name in core.NO_TEXTS}
+        return core.Result(prompt, row["text"], error, extra=extra)
+    other: core.Result | None = core.sibling("backends", "api").batch_result(row, prompt, error)
+    return other
 
 
 def own_columns(prompt: core.Prompt) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from concurrent_prompts.backends.bulk import PendingJobs
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price
 from concurrent_prompts.extras.shards import is_answer
-from concurrent_prompts.extras.table import Table
+from concurrent_prompts.extras.table import Table, results_of
 
 unix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and permissions as Unix has them")
 NOWHERE = ("--base-url", "http://127.0.0.1:9/v1")  # with a call the exit status would be 3
@@ -379,7 +379,7 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
             tally, table = concurrent_prompts.Tally(lambda prompt: "m"), Table(prompts)
             for error in journal.kept_errors:
                 tally.note(error)
-            assert [table.line(result) for result in journal.results(prompts)]
+            assert [table.line(result) for result in results_of(journal, prompts)]
             journal.finish(whole=flags[1])
         answers = [concurrent_prompts.parse_json(line) for line in path.read_bytes().splitlines()]
         assert not flags[1] or all(isinstance(row, dict) for row in answers), "what is damaged goes out in the end"
