@@ -2136,7 +2136,8 @@ class Run:
 Record = Callable[[Result], Awaitable[None] | None]
 
 
-async def _record(run: Run, record: Record, result: Result) -> None:
+async def deliver(run: Run, record: Record, result: Result) -> None:
+    """Hand a result to whoever asked for it, then to the extras."""
     waiting = record(result)
     if waiting is not None:
         await waiting
@@ -2156,7 +2157,7 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
     await way(run, prompts, record)
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await _record(run, record, Result(prompt, error=run.not_sent(), done=False))
+        await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -2685,7 +2686,7 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     if run.loop:
         raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
     for prompt in run.admit(prompts):
-        await _record(run, record, await run.answer(prompt))
+        await deliver(run, record, await run.answer(prompt))
 
 
 async def run_sequential(
@@ -2707,7 +2708,7 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     async def worker(prompt: Prompt | None) -> None:
         while prompt is not None:
-            await _record(run, record, await run.answer(prompt))
+            await deliver(run, record, await run.answer(prompt))
             prompt = next(admitted, None)
 
     workers = []
