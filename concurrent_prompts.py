@@ -74,6 +74,7 @@ import stat
 import subprocess
 import textwrap
 import time
+import traceback
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
@@ -837,8 +838,8 @@ def reader_of(suffix: str) -> Any:
     """
     names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
     if not names and suffix in TABLES:
-        raise UsageError(f"{suffix} files need extras/table.py, which goes beside {PROGRAM}")
-    return load_extra(names[0]) if names else None
+        raise UsageError(f"a {suffix} file needs extras/table.py, which goes beside {PROGRAM}")
+    return load_extra(names[0], f"a {suffix} file") if names else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -957,7 +958,7 @@ def load_backend(
     name = name if ":" in name else name.replace("_", "-")
     connect = find_backend(name)
     if schema is not None:
-        checker = load_extra("schema").Schema(schema)
+        checker = load_extra("schema", "schema").Schema(schema)
         checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
         settings |= {"form": checker.asked, "extras": (checker,)}
     if not inspect.isasyncgenfunction(connect):
@@ -1732,9 +1733,9 @@ class Run:
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
-            self.extras.append(load_extra("budget").Budget(max_cost, price))
+            self.extras.append(load_extra("budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
-            load_extra("prices").as_price(price)
+            load_extra("prices", "price").as_price(price)
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
         self._costs = Costs()
@@ -1782,14 +1783,29 @@ class Run:
 
     async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
-        self._call = await self._stack.enter_async_context(self.api.open(self.concurrency))
-        for extra in self.extras:
-            if hasattr(extra, "session"):
-                await self._stack.enter_async_context(extra.session(self))
-        self._answer_once = self.wrapped(self._attempt)
+        async with contextlib.AsyncExitStack() as stack:
+            self._call = await stack.enter_async_context(self.api.open(self.concurrency))
+            for extra in self.extras:
+                if hasattr(extra, "session"):
+                    with blaming(extra.session):
+                        session = extra.session(self)
+                        await session.__aenter__()
+                    stack.push_async_exit(functools.partial(self._leave, extra.session, session))
+            self._answer_once = self.wrapped(self._attempt)
+            self._stack = stack.pop_all()
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
         return self
+
+    async def _leave(self, hook: Any, session: Any, *failure: Any) -> Any:
+        """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
+        try:
+            return await session.__aexit__(*failure)
+        except Exception as another:
+            if another is failure[1]:
+                raise
+            self.stop(extra_failure(hook, another))
+        return False
 
     def _later(self, name: str, delay: float, action: Callable[[], None]) -> None:
         """Set a timer. Where it comes late (the process was stopped), the replies that wait are read first."""
@@ -1828,7 +1844,8 @@ class Run:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
         wrapping = [extra for extra in self.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
         for extra in reversed(wrapping):
-            attempt = extra.wrap(attempt)
+            with blaming(extra.wrap):
+                attempt = extra.wrap(attempt)
         return self._endable(attempt) if wrapping else attempt
 
     def _endable(self, attempt: Attempt) -> Attempt:
@@ -1858,8 +1875,8 @@ class Run:
         while self.stopped is None:
             try:
                 prompt = next(rest, None)
-            except PromptError as failure:  # of an extra
-                return self.stop(failure)
+            except (PromptError, UsageError) as failure:  # of an extra
+                return self.stop(failure if isinstance(failure, PromptError) else PromptError("extra", str(failure)))
             if prompt is None:
                 return
             yield self.api.prepare(prompt)
@@ -1914,13 +1931,19 @@ class Run:
                 result.lose(failure)
             return failure.with_traceback(None)
         except Exception as failure:  # what an extra did not mean to raise
-            error = PromptError("extra", f"an extra, wrap: {type(failure).__name__}: {short(str(failure))}", "stop")
+            error = extra_failure(self._guilty(failure), failure)
             if result.reply:  # it was paid
                 error.keep = result.reply
                 result.take(result.reply)
             return error
         finally:
             result.reply = None
+
+    def _guilty(self, failure: Exception) -> Any:
+        """Return the wrap of the extra that raised it: the innermost that it came through."""
+        files = {wrap.__module__: wrap for wrap in hooked(self.extras, "wrap")}
+        came = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(failure.__traceback__)]
+        return next((files[name] for name in reversed(came) if name in files), [self._attempt, *files.values()][-1])
 
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
@@ -2142,10 +2165,7 @@ async def deliver(run: Run, record: Record, result: Result) -> None:
     if waiting is not None:
         await waiting
     for listener in run.listeners:
-        try:
-            listener(result)
-        except Exception as failure:
-            run.stop(extra_failure(listener, failure))
+        call_hook(run, listener, result)
 
 
 async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
@@ -2733,6 +2753,7 @@ async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions:
     results: list[Result] = []
     async with Run(send, **options) as run:
         await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
+    warn_of_extra(run)
     return sorted(results, key=lambda result: result.prompt.number)
 
 
@@ -2741,6 +2762,12 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
     return result
+
+
+def warn_of_extra(run: Run) -> None:
+    """Say that an extra has stopped the run: it may have done so when all Results were there."""
+    if run.stopped is not None and run.stopped.kind == "extra":
+        log.error("stopped: %s", run.stopped)
 
 
 async def as_completed(
@@ -2767,6 +2794,7 @@ async def as_completed(
             work.cancel()
             end.cancel()
             await asyncio.gather(work, end, return_exceptions=True)
+    warn_of_extra(run)
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -3002,7 +3030,7 @@ class Progress:
 
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        told = [status(self._ran) for status in hooked(self._run.extras, "status")]
+        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooked(self._run.extras, "status")]
         return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
 
     def _write(self, text: str) -> None:
@@ -3096,21 +3124,22 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
 # ---- Extras ---------------------------------------------------------------------------------------------------
 
 
-def load_extra(name: str) -> Any:
-    """Return the file of that name in extras/. Raises UsageError where it is not there."""
+def load_extra(name: str, asked: str) -> Any:
+    """Return the file of that name in extras/, which is asked for by that. Raises UsageError where it is not there."""
     try:
         return importlib.import_module(f"{MODULE}.extras.{name}")
     except ModuleNotFoundError as missing:
         if missing.name and not missing.name.startswith(MODULE):
             raise
-        raise UsageError(f"it is in extras/{name}.py, which goes beside {PROGRAM}") from None
+        file = (missing.name or "").removeprefix(f"{MODULE}.extras").lstrip(".") or name  # or one that it imports
+        raise UsageError(f"{asked} needs extras/{file}.py, which goes beside {PROGRAM}") from None
 
 
 @functools.cache
 def extra_index() -> dict[str, tuple[str, ...]]:
     """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
     try:
-        index: dict[str, tuple[str, ...]] = importlib.import_module(f"{MODULE}.extras").INDEX
+        index: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"{MODULE}.extras"), "INDEX", {})
     except ModuleNotFoundError:
         return {}
     return index
@@ -3131,10 +3160,10 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
         asked = next((sign for sign in own if sign and sign in signs), "")
         if asked or "" in own or signs & {"-h", "--help"}:
             try:
-                found.append(load_extra(name))
-            except UsageError as missing:
+                found.append(load_extra(name, asked))
+            except UsageError:
                 if asked:
-                    raise UsageError(f"{asked}: {missing}") from None
+                    raise
     return found + [third_party(name) for name in named_extras(argv)]
 
 
@@ -3149,23 +3178,13 @@ def named_extras(argv: Sequence[str]) -> Iterator[str]:
 def third_party(name: str) -> Any:
     """Return the module of that name. Raises UsageError where it is none, or no extra."""
     try:
-        file = importlib.import_module(name)
+        file = import_named(name)
         if callable(file.add_arguments) and callable(file.create):
             return file
         reason = "add_arguments and create are to be functions"
-    except Exception as failure:  # somebody else's file may raise anything
+    except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
         reason = f"{type(failure).__name__}: {failure}"
     raise UsageError(f"--extra {short(name, 60)}: {short(reason)}")
-
-
-def create_extra(file: Any, args: argparse.Namespace) -> Any:
-    """Return the extra that the arguments ask a file for, or None. Raises UsageError where they cannot be."""
-    try:
-        return file.create(args)
-    except UsageError:
-        raise
-    except Exception as failure:
-        raise UsageError(f"extra {extra_name(file)}, create: {type(failure).__name__}: {short(str(failure))}") from None
 
 
 def extra_name(extra: Any) -> str:
@@ -3179,21 +3198,43 @@ def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
 
 
 def extra_failure(hook: Any, failure: Exception) -> PromptError:
-    """Return the error that stops a run for what an extra did not mean to raise."""
-    extra = getattr(hook, "__self__", hook)
-    name = getattr(hook, "__name__", "")
-    text = f"extra {extra_name(extra)}, {name}: {type(failure).__name__}: {short(str(failure))}"
-    return PromptError("extra", text, "stop")
+    """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
+    if isinstance(failure, PromptError):
+        return failure
+    name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
+    told = str(failure) if isinstance(failure, UsageError) else f"{type(failure).__name__}: {failure}"
+    return PromptError("extra", f"{name}: {short(told)}", "stop")
 
 
-def guarded(extra: Any, hook: str, items: Iterable[T]) -> Iterator[T]:
-    """Yield the items; what the extra did not mean to raise becomes an error that stops the run."""
+@contextlib.contextmanager
+def blaming(hook: Any) -> Iterator[None]:
+    """Turn what an extra raises before the first call into a UsageError, which ends the command."""
     try:
-        yield from items
-    except (PromptError, UsageError):
+        yield
+    except UsageError:
         raise
     except Exception as failure:
-        raise extra_failure(getattr(extra, hook), failure) from None
+        if getattr(hook, "__name__", "") == "command" and isinstance(failure, OSError) and failure.filename is None:
+            raise  # standard output takes no more
+        raise UsageError(str(extra_failure(hook, failure))) from None
+
+
+def call_hook(run: Run, hook: Any, *given: Any) -> Any:
+    """Return what an extra's method does; what it raises stops the run in good order."""
+    try:
+        return hook(*given)
+    except Exception as failure:
+        run.stop(extra_failure(hook, failure))
+
+
+def selected(extra: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
+    try:
+        yield from extra.select(prompts)
+    except UsageError:
+        raise
+    except Exception as failure:
+        raise extra_failure(extra.select, failure) from None
 
 
 def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int, list[str]]:
@@ -3201,11 +3242,10 @@ def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int
     lines: list[str] = []
     for hook in hooked(extras, "report"):
         try:
-            lines += hook(ran, status)
+            lines.extend(map(str, hook(ran, status) or ()))
         except Exception as failure:
-            known = failure if isinstance(failure, PromptError) else extra_failure(hook, failure)
             status = status or 3
-            say_error(f"{PROGRAM}: {known}")
+            say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
     return status, lines
 
 
@@ -3237,13 +3277,14 @@ def main(argv: list[str] | None = None) -> int:
             log.setLevel(logging.INFO if args.verbose else logging.WARNING)
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
             for command in hooked(args.extras, "command"):
-                if (status := command()) is not None:
-                    return int(status)
+                with blaming(command):
+                    if (status := command()) is not None:
+                        return int(status)
             status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
-    except UsageError as problem:
+    except (UsageError, PromptError) as problem:  # the latter of an extra, before the first call
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -3296,7 +3337,10 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
-    args.extras = [extra for file in files if (extra := create_extra(file, args)) is not None]
+    args.extras = []
+    for file in files:
+        with blaming(file.create):
+            args.extras += [extra] if (extra := file.create(args)) is not None else []
     args.journal = args.journal or args.output
     check_arguments(args)
     return args
@@ -3412,7 +3456,10 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("--version", action="version", version=f"%(prog)s {__version__}")
     for file in extras:
         group = parser.add_argument_group(extra_name(file))
-        file.add_arguments(group.add_argument)
+        with blaming(file.add_arguments):
+            file.add_arguments(group.add_argument)
+        if not group._group_actions:
+            group.description = textwrap.fill((file.__doc__ or "").partition("\n")[0], 76)
     return parser
 
 
@@ -3452,7 +3499,8 @@ NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx"
 def open_sink(args: argparse.Namespace) -> Journal | Printer:
     """Open what keeps or prints the results."""
     for check in hooked(args.extras, "check"):
-        check()
+        with blaming(check):
+            check()
     if args.output == "-" and (args.retry_failed or args.overwrite):
         raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
     if args.output == "-":
@@ -3479,7 +3527,7 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
     chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
     for extra in args.extras:
         if hasattr(extra, "select"):
-            chosen = guarded(extra, "select", extra.select(chosen))
+            chosen = selected(extra, chosen)
     for number, prompt in enumerate(chosen):
         prompt.number = number
         yield prompt
@@ -3608,14 +3656,15 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     selecting = [extra for extra in args.extras if hasattr(extra, "select")]
     if not all(hasattr(extra, "count") for extra in selecting):
         return None
+    left: int | None = None
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
         found, reader = sound_lines(file, "", []), reader_of(form)
         lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
-        lines = min(lines, args.limit or lines)
-        for extra in selecting:
-            lines = extra.count(lines)
-        return lines
-    return None
+        left = min(lines, args.limit or lines)
+    for extra in selecting:
+        with blaming(extra.count):
+            left = extra.count(left) if left is not None else None
+    return left
 
 
 @contextlib.contextmanager

@@ -198,10 +198,10 @@ class Budget:
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Take over what earlier runs have spent, and keep the account once a second.
 
-        Raises UsageError if no price is known, ValueError for a function of the user's own, whose usage is not seen.
+        Raises UsageError if no price is known, and for a function of the user's own, whose usage is not seen.
         """
         if not hasattr(run.api, "price_share"):
-            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
+            raise core.UsageError("max_cost needs a loaded backend: what your own function spends is not seen here")
         self._run = run
         name, self._usual = self.price_for(run.first)
         if self._usual is None:

@@ -78,7 +78,7 @@ def demo_server(key: str) -> Iterator[str]:
         try:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:
-                raise core.UsageError("the stand-in server did not start")
+                raise core.UsageError("the stand-in server, extras/stand_in*.py, did not start")
             yield ready.split()[-1]
         finally:
             server.terminate()

@@ -12,7 +12,7 @@ import types
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Run, main, run, token_counts
+from concurrent_prompts import Run, UsageError, main, run, token_counts
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo, dry_run
 from concurrent_prompts.extras.budget import Budget
@@ -309,7 +309,7 @@ def test_a_budget_for_what_nobody_sees():
     async def send(prompt):
         return prompt
 
-    with pytest.raises(ValueError, match="loaded backend"):
+    with pytest.raises(UsageError, match="loaded backend"):
         run(["?"], send, max_cost=1, price=PRICE)
 
 
