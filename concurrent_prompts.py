@@ -1888,31 +1888,35 @@ class Run:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
         self.open[prompt.number] = result
+        result.started = self.epoch + self.clock()
         try:
-            return await self._answer(prompt, result)
+            first_missed, asked = math.inf, prompt
+            while (failure := await self.take(self._answer_once, asked, result)) is not None:
+                missed = self._missed(prompt, failure)
+                first_missed = min(first_missed, self.clock()) if missed else math.inf
+                free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
+                if not await self._goes_on(result, failure, free):
+                    break
+                if failure.again:
+                    asked = dataclasses.replace(prompt, body=failure.again)
+            return result
         finally:
             del self.open[prompt.number]
 
-    async def _answer(self, prompt: Prompt, result: Result) -> Result:
-        first_missed, asked = math.inf, prompt
-        result.started = self.epoch + self.clock()
-        while (failure := await self.take(self._answer_once, asked, result)) is not None:
-            if self._never_there(failure, result):
-                kind = "timeout" if failure.kind == "timeout" else "unreachable"
-                self.stop(PromptError(kind, failure.error.message, "stop"))
-            missed = self._missed(prompt, failure)
-            first_missed = min(first_missed, self.clock()) if missed else math.inf
-            free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
-            if self.has_failed(result, failure, free):
-                return result
-            if failure.again:
-                asked = dataclasses.replace(prompt, body=failure.again)
-            began, took = result.waited(), result.latency
-            if self.stopped or not (free or await self._back_off(failure, result)):
-                return self.unfinished(result)
-            result.attempts -= free
-            result.set_aside(began, took)
-        return result
+    async def _goes_on(self, result: Result, failure: PromptError, free: bool) -> bool:
+        """Wait before the next attempt, after one that may be `free`; return False if this was the last."""
+        if self._never_there(failure, result):
+            kind = "timeout" if failure.kind == "timeout" else "unreachable"
+            self.stop(PromptError(kind, failure.error.message, "stop"))
+        if self.has_failed(result, failure, free):
+            return False
+        began, took = result.waited(), result.latency
+        if self.stopped or not (free or await self._back_off(failure, result)):
+            self.unfinished(result)
+            return False
+        result.attempts -= free
+        result.set_aside(began, took)
+        return True
 
     async def take(self, attempt: Attempt, prompt: Prompt, result: Result) -> PromptError | None:
         """Attempt a prompt and fill in the answer; return what came instead of one."""
@@ -3381,11 +3385,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
 
 
-def out_of_place(args: argparse.Namespace, used: str) -> str:
-    """Return those of the given options that are not among the used ones, for a command that does something else."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in args.given if name not in used.split())
-
-
 def unwritable(path: str | os.PathLike[str]) -> str:
     """Return why no file can be written, or replaced, there; or ''."""
     folder = os.path.dirname(path) or "."
@@ -3396,16 +3395,6 @@ def unwritable(path: str | os.PathLike[str]) -> str:
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
     return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
-
-
-def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
-    """Raise UsageError where no file can be written anew."""
-    if why := unwritable(path):
-        raise UsageError(f"{why}; choose another file with {flag}")
-    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
-        raise UsageError(f"{path} is the input; choose another file with {flag}")
-    if path.exists() and not args.overwrite:
-        raise UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 from . import core
+from .shards import check_new, out_of_place
 
 USED = (
     "prompts to_batch model system template param endpoint schema base_url api_key_env allow_http limit shard "
@@ -34,7 +35,7 @@ class ToBatch:
     """The prompts as files of Batch requests."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        if others := core.out_of_place(args, USED):
+        if others := out_of_place(args, USED):
             raise core.UsageError(f"--to-batch only writes requests; leave out {others}")
         if not args.to_batch.endswith(".jsonl"):
             raise core.UsageError(f"--to-batch {args.to_batch}: the name of a file of Batch requests ends in .jsonl")
@@ -65,7 +66,7 @@ def write_batch(args: argparse.Namespace) -> int:
             number = places.place((url, api.model_of(prompt)), len(line))
             path = numbered(args.to_batch, number)
             if number > len(files):
-                core.check_new(args, path, "--to-batch")
+                check_new(args, path, "--to-batch")
                 files.append(stack.enter_context(core.replacing(path)))
             counts[path] += 1
             files[number - 1].write(line)
