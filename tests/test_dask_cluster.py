@@ -23,6 +23,7 @@ from concurrent_prompts.backends import bulk as bulk_file
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 dask_cluster = pytest.importorskip("concurrent_prompts.backends.dask_cluster")
+dask_local = pytest.importorskip("concurrent_prompts.backends.dask_local")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -380,16 +381,16 @@ def test_a_worker_with_an_older_python_says_so(monkeypatch):
 def test_the_key_crosses_no_open_network_unencrypted(monkeypatch, caplog, address, allowed, said):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     ours = crew(address, allow_http=allowed)
-    dask_cluster.WARNED.clear()
+    dask_local.WARNED.clear()
     with pytest.raises(ValueError, match="would go to 203") if said is None else contextlib.nullcontext():
-        dask_cluster.check_network(ours._job, address)
+        dask_local.check_network(ours._job, address)
     assert (said or "") in caplog.text and bool(said) == bool(caplog.text)
 
 
 def test_a_secret_under_another_name_crosses_no_open_network_either(monkeypatch):
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Subscription: 0123456789abcdef")
     with pytest.raises(ValueError, match="would go to 203"):
-        dask_cluster.check_network(crew()._job, "tcp://203.0.114.1:8786")
+        dask_local.check_network(crew()._job, "tcp://203.0.114.1:8786")
 
 
 def test_a_local_cluster_without_cryptography_is_refused(here, monkeypatch, capsys):
