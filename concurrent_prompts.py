@@ -3288,7 +3288,9 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
-    except (UsageError, PromptError) as problem:  # the latter of an extra, before the first call
+    except (UsageError, PromptError) as problem:
+        if isinstance(problem, PromptError) and problem.kind != "extra":
+            raise  # a bug, and not one of an extra's `select` before the first call
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
