@@ -103,7 +103,6 @@ if "__file__" in globals():  # backends/ and extras/ are subpackages: beside thi
 
 PROGRAM = "concurrent_prompts.py"
 DEFAULT_MODEL = "gpt-6-luna"
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
 AUTO_CONCURRENCY = 1024  # the most that `auto` tries
@@ -315,7 +314,6 @@ def fingerprint(prompt: Prompt) -> str:
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
-encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 read_json = json.JSONDecoder().raw_decode
 
 
@@ -416,14 +414,11 @@ QUOTA_CODES = re.compile(
     r"billing_not_active|billing_hard_limit_reached"
 )
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
-FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
-RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 # A server writes what it likes. Only so much of it is read, and the patterns take linear time: every repetition in them
 # is bounded or possessive.
 HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
 ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
-TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of such a body, or of an exception's text
 LONGEST_WAIT = 1e9  # seconds
 LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
@@ -433,49 +428,6 @@ DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
-
-HINTS = {
-    "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
-    "403": "this key may not use this model or project; check both",
-    "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
-    "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
-    "413": "the request is too large for this server; shorten the prompt",
-    "429": "the server's rate limit; ask again later, or with a smaller -c",
-    "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
-    "4xx": "the message says what is wrong with the request; mend it and run the same command",
-    "5xx": "the server's own fault; ask again later",
-    "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
-    "model_not_found": "check the model (-m); not every key may use every model",
-    "insufficient_quota": "the account's credit or spending limit is used up; add some, or wait until there is more",
-    "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
-    "content_filter": "the provider's content policy refused it; reword the prompt",
-    "redirect": "give the address that it redirects to as --base-url",
-    "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
-    "batch_expired": "there was no room for it within a day; ask again",
-    "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c",
-    "disk": "make room, or see who removed it",
-    "missing_column": "name a column that is there (-t)",
-    "connection_error": "check the network, the base URL and the proxy; then ask again",
-    "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
-    "unreachable": "check that the server runs and that --base-url is its address",
-    "timeout": "no answer within --timeout seconds; raise it, or see whether the server works",
-    "unreadable": "mend these lines and run the same command",
-    "malformed_reply": "the reply was not JSON; check the base URL, or ask again",
-}
-HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "405": HINTS["404"]}
-HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "ask again")
-HINTS["server_error"] = HINTS["5xx"]
-OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
-OUR_OWN |= {"connection_error", "certificate", "unreachable"}
-
-
-def hint(error: Error) -> str:
-    """Return what the user can do about the error, in plain words, or ''."""
-    status = str(error.status or "")
-    kind = "insufficient_quota" if QUOTA_CODES.fullmatch(error.type) else error.type
-    kind = "content_filter" if kind.startswith("content_") else kind
-    kind = "" if error.status and kind in OUR_OWN else kind  # the server's word for something else
-    return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
 
 
 def seconds(text: str) -> float | None:
@@ -495,6 +447,11 @@ def duration(span: float) -> str:
         return f"{span:.2f} s" if span < 10 else f"{span:.1f} s"
     minutes, rest = divmod(round(span), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def hint(error: Error) -> str:
+    """Return what the user can do about the error, in plain words, or ''."""
+    return str(sibling("backends", "hints").hint(error))
 
 
 def header(headers: Mapping[str, str], name: str) -> str:
@@ -677,7 +634,6 @@ CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
-LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer than any model's context
 LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
 SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
 OVERLONG = b"\0\n"  # this very object stands for a line that is too long

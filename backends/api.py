@@ -33,6 +33,13 @@ def parse_reply(body: bytes) -> Any:
         return core.load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
     return None
 
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
+RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
+TEXT_MOST = 8 * core.ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
+
+
 
 class Api:
     """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
@@ -74,7 +81,7 @@ class Api:
             raise core.UsageError(f"{endpoint} takes no system text (-s)")
         self.name = name
         environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        self.base_url, query = split_url(base_url or environment or core.DEFAULT_BASE_URL)
+        self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
         self.query, self._login = split_query(query)
         self.model = model
         self.system = system
@@ -84,7 +91,7 @@ class Api:
         self.extras, self._form = tuple(extras), form
         self._connect = connect
         self.allow_http, self.price_share = allow_http, price_share
-        wanted = self.base_url == core.DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
+        wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
         self.key_variable = api_key_env
         self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
         self.headers = request_headers(self.base_url, self._key)
@@ -167,7 +174,7 @@ class Api:
         """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
         error = core.as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        shown = [self.conceal(text[:core.TEXT_MOST]) for text in texts]
+        shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
         if shown == texts:
             raise failure
         *_, kind, message, http = shown
@@ -192,7 +199,7 @@ class Api:
         for name, text in self.headers.items():
             hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
             yield f"{name}: {self.conceal(text) if PLAIN_HEADERS.fullmatch(name) else hidden}"
-        if not self._key and self.base_url == core.DEFAULT_BASE_URL:
+        if not self._key and self.base_url == DEFAULT_BASE_URL:
             yield "Authorization: missing, since no key is set"
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
 
@@ -295,7 +302,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         if match[1] not in values:
             raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
         found = values[match[1]]
-        return found if isinstance(found, str) else core.encode_text(found)
+        return found if isinstance(found, str) else encode_text(found)
 
     return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
 
@@ -359,8 +366,8 @@ def error_in_answer(data: dict[str, Any]) -> core.PromptError:
     if isinstance(number, int) and 400 <= number < 600:
         return core.http_error(number, {}, data)
     code, message = core.error_of(data)
-    verdict = "stop" if core.STOP_CODES.fullmatch(code) else "fail" if core.FAIL_CODES.fullmatch(code) else "retry"
-    if code and data.get("status") == "failed" and verdict == "retry" and not core.RETRY_CODES.fullmatch(code):
+    verdict = "stop" if core.STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
+    if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
         verdict = "fail"  # the Responses API means it
     message = core.short(message) or "HTTP 200 with an error in it"
     error = core.PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
@@ -371,7 +378,7 @@ def error_in_answer(data: dict[str, Any]) -> core.PromptError:
 def error_without_call(body: bytes) -> core.PromptError:
     """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
     code, message = core.error_of(core.shallow(core.parse_json(body[:core.ERROR_MOST]), core.DEEPEST))
-    passing = core.RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
+    passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
     verdict = "stop" if core.STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
     error = core.PromptError(code or "no_answer", core.short(message) or "no answer", verdict)
     error.heard = True
@@ -392,7 +399,7 @@ def message_text(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join(part.get("text") or "" for part in content)
     if not content and message.get("tool_calls"):
-        content = core.encode_text(message["tool_calls"])
+        content = encode_text(message["tool_calls"])
     return str(content if content is not None else message.get("refusal") or "")
 
 
@@ -405,7 +412,7 @@ def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]
     reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
     if not output and reason in ("completed", "failed"):
         raise KeyError("output")
-    return text or (core.encode_text(calls) if calls else ""), reason, {}
+    return text or (encode_text(calls) if calls else ""), reason, {}
 
 
 def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:

@@ -20,8 +20,9 @@ from typing import Any
 from . import core
 from .prices import Price, as_price, cost_of, known_price, money, usage_in
 
-core.HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
-core.HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+HINTS = core.sibling("backends", "hints").HINTS
+HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
+HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
 
 def max_output_tokens(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""

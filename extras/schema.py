@@ -25,7 +25,7 @@ from typing import Any
 
 from . import core
 
-core.HINTS["schema_mismatch"] = (
+core.sibling("backends", "hints").HINTS["schema_mismatch"] = (
     "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again"
 )
 
@@ -65,6 +65,7 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
 WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
+LONGEST = 16 << 20  # bytes of a schema, characters of an answer that is checked
 HAS_PATTERN = re.compile(r'"pattern":"|"patternProperties":')  # a schema as encode_json writes it
 CHECKER = """import importlib, itertools, json, re, sys
 from collections.abc import Callable
@@ -116,9 +117,9 @@ class Schema:
         data = b""
         try:
             with core.open_regular(path) as file:
-                data = file.read(core.LONGEST + 1)
-            if len(data) > core.LONGEST:
-                raise core.UsageError(f"{path} is larger than {core.LONGEST >> 20} MiB; name a file with a JSON schema")
+                data = file.read(LONGEST + 1)
+            if len(data) > LONGEST:
+                raise core.UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
             return cls(core.decode_nested(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise core.UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
@@ -203,8 +204,8 @@ class Schema:
         return "", ""
 
     def _problem(self, text: str) -> str:
-        if len(text) > core.LONGEST:
-            return f"not JSON: longer than {core.LONGEST >> 20} MiB"
+        if len(text) > LONGEST:
+            return f"not JSON: longer than {LONGEST >> 20} MiB"
         if not text.strip() or text.lstrip().startswith("```"):
             return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
         try:

@@ -22,6 +22,7 @@ from typing import Any
 from . import core
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LONGEST = 16 << 20  # bytes of the lines that one record may cover: longer than any model's context
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -198,7 +199,7 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
             size += sys.getsizeof(line)
             if number + len(record) <= bad:
                 raise csv.Error(reason)
-            if size > core.LONGEST:
+            if size > LONGEST:
                 raise csv.Error(f"a quote is opened here and still open in line {number + len(record) - 1}")
 
     while True:

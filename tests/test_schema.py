@@ -727,7 +727,7 @@ def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
 
 
 def test_a_schema_file_without_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "LONGEST", 1 << 20)
+    monkeypatch.setattr(schema_file, "LONGEST", 1 << 20)
     (tmp_path / "s.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(UsageError, match=r"s\.json is larger than 1 MiB"):
         Schema.read(str(tmp_path / "s.json"))
