@@ -1885,19 +1885,24 @@ class Run:
             if failure.keep:
                 result.take(failure.keep)
                 result.tokens = NO_TOKENS
-                failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
-                failure.args = failure.error[1:2]
+                self.discreet(failure)
             if result.attempts > before:
                 result.lose(failure)
             return failure.with_traceback(None)
         except Exception as failure:  # what an extra did not mean to raise
-            error = extra_failure(self._guilty(failure), failure)
+            error = self.discreet(extra_failure(self._guilty(failure), failure))
             if result.reply:  # it was paid
                 error.keep = result.reply
                 result.take(result.reply)
             return error
         finally:
             result.reply = None
+
+    def discreet(self, failure: PromptError) -> PromptError:
+        """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
+        failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
+        failure.args = failure.error[1:2]
+        return failure
 
     def _guilty(self, failure: Exception) -> Any:
         """Return the wrap of the extra that raised it: the innermost that it came through."""
@@ -3184,7 +3189,7 @@ def call_hook(run: Run, hook: Any, *given: Any) -> Any:
     try:
         return hook(*given)
     except Exception as failure:
-        run.stop(extra_failure(hook, failure))
+        run.stop(run.discreet(extra_failure(hook, failure)))
 
 
 def selected(extra: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:

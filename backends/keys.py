@@ -40,7 +40,8 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
             headers[header] = os.environ[name]
     for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
         header, colon, text = line.partition(":")
-        if colon and header.strip():
+        if colon and header.strip():  # instead of one of ours, in whatever letters
+            headers = {name: value for name, value in headers.items() if name.lower() != header.strip().lower()}
             headers[header.strip()] = text.strip()
     for header, text in headers.items():
         if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
