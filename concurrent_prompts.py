@@ -386,6 +386,7 @@ class PromptError(Exception):
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
         self.http = http
+        self.free = False  # it costs the prompt no attempt
         self.again = b""  # the request to send next time
         self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
 
@@ -1610,17 +1611,25 @@ class Patience:
     A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
     twice that after each time that its prompt was given up, so that an honest slow answer comes in the end. A late
     call is lost once one that began after it was late has been answered; where there is no such call, the oldest
-    is given up to make one, since the server may be at a standstill. An honest slow answer may be given up too, and
-    paid twice: so no more calls are given up than 3 and a twentieth of the answers.
+    is given up to make one. An honest slow answer may be given up too, and paid twice: so no more calls are given up
+    than 3 and a twentieth of the answers.
+
+    Where all calls in flight are late, and they are several, it is the server that is silent: one is given up at ever
+    longer intervals, to try whether it answers again, and a second after the first answer all that began before. These
+    count for nothing, and cost their prompts no attempt.
     """
 
     LEAST = 1.0  # seconds
+    SEVERAL = 3  # calls in flight, of which one may be slow by itself
+    LONGEST = 8.0  # seconds between two tries of a silent server
 
     def __init__(self) -> None:
         self.answers = 0
         self.slowest = 0.0
         self.given_up = 0
         self.latest = -math.inf  # the start of the latest call that was answered
+        self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
+        self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
 
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
@@ -1635,22 +1644,37 @@ class Patience:
             self.slowest = call.latency
         if call.started > self.latest:
             self.latest = call.started
+        if self._silent > self._back:
+            self._back, self._interval = call.started + call.latency, self.LEAST
 
-    def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
-        """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
+    def lost(self, calls: Iterable[Call], now: float) -> list[tuple[Call, bool]]:
+        """Return the calls that are to be given up, and whether it is the server's silence that each is lost to.
+
+        `calls` are those in flight, in the order of their starts.
+        """
 
         def due(call: Call) -> float:
             return call.started + self.limit(call.losses)
 
-        calls, least = list(calls), self.limit(0)
-        old = itertools.takewhile(lambda call: now - call.started > least, calls)
-        late = [call for call in old if now > due(call) and call.ended is None]
+        calls, least = [call for call in calls if call.ended is None], self.limit(0)
+        late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
         found = [call for call in late if self.latest > due(call)]
-        if late and not found and not any(call.started > due(late[0]) for call in calls):
+        silenced = [call for call in found if call.started < self._silent and now > self._back + self.LEAST]
+        if late and not found and calls[-1].started <= now - least:
             found = late[:1]
-        found = found[: max(0, 3 + self.answers // 20 - self.given_up)]
-        self.given_up += len(found)
-        return found
+            if len(calls) >= self.SEVERAL:
+                silenced, found = self._try_again(found, now), []
+        counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]
+        self.given_up += len(counted)
+        return [(call, True) for call in silenced] + [(call, False) for call in counted]
+
+    def _try_again(self, calls: list[Call], now: float) -> list[Call]:
+        """Return the calls if it is time to try a silent server, else none."""
+        self._silent = now
+        if now < self._next:
+            return []
+        self._next, self._interval = now + self._interval, min(self.LONGEST, 2 * self._interval)
+        return calls
 
 
 class Run:
@@ -1851,6 +1875,7 @@ class Run:
                 missed = self._missed(prompt, failure)
                 first_missed = min(first_missed, self.clock()) if missed else math.inf
                 free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
+                free = free or failure.free
                 if not await self._goes_on(result, failure, free):
                     break
                 if failure.again:
@@ -1982,7 +2007,7 @@ class Run:
         outcome = await self._send(call, prompt)
         result.latency = call.latency
         if isinstance(outcome, PromptError):
-            result.losses += outcome.kind == "lost"
+            result.losses += outcome.kind == "lost" and not outcome.free
             raise outcome
         self._answered = call.started + call.latency
         result.limit = self.limiter.calls_a_minute()
@@ -2035,9 +2060,11 @@ class Run:
         for call in self._calls.values():
             if now - call.started >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
-        for call in self.patience.lost(self._calls.values(), now):
+        for call, silent in self.patience.lost(self._calls.values(), now):
             took = f"no answer in {duration(now - call.started)}"
-            call.end(PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry"))
+            reason = PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry")
+            reason.free = silent
+            call.end(reason)
         oldest = next((call.started for call in self._calls.values() if call.ended is None), now)
         if self._calls:
             self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)
