@@ -1647,10 +1647,10 @@ class Patience:
         if self._silent > self._back:
             self._back, self._interval = call.started + call.latency, self.LEAST
 
-    def lost(self, calls: Iterable[Call], now: float) -> list[tuple[Call, bool]]:
+    def lost(self, calls: Iterable[Call], now: float, stopping: bool = False) -> list[tuple[Call, bool]]:
         """Return the calls that are to be given up, and whether it is the server's silence that each is lost to.
 
-        `calls` are those in flight, in the order of their starts.
+        `calls` are those in flight, in the order of their starts. A run that is `stopping` tries no server again.
         """
 
         def due(call: Call) -> float:
@@ -1661,9 +1661,9 @@ class Patience:
         found = [call for call in late if self.latest > due(call)]
         silenced = [call for call in found if call.started < self._silent and now > self._back + self.LEAST]
         if late and not found and calls[-1].started <= now - least:
-            found = late[:1]
-            if len(calls) >= self.SEVERAL:
-                silenced, found = self._try_again(found, now), []
+            found = late if stopping else late[:1]
+            if stopping or len(calls) >= self.SEVERAL:
+                silenced, found = found if stopping else self._try_again(found, now), []
         counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]
         self.given_up += len(counted)
         return [(call, True) for call in silenced] + [(call, False) for call in counted]
@@ -2060,7 +2060,7 @@ class Run:
         for call in self._calls.values():
             if now - call.started >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
-        for call, silent in self.patience.lost(self._calls.values(), now):
+        for call, silent in self.patience.lost(self._calls.values(), now, self.stopped is not None):
             took = f"no answer in {duration(now - call.started)}"
             reason = PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry")
             reason.free = silent

@@ -930,6 +930,17 @@ async def test_a_server_that_is_silent_for_a_while_costs_little_more_than_that(c
 
 
 @virtual
+async def test_a_stop_does_not_wait_for_a_silent_server():
+    server = Silence((3, math.inf), seed=1)
+    async with concurrent_prompts.Run(server, concurrency=20, **options()) as work:
+        asyncio.get_running_loop().call_later(8, work.stop, PromptError("interrupted", "interrupted", "stop"))
+        prompts, results = concurrent_prompts.as_prompts(map(str, range(1000))), []
+        await concurrent_prompts.concurrently(work, prompts, results.append)
+    assert now() < 12 and sum(result.error is None for result in results) > 100
+    assert sum(not result.done for result in results) == 20
+
+
+@virtual
 async def test_a_lost_call_in_a_sequential_run_is_tried_again():
     server = Server({"30": [(10**6, "never"), (1, "x")]})
     results = await run_sequential(map(str, range(40)), server, **options())
