@@ -112,6 +112,11 @@ def usual(message, **more):
     return json.dumps({"error": {"message": message, **more}}).encode()
 
 
+def escape_json(text):
+    """Return the text as it stands within quotes in JSON."""
+    return json.dumps(text)[1:-1]
+
+
 def escaped(text):
     """Return the text as a JSON string in which nothing is written as it is."""
     return '"' + "".join(f"\\u{ord(c):04X}" for c in text) + '"'
@@ -711,3 +716,20 @@ def test_a_report_that_cannot_be_written_is_named_and_costs_no_answer(here, caps
         assert main(["prompts.txt", "--base-url", url, "--report", "r.json"]) == 3
     err = capsys.readouterr().err
     assert "cannot write r.json: No space left on device" in err and "2 answered, 0 failed" in err
+
+
+WRITTEN = {
+    "as it is": str,
+    "in JSON": escape_json,
+    "in JSON with escaped slashes": lambda text: escape_json(text).replace("/", "\\/"),
+    "in JSON in JSON": lambda text: escape_json(escape_json(text).replace("/", "\\/")),
+    "in HTML": html.escape,
+    "in a URL": functools.partial(urllib.parse.quote, safe=""),
+}
+
+
+@pytest.mark.parametrize("key", ["sk-0123456789abc/def.ghi/jkl~mno", "sk-0123456789abc/def&ghi'jkl\"mno<pqr+stu"])
+@pytest.mark.parametrize("how", WRITTEN)
+def test_no_end_of_a_secret_is_left_behind_an_escaped_sign(key, how):
+    conceal = concurrent_prompts.concealer(key, [])
+    assert conceal(f'{{"error": "no {WRITTEN[how](key)} here"}}') == '{"error": "no *** here"}'
