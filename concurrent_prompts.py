@@ -699,10 +699,34 @@ NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSEr
 
 
 def as_prompt_error(failure: Exception) -> PromptError:
-    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses."""
+    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses.
+
+    Raises nothing: an exception that cannot even be looked at is a failure of its prompt.
+    """
     if isinstance(failure, PromptError):
         return failure
-    text = short(str(failure)) or type(failure).__name__
+    try:
+        return classified(failure, short(text_of(failure)))
+    except Exception:  # one of its attributes, or its class, raises something itself
+        return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "it cannot be looked at")
+
+
+def in_short(failure: BaseException) -> str:
+    """Return what was raised in a line: "ValueError: a text"."""
+    return f"{short(type(failure).__name__, 60)}: {short(text_of(failure))}"
+
+
+def text_of(failure: BaseException) -> str:
+    """Return an exception's text, '' if it has none or raises something itself when it is asked for it."""
+    try:
+        return str(failure)
+    except Exception:
+        return ""
+
+
+def classified(failure: Exception, text: str) -> PromptError:
+    """Return the error for an exception with that text."""
+    said, text = text, text or short(type(failure).__name__, 60)
     causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
     if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
         return PromptError("certificate", text, "stop")
@@ -715,14 +739,14 @@ def as_prompt_error(failure: Exception) -> PromptError:
         return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
     names = class_names(failure)
     if names & TIMEOUTS:
-        return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
+        return PromptError("timeout", said or "no answer in time", "retry")
     if isinstance(failure, ConnectionRefusedError):
         return PromptError("unreachable", text, "retry")
     if names & LOST_CONNECTIONS or getattr(failure, "errno", None) in NO_ROUTE:
         return PromptError("connection_error", text, "retry")
     if isinstance(failure, json.JSONDecodeError):
         return PromptError("malformed_reply", text, "retry")
-    return PromptError(type(failure).__name__, text)
+    return PromptError(short(type(failure).__name__, 60), text)
 
 
 def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
@@ -2150,7 +2174,7 @@ class Call:
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
-LIMIT_MOST = 1e15  # of a limit that is believed
+LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
@@ -2164,7 +2188,7 @@ def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, floa
             limit, left = (float(header(headers, form.format(part))) for part in ("limit", "remaining"))
         except ValueError:
             continue
-        if not 0 < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
+        if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
         wait = reset_wait(header(headers, form.format("reset")))
         period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
@@ -2707,8 +2731,8 @@ class Costs:
     """How many tokens a request will count for: its prompt by length, and the most that it may answer."""
 
     ENVELOPE = 60  # bytes of a request that are no prompt
-    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d+)')
-    CHOICES = re.compile(rb'"n": ?(\d+)')
+    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d{1,9})')  # an input may hold any number
+    CHOICES = re.compile(rb'"n": ?(\d{1,9})')
 
     def __init__(self) -> None:
         self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
@@ -2873,18 +2897,22 @@ class Run:
             if hasattr(extra, "session"):
                 await self._stack.enter_async_context(extra.session(self))
         self._answer_once = self.wrapped(self._attempt)
+        self._due = self._loop.time() + self._deadline
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
         return self
 
-    def _later(self, name: str, delay: float, action: Callable[[], None]) -> None:
-        """Set a timer. Where it comes late (the process was stopped), the replies that wait are read first."""
+    def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
+        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
+
+        Only once: a server can keep the event loop so busy that every timer is late.
+        """
         loop = self._loop
         due = loop.time() + delay
 
         def act() -> None:
-            if loop.time() > due + 0.5:
-                self._later(name, 0.1, action)
+            if loop.time() > due + 0.5 and not late:
+                self._later(name, 0.1, action, late=True)
             else:
                 loop.call_soon(action)
 
@@ -3067,6 +3095,8 @@ class Run:
         task, asked, result = asyncio.current_task(self._loop), self.clock(), self.open[prompt.number]
         assert task is not None
         cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
+        if self._loop.time() >= self._due:  # a user's function that awaits nothing lets no timer ring
+            self._end()
         if self.stopped or not self.limiter.admit(cost, again):
             waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
             if waited is None:
@@ -4298,6 +4328,8 @@ def times(ratio: float) -> str:
 class Tally:
     """What the report is made of, counted as the results come."""
 
+    KINDS = 50  # of failures that are told apart
+
     def __init__(self, model_of: Callable[[Prompt], str | None] = lambda prompt: None) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
@@ -4355,8 +4387,9 @@ class Tally:
     def note(self, error: Error) -> None:
         """Count a failure by its kind."""
         self.hopeful += error.retryable
-        self.errors[error.type] += 1
-        self._examples.setdefault(error.type, error)
+        kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
+        self.errors[kind] += 1  # a server may name them as it likes
+        self._examples.setdefault(kind, error._replace(type=kind))
 
     @property
     def tokens(self) -> list[int]:
