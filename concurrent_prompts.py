@@ -1140,6 +1140,8 @@ def find_backend(name: str) -> Callable[..., Any]:
         raise UsageError(missing_backend(name, missing.name or "")) from None
     except (ImportError, AttributeError, ValueError, TypeError) as failure:
         raise UsageError(f"backend {name}: {failure}") from None
+    except Exception as failure:  # somebody else's file may raise anything
+        raise UsageError(f"backend {name}: {in_short(failure)}") from None
     if not callable(found):
         raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return found  # type: ignore[no-any-return]
@@ -3028,7 +3030,7 @@ class Run:
                 result.lose(failure)
             return failure.with_traceback(None)
         except Exception as failure:  # what an extra did not mean to raise
-            error = PromptError("extra", f"an extra, wrap: {type(failure).__name__}: {short(str(failure))}", "stop")
+            error = PromptError("extra", f"an extra, wrap: {in_short(failure)}", "stop")
             if result.reply:  # it was paid
                 error.keep = result.reply
                 result.take(result.reply)
@@ -4518,7 +4520,12 @@ class Progress:
 
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        told = [status(self._ran) for status in hooked(self._run.extras, "status")]
+        told = []
+        for status in hooked(self._run.extras, "status"):
+            try:
+                told.append(str(status(self._ran)))
+            except Exception as failure:
+                self._run.stop(extra_failure(status, failure))
         return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
 
     def _write(self, text: str) -> None:
@@ -4671,6 +4678,20 @@ def named_extras(argv: Sequence[str]) -> Iterator[str]:
             yield name if mark else after
 
 
+def third_parties(argv: Sequence[str] | None) -> set[str]:
+    """Return the top-level packages of the extras and backends that are not ours."""
+    words = sys.argv[1:] if argv is None else argv
+    names = [*named_extras(words), *(word.removeprefix("-b").partition(":")[0] for word in words if ":" in word)]
+    return {name.partition(".")[0] for name in names}
+
+
+def raised_in(failure: BaseException, packages: set[str]) -> str:
+    """Return in which module and function of those packages an exception was raised, or ''."""
+    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
+
+
 def third_party(name: str) -> Any:
     """Return the module of that name. Raises UsageError where it is none, or no extra."""
     try:
@@ -4679,8 +4700,8 @@ def third_party(name: str) -> Any:
             return file
         reason = "add_arguments and create are to be functions"
     except Exception as failure:  # somebody else's file may raise anything
-        reason = f"{type(failure).__name__}: {failure}"
-    raise UsageError(f"--extra {short(name, 60)}: {short(reason)}")
+        reason = in_short(failure)
+    raise UsageError(f"--extra {short(name, 60)}: {reason}")
 
 
 def create_extra(file: Any, args: argparse.Namespace) -> Any:
@@ -4690,7 +4711,7 @@ def create_extra(file: Any, args: argparse.Namespace) -> Any:
     except UsageError:
         raise
     except Exception as failure:
-        raise UsageError(f"extra {extra_name(file)}, create: {type(failure).__name__}: {short(str(failure))}") from None
+        raise UsageError(f"extra {extra_name(file)}, create: {in_short(failure)}") from None
 
 
 def extra_name(extra: Any) -> str:
@@ -4707,7 +4728,7 @@ def extra_failure(hook: Any, failure: Exception) -> PromptError:
     """Return the error that stops a run for what an extra did not mean to raise."""
     extra = getattr(hook, "__self__", hook)
     name = getattr(hook, "__name__", "")
-    text = f"extra {extra_name(extra)}, {name}: {type(failure).__name__}: {short(str(failure))}"
+    text = f"extra {extra_name(extra)}, {name}: {in_short(failure)}"
     return PromptError("extra", text, "stop")
 
 
@@ -4726,7 +4747,7 @@ def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int
     lines: list[str] = []
     for hook in hooked(extras, "report"):
         try:
-            lines += hook(ran, status)
+            lines += map(str, hook(ran, status))
         except Exception as failure:
             known = failure if isinstance(failure, PromptError) else extra_failure(hook, failure)
             status = status or 3
@@ -4771,6 +4792,9 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as problem:
         say_error(f"{PROGRAM}: {problem}")
         return 2
+    except PromptError as failure:  # of an extra, before the run
+        say_error(f"{PROGRAM}: {failure}")
+        return 3
     except (KeyboardInterrupt, asyncio.CancelledError):
         say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
         return 130
@@ -4779,6 +4803,11 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(failure, BrokenPipeError):  # whose reader has had enough
             say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
+    except Exception as failure:
+        if not (where := raised_in(failure, third_parties(argv))):
+            raise
+        say_error(f"{PROGRAM}: {where}: {in_short(failure)}")
+        return 3 if args and args.begun else 2
     finally:
         log.removeHandler(handler)
         try:
@@ -5158,18 +5187,33 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     return None
 
 
+HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
+
+
 @contextlib.contextmanager
 def interruptible(run: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once."""
+    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once.
+
+    The second does so too where the event loop is held up: by an input that takes long to read, by somebody's function.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    presses = itertools.count(1)
+    presses, interrupted = itertools.count(1), PromptError("interrupted", "interrupted", "stop")
+    unheard: list[float] = []  # when the first signal came that the event loop has not heard of yet
+
+    def signalled(*_: Any) -> None:
+        if unheard and time.monotonic() > unheard[0] + HELD_UP:
+            run.stop(interrupted)
+            raise KeyboardInterrupt  # from within whatever it is that keeps the event loop
+        unheard.append(time.monotonic())
+        loop.call_soon_threadsafe(interrupt)
 
     def interrupt() -> None:
+        unheard.clear()
         if next(presses) > 1:
             task.cancel()
             return
-        run.stop(PromptError("interrupted", "interrupted", "stop"))
+        run.stop(interrupted)
         calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
         say_error(f"\nstopping: {getattr(run.bulk and run.bulk.submit, 'parting', calls)}")
 
@@ -5178,7 +5222,7 @@ def interruptible(run: Run) -> Iterator[None]:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 with contextlib.suppress(ValueError):  # not in the main thread
-                    before = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
+                    before = signal.signal(number, signalled)
                     stack.callback(signal.signal, number, before)
         yield
 
