@@ -589,10 +589,34 @@ NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSEr
 
 
 def as_prompt_error(failure: Exception) -> PromptError:
-    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses."""
+    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses.
+
+    Raises nothing: an exception that cannot even be looked at is a failure of its prompt.
+    """
     if isinstance(failure, PromptError):
         return failure
-    text = short(str(failure)) or type(failure).__name__
+    try:
+        return classified(failure, short(text_of(failure)))
+    except Exception:  # one of its attributes, or its class, raises something itself
+        return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "it cannot be looked at")
+
+
+def in_short(failure: BaseException) -> str:
+    """Return what was raised in a line: "ValueError: a text"."""
+    return f"{short(type(failure).__name__, 60)}: {short(text_of(failure))}"
+
+
+def text_of(failure: BaseException) -> str:
+    """Return an exception's text, '' if it has none or raises something itself when it is asked for it."""
+    try:
+        return str(failure)
+    except Exception:
+        return ""
+
+
+def classified(failure: Exception, text: str) -> PromptError:
+    """Return the error for an exception with that text."""
+    said, text = text, text or short(type(failure).__name__, 60)
     causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
     if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
         return PromptError("certificate", text, "stop")
@@ -605,14 +629,14 @@ def as_prompt_error(failure: Exception) -> PromptError:
         return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
     names = class_names(failure)
     if names & TIMEOUTS:
-        return PromptError("timeout", text if str(failure) else "no answer in time", "retry")
+        return PromptError("timeout", said or "no answer in time", "retry")
     if isinstance(failure, ConnectionRefusedError):
         return PromptError("unreachable", text, "retry")
     if names & LOST_CONNECTIONS or getattr(failure, "errno", None) in NO_ROUTE:
         return PromptError("connection_error", text, "retry")
     if isinstance(failure, json.JSONDecodeError):
         return PromptError("malformed_reply", text, "retry")
-    return PromptError(type(failure).__name__, text)
+    return PromptError(short(type(failure).__name__, 60), text)
 
 
 def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
@@ -955,6 +979,8 @@ def find_backend(name: str) -> Callable[..., Any]:
         raise UsageError(missing_backend(name, missing.name or "")) from None
     except (ImportError, AttributeError, ValueError, TypeError) as failure:
         raise UsageError(f"backend {name}: {failure}") from None
+    except Exception as failure:  # somebody else's file may raise anything
+        raise UsageError(f"backend {name}: {in_short(failure)}") from None
     if not callable(found):
         raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return found  # type: ignore[no-any-return]
@@ -1578,8 +1604,8 @@ class Costs:
     """How many tokens a request will count for: its prompt by length, and the most that it may answer."""
 
     ENVELOPE = 60  # bytes of a request that are no prompt
-    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d+)')
-    CHOICES = re.compile(rb'"n": ?(\d+)')
+    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d{1,9})')  # an input may hold any number
+    CHOICES = re.compile(rb'"n": ?(\d{1,9})')
 
     def __init__(self) -> None:
         self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
@@ -1773,6 +1799,7 @@ class Run:
                     stack.push_async_exit(functools.partial(self._leave, extra.session, session))
             self._answer_once = self.wrapped(self._attempt)
             self._stack = stack.pop_all()
+        self._due = self._loop.time() + self._deadline
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
         return self
@@ -1787,14 +1814,17 @@ class Run:
             self.stop(extra_failure(hook, another))
         return False
 
-    def _later(self, name: str, delay: float, action: Callable[[], None]) -> None:
-        """Set a timer. Where it comes late (the process was stopped), the replies that wait are read first."""
+    def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
+        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
+
+        Only once: a server can keep the event loop so busy that every timer is late.
+        """
         loop = self._loop
         due = loop.time() + delay
 
         def act() -> None:
-            if loop.time() > due + 0.5:
-                self._later(name, 0.1, action)
+            if loop.time() > due + 0.5 and not late:
+                self._later(name, 0.1, action, late=True)
             else:
                 loop.call_soon(action)
 
@@ -1994,6 +2024,8 @@ class Run:
         task, asked, result = asyncio.current_task(self._loop), self.clock(), self.open[prompt.number]
         assert task is not None
         cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
+        if self._loop.time() >= self._due:  # a user's function that awaits nothing lets no timer ring
+            self._end()
         if self.stopped or not self.limiter.admit(cost, again):
             waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
             if waited is None:
@@ -2857,6 +2889,8 @@ def times(ratio: float) -> str:
 class Tally:
     """What the report is made of, counted as the results come."""
 
+    KINDS = 50  # of failures that are told apart
+
     def __init__(self, model_of: Callable[[Prompt], str | None] = lambda prompt: None) -> None:
         self.answered = self.failed = self.attempts = self.unwritten = 0
         self.latency = 0.0  # of all answers together
@@ -2914,8 +2948,9 @@ class Tally:
     def note(self, error: Error) -> None:
         """Count a failure by its kind."""
         self.hopeful += error.retryable
-        self.errors[error.type] += 1
-        self._examples.setdefault(error.type, error)
+        kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
+        self.errors[kind] += 1  # a server may name them as it likes
+        self._examples.setdefault(kind, error._replace(type=kind))
 
     @property
     def tokens(self) -> list[int]:
@@ -3167,6 +3202,20 @@ def named_extras(argv: Sequence[str]) -> Iterator[str]:
             yield name if mark else after
 
 
+def third_parties(argv: Sequence[str] | None) -> set[str]:
+    """Return the top-level packages of the extras and backends that are not ours."""
+    words = sys.argv[1:] if argv is None else argv
+    names = [*named_extras(words), *(word.removeprefix("-b").partition(":")[0] for word in words if ":" in word)]
+    return {name.partition(".")[0] for name in names}
+
+
+def raised_in(failure: BaseException, packages: set[str]) -> str:
+    """Return in which module and function of those packages an exception was raised, or ''."""
+    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
+
+
 def third_party(name: str) -> Any:
     """Return the module of that name. Raises UsageError where it is none, or no extra."""
     try:
@@ -3175,8 +3224,8 @@ def third_party(name: str) -> Any:
             return file
         reason = "add_arguments and create are to be functions"
     except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
-        reason = f"{type(failure).__name__}: {failure}"
-    raise UsageError(f"--extra {short(name, 60)}: {short(reason)}")
+        reason = in_short(failure)
+    raise UsageError(f"--extra {short(name, 60)}: {reason}")
 
 
 def extra_name(extra: Any) -> str:
@@ -3194,7 +3243,7 @@ def extra_failure(hook: Any, failure: Exception) -> PromptError:
     if isinstance(failure, PromptError):
         return failure
     name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
-    told = str(failure) if isinstance(failure, UsageError) else f"{type(failure).__name__}: {failure}"
+    told = str(failure) if isinstance(failure, UsageError) else in_short(failure)
     return PromptError("extra", f"{name}: {short(told)}", "stop")
 
 
@@ -3276,9 +3325,7 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
-    except (UsageError, PromptError) as problem:
-        if isinstance(problem, PromptError) and problem.kind != "extra":
-            raise  # a bug, and not one of an extra's `select` before the first call
+    except UsageError as problem:
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -3289,6 +3336,12 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(failure, BrokenPipeError):  # whose reader has had enough
             say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
+    except Exception as failure:
+        known = isinstance(failure, PromptError)  # of an extra's `select`, or of a backend that cannot be opened
+        if not known and not (where := raised_in(failure, third_parties(argv))):
+            raise
+        say_error(f"{PROGRAM}: {failure if known else f'{where}: {in_short(failure)}'}")
+        return 3 if args and args.begun else 2
     finally:
         log.removeHandler(handler)
         try:
@@ -3646,18 +3699,33 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     return left
 
 
+HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
+
+
 @contextlib.contextmanager
 def interruptible(run: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once."""
+    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once.
+
+    The second does so too where the event loop is held up: by an input that takes long to read, by somebody's function.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    presses = itertools.count(1)
+    presses, interrupted = itertools.count(1), PromptError("interrupted", "interrupted", "stop")
+    unheard: list[float] = []  # when the first signal came that the event loop has not heard of yet
+
+    def signalled(*_: Any) -> None:
+        if unheard and time.monotonic() > unheard[0] + HELD_UP:
+            run.stop(interrupted)
+            raise KeyboardInterrupt  # from within whatever it is that keeps the event loop
+        unheard.append(time.monotonic())
+        loop.call_soon_threadsafe(interrupt)
 
     def interrupt() -> None:
+        unheard.clear()
         if next(presses) > 1:
             task.cancel()
             return
-        run.stop(PromptError("interrupted", "interrupted", "stop"))
+        run.stop(interrupted)
         calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
         say_error(f"\nstopping: {run.api.parting or calls}")
 
@@ -3666,7 +3734,7 @@ def interruptible(run: Run) -> Iterator[None]:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 with contextlib.suppress(ValueError):  # not in the main thread
-                    before = signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt))
+                    before = signal.signal(number, signalled)
                     stack.callback(signal.signal, number, before)
         yield
 

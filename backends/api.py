@@ -443,7 +443,7 @@ READERS = {
 # ---- Limits ----------------------------------------------------------------------------------------------------
 
 
-LIMIT_MOST = 1e15  # of a limit that is believed
+LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
@@ -457,7 +457,7 @@ def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, floa
             limit, left = (float(core.header(headers, form.format(part))) for part in ("limit", "remaining"))
         except ValueError:
             continue
-        if not 0 < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
+        if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
         wait = reset_wait(core.header(headers, form.format("reset")))
         period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second

@@ -184,7 +184,9 @@ def pattern_of(words: Iterable[str]) -> str:
     it may belong to another form of the word, and a pattern of a long key would take long to compile.
     """
     alike = re.escape("".join(sorted({one for word in words for one in word if one not in APART})))
-    rest = rf"(?:[{alike}]|\\{{1,9}}+(?:(?i:u[\da-f]{{4}})|[{alike}])|(?i:%[\da-f]{{2}}|&#x?[\da-f]{{1,9}};))*+"
+    signs = re.escape("".join(sorted({one for word in words for one in word if not one.isalnum()})) or "/")
+    coded = rf"%[\da-f]{{2}}|&(?:#x?[\da-f]{{1,9}}|{'|'.join(NAMED.values())});|\\{{1,9}}+u[\da-f]{{4}}"
+    rest = rf"(?:(?i:{coded})|\\{{1,9}}+[{signs}]|[{alike}])*+"
     whole, cut = [], []
     for word in sorted(sorted(words), key=len, reverse=True):
         apart = any(one in APART for one in word)

@@ -24,11 +24,15 @@ HINTS = core.sibling("backends", "hints").HINTS
 HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
 HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
 
+TOKENS_MOST = 10**12  # of an answer that an input may ask for: it may hold any number
+
+
 def max_output_tokens(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
 
     def told(least: int, *names: str) -> int:
-        found: list[int] = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
+        given = [request[name] for name in names if type(request.get(name)) in (int, float)]
+        found: list[int] = [math.ceil(min(count, TOKENS_MOST)) for count in given]
         return max([least, *found])
 
     texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens

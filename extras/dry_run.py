@@ -82,7 +82,7 @@ class Plan:
             return
         self.asked += 1
         self.first = self.first or prompt
-        request = core.load(prompt.body)
+        request = core.parse_json(prompt.body)  # orjson alone does not take every number
         if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
             self._left_out.add("tools and schemas")
         given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))

@@ -14,6 +14,7 @@ import urllib.error
 
 import pytest
 
+import concurrent_prompts
 from concurrent_prompts import (
     Error,
     PromptError,
@@ -23,6 +24,7 @@ from concurrent_prompts import (
     hint,
     http_error,
     run,
+    run_concurrent,
     run_sequential,
     short,
     verdict_of,
@@ -461,6 +463,41 @@ def test_a_class_of_the_users_own_is_not_taken_for_a_librarys(name):
     assert (found.error.type, found.verdict) == (name.rpartition(".")[2], "fail")
 
 
+class Unreadable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def raising(*names, status=500):
+    """Return an exception whose attributes raise something themselves."""
+    own = {name: property(lambda self: 1 / 0) for name in names}
+    return type("Odd", (Exception,), {"status_code": status} | own)("boom")
+
+
+ODD = {
+    "its text": Unreadable(),
+    "its text is none": type("Odd", (Exception,), {"__str__": lambda self: 5})(),
+    "its response": raising("response"),
+    "its status": raising("status_code"),
+    "its body": raising("body"),
+    "its headers": raising("headers"),
+    "its number": raising("errno"),
+    "its class's module": type("Odd", (Exception,), {"__module__": None})("boom"),
+}
+
+
+@pytest.mark.parametrize("failure", ODD.values(), ids=ODD)
+async def test_an_exception_that_cannot_be_looked_at_fails_its_prompt_alone(failure):
+    async def send(prompt):
+        await asyncio.sleep(0)
+        if prompt == "bad":
+            raise failure
+        return "fine"
+
+    good, bad, other = await run_concurrent(["a", "bad", "b"], send, max_attempts=2)
+    assert (good.text, other.text, bad.error.type) == ("fine", "fine", type(failure).__name__) and bad.error.message
+
+
 @pytest.mark.parametrize("status", [0, 7, 600, 10**9, True, "404"])
 def test_a_status_that_is_none_of_http(status):
     assert as_prompt_error(make("Odd", status=status)).error.type == "Odd"
@@ -601,3 +638,12 @@ async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, ver
 def test_a_long_message_is_cut_not_lost(text):
     cut = short(text)
     assert len(cut) <= 300 and cut.endswith(" …") and text.startswith(cut[:200])
+
+
+def test_kinds_of_failures_without_end_are_told_apart_up_to_a_point():
+    tally = concurrent_prompts.Tally()
+    for number in range(1000):
+        tally.note(Error(f"code_{number}", "m", 400))
+    tally.note(Error("code_3", "m", 400))
+    counts = {error.type: count for error, count in tally.failures()}
+    assert len(counts) == tally.KINDS + 1 and counts["others"] == 1000 - tally.KINDS and counts["code_3"] == 2

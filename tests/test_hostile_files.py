@@ -422,3 +422,26 @@ def test_a_backend_that_is_no_name_is_damage(tmp_path, backend):
     (tmp_path / "r.jsonl.running").write_text(f'{{"backend":{backend}}}\n')
     with pytest.raises(UsageError, match=r"running is damaged; mend it, or remove it"):
         PendingJobs(tmp_path / "r.jsonl", "openai-batch")
+
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------
+
+
+def asking(number, **more):
+    """Return a line of Batch requests."""
+    body = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "x"}]} | more
+    return {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+@pytest.mark.parametrize("flags", [[], ["--max-cost", "1"], ["--max-cost", "1", "--price", "1,1"], ["--dry-run"]])
+def test_a_number_beyond_all_numbers_costs_its_own_prompt_at_most(here, stand_in, capsys, flags):
+    large = [10**400, 1e308, -(10**400)]
+    lines = [asking(0)] + [asking(1, max_tokens=one, n=other) for one in large for other in (1, *large)] + [asking(2)]
+    (here / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status = concurrent_prompts.main(["p.jsonl", "-b", "stdlib", "--base-url", stand_in().url, *flags])
+    said = capsys.readouterr().err
+    assert "Error" not in said and "extra" not in said and status in (0, 1, 3)
+    if not flags:
+        rows = [json.loads(line) for line in (here / "p.results.jsonl").read_bytes().splitlines()]
+        assert [rows[0]["error"], rows[-1]["error"], len(rows)] == [None, None, len(lines)]

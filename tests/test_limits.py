@@ -260,6 +260,13 @@ def test_anthropics_headers():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["requests", "tokens"])
+@pytest.mark.parametrize("limit", ["1e-323", "5e-324", "1e-7", "0", "nan", "1e400", "-1"])
+def test_a_limit_that_no_server_has_is_none(name, limit):
+    headers = {f"x-ratelimit-limit-{name}": limit, f"x-ratelimit-remaining-{name}": "0"}
+    assert limits_in(headers, name) is None
+
+
 @pytest.mark.parametrize("wrong", [{"rpm": 0}, {"tpm": -1}])
 async def test_limits_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="greater than 0"):

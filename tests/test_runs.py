@@ -829,6 +829,36 @@ async def test_a_run_over_endless_prompts_ends(way, reply):
     }  # fmt: skip
 
 
+async def at_once(prompt):
+    return prompt
+
+
+async def holding_up(prompt):
+    time.sleep(0.1)
+    return prompt
+
+
+@pytest.mark.parametrize("send", [at_once, holding_up])
+@both
+async def test_a_deadline_ends_a_run_whose_function_never_lets_go_of_the_event_loop(way, send):
+    began = time.monotonic()
+    results = await way(endless(), send, deadline=0.2)
+    assert time.monotonic() - began < 2 and len(results) > 1 and results[0].text == "0"
+
+
+@virtual
+async def test_timers_that_are_always_late_are_heard_all_the_same():
+    loop = asyncio.get_running_loop()
+
+    async def flooded(prompt):
+        for _ in range(100):
+            await asyncio.sleep(0)
+            loop.now += 2.0  # so long was each turn of the event loop
+
+    (result,) = await run_concurrent(["a"], flooded, **options(deadline=9))
+    assert result.error.type == "deadline" and now() < 25
+
+
 @virtual
 async def test_as_completed_over_endless_prompts_ends():
     texts = [result.text async for result in as_completed(endless(), Server(latency=0.3), **options(deadline=3))]
