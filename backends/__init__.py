@@ -132,6 +132,17 @@ def named_proxy(base_url: str) -> str | None:
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 
+def tls_context(base_url: str) -> Any:
+    """Return the ssl.SSLContext to verify the server of this base URL, and its proxy, with.
+
+    Reading the system's certificates takes 50 ms: if neither speaks TLS, the context trusts nobody.
+    """
+    import ssl
+
+    secure = any(url.lower().startswith("https:") for url in (base_url, named_proxy(base_url) or ""))
+    return ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 def reach_of(host: str) -> str:
     """Return whether a host is "loopback", "private" or "public", as its name says: nothing is looked up."""
     host = host.rstrip(".")
