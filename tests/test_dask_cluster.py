@@ -448,7 +448,7 @@ def test_a_local_cluster_without_cryptography_is_refused(here, monkeypatch, caps
 
 
 def test_nobody_there_or_nobody_left_is_one_sentence(ask, tmp_path, mine, monkeypatch, clusters):
-    monkeypatch.setattr(dask_cluster, "CONNECTING", 1.0)
+    monkeypatch.setattr(dask_local, "CONNECTING", 1.0)
     monkeypatch.setattr(dask_cluster.Crew, "START", 0.2)
     monkeypatch.setattr(dask_cluster.Crew, "RETURN", 0.2)
     address, _, place = clusters(1)
