@@ -54,6 +54,7 @@ class Bounded:
     async def send(self, request: httpx2.Request, *, stream: bool = False, **more: Any) -> httpx2.Response:
         """Send a request. Raises ConnectionError if the body of an answer is too long."""
         reply: httpx2.Response = await super().send(request, stream=True, **more)  # type: ignore[misc]
+        reply.encoding = "utf-8"  # whatever it names: Python has decoders that take hours, and some that decode no text
         bound_body(reply, None if stream else self.most or MAX_BODY)  # a file is streamed: its reader bounds it
         if not stream:
             try:

@@ -20,14 +20,19 @@ from typing import Any
 from . import core
 from .prices import Price, as_price, cost_of, known_price, money, usage_in
 
-core.HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
-core.HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+HINTS = core.sibling("backends", "hints").HINTS
+HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
+HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+
+TOKENS_MOST = 10**12  # of an answer that an input may ask for: it may hold any number
+
 
 def max_output_tokens(request: dict[str, Any]) -> tuple[int, int]:
     """Return the most tokens that each answer to a request may have, 0 where it does not say, and how many it asks."""
 
     def told(least: int, *names: str) -> int:
-        found: list[int] = [math.ceil(request[name]) for name in names if type(request.get(name)) in (int, float)]
+        given = [request[name] for name in names if type(request.get(name)) in (int, float)]
+        found: list[int] = [math.ceil(min(count, TOKENS_MOST)) for count in given]
         return max([least, *found])
 
     texts = request.get("prompt")  # completions take a list of them, or one as a list of tokens
@@ -198,10 +203,10 @@ class Budget:
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Take over what earlier runs have spent, and keep the account once a second.
 
-        Raises UsageError if no price is known, ValueError for a function of the user's own, whose usage is not seen.
+        Raises UsageError if no price is known, and for a function of the user's own, whose usage is not seen.
         """
         if not hasattr(run.api, "price_share"):
-            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
+            raise core.UsageError("max_cost needs a loaded backend: what your own function spends is not seen here")
         self._run = run
         name, self._usual = self.price_for(run.first)
         if self._usual is None:

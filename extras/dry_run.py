@@ -50,7 +50,7 @@ class Plan:
 
     SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
 
-    def __init__(self, api: core.Api, told: Price | None, first: core.Prompt) -> None:
+    def __init__(self, api: Any, told: Price | None, first: core.Prompt) -> None:
         self.asked = 0
         self.first: core.Prompt | None = None
         self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one
@@ -82,7 +82,7 @@ class Plan:
             return
         self.asked += 1
         self.first = self.first or prompt
-        request = core.load(prompt.body)
+        request = core.parse_json(prompt.body)  # orjson alone does not take every number
         if any(request.get(key) for key in ("tools", "functions", "response_format", "text")):
             self._left_out.add("tools and schemas")
         given = sum(self._tokens(request.get(key)) for key in ("instructions", "messages", "input", "prompt"))

@@ -14,7 +14,8 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts import UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras.stand_in import serve
 
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
@@ -417,6 +418,15 @@ async def test_a_body_that_is_too_large_is_refused(bounded, flood):
 
 
 # ---- The server's list of models -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "bz2_codec", "utf-16", "none such"])
+async def test_the_charset_that_an_error_names_is_not_believed(connect, charset):
+    body = b"<title>" + b"bcdefg0123-" * 3000 + b"</title>"  # for punycode an hour, if there is a megabyte of it
+    sent = reply(body, b"500 -", b"Content-Type: text/html; charset=%b\r\n" % charset.encode())
+    async with scripted(lambda head, asked: sent) as (url, _), connect(url, {}, 1) as post:
+        (status, _, found), pause = await longest_pause(post("/chat/completions", b'{"model": "m", "messages": []}'))
+    assert (status, found) == (500, body) and pause < 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ from test_backends import reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
+from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.extras import shutdown
 from concurrent_prompts.extras.stand_in import main as stand_in_main
 
@@ -150,17 +151,17 @@ def test_system_template_and_parameters(here, stand_in):
     pathlib.Path("t.csv").write_text("word,lang\n{cat},French\n")
     seen = []
 
-    class Spy(concurrent_prompts.Api):
+    class Spy(api_file.Api):
         def read(self, prompt, *reply):
             seen.append(json.loads(prompt.body))
             return super().read(prompt, *reply)
 
-    original, concurrent_prompts.Api = concurrent_prompts.Api, Spy
+    original, api_file.Api = api_file.Api, Spy
     try:
         template = ["-s", "Be brief.", "-t", "Say {word} in {lang} {{ok}}", "-p", "temperature=0.5", "-p", 'stop=["x"]']
         assert main(["t.csv", "--base-url", stand_in().url, "-m", "mine", *template]) == 0
     finally:
-        concurrent_prompts.Api = original
+        api_file.Api = original
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Say {cat} in French {ok}"},

@@ -19,10 +19,12 @@ from conftest import VARIABLES, in_thread
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
+from concurrent_prompts.backends import bulk as bulk_file
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 dask_cluster = pytest.importorskip("concurrent_prompts.backends.dask_cluster")
+dask_local = pytest.importorskip("concurrent_prompts.backends.dask_local")
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc"),
     pytest.mark.xdist_group("dask"),  # they share clusters
@@ -254,7 +256,7 @@ def test_limits_that_are_told_are_for_all_workers_together(ask, stand_in, cluste
 
 def crew(address="tcp://127.0.0.1:1", **settings):
     api = load_backend("dask-cluster", base_url="http://127.0.0.1:1/v1", **settings)
-    job = concurrent_prompts.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
+    job = bulk_file.Job(concurrent_prompts.Run(api), api, [], lambda result: None)
     return dask_cluster.Crew(job, None, address, None)
 
 
@@ -429,16 +431,16 @@ def test_a_worker_with_an_older_python_says_so(monkeypatch):
 def test_the_key_crosses_no_open_network_unencrypted(monkeypatch, caplog, address, allowed, said):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     ours = crew(address, allow_http=allowed)
-    dask_cluster.WARNED.clear()
+    dask_local.WARNED.clear()
     with pytest.raises(ValueError, match="would go to 203") if said is None else contextlib.nullcontext():
-        dask_cluster.check_network(ours._job, address)
+        dask_local.check_network(ours._job, address)
     assert (said or "") in caplog.text and bool(said) == bool(caplog.text)
 
 
 def test_a_secret_under_another_name_crosses_no_open_network_either(monkeypatch):
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Subscription: 0123456789abcdef")
     with pytest.raises(ValueError, match="would go to 203"):
-        dask_cluster.check_network(crew()._job, "tcp://203.0.114.1:8786")
+        dask_local.check_network(crew()._job, "tcp://203.0.114.1:8786")
 
 
 def test_a_local_cluster_without_cryptography_is_refused(here, monkeypatch, capsys):
@@ -449,7 +451,7 @@ def test_a_local_cluster_without_cryptography_is_refused(here, monkeypatch, caps
 
 
 def test_nobody_there_or_nobody_left_is_one_sentence(ask, tmp_path, mine, monkeypatch, clusters):
-    monkeypatch.setattr(dask_cluster, "CONNECTING", 1.0)
+    monkeypatch.setattr(dask_local, "CONNECTING", 1.0)
     monkeypatch.setattr(dask_cluster.Crew, "START", 0.2)
     monkeypatch.setattr(dask_cluster.Crew, "RETURN", 0.2)
     address, _, place = clusters(1)

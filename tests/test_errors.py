@@ -14,8 +14,8 @@ import urllib.error
 
 import pytest
 
+import concurrent_prompts
 from concurrent_prompts import (
-    Api,
     Error,
     PromptError,
     as_prompt_error,
@@ -23,12 +23,13 @@ from concurrent_prompts import (
     error_of,
     hint,
     http_error,
-    read_reply,
     run,
+    run_concurrent,
     run_sequential,
     short,
     verdict_of,
 )
+from concurrent_prompts.backends.api import Api, batch_row, read_reply
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -462,6 +463,41 @@ def test_a_class_of_the_users_own_is_not_taken_for_a_librarys(name):
     assert (found.error.type, found.verdict) == (name.rpartition(".")[2], "fail")
 
 
+class Unreadable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def raising(*names, status=500):
+    """Return an exception whose attributes raise something themselves."""
+    own = {name: property(lambda self: 1 / 0) for name in names}
+    return type("Odd", (Exception,), {"status_code": status} | own)("boom")
+
+
+ODD = {
+    "its text": Unreadable(),
+    "its text is none": type("Odd", (Exception,), {"__str__": lambda self: 5})(),
+    "its response": raising("response"),
+    "its status": raising("status_code"),
+    "its body": raising("body"),
+    "its headers": raising("headers"),
+    "its number": raising("errno"),
+    "its class's module": type("Odd", (Exception,), {"__module__": None})("boom"),
+}
+
+
+@pytest.mark.parametrize("failure", ODD.values(), ids=ODD)
+async def test_an_exception_that_cannot_be_looked_at_fails_its_prompt_alone(failure):
+    async def send(prompt):
+        await asyncio.sleep(0)
+        if prompt == "bad":
+            raise failure
+        return "fine"
+
+    good, bad, other = await run_concurrent(["a", "bad", "b"], send, max_attempts=2)
+    assert (good.text, other.text, bad.error.type) == ("fine", "fine", type(failure).__name__) and bad.error.message
+
+
 @pytest.mark.parametrize("status", [0, 7, 600, 10**9, True, "404"])
 def test_a_status_that_is_none_of_http(status):
     assert as_prompt_error(make("Odd", status=status)).error.type == "Odd"
@@ -577,7 +613,7 @@ def test_the_key_is_in_no_error_row_or_log(monkeypatch, caplog, reply, prompt):
     caplog.set_level(logging.DEBUG)
     prompts = [prompt, "b", "c"]
     results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, sleep=no_wait)
-    rows = [[result.as_row(), result.as_batch_row()] for result in results]
+    rows = [[result.as_row(), batch_row(result)] for result in results]
     assert results[0].error is not None and len(results) == 3
     assert "***" in json.dumps(rows)
     assert KEY not in json.dumps(rows) + repr(results) + caplog.text
@@ -602,3 +638,12 @@ async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, ver
 def test_a_long_message_is_cut_not_lost(text):
     cut = short(text)
     assert len(cut) <= 300 and cut.endswith(" …") and text.startswith(cut[:200])
+
+
+def test_kinds_of_failures_without_end_are_told_apart_up_to_a_point():
+    tally = concurrent_prompts.Tally()
+    for number in range(1000):
+        tally.note(Error(f"code_{number}", "m", 400))
+    tally.note(Error("code_3", "m", 400))
+    counts = {error.type: count for error, count in tally.failures()}
+    assert len(counts) == tally.KINDS + 1 and counts["others"] == 1000 - tally.KINDS and counts["code_3"] == 2

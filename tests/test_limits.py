@@ -13,7 +13,8 @@ import random
 import pytest
 from test_runs import virtual
 
-from concurrent_prompts import AUTO_CONCURRENCY, Api, Run, as_prompts, concurrently, limits_in, run_concurrent
+from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
+from concurrent_prompts.backends.api import Api, limits_in
 from concurrent_prompts.extras import stand_in
 
 SEEDS = (101,)
@@ -257,6 +258,13 @@ def test_anthropics_headers():
     assert limits_in({f"anthropic-ratelimit-requests-{key}": value for key, value in names.items()}, "requests") == (
         pytest.approx(50 / 60), 49, 49,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["requests", "tokens"])
+@pytest.mark.parametrize("limit", ["1e-323", "5e-324", "1e-7", "0", "nan", "1e400", "-1"])
+def test_a_limit_that_no_server_has_is_none(name, limit):
+    headers = {f"x-ratelimit-limit-{name}": limit, f"x-ratelimit-remaining-{name}": "0"}
+    assert limits_in(headers, name) is None
 
 
 @pytest.mark.parametrize("wrong", [{"rpm": 0}, {"tpm": -1}])

@@ -12,7 +12,8 @@ import types
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, Run, main, run, token_counts
+from concurrent_prompts import Run, UsageError, main, run, token_counts
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo, dry_run
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
@@ -309,7 +310,7 @@ def test_a_budget_for_what_nobody_sees():
     async def send(prompt):
         return prompt
 
-    with pytest.raises(ValueError, match="loaded backend"):
+    with pytest.raises(UsageError, match="loaded backend"):
         run(["?"], send, max_cost=1, price=PRICE)
 
 

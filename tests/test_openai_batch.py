@@ -14,8 +14,10 @@ import pytest
 from test_backends import reply, scripted
 from test_cli import SCRIPT, rows
 
-import concurrent_prompts
-from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
+from concurrent_prompts import PromptError, UsageError, load_backend, main, run_concurrent
+from concurrent_prompts.backends import api as api_file
+from concurrent_prompts.backends import bulk as bulk_file
+from concurrent_prompts.backends.api import reply_of
 from concurrent_prompts.extras import stand_in as stand_in_server
 
 pytest.importorskip("openai")
@@ -92,15 +94,15 @@ def test_the_answers_are_those_of_a_live_backend(ask):
 
 @pytest.mark.parametrize("lines, size, batches", [(10, 10**6, 3), (100, 16_000, 30), (100, 17_320, 3)])
 def test_large_inputs_are_split(ask, monkeypatch, lines, size, batches):
-    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", lines)
-    monkeypatch.setattr(concurrent_prompts, "BATCH_BYTES", size)
+    monkeypatch.setattr(api_file, "BATCH_LINES", lines)
+    monkeypatch.setattr(api_file, "BATCH_BYTES", size)
     call = ask()
     assert call("-s", "x" * (800 if batches == 30 else 100), count=30) == 0
     assert len(answered(30)) == 30 and call.server.stats.batches == batches
 
 
 def test_no_more_batches_at_once_than_asked(ask, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", 5)
+    monkeypatch.setattr(api_file, "BATCH_LINES", 5)
     most = []
     say = openai_batch.Batches.say
     monkeypatch.setattr(openai_batch.Batches, "say", lambda self: (most.append(len(self.running)), say(self)))
@@ -441,8 +443,8 @@ def test_looks_grow_rarer_and_say_how_far_the_batch_is(ask, monkeypatch, capsys)
         waits.append(seconds)
         return True
 
-    monkeypatch.setattr(concurrent_prompts.Job, "sleep", sleep)
-    monkeypatch.setattr(concurrent_prompts.Job, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(bulk_file.Job, "sleep", sleep)
+    monkeypatch.setattr(bulk_file.Job, "say", lambda self, text: said.append(text))
     for name, value in {"FIRST_POLL": 1.0, "LAST_POLL": 60.0}.items():
         monkeypatch.setattr(openai_batch, name, value)
     call = ask(batch_time=400, clock=lambda: now[0])

@@ -16,18 +16,10 @@ import pytest
 from test_backends import NAMES, longest_pause
 
 import concurrent_prompts
-from concurrent_prompts import (
-    Api,
-    PromptError,
-    Schema,
-    UsageError,
-    hint,
-    is_strict,
-    load_backend,
-    main,
-    run,
-    run_sequential,
-)
+from concurrent_prompts import PromptError, UsageError, hint, load_backend, main, run, run_sequential
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.extras import schema as schema_file
+from concurrent_prompts.extras.schema import Schema, is_strict
 
 both_codecs = pytest.mark.usefixtures("codec")
 
@@ -87,7 +79,10 @@ def api(*replies, **settings):
 
         yield post
 
-    return Api(connect, base_url=URL, **{"schema": AGE, **settings}), sent
+    settings = {"schema": AGE} | settings
+    checker = Schema(settings.pop("schema"))
+    checker.check_options(settings.get("endpoint", "chat"), settings.get("params", {}))
+    return Api(connect, base_url=URL, form=checker.asked, extras=[checker], **settings), sent
 
 
 def ask(*replies, prompt="How old?", settings=None, **options):
@@ -677,7 +672,7 @@ def children(checker, monkeypatch):
             started.append((self, options["env"]))
 
     monkeypatch.setattr(concurrent_prompts.subprocess, "Popen", Popen)
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 0.2)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 0.2)
     yield started
     assert all(child.returncode is not None for child, _ in started), "it has not been ended with the run"
 
@@ -692,11 +687,34 @@ def test_a_pattern_that_never_ends_costs_one_prompt(children, monkeypatch, schem
     assert [result.text for result in found] == [good, vicious, good]
     assert [result.attempts for result in found] == [1, 1, 2] and len(sent) == 4
     assert found[1].error.type == "schema_mismatch" and found[0].error is found[2].error is None
-    message = "cannot be checked against the schema: its patterns take more than 0.2 s"
+    message = "cannot be checked against the schema: checking it takes more than 0.2 s"
     assert found[1].error.message == message
     assert "does not match" in sent[3][1]["messages"][-1]["content"] or "not of type" in str(sent[3][1])
     assert len(children) == 3, "one for the schema, one for the run, and one after the kill"
     assert not any("sk-not-for-children" in str(environment) for _, environment in children)
+
+
+DOUBLED = {f"d{n}": {"properties": {"a": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2}}} for n in range(40)}
+LONG = {
+    "uniqueItems": ({"type": "array", "uniqueItems": True}, json.dumps([{"a": n} for n in range(5000)]), "[]"),
+    "$ref": (
+        {"type": "object", **DOUBLED["d0"], "$defs": {**DOUBLED, "d40": {}}}, '{"a": ' * 42 + "1" + "}" * 42,
+        '{"a": 1}',
+    ),
+    "unevaluatedProperties": (
+        {"type": "object", "unevaluatedProperties": {"type": "integer"}}, json.dumps({str(n): n for n in range(9999)}),
+        "{}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "vicious", "good"), LONG.values(), ids=LONG)
+def test_an_answer_that_takes_too_long_to_check_costs_one_prompt(children, schema, vicious, good):
+    source, _ = api(chat(good), chat(vicious), chat(good), schema=schema)
+    found = asyncio.run(run_sequential(["one", "two", "three"], source, max_attempts=1))
+    assert [result.error and result.error.type for result in found] == [None, "schema_mismatch", None]
+    assert found[1].error.message == "cannot be checked against the schema: checking it takes more than 0.2 s"
+    assert len(children) == 3
 
 
 def test_nothing_is_started_without_a_pattern(children):
@@ -705,7 +723,7 @@ def test_nothing_is_started_without_a_pattern(children):
 
 
 async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 30.0)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 30.0)
     source, _ = api(chat(VICIOUS), schema=NAMED)
     began = time.monotonic()
     found, pause = await longest_pause(concurrent_prompts.run_concurrent(["x"] * 5, source, deadline=0.4))
@@ -716,13 +734,13 @@ async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeyp
 
 def test_a_process_that_dies_is_replaced(children, monkeypatch):
     source, _ = api(chat('{"name": "a"}'), schema=NAMED)
-    with source.schema.checking():
-        assert source.schema.find({"name": "b"}).startswith("$.name: 'b' does not match")
+    with source.extras[0].checking():
+        assert source.extras[0].find({"name": "b"}).startswith("$.name: 'b' does not match")
         children[-1][0].kill()
         children[-1][0].wait()
         with pytest.raises(ValueError, match="the process that checks it has ended"):
-            source.schema.find({"name": "a"})
-        assert source.schema.find({"name": "a"}) == ""
+            source.extras[0].find({"name": "a"})
+        assert source.extras[0].find({"name": "a"}) == ""
     assert len(children) == 3
 
 
@@ -734,13 +752,13 @@ def test_a_pattern_that_is_none(children, pattern, named):
 
 
 def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "START", 0.01)
-    with pytest.raises(UsageError, match=r"its patterns take more than 0\.01 s"):
+    monkeypatch.setattr(schema_file.Checker, "START", 0.01)
+    with pytest.raises(UsageError, match=r"checking it takes more than 0\.01 s"):
         Schema(NAMED, "s.json")
 
 
 def test_a_schema_file_without_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "LONGEST", 1 << 20)
+    monkeypatch.setattr(schema_file, "LONGEST", 1 << 20)
     (tmp_path / "s.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(UsageError, match=r"s\.json is larger than 1 MiB"):
         Schema.read(str(tmp_path / "s.json"))

@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from concurrent_prompts.extras import stand_in
+from concurrent_prompts.extras import stand_in, stand_in_answers, stand_in_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
@@ -135,7 +135,7 @@ class Recorder(stand_in.Server):
     async def all_ended(self) -> None:
         """Wait until all batches have ended: what they cost is known only then, those of a dead client included."""
         self._batches.settle()
-        while any(batch.shown["status"] not in stand_in.FINISHED for batch in self._batches._batches.values()):
+        while any(batch.shown["status"] not in stand_in_batches.FINISHED for batch in self._batches._batches.values()):
             await asyncio.sleep(0.01)
             self._batches.settle()
 
@@ -287,7 +287,7 @@ class Job:
         """Return the prompts whose own answer is in the results file."""
         rows = map(json.loads, self.lines())
         pairs = ((self.prompts[row["id"] - 1], row["text"]) for row in rows)
-        return {prompt for prompt, text in pairs if text == stand_in.invent(prompt, prompt, "")}
+        return {prompt for prompt, text in pairs if text == stand_in_answers.invent(prompt, prompt, "")}
 
     def lost(self) -> int:
         return len(self.prompts) - len(self.answered())
