@@ -15,11 +15,11 @@ import time
 import types
 
 import pytest
-from conftest import VARIABLES, in_thread
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
 from concurrent_prompts.backends import bulk as bulk_file
+from tests.helpers import ROOT, SCRIPT, VARIABLES, in_thread
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -30,8 +30,6 @@ pytestmark = [
     pytest.mark.xdist_group("dask"),  # they share clusters
 ]
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "concurrent_prompts.py")
 KEY = "sk-never-to-be-seen-0123456789"
 PROXY = "http://someone:password-0123456789@127.0.0.1:9"
 MINE = """

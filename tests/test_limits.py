@@ -11,11 +11,11 @@ import math
 import random
 
 import pytest
-from test_runs import virtual
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api, limits_in
 from concurrent_prompts.extras import stand_in
+from tests.helpers import virtual
 
 SEEDS = (101,)
 LATENCY = {"latency": 0.3, "sigma": 0.5}

@@ -19,8 +19,8 @@ from concurrent_prompts import Journal, Prompt, Result, main, read_prompts, reco
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends.api import request_line
 from concurrent_prompts.extras.shards import in_shard
+from tests.helpers import SCRIPT
 
-SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
 CLOCKS = "attempts latency started slot_wait limit_wait retry_wait lost tries limit"
 
 
