@@ -13,8 +13,8 @@ from concurrent_prompts import Run, UsageError, backends, load_backend, main, ru
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo
 from concurrent_prompts.extras.stand_in import serve
+from tests.backends.test_trust import REACH
 from tests.helpers import LIBRARIES, NAMES, reply, scripted, serving
-from tests.test_trust import REACH
 
 KEY = "sk-very-secret-0123456789"
 LOGIN = "someone:pass%27word-0123456789"
