@@ -69,6 +69,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def stand_in():
     """Return a function that starts a stand-in server in a thread, for tests of what brings its own event loop."""
+    pytest.importorskip("concurrent_prompts.extras.stand_in")
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(in_thread(options))
 

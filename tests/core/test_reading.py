@@ -13,9 +13,14 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts import (
+    Prompt,
+    UsageError,
+    as_prompts,
+    load_backend,
+    read_prompts,
+)
 from concurrent_prompts.backends.api import Api
-from concurrent_prompts.extras import table
 
 CHAT = "/chat/completions"
 
@@ -280,7 +285,7 @@ def test_open_quotes_in_every_line_take_no_quadratic_time(read):
 
 
 def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
-    monkeypatch.setattr(table, "LONGEST", 2000)
+    monkeypatch.setattr("concurrent_prompts.extras.table.LONGEST", 2000)
     monkeypatch.setattr(sys, "getsizeof", len)  # what a line costs besides its bytes varies
     prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
     assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]
@@ -622,3 +627,9 @@ def test_prompts_of_the_readers_own():
 def test_what_json_cannot_hold_fails_only_its_own_prompt(value):
     bad, good = map(api().prepare, as_prompts([{"messages": [{"x": value}]}, "b"]))
     assert "prompt 1" in bad.error.message and not bad.body and good.body
+
+
+def test_a_prompt_knows_its_row_and_is_the_same_without():
+    (prompt,) = as_prompts([{"id": 7, "prompt": "x", "a": 1}])
+    assert list(prompt.row) == ["id", "prompt", "a"] and "row=" not in repr(prompt)
+    assert prompt == Prompt(0, "x", 7, columns={"a": 1}, where="prompt 1", named=True)
