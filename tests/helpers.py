@@ -67,6 +67,19 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
+def contents(prompts):
+    """Return each prompt's content, or "!" for one that could not be read."""
+    return ["!" if prompt.error else prompt.content for prompt in prompts]
+
+
+def line_of(prompt):
+    """Return the line number that a prompt's error names, after checking that the message names the file too."""
+    assert prompt.error.type in ("unreadable", "missing_column") and not prompt.error.retryable
+    where, _, reason = prompt.error.message.partition(": ")
+    assert where == prompt.where and reason
+    return int(where.rpartition(" line ")[2])
+
+
 # ---- Servers -------------------------------------------------------------------------------------------------
 
 
