@@ -21,7 +21,7 @@ print(",".join(["stdlib"] + ["raw-aiohttp"] * bool(f("aiohttp")) + ["openai-sdk"
 install: $(VENV)/dev  ## set up .venv with all that the backends and the tests use
 
 test: $(VENV)/dev  ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (half an hour)
 	$(BIN)/python -m tests.torture

@@ -1,24 +1,17 @@
 """What the tests share: a clean environment, the stand-in server, and a mend for aioresponses."""
 
-import asyncio
 import contextlib
 import functools
 import inspect
 import os
 import subprocess
 import sys
-import threading
 import types
 
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts.extras.stand_in import serve
-
-VARIABLES = (
-    "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "
-    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR"
-)
+from tests.helpers import VARIABLES, in_thread
 
 TRAP = "with open({place!r}, 'a') as file:\n    file.write({name!r} + chr(10))\n"
 OPTIONAL = "aiohttp dask distributed distro httpx2 jsonschema matplotlib openai orjson tiktoken tqdm uvloop"
@@ -78,24 +71,6 @@ def stand_in():
     """Return a function that starts a stand-in server in a thread, for tests of what brings its own event loop."""
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(in_thread(options))
-
-
-@contextlib.contextmanager
-def in_thread(options):
-    ready, server = threading.Event(), {}
-
-    async def work():
-        async with serve(**options) as server["it"]:
-            server["loop"], server["end"] = asyncio.get_running_loop(), asyncio.Event()
-            ready.set()
-            await server["end"].wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(work(),))
-    thread.start()
-    ready.wait(5)
-    yield server["it"]
-    server["loop"].call_soon_threadsafe(server["end"].set)
-    thread.join()
 
 
 @pytest.fixture(scope="session")

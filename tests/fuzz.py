@@ -36,7 +36,7 @@ import concurrent_prompts
 from concurrent_prompts import Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
 from concurrent_prompts.backends import stdlib
 from concurrent_prompts.backends.api import Api
-from tests.test_stdlib_http import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
+from tests.backends.test_stdlib import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
 
 SLOW = 20  # seconds after which a case counts as hanging
 MAX_BODY = 100_000  # instead of 256 MiB, so that small cases reach it

@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.report import Table, cell
 from benchmarks.runs import Run, answers_in, steady
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import ROOT
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the benchmark needs os.wait4")

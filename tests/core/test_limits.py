@@ -11,11 +11,11 @@ import math
 import random
 
 import pytest
-from test_runs import virtual
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api, limits_in
 from concurrent_prompts.extras import stand_in
+from tests.helpers import virtual
 
 SEEDS = (101,)
 LATENCY = {"latency": 0.3, "sigma": 0.5}
@@ -202,9 +202,9 @@ async def test_two_runs_that_share_a_key(seed):
 @virtual
 async def test_no_limit():
     server = Simulation(latency=0.1, sigma=0)
-    await server.answer(texts(4000, 0))
+    await server.answer(texts(2000, 0))
     ramp = 0.1 * math.log(AUTO_CONCURRENCY / 16, 4)
-    assert server.span <= 0.1 * math.ceil(4000 / AUTO_CONCURRENCY) + ramp + 0.1
+    assert server.span <= 0.1 * math.ceil(2000 / AUTO_CONCURRENCY) + ramp + 0.1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05])

@@ -10,14 +10,13 @@ import re
 import time
 
 import pytest
-from test_backends import NAMES, longest_pause, reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends.api import limits_in, read_reply
+from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
 
-ROOT = pathlib.Path(concurrent_prompts.__file__).parent
 OTHERS = "plot", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # which read no server's text
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
 MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))

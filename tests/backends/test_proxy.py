@@ -8,13 +8,13 @@ import re
 import ssl
 
 import pytest
-from test_backends import NAMES, reply, scripted
-from test_trust import LIBRARIES, REACH, serving
 
 from concurrent_prompts import Run, UsageError, backends, load_backend, main, run_concurrent
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo
 from concurrent_prompts.extras.stand_in import serve
+from tests.backends.test_trust import REACH
+from tests.helpers import LIBRARIES, NAMES, reply, scripted, serving
 
 KEY = "sk-very-secret-0123456789"
 LOGIN = "someone:pass%27word-0123456789"

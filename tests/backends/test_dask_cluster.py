@@ -15,20 +15,21 @@ import time
 import types
 
 import pytest
-from conftest import VARIABLES, in_thread
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
 from concurrent_prompts.backends import bulk as bulk_file
+from tests.helpers import ROOT, SCRIPT, VARIABLES, in_thread
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 dask_cluster = pytest.importorskip("concurrent_prompts.backends.dask_cluster")
 dask_local = pytest.importorskip("concurrent_prompts.backends.dask_local")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals, sessions and /proc"),
+    pytest.mark.xdist_group("dask"),  # they share clusters
+]
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "concurrent_prompts.py")
 KEY = "sk-never-to-be-seen-0123456789"
 PROXY = "http://someone:password-0123456789@127.0.0.1:9"
 MINE = """
@@ -306,12 +307,12 @@ def test_deaths_and_bugs_cost_their_own_rows_only(begun):
         assert told == PROXY[:20].encode()  # it came with the key, and is in the process's memory alone
 
 
-async def opens(address, security=None):
+async def opens(address, security=None, timeout=0.5):
     """Tell whether a Dask node answers who comes with these credentials, or with none."""
     arguments = security.get_connection_args("client") if security else {}
     try:
-        async with asyncio.timeout(5):
-            comm = await distributed.core.connect(address, timeout=0.5, **arguments)
+        async with asyncio.timeout(timeout + 5):
+            comm = await distributed.core.connect(address, timeout=timeout, **arguments)
     except OSError:  # a time-out is one, too
         return False
     comm.abort()
@@ -346,7 +347,7 @@ async def test_local_processes_let_nobody_in_show_nothing_and_drain(start, tmp_p
     others = distributed.Security.temporary()
     tried = [opens(f"tcp://127.0.0.1:{port}") for port in ports]
     tried += [opens(f"tls://127.0.0.1:{port}", others) for port in ports]
-    assert await asyncio.gather(opens(cluster[0]), *tried) == [True] + [False] * 10
+    assert await asyncio.gather(opens(cluster[0], timeout=10), *tried) == [True] + [False] * 10
     for child in workers if sys.platform == "linux" else ():
         environment = pathlib.Path(f"/proc/{child.pid}/environ").read_bytes()
         assert KEY.encode() not in environment and PROXY.encode() not in environment

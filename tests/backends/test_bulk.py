@@ -7,10 +7,10 @@ import signal
 import types
 
 import pytest
-from test_cli import rows
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, as_completed, load_backend, main, run, run_sequential
+from tests.helpers import rows
 
 NOBODY = "http://127.0.0.1:1/v1"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 50}

@@ -2,14 +2,13 @@
 
 import ast
 import importlib
-import pathlib
 import sys
 
 import pytest
 
 import concurrent_prompts
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(concurrent_prompts.__file__).parent
 CORE = ROOT / "concurrent_prompts.py"
 FOLDERS = "backends", "extras"
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))

@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 import random
-import selectors
 import threading
 import time
 
@@ -26,38 +25,9 @@ from concurrent_prompts import (
     run_sequential,
 )
 from concurrent_prompts.backends import api as api_file
+from tests.helpers import virtual
 
-# ---- Virtual time --------------------------------------------------------------------------------------------
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer whenever there is nothing else to do."""
-
-    def __init__(self):
-        super().__init__(selectors.SelectSelector())
-        self.now = 1000.0
-        select = self._selector.select
-
-        def jump(timeout):
-            assert timeout is not None, "everything waits and nothing will ever happen"
-            self.now += timeout
-            return select(0)
-
-        self._selector.select = jump
-
-    def time(self):
-        return self.now
-
-
-def virtual(test):
-    """Run an async test in virtual time."""
-
-    @functools.wraps(test)
-    def run_test(*args, **kwargs):
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(test(*args, **kwargs))
-
-    return run_test
+# ---- What answers --------------------------------------------------------------------------------------------
 
 
 def now():

@@ -7,7 +7,6 @@ import importlib
 import json
 import socket
 import sys
-import time
 import tracemalloc
 import zlib
 
@@ -17,10 +16,9 @@ import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, read_prompts, run_concurrent
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras.stand_in import serve
+from tests.helpers import ANSWER, NAMES, longest_pause, reply, scripted
 
-NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Gr\xc3\xbc\xc3\x9fe \xf0\x9f\x91\x8b"}]}'
-ANSWER = b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}'
 
 
 @pytest.fixture(params=NAMES)
@@ -29,62 +27,6 @@ def connect(request):
     module = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(request.param, "asyncio")
     pytest.importorskip(module)
     return importlib.import_module(f"concurrent_prompts.backends.{request.param.replace('-', '_')}").connect
-
-
-@contextlib.asynccontextmanager
-async def scripted(answer, tls=None):
-    """Serve each request on loopback with answer(head, body): bytes, blocks of them, or None to reset.
-
-    Yield the URL and the log.
-    """
-    log, sessions = [], {}
-
-    async def session(reader, writer):
-        sessions[asyncio.current_task()] = writer
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-                body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
-                log.append((head, body))
-                reply = answer(head, body)
-                if reply is None:
-                    writer.transport.abort()
-                    return
-                for block in [reply] if isinstance(reply, bytes) else reply:
-                    writer.write(block)
-                    await writer.drain()
-                if isinstance(reply, bytes) and b"connection: close" in reply.lower():
-                    break
-        writer.close()
-
-    server = await asyncio.start_server(session, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", log
-    finally:
-        server.close()
-        for writer in sessions.values():
-            writer.transport.abort()
-        await asyncio.gather(*sessions, return_exceptions=True)
-        await server.wait_closed()
-
-
-def reply(body=ANSWER, status=b"200 OK", headers=b""):
-    """Return a whole HTTP reply."""
-    length = str(len(body)).encode()
-    return b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\n" + headers + (
-        b"content-length: " + length + b"\r\n\r\n" + body
-    )  # fmt: skip
-
-
-async def longest_pause(waiting):
-    """Return what comes of it, and the longest time in which the event loop did nothing else."""
-    longest, task = 0.0, asyncio.ensure_future(waiting)
-    while not task.done():
-        began = time.perf_counter()
-        await asyncio.sleep(0.001)
-        longest = max(longest, time.perf_counter() - began)
-    return await task, longest
 
 
 async def test_what_is_sent_and_what_comes_back(connect):

@@ -19,8 +19,8 @@ from concurrent_prompts import Journal, Prompt, Result, main, read_prompts, reco
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends.api import request_line
 from concurrent_prompts.extras.shards import in_shard
+from tests.helpers import SCRIPT
 
-SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
 CLOCKS = "attempts latency started slot_wait limit_wait retry_wait lost tries limit"
 
 
@@ -97,10 +97,19 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shards", [1, 3, 7])
 @pytest.mark.parametrize("name", [*FORMS, "p.jsonl.gz", "p.csv.gz"])
 @pytest.mark.usefixtures("codec")
-def test_shards_equal_one_run(answer, capsys, name, shards):
+def test_three_shards_equal_one_run(answer, capsys, name):
+    shards_equal_one_run(answer, capsys, name, 3)
+
+
+@pytest.mark.parametrize("shards", [1, 7])
+@pytest.mark.parametrize("name", FORMS)
+def test_so_do_one_and_seven(answer, capsys, name, shards):
+    shards_equal_one_run(answer, capsys, name, shards)
+
+
+def shards_equal_one_run(answer, capsys, name, shards):
     text = FORMS[name.removesuffix(".gz")].encode()
     pathlib.Path(name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     status = answer(name)

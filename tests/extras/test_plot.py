@@ -10,13 +10,12 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
 from concurrent_prompts.extras import plot
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -96,6 +95,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"
     path.write_bytes(b"before")
+    monkeypatch.setattr(plot, "as_image", lambda *given: b"\x89PNG")
 
     def broken(*names):
         raise OSError("no")

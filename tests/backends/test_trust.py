@@ -1,6 +1,5 @@
 """Secrets and trust: the key is nowhere but in the request header, and no answer commands the terminal."""
 
-import asyncio
 import base64
 import contextlib
 import functools
@@ -21,13 +20,13 @@ import traceback
 import urllib.parse
 
 import pytest
-from test_backends import NAMES, reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.keys import concealer
 from concurrent_prompts.extras import demo
+from tests.helpers import LIBRARIES, NAMES, create_default_context, reply, serving
 
 KEY = "sk-very-secret/KEY+0123456789-abcdefghij-KLMNOPQRST-uvwxyz=="
 COOKIE = "cookie~0123456789~crumbs"
@@ -37,26 +36,9 @@ LOGIN = f"someone:{PASSWORD}"
 SECRETS = (KEY, COOKIE, QUERY, PASSWORD)
 SPOKEN = " and ".join((KEY, COOKIE, QUERY, LOGIN))
 PARTS = {part for secret in SECRETS for part in (secret[:8], secret[-8:])}
-LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}
 
-create_default_context = functools.cache(ssl.create_default_context)  # loading the certificates is what takes the time
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, for the SDK's own transport
-
-
-@contextlib.contextmanager
-def serving(answer, tls=None):
-    """Serve as `scripted` does, in a thread; yield the URL and the log."""
-    loop, server = asyncio.new_event_loop(), scripted(answer, tls)
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(5)
-    finally:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture

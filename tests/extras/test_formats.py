@@ -19,8 +19,7 @@ import concurrent_prompts
 from concurrent_prompts import Error, Printer, Progress, Prompt, Ran, Result, Run, Tally, as_prompts, main
 from concurrent_prompts.extras.table import Table
 from concurrent_prompts.extras.text import as_text
-
-SCRIPT = str(pathlib.Path(__file__).resolve().parent.parent / "concurrent_prompts.py")
+from tests.helpers import SCRIPT
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -15,8 +14,8 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
 from concurrent_prompts.extras import INDEX
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(concurrent_prompts.__file__).parent
 PROGRAM = "concurrent_prompts.py: "
 PARTS = "__init__", "stand_in"  # what no flag loads: the contract, and the demo's server
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))

@@ -2,15 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from concurrent_prompts.backends import keys as keys_file
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEY = "sk-never-to-be-seen-0123456789"
 LAUNCHER = "import sys\nfrom concurrent_prompts import main\nsys.exit(main())\n"
 ENTRIES = {"-m": ["-m", "concurrent_prompts"], "console script": [], "script": [str(ROOT / "concurrent_prompts.py")]}

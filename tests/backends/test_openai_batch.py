@@ -11,14 +11,13 @@ import time
 import types
 
 import pytest
-from test_backends import reply, scripted
-from test_cli import SCRIPT, rows
 
 from concurrent_prompts import PromptError, UsageError, load_backend, main, run_concurrent
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import bulk as bulk_file
 from concurrent_prompts.backends.api import reply_of
 from concurrent_prompts.extras import stand_in as stand_in_server
+from tests.helpers import SCRIPT, reply, rows, scripted
 
 pytest.importorskip("openai")
 openai_batch = pytest.importorskip("concurrent_prompts.backends.openai_batch")

@@ -4,13 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import concurrent_prompts
+from tests.helpers import SCRIPT
 
-SCRIPT = str(Path(concurrent_prompts.__file__).resolve())
 EXTRA = """
 import contextlib
 

@@ -15,21 +15,13 @@ import sys
 import time
 
 import pytest
-from test_backends import reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.extras import shutdown
 from concurrent_prompts.extras.stand_in import main as stand_in_main
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "concurrent_prompts.py")
-
-
-def rows(path):
-    """Return the rows of a results file."""
-    return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+from tests.helpers import ROOT, SCRIPT, reply, rows, scripted
 
 
 def test_the_main_job(here, stand_in, capsys):
