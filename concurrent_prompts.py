@@ -1181,7 +1181,11 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
 WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
-HAS_PATTERN = re.compile(r'"pattern":"|"patternProperties":')  # a schema as encode_json writes it
+# A schema, as encode_json writes it, with keywords that may take longer than in proportion to the answer.
+MAY_TAKE_LONG = re.compile(
+    r'"(\$ref":.*"\$ref|\$(dynamic|recursive)Ref|pattern|patternProperties|unevaluated(Items|Properties)|uniqueItems)":',
+    re.DOTALL,
+)
 CHECKER = """import importlib, itertools, json, re, sys
 from collections.abc import Callable
 from typing import Any
@@ -1193,7 +1197,7 @@ class Schema:
     """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
 
     They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
-    A schema with regular expressions is used in a process of its own, while the block `checking` runs.
+    A schema that may take long is used in a process of its own, while the block `checking` runs.
     """
 
     LARGE = 10_000  # characters of an answer that is not to hold up the event loop
@@ -1208,7 +1212,7 @@ class Schema:
             text = encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
             installed = all(map(importlib.util.find_spec, ("jsonschema", "referencing")))
-            self._checker = Checker(schema) if installed and HAS_PATTERN.search(text) else None
+            self._checker = Checker(schema) if installed and MAY_TAKE_LONG.search(text) else None
             self.find = self._checker.find if self._checker else finder(schema)
             strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
             strict = strict and is_strict(schema)
@@ -1363,11 +1367,12 @@ def check_lines() -> None:
 
 
 class Checker:
-    """Finds the fault in a value in a process of its own, which may take SECONDS for each; for schemas with patterns.
+    """Finds the fault in a value in a process of its own, which may take SECONDS for each.
 
     While Python matches a regular expression no other thread of the process runs and no signal is heard, and some
-    need more than a lifetime for a short text. The process has no secrets in its environment. It is started when it
-    is needed, by one thread at a time, and again after it had to be killed.
+    need more than a lifetime for a short text. So do `uniqueItems`, and a $ref that is followed twice each time, for an
+    answer that is made for it; a thread at that could not be ended. The process has no secrets in its environment. It
+    is started when it is needed, by one thread at a time, and again after it had to be killed.
     """
 
     SECONDS = 5.0
@@ -1418,7 +1423,7 @@ class Checker:
         if not line:
             self.close()
             if late.is_set():
-                raise TimeoutError(f"its patterns take more than {seconds:g} s")
+                raise TimeoutError(f"checking it takes more than {seconds:g} s")
             raise ValueError("the process that checks it has ended")
         found, failure, path = json.loads(line)
         if failure is None:

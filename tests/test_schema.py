@@ -684,11 +684,34 @@ def test_a_pattern_that_never_ends_costs_one_prompt(children, monkeypatch, schem
     assert [result.text for result in found] == [good, vicious, good]
     assert [result.attempts for result in found] == [1, 1, 2] and len(sent) == 4
     assert found[1].error.type == "schema_mismatch" and found[0].error is found[2].error is None
-    message = "cannot be checked against the schema: its patterns take more than 0.5 s"
+    message = "cannot be checked against the schema: checking it takes more than 0.5 s"
     assert found[1].error.message == message
     assert "does not match" in sent[3][1]["messages"][-1]["content"] or "not of type" in str(sent[3][1])
     assert len(children) == 3, "one for the schema, one for the run, and one after the kill"
     assert not any("sk-not-for-children" in str(environment) for _, environment in children)
+
+
+DOUBLED = {f"d{n}": {"properties": {"a": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2}}} for n in range(40)}
+LONG = {
+    "uniqueItems": ({"type": "array", "uniqueItems": True}, json.dumps([{"a": n} for n in range(5000)]), "[]"),
+    "$ref": (
+        {"type": "object", **DOUBLED["d0"], "$defs": {**DOUBLED, "d40": {}}}, '{"a": ' * 42 + "1" + "}" * 42,
+        '{"a": 1}',
+    ),
+    "unevaluatedProperties": (
+        {"type": "object", "unevaluatedProperties": {"type": "integer"}}, json.dumps({str(n): n for n in range(9999)}),
+        "{}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "vicious", "good"), LONG.values(), ids=LONG)
+def test_an_answer_that_takes_too_long_to_check_costs_one_prompt(children, schema, vicious, good):
+    source, _ = api(chat(good), chat(vicious), chat(good), schema=schema)
+    found = asyncio.run(run_sequential(["one", "two", "three"], source, max_attempts=1))
+    assert [result.error and result.error.type for result in found] == [None, "schema_mismatch", None]
+    assert found[1].error.message == "cannot be checked against the schema: checking it takes more than 0.5 s"
+    assert len(children) == 3
 
 
 def test_nothing_is_started_without_a_pattern(children):
@@ -727,7 +750,7 @@ def test_a_pattern_that_is_none(children, pattern, named):
 
 def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
     monkeypatch.setattr(concurrent_prompts.Checker, "START", 0.01)
-    with pytest.raises(UsageError, match=r"its patterns take more than 0\.01 s"):
+    with pytest.raises(UsageError, match=r"checking it takes more than 0\.01 s"):
         Schema(NAMED, "s.json")
 
 
