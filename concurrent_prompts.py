@@ -45,7 +45,6 @@ if (
 import argparse
 import array
 import asyncio
-import base64
 import bisect
 import codecs
 import collections
@@ -74,17 +73,14 @@ import signal
 import stat
 import subprocess
 import textwrap
-import threading
 import time
 import traceback
-import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 __version__ = "0.1.0"
 __all__ = [
-    "Api",
     "Error",
     "Prompt",
     "PromptError",
@@ -107,7 +103,6 @@ if "__file__" in globals():  # backends/ and extras/ are subpackages: beside thi
 
 PROGRAM = "concurrent_prompts.py"
 DEFAULT_MODEL = "gpt-6-luna"
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
 AUTO_CONCURRENCY = 1024  # the most that `auto` tries
@@ -260,54 +255,12 @@ class Result:
         tries = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries or ()]
         return ({"tries": tries} if tries else {}) | ({"limit": int(10 * self.limit) / 10} if self.limit else {})
 
-    def clocks(self) -> dict[str, Any]:
-        """The part of that line which says what ran when: all that a picture needs."""
-        row = self.as_row()
-        names = "error attempts latency started slot_wait limit_wait retry_wait lost tries limit"
-        return {name: row[name] for name in names.split() if name in row}
-
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
-        return to_line(self.as_batch_row() if self.prompt.kind == "batch" else self.as_row())
-
-    def as_batch_row(self) -> dict[str, Any]:
-        """This result as a line of a Batch API output file, field for field."""
-        response = self.http and dict(zip(("status_code", "request_id", "body"), self.http, strict=True))
-        error = None
-        if self.error and (response is None or response["status_code"] == 200):
-            error = {"code": self.error.type, "message": self.error.message}
-            response = response if self.text is not None else None  # what does not fit the schema was paid, too
-        row_id = f"batch_req_{fingerprint(self.prompt)}"
-        return {"id": row_id, "custom_id": self.id, "response": response, "error": error}
+        return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
 AT_TIMES = "tries", "limit"  # fields that not every line has
-# The most that OpenAI takes in a file of Batch requests: https://platform.openai.com/docs/guides/batch
-BATCH_LINES, BATCH_BYTES = 50_000, 200_000_000
-
-
-def request_line(custom_id: str, path: str, body: bytes) -> bytes:
-    """Return a line of a file of Batch requests; `path` and `body` are a prompt's, without a base URL's query."""
-    head = f'{{"custom_id":{encode_json(custom_id)},"method":"POST","url":{encode_json(f"/v1{path}")},"body":'
-    return head.encode("utf-8", "backslashreplace") + body + b"}\n"
-
-
-class BatchFiles:
-    """Tells which file of Batch requests takes the next one: each of one endpoint and model, and within the limits."""
-
-    def __init__(self, lines: int | None = None) -> None:
-        self.count = 0
-        self._lines = lines or BATCH_LINES
-        self._filling: dict[Any, tuple[int, int, int]] = {}  # by the kind: a file's number, lines and bytes
-
-    def place(self, kind: Any, size: int) -> int:
-        """Return the number of the file, from 1, for a request of that kind and so many bytes."""
-        number, lines, total = self._filling.get(kind, (0, 0, 0))
-        if not number or lines >= self._lines or total + size > BATCH_BYTES:
-            self.count += 1
-            number, lines, total = self.count, 0, 0
-        self._filling[kind] = number, lines + 1, total + size
-        return number
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -361,7 +314,6 @@ def fingerprint(prompt: Prompt) -> str:
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
-encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 read_json = json.JSONDecoder().raw_decode
 
 
@@ -434,6 +386,7 @@ class PromptError(Exception):
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
         self.http = http
+        self.free = False  # it costs the prompt no attempt
         self.again = b""  # the request to send next time
         self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
 
@@ -453,17 +406,6 @@ class PromptError(Exception):
         return usage if isinstance(usage, dict) else None
 
 
-MISMATCH = "schema_mismatch"
-
-
-class Unfit(PromptError):
-    """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
-
-    def __init__(self, problem: str, reply: Reply, again: bytes = b"") -> None:
-        super().__init__(MISMATCH, short(problem), "retry", 200, reply.http)
-        self.verdict, self.keep, self.again = "retry" if again else "fail", reply, again
-
-
 # What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
 RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
@@ -473,15 +415,11 @@ QUOTA_CODES = re.compile(
     r"billing_not_active|billing_hard_limit_reached"
 )
 STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
-FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
-RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 # A server writes what it likes. Only so much of it is read, and the patterns take linear time: every repetition in them
 # is bounded or possessive.
 HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
 ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
-TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of such a body, or of an exception's text
-VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
 LONGEST_WAIT = 1e9  # seconds
 LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
 MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
@@ -491,50 +429,6 @@ DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
-
-HINTS = {
-    "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
-    "403": "this key may not use this model or project; check both",
-    "404": "check the model (-m) and the base URL (--base-url; most end in /v1)",
-    "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
-    "413": "the request is too large for this server; shorten the prompt",
-    "429": "the server's rate limit; ask again later, or with a smaller -c",
-    "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
-    "4xx": "the message says what is wrong with the request; mend it and run the same command",
-    "5xx": "the server's own fault; ask again later",
-    "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
-    "model_not_found": "check the model (-m); not every key may use every model",
-    "insufficient_quota": "the account's credit or spending limit is used up; add some, or wait until there is more",
-    "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
-    "content_filter": "the provider's content policy refused it; reword the prompt",
-    "redirect": "give the address that it redirects to as --base-url",
-    "web_page": "the address answers with a web page, not an API (--base-url; most end in /v1; a sign-in page?)",
-    "batch_expired": "there was no room for it within a day; ask again",
-    "too_many_files": "raise the limit of open files (ulimit -n) or give a smaller -c",
-    "disk": "make room, or see who removed it",
-    "missing_column": "name a column that is there (-t)",
-    "connection_error": "check the network, the base URL and the proxy; then ask again",
-    "certificate": "set SSL_CERT_FILE to the certificate authority's .pem file if the server is yours",
-    "unreachable": "check that the server runs and that --base-url is its address",
-    "timeout": "no answer within --timeout seconds; raise it, or see whether the server works",
-    "unreadable": "mend these lines and run the same command",
-    "malformed_reply": "the reply was not JSON; check the base URL, or ask again",
-    "schema_mismatch": "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again",
-}
-HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "405": HINTS["404"]}
-HINTS |= dict.fromkeys(("408", "409", "425", "no_answer"), "ask again")
-HINTS["server_error"] = HINTS["5xx"]
-OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
-OUR_OWN |= {"connection_error", "certificate", "unreachable"}
-
-
-def hint(error: Error) -> str:
-    """Return what the user can do about the error, in plain words, or ''."""
-    status = str(error.status or "")
-    kind = "insufficient_quota" if QUOTA_CODES.fullmatch(error.type) else error.type
-    kind = "content_filter" if kind.startswith("content_") else kind
-    kind = "" if error.status and kind in OUR_OWN else kind  # the server's word for something else
-    return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
 
 
 def seconds(text: str) -> float | None:
@@ -554,6 +448,11 @@ def duration(span: float) -> str:
         return f"{span:.2f} s" if span < 10 else f"{span:.1f} s"
     minutes, rest = divmod(round(span), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def hint(error: Error) -> str:
+    """Return what the user can do about the error, in plain words, or ''."""
+    return str(sibling("backends", "hints").hint(error))
 
 
 def header(headers: Mapping[str, str], name: str) -> str:
@@ -674,15 +573,6 @@ def parse_json(body: bytes | str) -> Any:
     return None
 
 
-def parse_reply(body: bytes) -> Any:
-    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
-    if len(body) <= VALUES_MOST:
-        return parse_json(body)
-    with contextlib.suppress(ValueError, RecursionError):
-        return load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
-    return None
-
-
 # What a call raised, by its class: a built-in one, or one of a library that is known, "package.Class" to the letter.
 TIMEOUTS = {
     "builtins.TimeoutError", "httpx.TimeoutException", "httpx2.TimeoutException", "httpcore.TimeoutException",
@@ -764,12 +654,11 @@ def class_names(failure: BaseException) -> set[str]:
 # ---- Reading prompts -----------------------------------------------------------------------------------------
 
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = ".csv", ".tsv"  # which extras/table.py reads; without it they are not taken for text
 CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
 BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
-LONGEST = 16 << 20  # bytes of the lines that one CSV record may cover: longer than any model's context
 LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
 SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
 OVERLONG = b"\0\n"  # this very object stands for a line that is too long
@@ -795,7 +684,8 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
     with open_input(path, name) as (file, form, name):
         damage: list[tuple[int, Error]] = []
         lines = sound_lines(file, name, damage)
-        rows = csv_rows(lines, SEPARATORS[form], name) if form in SEPARATORS else line_rows(lines, form)
+        reader = reader_of(form)
+        rows = reader.rows(lines, form, name) if reader else line_rows(lines, form)
         for number, (line, row) in enumerate(itertools.chain(rows, damage)):
             yield as_prompt(row, number, line, f"{name} line {line}")
 
@@ -910,7 +800,7 @@ def is_binary(start: bytes) -> bool:
 def form_of(name: str, start: bytes) -> str:
     """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
     suffix = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
-    if suffix in SEPARATORS or suffix == ".txt":
+    if suffix == ".txt" or reader_of(suffix):
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
@@ -920,6 +810,17 @@ def form_of(name: str, start: bytes) -> str:
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
     return ".jsonl" if suffix in (".jsonl", ".ndjson") or first == b"{" or quoted else ".txt"
+
+
+def reader_of(suffix: str) -> Any:
+    """Return the file of extras/ that reads files of that suffix, None if they are lines of text or of JSON.
+
+    Raises UsageError for a table if it is missing.
+    """
+    names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
+    if not names and suffix in TABLES:
+        raise UsageError(f"a {suffix} file needs extras/table.py, which goes beside {PROGRAM}")
+    return load_extra(names[0], f"a {suffix} file") if names else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -976,86 +877,6 @@ def decode_nested(line: str) -> Any:
     return decode_row(line)
 
 
-def csv_rows(lines: Iterator[bytes], separator: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line number and the columns, as a dict, of each record below the header."""
-    records = csv_records(lines, separator)
-    for line, header in itertools.islice(records, 1):
-        check_header(header, separator, name, line)
-    for line, record in records:
-        if isinstance(record, Error):
-            yield line, record
-        elif len(record) != len(header):
-            yield line, Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
-        else:
-            yield line, dict(zip(header, record, strict=True))
-
-
-def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
-    """Yield the first line's number and the fields of each record; an Error stands for one that cannot be read.
-
-    After such a one, reading goes on at its second line: an open quote may have swallowed good ones. How a quote ends
-    depends on the lines below it alone. So where one ended badly, every later one that is open before that line does
-    too; none looks for its end again, and no line is read more than a few times.
-    """
-    import csv
-
-    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
-    again: Iterator[bytes] = iter(())  # what a record has swallowed
-    record: list[bytes] = []
-
-    def wanted() -> Iterator[str]:
-        size = 0
-        for line in itertools.chain(again, lines):
-            record.append(line)
-            if line is OVERLONG:
-                raise csv.Error(TOO_LONG_LINE)
-            yield line.decode(errors="surrogateescape")
-            size += sys.getsizeof(line)
-            if number + len(record) <= bad:
-                raise csv.Error(reason)
-            if size > LONGEST:
-                raise csv.Error(f"a quote is opened here and still open in line {number + len(record) - 1}")
-
-    while True:
-        record.clear()
-        try:
-            fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
-            "".join(fields).encode()
-        except StopIteration:
-            return
-        except UnicodeEncodeError:
-            fields = Error("unreadable", "not UTF-8")
-        except csv.Error as failure:
-            last = number + len(record) - 1
-            fields = Error("unreadable", csv_reason(str(failure), number, last))
-            if last > number:
-                bad, reason, again = last, fields.message, iter(record[1:])
-                del record[1:]
-        if not record[0].isspace() or len(record) > 1:
-            yield number, fields
-        number += len(record)
-
-
-def csv_reason(failure: str, first: int, last: int) -> str:
-    """Return what is wrong with the record on these lines, in other words than csv.reader's."""
-    if failure.startswith("unexpected end"):
-        return "a quote is opened here and never closed"
-    if failure.startswith("new-line"):
-        failure = "a carriage return stands alone outside quotes"
-    return failure if first == last or "opened" in failure else f"a quote is opened here; in line {last}, {failure}"
-
-
-def check_header(header: list[str] | Error, separator: str, name: str, line: int) -> None:
-    """Raise UsageError where the columns' names cannot be told."""
-    if isinstance(header, Error):
-        raise UsageError(f"{name} line {line}, the header: {header.message}")
-    if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
-        raise UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
-    if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
-        raise UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
-
-
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
     """Return the prompt that a row holds: a text, an object, an OpenAI Batch request, or an Error."""
     prompt = Prompt(number, row, line, where=where, row=row)
@@ -1104,9 +925,12 @@ LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "
 LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
 
 
-def load_backend(name: str | None = None, *, worker_backend: str | None = None, **settings: Any) -> "Api":
+def load_backend(
+    name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
+) -> Any:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
+    `schema` is a JSON schema, as a dict, that each answer has to fit: the short form of the extra of that name.
     Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
     that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
     missing.
@@ -1114,17 +938,32 @@ def load_backend(name: str | None = None, *, worker_backend: str | None = None, 
     name = name or default_backend()
     name = name if ":" in name else name.replace("_", "-")
     connect = find_backend(name)
+    if schema is not None:
+        checker = load_extra("schema", "schema").Schema(schema)
+        checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
+        settings |= {"form": checker.asked, "extras": (checker,)}
     if not inspect.isasyncgenfunction(connect):
         if worker_backend is not None or settings.get("cluster") is not None:
             raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
-        return Api(connect, name=name, **settings)
+        return sibling("backends", "api").Api(connect, name=name, **settings)
     try:
         live = find_backend(worker_backend or default_backend())
     except UsageError as problem:
         raise UsageError(f"--worker-backend: {problem}") from None
     if inspect.isasyncgenfunction(live):
         raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
-    return Api(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+    bulk = sibling("backends", "bulk")
+    return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+
+
+def sibling(folder: str, name: str) -> Any:
+    """Return the module of that name in a folder beside this file. Raises UsageError if it is not there."""
+    try:
+        return importlib.import_module(f"{MODULE}.{folder}.{name}")
+    except ModuleNotFoundError as missing:
+        if not (missing.name or "").startswith(MODULE):
+            raise
+        raise UsageError(f"{folder}/{name}.py is missing; it goes beside {PROGRAM}") from None
 
 
 def find_backend(name: str) -> Callable[..., Any]:
@@ -1174,575 +1013,10 @@ def missing_backend(name: str, module: str) -> str:
     return f"backend {name}: there is no module {module}"
 
 
-STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.openai.com/docs/guides/structured-outputs
-    r"\$(defs|ref|schema)|additionalProperties|anyOf|const|definitions|description|enum|(exclusiveM|m)(ax|in)imum|format|"
-    r"items|(max|min)Items|multipleOf|pattern|properties|required|title|type"
-)
-STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
-STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
-WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
-# A schema, as encode_json writes it, with keywords that may take longer than in proportion to the answer.
-MAY_TAKE_LONG = re.compile(
-    r'"(\$ref":.*"\$ref|\$(dynamic|recursive)Ref|pattern|patternProperties|unevaluated(Items|Properties)|uniqueItems)":',
-    re.DOTALL,
-)
-CHECKER = """import importlib, itertools, json, re, sys
-from collections.abc import Callable
-from typing import Any
-encode_json = json.JSONEncoder(separators=(",", ":")).encode"""
-CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with nothing but JSON that fits it."
-
-
-class Schema:
-    """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
-
-    They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
-    A schema that may take long is used in a process of its own, while the block `checking` runs.
-    """
-
-    LARGE = 10_000  # characters of an answer that is not to hold up the event loop
-
-    def __init__(self, schema: Any, source: str = "the schema") -> None:
-        if not isinstance(schema, dict):
-            raise UsageError(f"{source} is no JSON object")
-        for name in ("json_schema", "schema"):
-            if isinstance(schema.get(name), dict) and "type" not in schema:
-                raise UsageError(f"{source} holds a schema under `{name}`; give that alone")
-        try:
-            text = encode_json(schema).encode().decode()
-            schema = json.loads(text)  # a copy
-            installed = all(map(importlib.util.find_spec, ("jsonschema", "referencing")))
-            self._checker = Checker(schema) if installed and MAY_TAKE_LONG.search(text) else None
-            self.find = self._checker.find if self._checker else finder(schema)
-            strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
-            strict = strict and is_strict(schema)
-        except Exception as failure:  # whatever a library finds wrong with it
-            where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
-            raise UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
-        self.told = False  # that it finds nothing but what is no JSON
-        self._runs = 0
-        name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
-        self._form = {"name": name or "answer", "schema": schema, "strict": strict}
-
-    @classmethod
-    def read(cls, path: str) -> "Schema":
-        """Return the schema in a file. Raises UsageError where there is none."""
-        data = b""
-        try:
-            with open_regular(path) as file:
-                data = file.read(LONGEST + 1)
-            if len(data) > LONGEST:
-                raise UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
-            return cls(decode_nested(data.decode("utf-8-sig")), path)
-        except OSError as failure:
-            raise UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
-        except UnicodeDecodeError as failure:
-            line = data.count(b"\n", 0, failure.start) + 1
-            raise UsageError(f"{path} line {line}: not UTF-8; save it as UTF-8") from None
-        except json.JSONDecodeError as failure:
-            raise UsageError(f"{path} line {failure.lineno} column {failure.colno}: not JSON: {failure.msg}") from None
-        except (ValueError, RecursionError) as failure:
-            raise UsageError(f"{path}: not JSON: {failure}") from None
-
-    def check_options(self, endpoint: str, params: Mapping[str, Any]) -> None:
-        """Raise UsageError where an Api's other options leave no place for the schema."""
-        if endpoint == "embeddings":
-            raise UsageError("embeddings takes no schema (--schema)")
-        text = params.get("text", {})
-        if "response_format" in params or not isinstance(text, dict) or "format" in text:
-            name = "response_format" if "response_format" in params else "text"
-            raise UsageError(f"--schema and -p {name} both say what answers look like; leave out one of them")
-
-    def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown."""
-        place = path.partition("?")[0]
-        if place == ENDPOINTS["responses"]:
-            return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
-        if place in (ENDPOINTS["chat"], ENDPOINTS["completions"]):  # the latter is vLLM's: OpenAI's has no such thing
-            return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
-        raise ValueError(f"how {path} takes a schema (--schema) is not known")
-
-    def wrap(self, attempt: Attempt) -> Attempt:
-        """Check each answer; one that does not fit is asked for once more, with what is wrong with it."""
-
-        async def checked(prompt: Prompt) -> Reply:
-            reply = await attempt(prompt)
-            if unfit := await self.judge(prompt, reply):
-                raise unfit
-            return reply
-
-        return checked
-
-    @contextlib.asynccontextmanager
-    async def session(self, run: "Run") -> AsyncIterator[None]:
-        """Let answers be checked while a run goes on."""
-        with self.checking():
-            yield
-
-    @contextlib.contextmanager
-    def checking(self) -> Iterator[None]:
-        """Let answers be checked while the block runs; end with it the process that this takes, if it does."""
-        self._runs += 1
-        try:
-            yield
-        finally:
-            self._runs -= 1
-            if self._checker and not self._runs:
-                self._checker.close()
-
-    async def judge(self, prompt: Prompt, reply: Reply) -> Unfit | None:
-        """Return what is wrong with an answer that does not fit, or None."""
-        texts = reply.extra.get("texts") or [reply.text]
-        thread = self._checker.thread if self._checker else None  # None: one of the event loop's
-        try:
-            large = thread or sum(map(len, texts)) > self.LARGE
-            looking = asyncio.get_running_loop().run_in_executor(thread, self._look, texts) if large else None
-            text, problem = await looking if looking else self._look(texts)
-            if problem and (early := ended_early(reply)):
-                return Unfit(f"ended by {early}: {problem}", reply)
-            return Unfit(problem, reply, corrected(prompt, text, problem)) if problem else None
-        except Exception as failure:  # the schema refers to itself without end, the answer is nested too deep, ...
-            return Unfit(f"cannot be checked against the schema: {in_words(failure)}", reply)
-
-    def _look(self, texts: list[str]) -> tuple[str, str]:
-        """Return the first of the texts that does not fit and what is wrong with it."""
-        for number, text in enumerate(texts, 1):
-            if problem := self._problem(text):
-                return text, f"answer {number} of {len(texts)}: {problem}" if len(texts) > 1 else problem
-        return "", ""
-
-    def _problem(self, text: str) -> str:
-        if len(text) > LONGEST:
-            return f"not JSON: longer than {LONGEST >> 20} MiB"
-        if not text.strip() or text.lstrip().startswith("```"):
-            return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
-        try:
-            value = decode_nested(text)
-        except (ValueError, RecursionError) as failure:
-            return f"not JSON: {failure}"
-        return self.find(value) if self.find else ""
-
-
-def finder(schema: dict[str, Any]) -> Callable[[Any], str] | None:
-    """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
-    try:
-        validators: Any = importlib.import_module("jsonschema.validators")
-        best_match: Any = importlib.import_module("jsonschema.exceptions").best_match
-        nothing: Any = importlib.import_module("referencing").Registry()  # the default one would fetch from the network
-    except ImportError:
-        return None
-    kind = validators.validator_for(schema, validators.Draft202012Validator)
-    kind.check_schema(schema)
-    validator = kind(schema, registry=nothing)
-    text = encode_json(schema)
-    if text.count('"$id":"') < 2:  # or else a $ref may start from somewhere in between
-        for ref in sorted(set(re.findall(r'"\$ref":("(?:[^"\\]|\\.)*+")', text))):
-            validator.evolve(schema={"$ref": json.loads(ref)}).is_valid(None)
-
-    def find(value: Any) -> str:
-        error = best_match(itertools.islice(validator.iter_errors(value), 100))
-        return f"{error.json_path}: {in_words(error)}" if error else ""
-
-    return find
-
-
-def in_words(failure: Any) -> str:
-    """Return an exception's message, in which jsonschema has written out all of the value, however large."""
-    message = str(getattr(failure, "message", failure)) or type(failure).__name__
-    value = repr(getattr(failure, "instance", ""))
-    return short(short(value, 60) + message.removeprefix(value) if message.startswith(value) else message)
-
-
-def check_lines() -> None:
-    """Read a path for imports and a schema, then a value a line; write what is wrong with each, or what is raised."""
-    sys.path[:], schema = json.loads(sys.stdin.readline())
-    find: Any = None
-    for line in itertools.chain([""], sys.stdin):
-        try:
-            find = find or finder(schema)
-            found = [find(json.loads(line)) if line else "", None, None]
-        except Exception as failure:
-            found = ["", in_words(failure), getattr(failure, "json_path", None)]
-        print(json.dumps(found), flush=True)
-
-
-class Checker:
-    """Finds the fault in a value in a process of its own, which may take SECONDS for each.
-
-    While Python matches a regular expression no other thread of the process runs and no signal is heard, and some
-    need more than a lifetime for a short text. So do `uniqueItems`, and a $ref that is followed twice each time, for an
-    answer that is made for it; a thread at that could not be ended. The process has no secrets in its environment. It
-    is started when it is needed, by one thread at a time, and again after it had to be killed.
-    """
-
-    SECONDS = 5.0
-    START = 20.0  # seconds to import jsonschema and to load the schema
-    ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME"
-
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self._schema = schema
-        self._process: subprocess.Popen[bytes] | None = None
-        self.thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._start()
-        self.close()
-
-    def find(self, value: Any) -> str:
-        """Return what is wrong with the value, or ''. Raises TimeoutError, or ValueError if it cannot be checked."""
-        return self._ask(value, self.SECONDS, self._process or self._start())
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        functions: tuple[Callable[..., Any], ...] = short, in_words, finder, check_lines
-        code = "\n".join([CHECKER, *map(inspect.getsource, functions), "check_lines()"])
-        environment = {name: os.environ[name] for name in self.ENVIRONMENT if name in os.environ}
-        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-        self._process = subprocess.Popen([sys.executable, "-P", "-c", code], env=environment, **options)
-        try:
-            self._ask([list(filter(os.path.isabs, sys.path)), self._schema], self.START, self._process)
-        except ValueError:
-            self.close()
-            raise
-        return self._process
-
-    def _ask(self, value: Any, seconds: float, process: subprocess.Popen[bytes]) -> str:
-        assert process.stdin and process.stdout
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
-        line = b""
-        with contextlib.suppress(OSError, ValueError):  # it is dead, or closed
-            process.stdin.write(json.dumps(value).encode() + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        timer.cancel()
-        if not line:
-            self.close()
-            if late.is_set():
-                raise TimeoutError(f"checking it takes more than {seconds:g} s")
-            raise ValueError("the process that checks it has ended")
-        found, failure, path = json.loads(line)
-        if failure is None:
-            return str(found)
-        problem = ValueError(failure)
-        if path is not None:
-            problem.json_path = path  # type: ignore[attr-defined]
-        raise problem
-
-    def close(self) -> None:
-        """End the process, and with it the check that is under way."""
-        process, self._process = self._process, None
-        if process:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError, AttributeError):
-                    pipe.close()  # type: ignore[union-attr]
-
-
-def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
-    """Tell whether OpenAI's strict mode takes a schema: of few keywords, and with no property that may be absent."""
-    if not isinstance(schema, dict) or not all(map(STRICT_KEYWORDS.fullmatch, schema)):
-        return False
-    if "$ref" in schema:
-        return len(schema) == 1
-    kind, properties = schema.get("type"), schema.get("properties", {})
-    kinds = kind if isinstance(kind, list) else [kind]
-    closed = schema.get("additionalProperties") is False and {*schema.get("required", ())} == {*properties}
-    if ("object" in kinds and not (closed and levels)) or ("array" in kinds and "items" not in schema):
-        return False
-    typed = schema.keys() & {"type", "anyOf", "enum", "const"}
-    if not typed or not STRICT_FORMATS.fullmatch(schema.get("format", "date")):
-        return False
-    below = [*properties.values(), *schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]
-    below += [*schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()]
-    return all(is_strict(one, levels - ("object" in kinds)) for one in below)
-
-
-def ended_early(reply: Reply) -> str:
-    """Return what ended an answer, where that is not its end: a limit, a filter, a refusal, a call; else ''."""
-    data = reply.http[2] if reply.http else {}
-    choices, output = data.get("choices") or [], data.get("output") or []
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
-    if any(part.get("refusal") for part in [*parts, *(choice.get("message") or {} for choice in choices)]):
-        return "refusal"
-    reasons = [choice.get("finish_reason") for choice in choices] or [reply.finish_reason]
-    reasons += [output[-1].get("type")] if output and not parts else []
-    return next((str(reason) for reason in reasons if reason not in WHOLE), "")
-
-
-def corrected(prompt: Prompt, text: str, problem: str) -> bytes:
-    """Return the request with the answer and what is wrong with it appended, where the endpoint has turns."""
-    body = json.loads(prompt.body)
-    key = next((key for key in ("messages", "input") if key in body), "")
-    if not key or not text:
-        return prompt.body
-    turns = [{"role": "user", "content": body[key]}] if isinstance(body[key], str) else body[key]
-    more = {"role": "assistant", "content": text}, {"role": "user", "content": CORRECTION.format(problem)}
-    return encode_json(body | {key: [*turns, *more]}).encode("utf-8", "replace")
-
-
-class Api:
-    """An OpenAI-compatible API: builds the requests, posts them through a backend and reads the replies.
-
-    `model`, `system`, `template`, `params` and `endpoint` are as on the command line; a Batch request line keeps its
-    own unless `model` or `params` are given. `schema` is a JSON schema, as a dict: answers that do not fit it fail,
-    after one more try. One Api may serve any number of runs.
-    The key is read from the environment variable `api_key_env` and is in no message and no repr. Over plain http it
-    goes to this machine, with a warning to a private network, and elsewhere only with `allow_http`; a proxy counts too.
-    A `dry` one only makes requests, and needs no key. `submit` is a bulk backend, which is told the `cluster` and the
-    `worker_backend` that are asked for; `connect` is then for what is looked up beside it.
-    """
-
-    PATIENCE = 10.0  # seconds in which a server that is there says something
-
-    def __init__(
-        self,
-        connect: Callable[..., Any],
-        *,
-        name: str = "",
-        model: str | None = None,
-        system: str | None = None,
-        template: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        endpoint: str = "chat",
-        base_url: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        allow_http: bool = False,
-        schema: dict[str, Any] | Schema | None = None,
-        dry: bool = False,
-        submit: Callable[..., Any] | None = None,
-        cluster: str | None = None,
-        worker_backend: str | None = None,
-    ) -> None:
-        if endpoint not in ENDPOINTS:
-            raise UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
-        if system is not None and endpoint in ("completions", "embeddings"):
-            raise UsageError(f"{endpoint} takes no system text (-s)")
-        self.name = name
-        environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
-        self.query, self._login = split_query(query)
-        self.model = model
-        self.system = system
-        self.template = template
-        self.params = dict(params or {})
-        self.endpoint = endpoint
-        self.schema = schema if schema is None or isinstance(schema, Schema) else Schema(schema)
-        self.extras = (self.schema,) if self.schema else ()
-        if self.schema:
-            self.schema.check_options(endpoint, self.params)
-        self._connect = connect
-        self.submit, self.worker_backend, self.allow_http = submit, worker_backend, allow_http
-        self.cluster = None if cluster is None else str(cluster)
-        self.price_share = getattr(submit, "price_share", 1.0)  # of the table's prices
-        wanted = self.base_url == DEFAULT_BASE_URL or api_key_env not in ("", "OPENAI_API_KEY")
-        self.key_variable = api_key_env
-        self._key = environment_key(api_key_env, wanted and not dry and self.price_share > 0)
-        self.headers = request_headers(self.base_url, self._key)
-        self.secrets = secrets_of(self.headers, self._login)
-        self.conceal = concealer(self._key, self.secrets.values())
-        self._exposure = ""
-        self._check_network()
-
-    def __repr__(self) -> str:
-        return f"<Api {self.name} {self.model or DEFAULT_MODEL} at {self.base_url}>"
-
-    def state(self) -> dict[str, Any]:
-        """Return plain values, the key among them, of which `of` makes the like in another process."""
-        left = ("_connect", "submit", "conceal", "extras")
-        own = {name: value for name, value in vars(self).items() if name not in left}
-        return own | {"schema": self.schema and self.schema._form["schema"]}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any], connect: Callable[..., Any]) -> "Api":
-        """Return an Api of that state with another backend, a live one."""
-        api = object.__new__(cls)
-        vars(api).update(state, schema=state["schema"] and Schema(state["schema"]), submit=None, _connect=connect)
-        api.conceal = concealer(api._key, api.secrets.values())
-        api.extras = (api.schema,) if api.schema else ()
-        api._check_network()  # another machine may have another proxy
-        return api
-
-    def _check_network(self) -> None:
-        """Warn of a secret that crosses a network unencrypted, once. Raises UsageError where it must not."""
-        before, self._exposure = self._exposure, ""
-        if self.secrets and self.base_url.startswith("http:"):
-            secret = "the key" if self._key else next(iter(self.secrets))
-            self._exposure = exposure(self.base_url, secret, self.allow_http)
-        if self._exposure not in ("", before):
-            log.warning("%s", self._exposure)
-
-    @contextlib.asynccontextmanager
-    async def open(self, concurrency: int) -> AsyncIterator[Ask]:
-        """Open the backend; yield the function that sends a prompt's request and returns the answer."""
-        if self.schema and not self.schema.find and not self.schema.told:
-            self.schema.told = True
-            log.warning("answers are checked as JSON only; to check them against the schema: pip install jsonschema")
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                try:
-                    connecting = self._connect(self.base_url, self.headers, concurrency + 1)  # and one beside the run
-                    post = await stack.enter_async_context(connecting)
-                except (ValueError, OSError, TypeError) as failure:
-                    raise UsageError(self.conceal(f"backend {self.name} cannot be opened: {failure}")) from None
-
-                async def call(prompt: Prompt) -> Reply:
-                    path = prompt.path
-                    if self._login:
-                        path += ("&" if "?" in path else "?") + self._login
-                    try:
-                        return self.read(prompt, *await post(path, prompt.body))
-                    except Exception as failure:
-                        self.raise_discreetly(failure)
-
-                yield call
-        except Exception as failure:
-            self.raise_discreetly(failure)
-
-    async def is_there(self, call: Ask) -> bool:
-        """Whether the server says anything, be it an error, to a request that no prompt is part of."""
-        try:
-            async with asyncio.timeout(self.PATIENCE):
-                await call(Prompt(0, None, path=f"/models{self.query}"))
-        except Exception as failure:
-            return as_prompt_error(failure).heard
-        return True
-
-    def whole_query(self) -> str:
-        """Return the query of every request, with what is secret in it."""
-        return "&".join(filter(None, [self.query.removeprefix("?"), self._login]))
-
-    def discreet(self, failure: Exception) -> PromptError:
-        """Return what a call raised as one of our errors, without secrets."""
-        try:
-            self.raise_discreetly(failure)
-        except Exception as shown:
-            return as_prompt_error(shown)
-
-    def raise_discreetly(self, failure: Exception) -> NoReturn:
-        """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
-        error = as_prompt_error(failure)
-        texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
-        shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
-        if shown == texts:
-            raise failure
-        *_, kind, message, http = shown
-        error.error = error.error._replace(type=kind, message=message)
-        error.args = (message,)
-        error.http = error.http if http == texts[-1] else None
-        raise error from None
-
-    def model_of(self, prompt: Prompt) -> str | None:
-        """Return the model that a prompt is asked of; None where the server is to choose."""
-        model = self.params.get("model") or self.model
-        if prompt.kind != "batch":
-            model = model or DEFAULT_MODEL
-        elif not model and isinstance(prompt.content["body"], dict):
-            model = prompt.content["body"].get("model")
-        return model if isinstance(model, str) else None
-
-    def show(self, prompt: Prompt) -> Iterator[str]:
-        """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
-        path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
-        yield self.conceal(f"POST {self.base_url}{path}")
-        for name, text in self.headers.items():
-            hidden = "Bearer ***" if text.startswith("Bearer ") else "***"
-            yield f"{name}: {self.conceal(text) if PLAIN_HEADERS.fullmatch(name) else hidden}"
-        if not self._key and self.base_url == DEFAULT_BASE_URL:
-            yield "Authorization: missing, since no key is set"
-        yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
-
-    def prepare(self, prompt: Prompt) -> Prompt:
-        """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
-        if prompt.error is None and not prompt.body:
-            try:
-                prompt.path, prompt.body = self._request(prompt)
-            except (ValueError, TypeError, RecursionError, LookupError) as failure:
-                reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
-                kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
-                prompt.error = Error(kind, f"{prompt.where}: {reason}")
-        return prompt
-
-    def _request(self, prompt: Prompt) -> tuple[str, bytes]:
-        if prompt.kind == "batch":
-            return self._batch_request(prompt.content)
-        content = self._content(prompt)
-        single = isinstance(content, str)
-        if not single and self.endpoint == "chat" and self.system is not None:
-            content = [{"role": "system", "content": self.system}, *content]
-        before, hole, after = self._frame(single)
-        return ENDPOINTS[self.endpoint] + self.query, f"{before}{encode_json(content) if hole else ''}{after}".encode()
-
-    @functools.cache  # noqa: B019 - an Api or two
-    def _frame(self, single: bool) -> tuple[str, str, str]:
-        """Return the JSON before and after the content, which is all that differs between requests, or no hole."""
-        hole: Any = "\0content\0"
-        body: dict[str, Any] = {"model": self.model or DEFAULT_MODEL}
-        if self.endpoint == "chat":
-            system = [{"role": "system", "content": self.system}] if self.system is not None else []
-            body["messages"] = [*system, {"role": "user", "content": hole}] if single else hole
-        elif self.endpoint == "completions":
-            body["prompt"] = hole
-        else:
-            body["input"] = hole
-            if self.system is not None:
-                body["instructions"] = self.system
-        return encode_json(self._formed(ENDPOINTS[self.endpoint], body | self.params)).partition(encode_json(hole))
-
-    def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self.schema.asked(path, body) if self.schema else body
-
-    def _content(self, prompt: Prompt) -> Any:
-        content = prompt.content
-        if self.template is not None:
-            if prompt.kind == "messages":
-                raise ValueError("a template (-t) and `messages` do not go together")
-            return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
-        if not prompt.kind:
-            raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
-        lists = {"messages": ("chat", "responses"), "input": ("responses", "embeddings")}.get(prompt.kind, ())
-        fits = prompt.kind != "messages" if isinstance(content, str) else self.endpoint in lists
-        if not fits or not isinstance(content, str | list) or content == []:
-            raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
-        return content
-
-    def _batch_request(self, row: dict[str, Any]) -> tuple[str, bytes]:
-        url, body = row.get("url"), row["body"]
-        if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
-            raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
-        if not isinstance(body, dict):
-            raise ValueError("the body of a Batch request is an object")
-        if self.system is not None or self.template is not None:
-            raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
-        model = {"model": self.model} if self.model else {}
-        path = url.removeprefix("/v1")
-        return path + self.query, encode_json(self._formed(path, body | model | self.params)).encode()
-
-    def read(self, prompt: Prompt, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
-        try:
-            return reply_of(prompt.path, status, headers, body)
-        except PromptError as failure:
-            if 200 <= status < 300 and len(body) > ERROR_MOST:
-                self.raise_discreetly(failure)  # which has little of the body
-            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
-        try:
-            return reply_of(prompt.path, status, headers, body)
-        except PromptError as failure:
-            missing = failure.error.status == 404 or failure.error.type == "model_not_found"
-            if missing and prompt.kind == "batch" and not self.model:
-                failure.verdict = "fail"  # the line's own model or path, not everybody's
-            raise
-
-
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
+    loop, extras, clocked, parting = None, (), True, ""
     conceal = staticmethod(str)
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
@@ -1767,381 +1041,6 @@ class Own:
         if not isinstance(waiting, Awaitable):
             raise TypeError("send is no coroutine function: write it as `async def`")
         return Reply(await waiting)
-
-
-def say(names: Iterable[str]) -> str:
-    """Return the column names for a message: {a}, {b}."""
-    return ", ".join(f"{{{short(str(name), 30)}}}" for name in itertools.islice(names, 8))
-
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
-        found = values[match[1]]
-        return found if isinstance(found, str) else encode_text(found)
-
-    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
-
-
-def environment_key(variable: str, wanted: bool) -> str:
-    """Return the key in the environment variable. Raises UsageError where it is none, or wanted and not there."""
-    key = os.environ.get(variable, "")
-    if wanted and not key:
-        name = variable if re.fullmatch("[A-Z0-9_]+", variable) else "the variable that --api-key-env names"
-        raise UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{variable} holds characters that no key has; set it anew")
-    return key
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """Return the base URL without a slash or query at its end, and the query; Azure's has `?api-version=…`."""
-    base, mark, query = url.strip().partition("?")
-    if "@" in url:
-        advice = "take user and password out of it and put the key into OPENAI_API_KEY; an @ of the path is %40"
-        raise UsageError(f"the base URL holds an @: {advice}")
-    try:
-        usable = re.fullmatch(r"https?://[^\s/]+(/\S*)?", base) and urllib.parse.urlsplit(url).port != 0
-    except ValueError:  # a port beyond 65535, half an IPv6 address
-        usable = False
-    if not usable or not re.fullmatch(r"[!-~]*", query) or "#" in url:
-        raise UsageError(f"--base-url {short(base)} is not of the form https://host/v1")  # the query may hold a key
-    for path in ENDPOINTS.values():
-        base = base.rstrip("/").removesuffix(path)
-    return base, mark + query
-
-
-def request_headers(base_url: str, key: str) -> dict[str, str]:
-    """Return the headers of every request, from the official SDK's environment variables."""
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    headers["User-Agent"] = f"concurrent_prompts/{__version__}"
-    if key:
-        headers |= {"api-key": key} if "/deployments" in base_url else {"Authorization": f"Bearer {key}"}  # Azure's
-    for header, name in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
-        if os.environ.get(name):
-            headers[header] = os.environ[name]
-    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
-        header, colon, text = line.partition(":")
-        if colon and header.strip():
-            headers[header.strip()] = text.strip()
-    for header, text in headers.items():
-        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
-            raise UsageError(f"the header {short(header)} has characters that no header may have; see OPENAI_*")
-    return headers
-
-
-PLAIN_HEADERS = re.compile(
-    "accept(-encoding|-language)?|anthropic-(beta|version)|content-type|(http-)?referer|"
-    "openai-(beta|organization|project)|user-agent|x-title",
-    re.IGNORECASE,
-)
-SECRET_NAME = re.compile(
-    "access|auth|bearer|cookie|cred|jwt|key|login|pass|pwd|saml|secret|session|sig|token|"
-    "^code$|(?<![a-z])(?:hmac|otp|pat|pin|sas|sid)(?![a-z])",
-    re.IGNORECASE,
-)
-SECRET_LENGTH = 8  # of a header's value whose name does not sound secret
-ORDINARY = re.compile("auto|default|disabled|enabled|false|none|null|production|staging|true", re.IGNORECASE)
-NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}  # characters in HTML
-APART = "\"'<>\\,;& \t\r\n"  # what may end a word in a text
-AUTH_SCHEME = re.compile("(?:apikey|basic|bearer|digest|token) +(?=[^ ])", re.IGNORECASE)
-
-
-def split_query(query: str) -> tuple[str, str]:
-    """Return the query without the items whose names sound secret, and those: they are not what is asked."""
-    items = query.removeprefix("?").split("&")
-    secret = [item for item in items if SECRET_NAME.search(urllib.parse.unquote(item.partition("=")[0]))]
-    plain = "&".join(item for item in items if item not in secret)
-    return plain and f"?{plain}", "&".join(secret)
-
-
-def secrets_of(headers: Mapping[str, str], login: str) -> dict[str, str]:
-    """Return the secret headers and items of the query by what messages call them.
-
-    A header is secret if its name sounds so or its value is long, unless it is one that is known to be plain.
-    """
-    found = {}
-    for name, text in headers.items():
-        least = 1 if SECRET_NAME.search(name) else SECRET_LENGTH
-        if len(text) >= least and not PLAIN_HEADERS.fullmatch(name):
-            found[f"the header {name}"] = text
-    for item in login.split("&"):
-        name, _, text = item.partition("=")
-        found[f"{name}= of the base URL"] = text
-    return {name: text for name, text in found.items() if text and not ORDINARY.fullmatch(text)}
-
-
-def concealer(key: str, secrets: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that puts *** for the key, the secrets and the proxies' logins in a text.
-
-    It finds them escaped too (in JSON, HTML or a URL), and cut off, as long as 12 characters are left. It takes time
-    in proportion to the text, whatever that holds.
-    """
-    words = {key}
-    for value in secrets:
-        scheme = AUTH_SCHEME.match(value)
-        value = value[scheme.end() :] if scheme else value  # not the "Bearer"
-        words |= {value, *(word for word in re.findall(r"[^\s;,=]{8,}", value) if not ORDINARY.fullmatch(word))}
-        if scheme and scheme[0].lower().startswith("basic"):
-            words |= login_forms(decoded_login(value))
-    for name, url in os.environ.items():
-        if name.lower().endswith("_proxy") and "@" in url:
-            words |= login_forms(url.rpartition("@")[0].split("://", 1)[-1])
-    words |= {decode(word) for decode in (urllib.parse.unquote, urllib.parse.unquote_plus) for word in words}
-    words = {word for word in words if len(word) >= 4}  # "x" is no secret
-    return functools.partial(re.compile(pattern_of(words) if words else "(?!)").sub, "***")
-
-
-def login_forms(login: str) -> set[str]:
-    """Return user:password, which may be percent-encoded, the password alone, and what Basic authentication sends."""
-    login += "" if ":" in login else ":"
-    forms = {login, login.removesuffix(":"), urllib.parse.unquote(login)}
-    coded = [form.encode(coding, "replace") for form in forms for coding in ("utf-8", "latin-1")]
-    passwords = {form.partition(":")[2] for form in forms}
-    return forms | passwords | {base64.b64encode(form).decode() for form in coded}
-
-
-def decoded_login(text: str) -> str:
-    """Return what Basic authentication has as base64, or ''."""
-    try:
-        return base64.b64decode(text).decode("utf-8", "replace")
-    except ValueError:
-        return ""
-
-
-def secret_variables(*names: str) -> set[str]:
-    """Return the names of the environment variables that hold a secret: those given, our own, copies of their values.
-
-    A proxy's address is one if it holds a password.
-    """
-    given = {"OPENAI_CUSTOM_HEADERS", *map(str.upper, names)}  # Windows knows no small letters
-    found = {name for name in os.environ if name.upper() in given}
-    found |= {name for name in os.environ if "OPENAI" in name.upper() and SECRET_NAME.search(name)}
-    secrets = {os.environ[name] for name in found if len(os.environ[name]) >= 8}
-    for name, value in os.environ.items():
-        login = name.lower().endswith("_proxy") and "@" in value
-        in_query = name in ("OPENAI_BASE_URL", "OPENAI_API_BASE") and split_query(value.partition("?")[2])[1]
-        if login or in_query or any(secret in value for secret in secrets):
-            found.add(name)
-    return found
-
-
-class PublicEnvironment:
-    """Context manager: take all secrets out of the environment while processes are started, which inherit it.
-
-    `names` are variables that hold one besides the usual, `more` variables to be set instead. Any number of them may
-    overlap, in any threads; the last to end puts everything back.
-    """
-
-    _lock, _users, _before = threading.Lock(), 0, dict[str, str | None]()
-
-    def __init__(self, *names: str, **more: str) -> None:
-        self._names, self._more = names, more
-
-    def __enter__(self) -> None:
-        with self._lock:
-            PublicEnvironment._users += 1
-            for name in secret_variables(*self._names):
-                self._before.setdefault(name, os.environ.pop(name))
-            for name, value in self._more.items():
-                self._before.setdefault(name, os.environ.get(name))
-                os.environ[name] = value
-
-    def __exit__(self, *failure: Any) -> None:
-        with self._lock:
-            PublicEnvironment._users -= 1
-            for name, value in self._before.items() if not self._users else ():
-                os.environ.pop(name, None)
-                os.environ.update({} if value is None else {name: value})
-            if not self._users:
-                self._before.clear()
-
-
-def pattern_of(words: Iterable[str]) -> str:
-    """Return a pattern of these words, the longest first, as JSON, HTML and URLs write them, whole or cut off.
-
-    Of what is cut off 12 characters must be there. All that follows without a space or the like is taken for the rest:
-    it may belong to another form of the word, and a pattern of a long key would take long to compile.
-    """
-    alike = re.escape("".join(sorted({one for word in words for one in word if one not in APART})))
-    signs = re.escape("".join(sorted({one for word in words for one in word if not one.isalnum()})) or "/")
-    coded = rf"%[\da-f]{{2}}|&(?:#x?[\da-f]{{1,9}}|{'|'.join(NAMED.values())});|\\{{1,9}}+u[\da-f]{{4}}"
-    rest = rf"(?:(?i:{coded})|\\{{1,9}}+[{signs}]|[{alike}])*+"
-    whole, cut = [], []
-    for word in sorted(sorted(words), key=len, reverse=True):
-        apart = any(one in APART for one in word)
-        parts = spelled(word if apart else word[:12])
-        if apart or len(word) <= 12:
-            whole.append("".join(parts))
-        if len(word) > 12:
-            cut.append("".join([*parts[:12], *(f"(?:{part})?" for part in parts[12:]), rest]))
-    found = "|".join(whole + cut)
-    starts = "".join({form[0] for word in words for form in (word, word[0].encode().decode("latin-1"))})
-    return rf"(?=[{re.escape(starts)}\\%&])(?:{found})"  # most places are passed over by one character
-
-
-def spelled(word: str) -> list[str]:
-    """Return a pattern for each character of a word, and one for each run of backslashes.
-
-    Such a run counts as one, and takes what it finds for good: there would be too many ways to divide it.
-    """
-    parts: list[str] = []
-    run = False
-    for part in re.findall(r"\\+|[^\\]", word):
-        raw = part[0].encode("utf-8", "replace")
-        octets = "".join(f"%{octet:02x}" for octet in raw)
-        escapes = rf"{octets}|&#(?:{ord(part[0])}|x0{{0,6}}{ord(part[0]):x});"
-        if part[0] in NAMED:
-            escapes += f"|&{NAMED[part[0]]};"
-        least, run = 0 if run else 1, part[0] == "\\"  # a run before has taken this one's, too
-        if run:
-            parts.append(rf"(?i:\\{{1,32}}+(?:u005c)?+|{escapes}){{1,{len(part)}}}+")
-        else:
-            quoted = "" if part.isalnum() else rf"|\\{{1,9}}+{re.escape(part)}"
-            plain = "|".join(re.escape(form) for form in {part, raw.decode("latin-1")})  # as `Api.read` takes bodies
-            parts.append(rf"(?:(?i:\\{{{least},9}}+u{ord(part):04x}|{escapes}){quoted}|{plain})")
-    return parts
-
-
-def exposure(base_url: str, secret: str, allowed: bool) -> str:
-    """Return the warning that a secret would cross a network unencrypted, or ''.
-
-    The way to a proxy counts too. Raises UsageError if the network is the open one and that is not allowed.
-    """
-    try:
-        network = importlib.import_module(f"{MODULE}.backends")
-        urls = [base_url, *filter(None, [network.named_proxy(base_url)])]
-        hosts = [urllib.parse.urlsplit(url).hostname or "" for url in urls]
-    except ModuleNotFoundError:
-        raise UsageError(f"a base URL with http:// needs the folder backends/ beside {PROGRAM}") from None
-    except ValueError:
-        raise UsageError("the proxy that the environment names is not of the form http://host:port") from None
-    reach = [network.reach_of(host) for host in hosts]
-    place = " through the proxy ".join(hosts if reach[-1] != "loopback" else hosts[:1])
-    if "public" in reach and not allowed:
-        directly = "" if reach[0] == "public" else f" name {hosts[0]} in NO_PROXY,"
-        advice = f"write https:// in the base URL,{directly} or give --allow-http if the network is trusted"
-        raise UsageError(f"{secret} would go to {place} unencrypted; {advice}")
-    if reach == ["loopback"]:
-        return ""
-    return f"{secret} goes to {place} unencrypted; write https:// in the base URL if that is possible"
-
-
-def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-    """Return the answer that a server has given. Raises PromptError where it is none."""
-    if 200 <= status < 300:
-        return read_reply(path, headers, body)
-    raise http_error(status, headers, body) if status else error_without_call(body)
-
-
-def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_reply(body)
-    if not isinstance(data, dict):
-        if "html" in header(headers, "content-type"):
-            raise PromptError("web_page", page_title(body) or "a web page", "stop", 200)
-        raise PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
-    if data.get("error"):
-        raise error_in_answer(shallow(data, DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
-    reader = READERS.get(path.partition("?")[0], other_reply)
-    http = 200, header(headers, "x-request-id"), data
-    try:
-        text, reason, extra = reader(data)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
-        kept = (*http[:2], shallow(data, DEEPEST) if len(body) <= ERROR_MOST else None)
-        raise PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else None
-    return Reply(text, reason, data.get("model"), usage, extra, http, headers)
-
-
-TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
-
-
-def error_in_answer(data: dict[str, Any]) -> PromptError:
-    """Classify an error that came with HTTP 200, by its code; where that says nothing, it is worth another try."""
-    inner = data["error"]
-    number = inner.get("code") if isinstance(inner, dict) else None
-    if isinstance(number, int) and 400 <= number < 600:
-        return http_error(number, {}, data)
-    code, message = error_of(data)
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
-    if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
-        verdict = "fail"  # the Responses API means it
-    message = short(message) or "HTTP 200 with an error in it"
-    error = PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
-    error.slow = code in ("rate_limit_exceeded", "slow_down")
-    return error
-
-
-def error_without_call(body: bytes) -> PromptError:
-    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = error_of(shallow(parse_json(body[:ERROR_MOST]), DEEPEST))
-    passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
-    verdict = "stop" if STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
-    error = PromptError(code or "no_answer", short(message) or "no answer", verdict)
-    error.heard = True
-    return error
-
-
-def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a chat completion."""
-    texts = [message_text(choice["message"]) for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def message_text(message: dict[str, Any]) -> str:
-    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
-    content = message.get("content")
-    if content and isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content)
-    if not content and message.get("tool_calls"):
-        content = encode_text(message["tool_calls"])
-    return str(content if content is not None else message.get("refusal") or "")
-
-
-def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text and the finish reason of a Responses API object; calls of tools are kept as JSON."""
-    output = data["output"]
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
-    text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
-    calls = [item for item in output if str(item.get("type")).endswith("_call")]
-    reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
-    if not output and reason in ("completed", "failed"):
-        raise KeyError("output")
-    return text or (encode_text(calls) if calls else ""), reason, {}
-
-
-def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a completion."""
-    texts = [choice["text"] or "" for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
-    vectors = [item["embedding"] for item in data["data"]]
-    return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
-
-
-def other_reply(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
-    return None, None, {"reply": data}
-
-
-READERS = {
-    "/chat/completions": chat_text,
-    "/responses": response_text,
-    "/completions": completion_text,
-    "/embeddings": embedding,
-}
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -2181,48 +1080,15 @@ class Call:
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
-LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
-LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
-    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
-}
 
 
-def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
-    """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
-    for form in LIMIT_FORMS[name]:
-        try:
-            limit, left = (float(header(headers, form.format(part))) for part in ("limit", "remaining"))
-        except ValueError:
-            continue
-        if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
-            continue
-        wait = reset_wait(header(headers, form.format("reset")))
-        period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
-        return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
-    return None
-
-
-def period_of(limit: float, left: float, wait: float, least: int) -> int:
-    """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
-    wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
-    for period, slack in ((1, 0.1), (60, 0.1), (3600, 0.0), (86400, 0.0)):
-        if period >= least and left + wait * limit / period <= limit * (1 + slack) + 1:
-            return period
-    return 60
-
-
-def reset_wait(text: str) -> float:
-    """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
-    wait = seconds(text) or 0.0
-    with contextlib.suppress(ValueError, OverflowError):
-        if ":" in text:
-            import datetime
-
-            wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
-        elif not wait:
-            wait = float(text)
-    return wait if 0 < wait < 1e6 else 0.0
+@functools.cache
+def header_reader() -> Callable[[Mapping[str, str], str], tuple[float, float, float] | None]:
+    """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
+    try:
+        return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
+    except UsageError:
+        return lambda headers, name: None
 
 
 class Quota:
@@ -2304,7 +1170,7 @@ class Quota:
         `spent` is what all calls had spent when this one went out.
         """
         self._unsaid += 1
-        if (self._unsaid > 50 and self._unsaid % 50) or not (found := limits_in(headers, self.name)):
+        if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
         rate, left, size = found
@@ -2771,17 +1637,25 @@ class Patience:
     A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
     twice that after each time that its prompt was given up, so that an honest slow answer comes in the end. A late
     call is lost once one that began after it was late has been answered; where there is no such call, the oldest
-    is given up to make one, since the server may be at a standstill. An honest slow answer may be given up too, and
-    paid twice: so no more calls are given up than 3 and a twentieth of the answers.
+    is given up to make one. An honest slow answer may be given up too, and paid twice: so no more calls are given up
+    than 3 and a twentieth of the answers.
+
+    Where all calls in flight are late, and they are several, it is the server that is silent: one is given up at ever
+    longer intervals, to try whether it answers again, and a second after the first answer all that began before. These
+    count for nothing, and cost their prompts no attempt.
     """
 
     LEAST = 1.0  # seconds
+    SEVERAL = 3  # calls in flight, of which one may be slow by itself
+    LONGEST = 8.0  # seconds between two tries of a silent server
 
     def __init__(self) -> None:
         self.answers = 0
         self.slowest = 0.0
         self.given_up = 0
         self.latest = -math.inf  # the start of the latest call that was answered
+        self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
+        self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
 
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
@@ -2796,22 +1670,37 @@ class Patience:
             self.slowest = call.latency
         if call.started > self.latest:
             self.latest = call.started
+        if self._silent > self._back:
+            self._back, self._interval = call.started + call.latency, self.LEAST
 
-    def lost(self, calls: Iterable[Call], now: float) -> list[Call]:
-        """Return those of the calls in flight, given in the order of their starts, that are to be given up."""
+    def lost(self, calls: Iterable[Call], now: float, stopping: bool = False) -> list[tuple[Call, bool]]:
+        """Return the calls that are to be given up, and whether it is the server's silence that each is lost to.
+
+        `calls` are those in flight, in the order of their starts. A run that is `stopping` tries no server again.
+        """
 
         def due(call: Call) -> float:
             return call.started + self.limit(call.losses)
 
-        calls, least = list(calls), self.limit(0)
-        old = itertools.takewhile(lambda call: now - call.started > least, calls)
-        late = [call for call in old if now > due(call) and call.ended is None]
+        calls, least = [call for call in calls if call.ended is None], self.limit(0)
+        late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
         found = [call for call in late if self.latest > due(call)]
-        if late and not found and not any(call.started > due(late[0]) for call in calls):
-            found = late[:1]
-        found = found[: max(0, 3 + self.answers // 20 - self.given_up)]
-        self.given_up += len(found)
-        return found
+        silenced = [call for call in found if call.started < self._silent and now > self._back + self.LEAST]
+        if late and not found and calls[-1].started <= now - least:
+            found = late if stopping else late[:1]
+            if stopping or len(calls) >= self.SEVERAL:
+                silenced, found = found if stopping else self._try_again(found, now), []
+        counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]
+        self.given_up += len(counted)
+        return [(call, True) for call in silenced] + [(call, False) for call in counted]
+
+    def _try_again(self, calls: list[Call], now: float) -> list[Call]:
+        """Return the calls if it is time to try a silent server, else none."""
+        self._silent = now
+        if now < self._next:
+            return []
+        self._next, self._interval = now + self._interval, min(self.LONGEST, 2 * self._interval)
+        return calls
 
 
 class Run:
@@ -2850,25 +1739,26 @@ class Run:
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
-            self.extras.append(load_extra("budget").Budget(max_cost, price))
+            self.extras.append(load_extra("budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
-            load_extra("prices").as_price(price)
+            load_extra("prices", "price").as_price(price)
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
-        self.api: Any = send if isinstance(send, Api) else Own(send)
+        self.api: Any = send if hasattr(send, "prepare") else Own(send)
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
         self.overwrites = False  # and whether what it holds is given up
-        self.bulk = send if isinstance(send, Api) and send.submit else None
+        self.loop = self.api.loop  # what a bulk backend does instead of the run's own
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
-        self.notes: Notes | None = None
+        self.pending: Any = None  # what a bulk backend has running elsewhere
+        self.whole = True  # all of the input is asked for
         self.said = ""  # what a bulk backend is waiting for
         self._max_attempts, self._timeout = max_attempts, timeout
         self._deadline = math.inf if deadline is None else deadline
@@ -2887,7 +1777,7 @@ class Run:
     @property
     def running_elsewhere(self) -> bool:
         """Whether what is under way goes on where it is when this run ends, and is found again by the next."""
-        return bool(self.notes and self.notes.kept)
+        return bool(self.pending and self.pending.entries)
 
     def at_most(self, calls: int) -> None:
         """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
@@ -2899,15 +1789,30 @@ class Run:
 
     async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
-        self._call = await self._stack.enter_async_context(self.api.open(self.concurrency))
-        for extra in self.extras:
-            if hasattr(extra, "session"):
-                await self._stack.enter_async_context(extra.session(self))
-        self._answer_once = self.wrapped(self._attempt)
+        async with contextlib.AsyncExitStack() as stack:
+            self._call = await stack.enter_async_context(self.api.open(self.concurrency))
+            for extra in self.extras:
+                if hasattr(extra, "session"):
+                    with blaming(extra.session):
+                        session = extra.session(self)
+                        await session.__aenter__()
+                    stack.push_async_exit(functools.partial(self._leave, extra.session, session))
+            self._answer_once = self.wrapped(self._attempt)
+            self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
         if self._deadline < math.inf:
             self._later("deadline", self._deadline, self._end)
         return self
+
+    async def _leave(self, hook: Any, session: Any, *failure: Any) -> Any:
+        """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
+        try:
+            return await session.__aexit__(*failure)
+        except Exception as another:
+            if another is failure[1]:
+                raise
+            self.stop(extra_failure(hook, another))
+        return False
 
     def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
         """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
@@ -2949,7 +1854,8 @@ class Run:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
         wrapping = [extra for extra in self.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
         for extra in reversed(wrapping):
-            attempt = extra.wrap(attempt)
+            with blaming(extra.wrap):
+                attempt = extra.wrap(attempt)
         return self._endable(attempt) if wrapping else attempt
 
     def _endable(self, attempt: Attempt) -> Attempt:
@@ -2979,8 +1885,8 @@ class Run:
         while self.stopped is None:
             try:
                 prompt = next(rest, None)
-            except PromptError as failure:  # of an extra
-                return self.stop(failure)
+            except (PromptError, UsageError) as failure:  # of an extra
+                return self.stop(failure if isinstance(failure, PromptError) else PromptError("extra", str(failure)))
             if prompt is None:
                 return
             yield self.api.prepare(prompt)
@@ -2992,31 +1898,36 @@ class Run:
             await asyncio.sleep(0)  # a million unreadable lines must not hold up the calls in flight
             return result
         self.open[prompt.number] = result
+        result.started = self.epoch + self.clock()
         try:
-            return await self._answer(prompt, result)
+            first_missed, asked = math.inf, prompt
+            while (failure := await self.take(self._answer_once, asked, result)) is not None:
+                missed = self._missed(prompt, failure)
+                first_missed = min(first_missed, self.clock()) if missed else math.inf
+                free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
+                free = free or failure.free
+                if not await self._goes_on(result, failure, free):
+                    break
+                if failure.again:
+                    asked = dataclasses.replace(prompt, body=failure.again)
+            return result
         finally:
             del self.open[prompt.number]
 
-    async def _answer(self, prompt: Prompt, result: Result) -> Result:
-        first_missed, asked = math.inf, prompt
-        result.started = self.epoch + self.clock()
-        while (failure := await self.take(self._answer_once, asked, result)) is not None:
-            if self._never_there(failure, result):
-                kind = "timeout" if failure.kind == "timeout" else "unreachable"
-                self.stop(PromptError(kind, failure.error.message, "stop"))
-            missed = self._missed(prompt, failure)
-            first_missed = min(first_missed, self.clock()) if missed else math.inf
-            free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
-            if self.has_failed(result, failure, free):
-                return result
-            if failure.again:
-                asked = dataclasses.replace(prompt, body=failure.again)
-            began, took = result.waited(), result.latency
-            if self.stopped or not (free or await self._back_off(failure, result)):
-                return self.unfinished(result)
-            result.attempts -= free
-            result.set_aside(began, took)
-        return result
+    async def _goes_on(self, result: Result, failure: PromptError, free: bool) -> bool:
+        """Wait before the next attempt, after one that may be `free`; return False if this was the last."""
+        if self._never_there(failure, result):
+            kind = "timeout" if failure.kind == "timeout" else "unreachable"
+            self.stop(PromptError(kind, failure.error.message, "stop"))
+        if self.has_failed(result, failure, free):
+            return False
+        began, took = result.waited(), result.latency
+        if self.stopped or not (free or await self._back_off(failure, result)):
+            self.unfinished(result)
+            return False
+        result.attempts -= free
+        result.set_aside(began, took)
+        return True
 
     async def take(self, attempt: Attempt, prompt: Prompt, result: Result) -> PromptError | None:
         """Attempt a prompt and fill in the answer; return what came instead of one."""
@@ -3029,19 +1940,30 @@ class Run:
             if failure.keep:
                 result.take(failure.keep)
                 result.tokens = NO_TOKENS
-                failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
-                failure.args = failure.error[1:2]
+                self.discreet(failure)
             if result.attempts > before:
                 result.lose(failure)
             return failure.with_traceback(None)
         except Exception as failure:  # what an extra did not mean to raise
-            error = PromptError("extra", f"an extra, wrap: {in_short(failure)}", "stop")
+            error = self.discreet(extra_failure(self._guilty(failure), failure))
             if result.reply:  # it was paid
                 error.keep = result.reply
                 result.take(result.reply)
             return error
         finally:
             result.reply = None
+
+    def discreet(self, failure: PromptError) -> PromptError:
+        """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
+        failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
+        failure.args = failure.error[1:2]
+        return failure
+
+    def _guilty(self, failure: Exception) -> Any:
+        """Return the wrap of the extra that raised it: the innermost that it came through."""
+        files = {wrap.__module__: wrap for wrap in hooked(self.extras, "wrap")}
+        came = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(failure.__traceback__)]
+        return next((files[name] for name in reversed(came) if name in files), [self._attempt, *files.values()][-1])
 
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
@@ -3117,7 +2039,7 @@ class Run:
         outcome = await self._send(call, prompt)
         result.latency = call.latency
         if isinstance(outcome, PromptError):
-            result.losses += outcome.kind == "lost"
+            result.losses += outcome.kind == "lost" and not outcome.free
             raise outcome
         self._answered = call.started + call.latency
         result.limit = self.limiter.calls_a_minute()
@@ -3170,9 +2092,11 @@ class Run:
         for call in self._calls.values():
             if now - call.started >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
-        for call in self.patience.lost(self._calls.values(), now):
+        for call, silent in self.patience.lost(self._calls.values(), now, self.stopped is not None):
             took = f"no answer in {duration(now - call.started)}"
-            call.end(PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry"))
+            reason = PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry")
+            reason.free = silent
+            call.end(reason)
         oldest = next((call.started for call in self._calls.values() if call.ended is None), now)
         if self._calls:
             self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)
@@ -3259,15 +2183,13 @@ class Run:
 Record = Callable[[Result], Awaitable[None] | None]
 
 
-async def _record(run: Run, record: Record, result: Result) -> None:
+async def deliver(run: Run, record: Record, result: Result) -> None:
+    """Hand a result to whoever asked for it, then to the extras."""
     waiting = record(result)
     if waiting is not None:
         await waiting
     for listener in run.listeners:
-        try:
-            listener(result)
-        except Exception as failure:
-            run.stop(extra_failure(listener, failure))
+        call_hook(run, listener, result)
 
 
 async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
@@ -3279,7 +2201,7 @@ async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> Non
     await way(run, prompts, record)
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await _record(run, record, Result(prompt, error=run.not_sent(), done=False))
+        await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -3316,7 +2238,8 @@ class Journal:
         # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
         self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
-        self._outdone: list[int] = []  # where the texts stand that did not fit and are asked for again
+        self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
+        self._outdone: list[int] = []  # of these, those that are asked for again
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
         if kind := other_than_file(path):
@@ -3383,9 +2306,11 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            row_id, key, error = recognised(row)
+            row_id, key, error, answered = recognised(row)
         except ValueError:
             self._refuse(number)
+        if error and answered:
+            self._refused.add(offset)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row_id, key[16:], error
 
@@ -3419,7 +2344,7 @@ class Journal:
             if earlier:
                 self._claimed.add((key[:16], row_id))
             if prompt.error or (error and self._retry_failed):
-                self._outdone += [offset] if error and error.type == MISMATCH else []
+                self._outdone += [offset] if offset in self._refused else []
                 yield prompt
                 continue
             self._place(prompt.number, offset)
@@ -3517,8 +2442,8 @@ class Journal:
                 raise
             log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
 
-    def results(self, prompts: Iterable[Prompt]) -> Iterator[Result]:
-        """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+    def lines_of(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, bytes]]:
+        """Yield each prompt of the whole input with its line, or with b"" where it is still open."""
         rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
         with open(os.dup(self._file.fileno()), "rb") as lines:
             for prompt in prompts:
@@ -3530,8 +2455,7 @@ class Journal:
                         places = self._earlier.get(key, ())
                         rest[key] = iter(sorted(places, key=lambda place: self._lines[place][2] is not None))
                     offset = next(rest[key], -1)
-                found = result_in(line_at(lines, offset), prompt, key) if offset >= 0 else None
-                yield found or Result(prompt, error=OPEN, done=False)
+                yield prompt, line_at(lines, offset) if offset >= 0 else b""
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
@@ -3543,7 +2467,7 @@ class Journal:
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or error.type == MISMATCH}
+        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or offset in self._refused}
         places.update(self._outdone)
         if not answers:
             for key, offsets in self._earlier.items():
@@ -3641,115 +2565,31 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
             offset += len(line)
 
 
-def recognised(row: Any) -> tuple[Any, str, Error | None]:
-    """Return the id, the fingerprint and the error of a result's line. Raises ValueError where it is none.
+def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
+    """Return what a result's line is known by: its id, fingerprint, error, and whether it holds an answer.
 
-    This is the one look at what somebody may have put there: what it lets pass, nothing else stumbles over.
+    The answer may be one that was not accepted. Raises ValueError if the line is none of ours. This is the one look at
+    what somebody may have put there: what it lets pass, nothing else stumbles over.
     """
     try:
-        own = "request" in row
-        key, error, row_id = key_in(row), error_in(row), row["id" if own else "custom_id"]
+        if "request" in row:
+            error = None if row["error"] is None else Error(**row["error"])
+            row_id, key, answered = row["id"], row["request"], row["text"] is not None
+        else:
+            row_id, key, error, answered = sibling("backends", "api").batch_key(row)
         # orjson reads a whole number of more than 64 bits as a float.
         named = isinstance(row_id, str) or type(row_id) is int or (type(row_id) is float and abs(row_id) >= 2**63)
         sound = error is None or [*map(type, (error.type, error.message, error.retryable))] == [str, str, bool]
-        status = error and error.status
-        if not named or not sound or type(status) not in (int, type(None)) or (own and "text" not in row):
+        if not named or not sound or type(error and error.status) not in (int, type(None)):
             raise ValueError
         if not re.fullmatch("[0-9a-f]{24}", key):
             raise ValueError
-        return row_id, key, error
+        return row_id, key, error, answered
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
 
 
-def key_in(row: dict[str, Any]) -> str:
-    """Return the fingerprint in a result's line; only in a Batch output line is it part of the id."""
-    key: str = row["request"] if "request" in row else row["id"].removeprefix("batch_req_")
-    return key
-
-
-def error_in(row: dict[str, Any]) -> Error | None:
-    """Return the error in a result's line, or None; that of a Batch output line without its message."""
-    if "request" in row:
-        return None if row["error"] is None else Error(**row["error"])
-    status = (row["response"] or {}).get("status_code")
-    if status == 200 and not row["error"]:
-        return None
-    return Error((row["error"] or {}).get("code") or f"http_{status}", "", status)
-
-
-class Notes:
-    """What a bulk backend has running elsewhere for a results file: lines in FILE.running, each on the disk at once.
-
-    Raises UsageError where another backend has something running for that file.
-    """
-
-    def __init__(
-        self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
-    ) -> None:
-        self.answered, self.stay = answered, False  # by earlier runs; whether it stays when all is answered
-        self.path = results and beside_results(results, "running")
-        self._results = results
-        self.kept: list[Any] = []
-        self._backend = {"backend": backend}
-        if self.path is None or not self.path.exists():
-            return
-        if overwrite:
-            log.warning("%s is given up, and with it what an earlier run has running", self.path)
-            return self.remove()
-        with open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
-            *lines, torn = file.read().split(b"\n")
-        first, *self.kept = [*map(parse_json, lines)] or [self._backend]
-        if not all(isinstance(value, dict) for value in (first, *self.kept)) or type(first.get("backend")) is not str:
-            raise UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
-        if (other := first["backend"]) != backend:
-            what = f"{self.path}: {other} has something running for these results"
-            raise UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
-        if torn:
-            os.truncate(self.path, sum(len(line) + 1 for line in lines))
-
-    def add(self, value: Any) -> None:
-        """Keep a value. Raises OSError where the disk will not take it."""
-        self.kept.append(value)
-        if self.path and self._results:
-            with open_beside(self.path, self._results) as file:
-                file.writelines(dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
-                flush(file)
-
-    def remove(self) -> None:
-        """Forget all: nothing is running any longer."""
-        self.kept.clear()
-        if self.path:
-            self.path.unlink(missing_ok=True)
-
-
 NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
-OPEN = Error("not_answered", "not asked yet, or the run was stopped", None, True)
-
-
-def result_in(line: bytes, prompt: Prompt, key: str) -> Result | None:
-    """Return the prompt's result from its line, without clocks and counts; None where the line is another request's.
-
-    It may be, if the input was changed while the run went on.
-    """
-    row = parse_json(line)
-    try:
-        _, found, error = recognised(row)
-    except ValueError:  # the file was changed
-        return None
-    if found[:16] != key:
-        return None
-    if "request" in row:
-        extra = {name: value for name, value in own_part(row).items() if name in NO_TEXTS}
-        return Result(prompt, row["text"], error, extra=extra)
-    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # what a damaged line may hold
-        body: Any = (row["response"] or {}).get("body")
-        if error is None:
-            text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(body)
-            return Result(prompt, text, extra=extra)
-        message = row["error"]["message"] if row["error"] else error_of(body)[1]
-        return Result(prompt, error=error._replace(message=message))
-    return None
 
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
@@ -3887,10 +2727,10 @@ class Printer:
 
 async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer one prompt after the other: it takes the sum of the latencies."""
-    if run.bulk:
-        raise UsageError(f"{run.bulk.name} answers in bulk, not one at a time")
+    if run.loop:
+        raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
     for prompt in run.admit(prompts):
-        await _record(run, record, await run.answer(prompt))
+        await deliver(run, record, await run.answer(prompt))
 
 
 async def run_sequential(
@@ -3905,13 +2745,14 @@ async def run_sequential(
 
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
-    if run.bulk:
-        return await in_bulk(run, run.bulk, prompts, record)
+    if run.loop:
+        await run.loop(run, prompts, record)
+        return
     admitted = run.admit(prompts)
 
     async def worker(prompt: Prompt | None) -> None:
         while prompt is not None:
-            await _record(run, record, await run.answer(prompt))
+            await deliver(run, record, await run.answer(prompt))
             prompt = next(admitted, None)
 
     workers = []
@@ -3932,305 +2773,11 @@ async def run_concurrent(
     return await _collect(concurrently, prompts, send, return_exceptions, **options)
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Request:
-    """What a bulk backend is to answer."""
-
-    prompt: Prompt  # as it is asked now
-    result: Result
-    model: str | None = None
-    taken: float = 0.0  # when
-    most: tuple[float, float] = 0.0, 0.0  # what is reserved for it in the budget
-
-    @property
-    def path(self) -> str:
-        """The path below the base URL."""
-        return self.prompt.path
-
-    @property
-    def body(self) -> bytes:
-        """The request, as JSON."""
-        return self.prompt.body
-
-    def line(self, custom_id: str) -> bytes:
-        """Return it as a line of a file of Batch requests."""
-        return request_line(custom_id, self.path.partition("?")[0], self.body)
-
-    @property
-    def key(self) -> str:
-        """What the request is recognised by in a later run; the same one asked twice has it twice."""
-        return fingerprint(self.result.prompt)[:16]
-
-
-class Job:
-    """What a bulk backend works on; what it may use of it is in the contract in backends/__init__.py."""
-
-    def __init__(self, run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
-        self.api, self.base_url, self.headers = api, api.base_url, api.headers
-        self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
-        self.core = sys.modules[__name__]  # which may be __main__, or have another name
-        self.limiter, self.log, self.query = run.limiter, log, api.whole_query()
-        self.answered, self.noted_in = (run.notes.answered, run.notes.path) if run.notes else (0, None)
-        self._run, self._record, self._kept = run, record, run.notes or Notes()
-        self._budget = run.extra("budget")
-        self._fresh = run.admit(prompts)
-        self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
-        self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
-        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
-        self.broken: OSError | None = None  # what came of an attempt to record a result
-        self._counted = False  # by the backend itself: the calls in flight
-        self._held: Request | None = None  # for which the last block had no room
-        self._open: set[Request] = set()
-
-    @property
-    def stopped(self) -> str:
-        """Why the run is to end ("interrupted", "deadline", ...), or ''."""
-        return self._run.stopped.error.type if self._run.stopped else ""
-
-    def stop(self, kind: str, message: str, status: int | None = None) -> None:
-        """Stop the run, since every prompt would fail."""
-        kind, message = self.api.conceal(kind[:MESSAGE_MOST]), self.api.conceal(message[:MESSAGE_MOST])
-        self._run.stop(PromptError(short(kind, 60), short(message, 1000), "stop", status))
-
-    @property
-    def notes(self) -> Sequence[Any]:
-        """What this run and the ones before it have noted."""
-        return self._kept.kept
-
-    async def note(self, value: Any) -> None:
-        """Keep a note on the disk. Raises PromptError where that will not take it."""
-        try:
-            await asyncio.to_thread(self._kept.add, value)
-        except OSError as failure:
-            raise disk_error(self._kept.path, failure) from None
-
-    def keep_notes(self) -> None:
-        """Let the notes stay when all is answered: something is running that nobody has asked for here."""
-        self._kept.stay = True
-
-    def forget(self) -> None:
-        """Remove all notes: nothing is running elsewhere any longer."""
-        self._kept.remove()
-
-    def say(self, text: str) -> None:
-        """Show in the progress what is waited for."""
-        self._run.said = text
-
-    def in_flight(self, count: int | None = None) -> None:
-        """Note how many calls are in flight; all that is taken, where the backend does not know better."""
-        self._counted = self._counted or count is not None
-        if count is not None or not self._counted:
-            self.limiter.in_flight = len(self._open) if count is None else count
-            self._run.most_in_flight = max(self._run.most_in_flight, self.limiter.in_flight)
-
-    async def sleep(self, seconds: float) -> bool:
-        """Sleep, less long where the run is stopped; return whether it was to the end."""
-        return await self._run.wait_or_stop(self._run.sleep(seconds)) is not None
-
-    async def call(
-        self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
-    ) -> T:
-        """Await a call, again where that may help. Raises PromptError."""
-        for attempt in itertools.count(1):
-            try:
-                return await function(*args, **more)
-            except Exception as exc:
-                failure = self.api.discreet(exc)
-            wait = self._run.wait_after(failure, attempt)
-            if failure.verdict != "retry" or attempt >= attempts:
-                raise failure
-            log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
-            if not await self.sleep(wait):
-                raise failure
-        raise AssertionError
-
-    async def take(self, count: int, size: float = math.inf) -> list[Request]:
-        """Return the next requests: at most so many, of so many bytes together, but one at least if there is any."""
-        taken: list[Request] = []
-        while not self.stopped and len(taken) < count:
-            request = await self._next()
-            if request is None:
-                if taken or self._open or not self._again:
-                    break
-                await self.sleep(self._due - self._run.clock())
-            elif (taken and len(request.body) > size) or not self._reserve(request):
-                self._held = request
-                break
-            else:
-                self._send_out(request)
-                taken.append(request)
-                size -= len(request.body)
-        return taken
-
-    async def _next(self) -> Request | None:
-        """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
-        if held := self._held:
-            self._held = None
-            return held
-        if self._again and self._due <= self._run.clock():
-            return self._again.popleft()
-        for number, prompt in enumerate(self._fresh):
-            prompt.error = prompt.error or self.unpaid(prompt)
-            if number % 100 == 99:
-                await asyncio.sleep(0)
-            if prompt.error is None:
-                return Request(prompt, Result(prompt), self.api.model_of(prompt))
-            try:
-                await _record(self._run, self._record, Result(prompt, error=prompt.error))
-            except OSError as failure:
-                self.broken = failure
-                raise
-        return None
-
-    def unpaid(self, prompt: Prompt) -> Error | None:
-        """Return why a prompt cannot be sent within a budget, or None."""
-        if not self._budget or not prompt.body:
-            return None
-        name, price = self._budget.price_for(prompt)
-        if price is None:
-            return Error("unknown_price", f"{prompt.where}: no price is known for {short(name, 60)}")
-        text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
-        return Error("no_maximum", f"{prompt.where}: {text}") if self._budget.most_of(prompt.body, price)[1] else None
-
-    def _reserve(self, request: Request) -> bool:
-        """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
-        budget = self._budget
-        if budget is None:
-            return True
-        most, _ = budget.most_of(request.prompt.body, budget.price_for(request.prompt)[1])
-        request.most = most * self._calls, 0.0
-        if budget.admit(request.most):
-            return True
-        if not self._open:
-            self._run.stop(budget.used_up(request.most))
-        return False
-
-    def _send_out(self, request: Request) -> None:
-        request.taken = now = self._run.clock()
-        result = request.result
-        result.started = result.started or self._run.epoch + now
-        result.retry_wait = self._run.epoch + now - result.started - result.lost
-        self._open.add(request)
-        self._run.open[request.prompt.number] = result
-        self.in_flight()
-
-    def _put_back(self, request: Request, wait: float) -> None:
-        now = self._run.clock()
-        self._since = self._since if self._again else now
-        self._again.append(request)
-        self._due = min(max(self._due, now + wait), self._since + PAUSE_CEILING)
-
-    async def settle(self, request: Request, outcome: Any) -> None:
-        """Take down what came of a request: it is answered, has failed, or is to be taken again."""
-        if not isinstance(request, Request) or request not in self._open:
-            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
-        self._open.remove(request)
-        self.in_flight()
-        if isinstance(outcome, Result):
-            outcome.prompt = request.result.prompt
-            del self._run.open[request.prompt.number]
-            self._pay(request, outcome, None)
-            return await _record(self._run, self._record, outcome)
-        result, run = request.result, self._run
-        result.latency = run.clock() - request.taken
-        failure = await self._read(request, outcome)
-        del self._run.open[request.prompt.number]
-        self._pay(request, result, failure)
-        if failure is None or run.has_failed(result, failure):
-            return await _record(self._run, self._record, result)
-        if run.stopped:
-            return await _record(self._run, self._record, run.unfinished(result))
-        if failure.again:
-            request.prompt = dataclasses.replace(request.prompt, body=failure.again)
-        result.set_aside(result.waited(), result.latency)
-        self._put_back(request, run.wait_after(failure, result.attempts))
-
-    async def _read(self, request: Request, outcome: Any) -> PromptError | None:
-        """Fill in the answer; return what there is instead of one."""
-
-        async def told(prompt: Prompt) -> Reply:
-            request.result.attempts += 1
-            try:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return self.api.read(prompt, *outcome)
-            except Exception as exc:
-                raise self.api.discreet(exc) from None
-
-        return await self._run.take(self._run.wrapped(told, without="budget"), request.prompt, request.result)
-
-    def _pay(self, request: Request, result: Result, failure: PromptError | None) -> None:
-        """Put what a request has cost in the place of what was reserved for it."""
-        budget = self._budget
-        price = budget.price_for(request.prompt)[1] if budget else None
-        if price is None:
-            return
-        cost, assumed, most = 0.0, False, request.most[0] / self._calls
-        if failure:
-            cost, assumed = budget.price_failure(failure, (most, 0.0), price)
-        elif result.error is None:
-            cost, assumed = budget.price_reply(request.prompt, result, (most, 0.0), price)
-        if failure is None:  # a Result may have seen calls fail
-            cost += budget.cost_of(result.lost_tokens, price) + result.unanswered * most
-            assumed = assumed or result.unanswered > 0
-        budget.settle(request.most, cost, assumed)
-
-    def refund(self) -> None:
-        """Give back what is reserved in the budget for requests of which none is in flight."""
-        if self._budget and not self.limiter.in_flight:
-            for request in self._open:
-                self._budget.settle(request.most, 0.0)
-
-    async def close(self) -> None:
-        """End the run of what the backend has left unanswered."""
-        rest = [*self._open, *self._again, *filter(None, [self._held])]
-        results = [request.result for request in rest] + [Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
-        if results:
-            self.stop("unanswered", f"{self.api.name} has ended and left {plural(len(results), 'prompt')} unanswered")
-        for result in results:
-            await _record(self._run, self._record, self._run.unfinished(result))
-
-
-async def settle_all(run: Run, api: Api, job: Job, outcomes: AsyncIterator[Any]) -> None:
-    """Take down what a bulk backend yields; where it fails, stop the run."""
-    for answered in itertools.count():
-        if answered % 50 == 49:
-            await asyncio.sleep(0)  # there may be many at once
-        try:
-            request, outcome = await anext(outcomes)
-        except StopAsyncIteration:
-            return
-        except (Exception, SystemExit) as exc:
-            if exc is job.broken:  # our own output
-                raise
-            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
-            if isinstance(exc, ValueError) and not answered and not run.stopped:
-                raise UsageError(f"{api.name}: {failure}") from None
-            kind = failure.error.type if isinstance(exc, PromptError) else "backend"
-            return job.stop(kind, f"{api.name}: {failure}", failure.error.status)
-        await job.settle(request, outcome)
-        if job.stopped == "twice":
-            return
-
-
-async def in_bulk(run: Run, api: Api, prompts: Iterable[Prompt], record: Record) -> None:
-    """Let a bulk backend answer the prompts in its own way."""
-    job = Job(run, api, prompts, record)
-    assert api.submit
-    if (error := job.unpaid(run.first)) and error.type == "no_maximum":
-        raise UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
-    try:
-        async with contextlib.aclosing(api.submit(job)) as outcomes:
-            await settle_all(run, api, job, outcomes)
-    finally:
-        job.refund()
-    await job.close()
-
-
 async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
     results: list[Result] = []
     async with Run(send, **options) as run:
         await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
+    warn_of_extra(run)
     return sorted(results, key=lambda result: result.prompt.number)
 
 
@@ -4239,6 +2786,12 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
     return result
+
+
+def warn_of_extra(run: Run) -> None:
+    """Say that an extra has stopped the run: it may have done so when all Results were there."""
+    if run.stopped is not None and run.stopped.kind == "extra":
+        log.error("stopped: %s", run.stopped)
 
 
 async def as_completed(
@@ -4265,6 +2818,7 @@ async def as_completed(
             work.cancel()
             end.cancel()
             await asyncio.gather(work, end, return_exceptions=True)
+    warn_of_extra(run)
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -4423,28 +2977,6 @@ class Tally:
         if waits := [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
             yield f"waiting, all calls added up: {', '.join(waits)}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what was counted; times are in seconds."""
-        names = ("in", "out", "cached", "reasoning")
-        return {
-            "wall_seconds": self.wall,
-            "cpu_seconds": self.cpu,
-            "answered": self.answered,
-            "failed": self.failed,
-            "attempts": self.attempts,
-            "latency_sum_seconds": self.latency,
-            "latency_seconds": self.percentiles(),
-            "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(self.latencies.items())],
-            "waited_seconds": {name: getattr(self, name) for name in WAITS},
-            "tokens": dict(zip(names, self.tokens, strict=True)) | {"in_failed_attempts": self.wasted},
-            "answers_without_usage": self.silent,
-            "lost_calls": self.unanswered,
-            "errors": [
-                {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in self.failures()
-            ],
-            "ended_by": dict(self.marked),
-        }
-
     def failures(self) -> Iterator[tuple[Error, int]]:
         """Yield the first failure of each kind and how many there are, the most frequent kind first."""
         for kind, count in self.errors.most_common():
@@ -4525,12 +3057,7 @@ class Progress:
 
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        told = []
-        for status in hooked(self._run.extras, "status"):
-            try:
-                told.append(str(status(self._ran)))
-            except Exception as failure:
-                self._run.stop(extra_failure(status, failure))
+        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooked(self._run.extras, "status")]
         return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
 
     def _write(self, text: str) -> None:
@@ -4552,7 +3079,7 @@ class Progress:
 class Ran:
     """One run, with all that is to be said of it."""
 
-    api: Api
+    api: Any
     run: Run
     asked: int | str  # calls in flight at the most
     tally: Tally
@@ -4577,23 +3104,6 @@ class Ran:
         """Return what a picture calls it."""
         auto = " (auto)" if self.asked == "auto" else ""
         return f"{self.api.name}, {'one at a time' if self.asked == 1 else f'{self.most:,} in flight{auto}'}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures; the README says what they mean."""
-        limiter = self.run.limiter
-        return {
-            "backend": self.api.name,
-            "base_url": self.api.base_url,
-            "model": self.api.params.get("model") or self.api.model or DEFAULT_MODEL,
-            "endpoint": self.api.endpoint,
-            "concurrency": self.asked,
-            "most_in_flight": self.most,
-            "answers_a_second": self.rate,
-            "cpu_seconds_a_prompt": self.cpu,
-            **self.tally.as_dict(),
-            "limits": limiter.learned(),
-            "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
-        }
 
 
 def table(ran: list[Ran]) -> Iterator[str]:
@@ -4641,14 +3151,25 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
 # ---- Extras ---------------------------------------------------------------------------------------------------
 
 
-def load_extra(name: str) -> Any:
-    """Return the file of that name in extras/. Raises UsageError where it is not there."""
+def load_extra(name: str, asked: str) -> Any:
+    """Return the file of that name in extras/, which is asked for by that. Raises UsageError where it is not there."""
     try:
         return importlib.import_module(f"{MODULE}.extras.{name}")
     except ModuleNotFoundError as missing:
         if missing.name and not missing.name.startswith(MODULE):
             raise
-        raise UsageError(f"it is in extras/{name}.py, which goes beside {PROGRAM}") from None
+        file = (missing.name or "").removeprefix(f"{MODULE}.extras").lstrip(".") or name  # or one that it imports
+        raise UsageError(f"{asked} needs extras/{file}.py, which goes beside {PROGRAM}") from None
+
+
+@functools.cache
+def extra_index() -> dict[str, tuple[str, ...]]:
+    """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
+    try:
+        index: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"{MODULE}.extras"), "INDEX", {})
+    except ModuleNotFoundError:
+        return {}
+    return index
 
 
 def extra_files(argv: Sequence[str]) -> list[Any]:
@@ -4658,9 +3179,7 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
     """
     if "--version" in argv:
         return []
-    index: dict[str, tuple[str, ...]] = {}
-    with contextlib.suppress(ModuleNotFoundError):
-        index = importlib.import_module(f"{MODULE}.extras").INDEX
+    index = extra_index()
     signs = {"", *(word.partition("=")[0] for word in argv)}
     signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in argv}
     found = []
@@ -4668,10 +3187,10 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
         asked = next((sign for sign in own if sign and sign in signs), "")
         if asked or "" in own or signs & {"-h", "--help"}:
             try:
-                found.append(load_extra(name))
-            except UsageError as missing:
+                found.append(load_extra(name, asked))
+            except UsageError:
                 if asked:
-                    raise UsageError(f"{asked}: {missing}") from None
+                    raise
     return found + [third_party(name) for name in named_extras(argv)]
 
 
@@ -4700,23 +3219,13 @@ def raised_in(failure: BaseException, packages: set[str]) -> str:
 def third_party(name: str) -> Any:
     """Return the module of that name. Raises UsageError where it is none, or no extra."""
     try:
-        file = importlib.import_module(name)
+        file = import_named(name)
         if callable(file.add_arguments) and callable(file.create):
             return file
         reason = "add_arguments and create are to be functions"
-    except Exception as failure:  # somebody else's file may raise anything
+    except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
         reason = in_short(failure)
     raise UsageError(f"--extra {short(name, 60)}: {reason}")
-
-
-def create_extra(file: Any, args: argparse.Namespace) -> Any:
-    """Return the extra that the arguments ask a file for, or None. Raises UsageError where they cannot be."""
-    try:
-        return file.create(args)
-    except UsageError:
-        raise
-    except Exception as failure:
-        raise UsageError(f"extra {extra_name(file)}, create: {in_short(failure)}") from None
 
 
 def extra_name(extra: Any) -> str:
@@ -4730,21 +3239,43 @@ def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
 
 
 def extra_failure(hook: Any, failure: Exception) -> PromptError:
-    """Return the error that stops a run for what an extra did not mean to raise."""
-    extra = getattr(hook, "__self__", hook)
-    name = getattr(hook, "__name__", "")
-    text = f"extra {extra_name(extra)}, {name}: {in_short(failure)}"
-    return PromptError("extra", text, "stop")
+    """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
+    if isinstance(failure, PromptError):
+        return failure
+    name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
+    told = str(failure) if isinstance(failure, UsageError) else in_short(failure)
+    return PromptError("extra", f"{name}: {short(told)}", "stop")
 
 
-def guarded(extra: Any, hook: str, items: Iterable[T]) -> Iterator[T]:
-    """Yield the items; what the extra did not mean to raise becomes an error that stops the run."""
+@contextlib.contextmanager
+def blaming(hook: Any) -> Iterator[None]:
+    """Turn what an extra raises before the first call into a UsageError, which ends the command."""
     try:
-        yield from items
-    except (PromptError, UsageError):
+        yield
+    except UsageError:
         raise
     except Exception as failure:
-        raise extra_failure(getattr(extra, hook), failure) from None
+        if getattr(hook, "__name__", "") == "command" and isinstance(failure, OSError) and failure.filename is None:
+            raise  # standard output takes no more
+        raise UsageError(str(extra_failure(hook, failure))) from None
+
+
+def call_hook(run: Run, hook: Any, *given: Any) -> Any:
+    """Return what an extra's method does; what it raises stops the run in good order."""
+    try:
+        return hook(*given)
+    except Exception as failure:
+        run.stop(run.discreet(extra_failure(hook, failure)))
+
+
+def selected(extra: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
+    try:
+        yield from extra.select(prompts)
+    except UsageError:
+        raise
+    except Exception as failure:
+        raise extra_failure(extra.select, failure) from None
 
 
 def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int, list[str]]:
@@ -4752,11 +3283,10 @@ def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int
     lines: list[str] = []
     for hook in hooked(extras, "report"):
         try:
-            lines += map(str, hook(ran, status))
+            lines.extend(map(str, hook(ran, status) or ()))
         except Exception as failure:
-            known = failure if isinstance(failure, PromptError) else extra_failure(hook, failure)
             status = status or 3
-            say_error(f"{PROGRAM}: {known}")
+            say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
     return status, lines
 
 
@@ -4788,8 +3318,9 @@ def main(argv: list[str] | None = None) -> int:
             log.setLevel(logging.INFO if args.verbose else logging.WARNING)
             args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
             for command in hooked(args.extras, "command"):
-                if (status := command()) is not None:
-                    return int(status)
+                with blaming(command):
+                    if (status := command()) is not None:
+                        return int(status)
             status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
@@ -4797,9 +3328,6 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as problem:
         say_error(f"{PROGRAM}: {problem}")
         return 2
-    except PromptError as failure:  # of an extra, before the run
-        say_error(f"{PROGRAM}: {failure}")
-        return 3
     except (KeyboardInterrupt, asyncio.CancelledError):
         say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
         return 130
@@ -4809,9 +3337,10 @@ def main(argv: list[str] | None = None) -> int:
             say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
         return 3
     except Exception as failure:
-        if not (where := raised_in(failure, third_parties(argv))):
+        known = isinstance(failure, PromptError)  # of an extra's `select`, or of a backend that cannot be opened
+        if not known and not (where := raised_in(failure, third_parties(argv))):
             raise
-        say_error(f"{PROGRAM}: {where}: {in_short(failure)}")
+        say_error(f"{PROGRAM}: {failure if known else f'{where}: {in_short(failure)}'}")
         return 3 if args and args.begun else 2
     finally:
         log.removeHandler(handler)
@@ -4846,7 +3375,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.form, args.printer = {}, None, None
+    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
@@ -4855,9 +3384,10 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
-    if args.schema is not None:
-        args.taken[os.path.realpath(args.schema)], args.schema = "the schema", Schema.read(args.schema)
-    args.extras = [extra for file in files if (extra := create_extra(file, args)) is not None]
+    args.extras = []
+    for file in files:
+        with blaming(file.create):
+            args.extras += [extra] if (extra := file.create(args)) is not None else []
     args.journal = args.journal or args.output
     check_arguments(args)
     return args
@@ -4874,7 +3404,6 @@ def refuse_together(args: argparse.Namespace) -> None:
     results = args.output or args.retry_failed or args.overwrite
     for wrong, advice in (
         ("" in args.backends, "-b has an empty name"),
-        ("" in (args.cluster, args.worker_backend), "--cluster and --worker-backend take no empty name"),
         ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
@@ -4899,11 +3428,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
 
 
-def out_of_place(args: argparse.Namespace, used: str) -> str:
-    """Return those of the given options that are not among the used ones, for a command that does something else."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in args.given if name not in used.split())
-
-
 def unwritable(path: str | os.PathLike[str]) -> str:
     """Return why no file can be written, or replaced, there; or ''."""
     folder = os.path.dirname(path) or "."
@@ -4914,16 +3438,6 @@ def unwritable(path: str | os.PathLike[str]) -> str:
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
     return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
-
-
-def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
-    """Raise UsageError where no file can be written anew."""
-    if why := unwritable(path):
-        raise UsageError(f"{why}; choose another file with {flag}")
-    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
-        raise UsageError(f"{path} is the input; choose another file with {flag}")
-    if path.exists() and not args.overwrite:
-        raise UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
@@ -4951,14 +3465,10 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
     option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
            help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
-    option("--schema", metavar="FILE", help="JSON schema that each answer has to fit")
     option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
     option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
            help="variable with the key (default: %(default)s)")  # fmt: skip
     option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
-    option("--worker-backend", metavar="NAME", help="with dask-cluster: what its workers call the API with (as -b)")
-    option("--cluster", metavar="ADDRESS", help="with dask-cluster: the scheduler (tcp://host:8786), or a number of "
-           "local processes (default: one for each core)")  # fmt: skip
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -4978,7 +3488,10 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("--version", action="version", version=f"%(prog)s {__version__}")
     for file in extras:
         group = parser.add_argument_group(extra_name(file))
-        file.add_arguments(group.add_argument)
+        with blaming(file.add_arguments):
+            file.add_arguments(group.add_argument)
+        if not group._group_actions:
+            group.description = textwrap.fill((file.__doc__ or "").partition("\n")[0], 76)
     return parser
 
 
@@ -5018,7 +3531,8 @@ NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx"
 def open_sink(args: argparse.Namespace) -> Journal | Printer:
     """Open what keeps or prints the results."""
     for check in hooked(args.extras, "check"):
-        check()
+        with blaming(check):
+            check()
     if args.output == "-" and (args.retry_failed or args.overwrite):
         raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
     if args.output == "-":
@@ -5045,18 +3559,18 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
     chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
     for extra in args.extras:
         if hasattr(extra, "select"):
-            chosen = guarded(extra, "select", extra.select(chosen))
+            chosen = selected(extra, chosen)
     for number, prompt in enumerate(chosen):
         prompt.number = number
         yield prompt
 
 
-def first_of(prompts: Iterable[Prompt], api: Api) -> Prompt:
+def first_of(prompts: Iterable[Prompt], api: Any) -> Prompt:
     """Return the first prompt that can be sent, an empty one where there is none."""
     return next((prompt for prompt in prompts if api.prepare(prompt).error is None), Prompt(0, ""))
 
 
-def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
+def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
     first = list(itertools.islice(prompts, 1))  # a shard may have none
     if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
@@ -5064,27 +3578,23 @@ def checked(prompts: Iterator[Prompt], api: Api) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Api:
+def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:
     """Return the API that the arguments ask for; without a backend it only makes requests."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "schema")
-    settings = {name: getattr(args, name) for name in (*names, "cluster", "worker_backend")}
-    return load_backend(backend, dry=dry, **settings) if backend else Api(lambda *_: None, dry=dry, **settings)
+    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "form")
+    settings = {name: getattr(args, name) for name in names}
+    if not backend:
+        return sibling("backends", "api").Api(lambda *_: None, dry=dry, **settings)
+    api = load_backend(backend, dry=dry, **settings, **args.settings)
+    if api.loop and not dry:
+        api.check_options(args)
+    return api
 
 
-def check_bulk(args: argparse.Namespace, api: Api) -> None:
-    """Raise UsageError where an option means nothing to a bulk backend."""
-    if api.submit and (args.compare or args.sequential):
-        raise UsageError(f"{api.name} answers in bulk: no --compare and no --sequential with it")
-    for name in ("rpm", "tpm", "cluster", "worker_backend") if api.submit else ():
-        if getattr(args, name) is not None and name not in getattr(api.submit, "uses", ()):
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to {api.name}; leave it out")
-
-
-def make_run(args: argparse.Namespace, api: Api, calls: int | str) -> Run:
+def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
     names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
-    if not api.submit:
+    if not api.loop:
         run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
     return run
 
@@ -5105,17 +3615,17 @@ def open_files() -> int:
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    check_bulk(args, api)
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
     run = make_run(args, api, calls)
     sink = open_sink(args)
     run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
-    run.journal, run.path = sink, sink.path
+    run.journal, run.path, run.whole = sink, sink.path, args.limit is None
     quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
-        run.notes = Notes(sink.path, api.name, args.overwrite, sink.answers)
+        if sink.path and not api.loop and beside_results(sink.path, "running").exists():
+            sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
@@ -5137,8 +3647,6 @@ def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
         return
     try:
         sink.finish(whole=args.limit is None)
-        if run.notes and not run.notes.stay and args.limit is None:
-            run.notes.remove()
     except OSError as failure:
         run.stop(disk_error(sink.path, failure))
 
@@ -5180,16 +3688,15 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     selecting = [extra for extra in args.extras if hasattr(extra, "select")]
     if not all(hasattr(extra, "count") for extra in selecting):
         return None
+    left: int | None = None
     with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
-        lines, quotes = -(form in SEPARATORS), 0
-        for line in sound_lines(file, "", []):
-            quotes += line.count(b'"') if form in SEPARATORS else 0  # within them a line is not a row
-            lines += not quotes % 2 and not line.isspace()
-        lines = min(lines, args.limit or lines)
-        for extra in selecting:
-            lines = extra.count(lines)
-        return lines
-    return None
+        found, reader = sound_lines(file, "", []), reader_of(form)
+        lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
+        left = min(lines, args.limit or lines)
+    for extra in selecting:
+        with blaming(extra.count):
+            left = extra.count(left) if left is not None else None
+    return left
 
 
 HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
@@ -5220,7 +3727,7 @@ def interruptible(run: Run) -> Iterator[None]:
             return
         run.stop(interrupted)
         calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
-        say_error(f"\nstopping: {getattr(run.bulk and run.bulk.submit, 'parting', calls)}")
+        say_error(f"\nstopping: {run.api.parting or calls}")
 
     with contextlib.ExitStack() as stack:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -5235,8 +3742,8 @@ def interruptible(run: Run) -> Iterator[None]:
 def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
-    batches = run.bulk and not getattr(run.bulk.submit, "retries", False)  # whose latencies mean nothing
-    lines = [line for line in tally.lines() if not (batches and line.startswith(("sum of latencies", "latency")))]
+    untold = () if run.api.clocked else ("sum of latencies", "latency")
+    lines = [line for line in tally.lines() if not line.startswith(untold)]
     lines += [f"limit: {known}" for known in run.limiter.learned()]
     if kept := sink.answers if run.stopped else sink.kept:
         lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
@@ -5248,7 +3755,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
     args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
     args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, more = tell_report(args.extras, [ran], status)
+    status, more = tell_report(run.extras, [ran], status)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
         say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
@@ -5273,18 +3780,11 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
         say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
 
 
-def without_secrets(word: str) -> str:
-    """Return a word of the command line without what sounds secret in a URL's query."""
-    before, mark, query = word.partition("?")
-    kept, secret = split_query(query)
-    return before + kept if mark and secret else word
-
-
 def command_again(argv: list[str], begun: bool, *more: str) -> str:
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
     without = "--overwrite" if begun else ""  # what it has written is to be kept
     more = tuple(word for word in more if word not in argv)
-    if any(without_secrets(word) != word for word in argv):
+    if any("?" in word and sibling("backends", "keys").without_secrets(word) != word for word in argv):
         changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
         return ", ".join(["the same command again", *changes])
     name = os.path.basename(sys.executable)
@@ -5312,8 +3812,6 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
     apis = [make_api(args, name) for name in args.backends]
-    for api in apis:
-        check_bulk(args, api)
     prompts = list(checked(prompts_of(args, args.limit), apis[0]))
     for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
@@ -5323,7 +3821,7 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
             if reason.kind == "deadline":  # of all runs together
                 reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
             args.facts["verdicts"] = []
-            status, files = tell_report(args.extras, ran, 130 if reason.kind == "interrupted" else 3)
+            status, files = tell_report(ran[-1].run.extras, ran, 130 if reason.kind == "interrupted" else 3)
             say_error(*files)
             say_stopped(reason, args)
             return status
@@ -5334,12 +3832,12 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status, files = tell_report(args.extras, ran, int(any(one.tally.failed for one in ran)))
+    status, files = tell_report(ran[-1].run.extras, ran, int(any(one.tally.failed for one in ran)))
     say_error(*([] if args.quiet else files))
     return status
 
 
-async def measure(args: argparse.Namespace, api: Api, calls: int | str, prompts: list[Prompt]) -> Ran:
+async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = make_run(args, api, calls)
     run.first = prompts[0]

@@ -75,18 +75,32 @@ from anywhere else: a third party's backend is used exactly as the built-in ones
 """
 
 import contextlib
+import importlib
 import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import concurrent_prompts as core
+
+    __all__ = ["MAX_BODY", "MAX_ERROR", "Post", "core", "named_proxy", "proxy_for", "reach_of"]
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a body, sent and decompressed: what is larger is no answer
 PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
 
 Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the core, whatever it is called, when it is asked for: a live backend does without."""
+    if name == "core":
+        return importlib.import_module(__name__.rpartition(".")[0] or "concurrent_prompts")
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 def proxy_for(base_url: str) -> str | None:
@@ -116,6 +130,17 @@ def named_proxy(base_url: str) -> str | None:
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def tls_context(base_url: str) -> Any:
+    """Return the ssl.SSLContext to verify the server of this base URL, and its proxy, with.
+
+    Reading the system's certificates takes 50 ms: if neither speaks TLS, the context trusts nobody.
+    """
+    import ssl
+
+    secure = any(url.lower().startswith("https:") for url in (base_url, named_proxy(base_url) or ""))
+    return ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def reach_of(host: str) -> str:

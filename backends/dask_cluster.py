@@ -31,19 +31,14 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import threading
 import time
 import types
 import uuid
-import warnings
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from multiprocessing import resource_tracker
 from typing import Any
-from urllib.parse import urlsplit
 
-import dask.config
 import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
@@ -63,16 +58,18 @@ def install(
     options: dict[str, Any],
     backend: str,
     proxies: dict[str, str] | None,
+    carried: list[tuple[str, Any]],
 ) -> str:
     """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''.
 
-    `proxies` is None on a cluster that is not ours, else the variables that the process was started without, since they
-    hold passwords.
+    `carried` are the extras that go with the calls. `proxies` is None on a cluster that is not ours, else the variables
+    that the process was started without, since they hold passwords.
     """
     os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
     core: Any = make_module(package, sources)
-    make_module(f"{package}.backends", sources)
+    for part in ("backends", "backends.keys", "backends.api", "extras", *(f"extras.{name}" for name, _ in carried)):
+        make_module(f"{package}.{part}", sources)
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
     backend = backend or core.default_backend()
     module, _, attribute = backend.partition(":")
@@ -90,7 +87,12 @@ def install(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
         gc.freeze()  # as the core does in a process that is its own
         gc.set_threshold(50_000)
-    engines[name] = Engine(name, core, lambda: core.Run(core.Api.of(state, connect), **options))
+
+    def begin() -> Any:
+        extras = [core.sibling("extras", file).restore(value) for file, value in carried]
+        return core.Run(core.sibling("backends", "api").Api.of(state, connect), extras=extras, **options)
+
+    engines[name] = Engine(name, core, begin)
     return ""
 
 
@@ -100,7 +102,7 @@ def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:
         return sys.modules[name]
     module = sys.modules[name] = types.ModuleType(name)
     module.__package__ = name.rpartition(".")[0]
-    if name.rpartition(".")[2] == "backends" or not module.__package__:
+    if any(other.startswith(f"{name}.") for other in sources):
         module.__package__, module.__path__ = name, []
     try:
         lines = sources[name].splitlines(keepends=True)
@@ -253,10 +255,7 @@ except BaseException as failure:
     report = "%s: %s" % (type(failure).__name__, failure)
 """
 PARTS = 4  # into which what was on a worker that died is divided, to find out what it died of
-SILENT = logging.CRITICAL + 1
-CONNECTING = 5.0  # seconds in which a scheduler has to answer
 REFUSALS = "from refusals"
-QUIET = "distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application"
 
 
 class Lost(Exception):
@@ -358,6 +357,8 @@ class Crew:
 
     def _meet(self, addresses: list[str]) -> None:
         """Begin to use the workers that are new, and let go of those that are gone."""
+        from .dask_local import check_network
+
         for link in list(self._links.values()):
             if link.address not in addresses and link.task:
                 link.task.cancel()  # `_collect` does the rest
@@ -615,17 +616,19 @@ class Crew:
 
 def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, bytes]:
     """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
-    here, live = __package__ or "backends", job.options["worker_backend"]
+    root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
-    modules = [f"{here}.{name.replace('-', '_')}" for name in names if ":" not in name]
-    sources = {name.removeprefix(here): source_of(name) for name in (here, __name__, *modules)}
+    modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
+    modules += ["backends", "backends.keys", "backends.api", "backends.dask_cluster", "extras"]
+    modules += [f"extras.{name}" for name, _ in job.carried]
+    sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not
-    texts = core.__loader__.get_source(name), *sources.values()
-    package = f"concurrent_prompts_{hashlib.blake2b(repr(texts).encode(), digest_size=6).hexdigest()}"
-    sources = {f"{package}.backends{name}": text for name, text in sources.items()} | {package: texts[0]}
-    own = sources.pop(f"{package}.backends.dask_cluster")
+    main = core.__loader__.get_source(name)
+    package = f"concurrent_prompts_{hashlib.blake2b(repr((main, sources)).encode(), digest_size=6).hexdigest()}"
+    own = sources.pop("backends.dask_cluster")
+    sources = {f"{package}.{name}": text for name, text in sources.items()} | {package: main}
     options = {name: job.options[name] for name in ("concurrency", "max_attempts", "timeout", "rpm", "tpm")}
-    given = sources, job.api.state(), options, live, proxies
+    given = sources, job.api.state(), options, live, proxies, job.carried
     return package, zlib.compress(pickle.dumps((package, own, given), 5))
 
 
@@ -638,170 +641,10 @@ def source_of(name: str) -> str:
     return source  # type: ignore[no-any-return]
 
 
-def check_network(job: Any, address: str) -> None:
-    """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
-    from . import reach_of  # which does not exist when a worker executes this module
-
-    parts = urlsplit(address if "://" in address else f"tcp://{address}")
-    reach = reach_of(parts.hostname or "")
-    if parts.scheme in ("tls", "wss") or reach == "loopback" or not job.api.secrets:
-        return
-    if reach == "public" and not job.api.allow_http:
-        advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
-        raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
-    text = f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer"
-    if text not in WARNED:
-        WARNED.add(text)
-        job.log.warning(text)
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep what Dask logs and warns of from standard error, unless the user has configured that."""
-    handlers = {handler: handler.level for name in QUIET for handler in logging.getLogger(name).handlers}
-    if dask.config.get("logging", None) or dask.config.get("distributed.logging", None):
-        handlers = {}
-    for handler in handlers:
-        handler.setLevel(SILENT)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for handler, level in handlers.items():
-            handler.setLevel(level)
-
-
-def report_others(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report what nobody has caught, unless it is Dask's: connections that end with it."""
-    if type(context.get("exception")).__module__.partition(".")[0] not in ("distributed", "tornado"):
-        loop.default_exception_handler(context)
-
-
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Start what is started without ears for Ctrl-C, which in a terminal goes to all processes at once."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # it would let the signal in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def nameless() -> Iterator[None]:
-    """Hide the main module's file: each new process would run it, and with it all that a script of the user's does."""
-    main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    main.__dict__.pop("__file__", None)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        vars(main).update(kept)
-
-
-WARNED: set[str] = set()  # once is enough
-LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need not be done
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.worker.profile.enabled": False,
-}
-
-
-@contextlib.asynccontextmanager
-async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | None]]:
-    """Yield a client of the cluster, where that is, and the proxies that its workers lack; None: they are not ours."""
-    address, proxies = job.options["cluster"], None
-    client_of: Any = distributed.Client
-    settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "name": "concurrent_prompts"}
-    async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(hushed())
-        loop = asyncio.get_running_loop()
-        stack.callback(loop.set_exception_handler, loop.get_exception_handler())
-        loop.set_exception_handler(report_others)
-        if address is None or address.isdecimal():
-            secret = job.core.secret_variables()
-            proxies = {name: os.environ[name] for name in secret if name.lower().endswith("_proxy")}
-            settings["security"] = credentials()
-            stack.enter_context(nameless())
-            # Others may write in the usual place for workers' files, and Dask would import modules from there.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            environment = clean_environment(job)
-            with environment(), deaf(), dask.config.set(LOCAL | {"temporary-directory": folder}):
-                count = int(address) if address else cores()
-                address = await stack.enter_async_context(local_cluster(count, settings["security"], environment))
-        else:
-            check_network(job, address)
-        job.say(f"connecting to the scheduler at {getattr(address, 'scheduler_address', address)}")
-        client = client_of(address, timeout=CONNECTING, **settings)
-        try:
-            await stack.enter_async_context(client)
-        except Exception as failure:
-            client.status = "closed"  # else it would close itself when there is no loop any longer
-            if isinstance(failure, ValueError):
-                raise ValueError(f"--cluster {address}: {failure}") from None
-            version = importlib.metadata.version("distributed")
-            what = f"nothing that distributed {version} can talk to ({type(failure).__name__})"
-            cause = str(failure) if isinstance(failure, OSError) else what
-            raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
-        yield client, client.scheduler.address, proxies
-
-
-def credentials() -> Any:
-    """Return a certificate and key of this moment, which are in no file."""
-    try:
-        return distributed.Security.temporary()  # type: ignore[no-untyped-call]
-    except ImportError:
-        raise ValueError("a cluster on this machine needs cryptography: pip install cryptography") from None
-
-
-def clean_environment(job: Any) -> Callable[[], Any]:
-    """Return what makes a context manager in which new processes inherit no secret and import nothing by chance."""
-    return functools.partial(job.core.PublicEnvironment, job.api.key_variable, PYTHONSAFEPATH="1")
-
-
-def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> Any:
-    """Return a cluster of so many processes on this machine.
-
-    It listens on the loopback address alone, to who has the credentials; HTTP servers that Dask insists on have
-    nothing to give.
-    """
-    if count < 1:
-        raise ValueError("--cluster 0: name the address of a scheduler, or a number of processes")
-
-    class Nanny(distributed.Nanny):
-        async def instantiate(self) -> Any:
-            """Start the worker, also when one has died."""
-            with environment():
-                return await super().instantiate()
-
-    return distributed.LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=count,
-        worker_class=Nanny,
-        security=security,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-        memory_limit=0,
-        silence_logs=SILENT,
-        asynchronous=True,
-    )
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 async def submit(job: Any) -> AsyncIterator[tuple[Any, Any]]:
     """Answer the job's requests on the workers of a cluster; see the contract in the package's docstring."""
+    from .dask_local import connected  # which is not there when a worker executes this module
+
     if first := await job.take(1):
         async with connected(job) as (client, where, proxies):
             async with contextlib.aclosing(Crew(job, client, where, proxies).work(first)) as outcomes:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any
 
-from . import MAX_BODY
+from . import MAX_BODY, api
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
@@ -111,7 +111,7 @@ class Batches:
         self.ready: deque[Batch] = deque()
         told = job.options["concurrency"]
         self.at_once = AT_ONCE if told == "auto" else told
-        self.lines = job.core.BATCH_LINES  # of the next file; fewer, where the account's queue takes no more
+        self.lines = api.BATCH_LINES  # of the next file; fewer, where the account's queue takes no more
         self.full = False  # that queue
         self._heard, self._late = False, list[Batch]()
         self._failed: dict[Any, tuple[str, str]] = {}  # requests, and the rows in which they failed
@@ -262,7 +262,7 @@ class Batches:
 
     def pack(self, requests: Iterable[Any]) -> list[Batch]:
         """Put requests into files of one endpoint and one model each, as the API wants them."""
-        places = self.job.core.BatchFiles(self.lines)
+        places = api.BatchFiles(self.lines)
         batches: dict[int, Batch] = defaultdict(Batch)
         for request in requests:
             size = len(request.body) + ENVELOPE
@@ -273,7 +273,7 @@ class Batches:
         """Make batches, as many as may run at once."""
         while len(self.running) < self.at_once and not self.full and not self.job.stopped:
             if not self.ready:
-                size = self.job.core.BATCH_BYTES - ENVELOPE * self.lines
+                size = api.BATCH_BYTES - ENVELOPE * self.lines
                 self.ready.extend(self.pack(await self.job.take(self.lines, size)))
             if not self.ready:
                 return

@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import platform
-import ssl
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import httpx2  # the SDK's own HTTP library since 3.0
 import openai
 
-from . import MAX_BODY, Post, proxy_for
+from . import MAX_BODY, Post, proxy_for, tls_context
 
 MAX_ERROR = 1024 * 1024  # bytes of a body with an error; what comes after them is left unread
 MAX_PARSED = 16 * 1024 * 1024  # bytes of an answer that the SDK makes objects of
@@ -99,7 +98,7 @@ def open_client(
     A body of more than `most` bytes, MAX_BODY unless given, is a ConnectionError.
     """
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": ssl.create_default_context(), "trust_env": False}
+    network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": tls_context(base_url), "trust_env": False}
     transport = Client(limits=pool, follow_redirects=False, timeout=None, **network)
     transport.most = most
     # A server may set any number of them.

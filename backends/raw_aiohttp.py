@@ -1,7 +1,6 @@
 """The raw-aiohttp backend: one aiohttp session, a pool as large as the run needs. Needs: pip install aiohttp."""
 
 import socket
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import aiohttp
 from multidict import CIMultiDict
 
-from . import MAX_BODY, Post, proxy_for
+from . import MAX_BODY, Post, proxy_for, tls_context
 
 
 class Socket(socket.socket):
@@ -27,7 +26,7 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
         return Socket(*address[:3])
 
     fields = CIMultiDict(headers)  # what aiohttp would make of them for each request
-    connector = aiohttp.TCPConnector(limit=concurrency, ssl=ssl.create_default_context(), socket_factory=new_socket)
+    connector = aiohttp.TCPConnector(limit=concurrency, ssl=tls_context(base_url), socket_factory=new_socket)
     async with aiohttp.ClientSession(
         connector=connector,  # and no headers: those of a session go to the proxy too, in CONNECT
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the core keeps the time

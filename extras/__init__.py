@@ -1,6 +1,6 @@
 """The extras' contract: how an option in a file of its own joins a run that does not know it.
 
-A file here has two functions. Its docstring is its manual; the first line heads its group in --help.
+A file here has two functions. Its docstring is its manual; the first line says in --help what has no flag.
 
     add_arguments(option)   its flags: `option` is an argparse group's add_argument
     create(args)            check them, and return the object that does the work; None if they ask for nothing.
@@ -8,13 +8,19 @@ A file here has two functions. Its docstring is its manual; the first line heads
 
 `args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
 and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
-finishes each request's body; `printer`, what makes the Printer of standard output; `taken`, what other files are by
-their real paths, and `writes`, a list to which a flag and its file are added if the extra writes one: nothing is
-written over. `facts` go into --report.
+finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
+output; `taken`, what other files are by their real paths, and `writes`, a list to which a flag and its file are added
+if the extra writes one: nothing is written over. `facts` go into --report.
+
+A file that is named by a suffix reads such files, too:
+
+    rows(lines, suffix, name)   yield the line number and the row (a dict, a text, or a core.Error) of each prompt
+    count(lines)                about how many prompts there are
 
 The object may have any of these methods. In Python one is passed as it is: run(prompts, send, extras=[Budget(5)]).
 
     command()               do something else instead of a run; return the exit status, or None to go on
+    check()                 before the results are opened: UsageError if they cannot be what is asked of them
     select(prompts)         wrap the lazy input: leave out, expand, attach. It is read more than once; a prompt's
                             `number` is its place in what comes out and is set afterwards
     count(lines)            how many prompts `select` leaves of so many, for the progress (None: unknown)
@@ -25,13 +31,16 @@ The object may have any of these methods. In Python one is passed as it is: run(
                             before the call is cut short by `await run.wait_or_stop(...)`; `run.open[prompt.number]` is
                             the Result in the making, whose `attempts` grows when the request is sent
     on_result(result)       after a result was recorded
-    status(ran)             a few words for the progress
+    status(ran)             a few words for the progress, or ""
+    portable()              plain values of which the file's function `restore` makes the like: for a bulk backend
+                            that makes its calls in other processes. Only wraps that have it go there
     report(ran, status)     when all is written: write files, yield lines of the report. `ran` is a list with one entry
                             for each run (several with --compare), of which `run`, `api` and `tally` are useful
 
 Wraps lie around one another in this index's order, the first one outermost; reports come in the same order. What goes
-wrong in one of these is one sentence that names the file. A bug before the first call ends the command, one during the
-run stops it in good order, and one in `report` costs the rest of that report alone.
+wrong in one of these is one sentence that names the file. A bug before the first call ends the command (exit status 2),
+one during the run stops it in good order (3), and one in `report` costs the rest of that report alone (3, if all was
+well). Whatever the server has answered by then is in the results.
 
 Two hooks that httpx or WSGI do not have proved necessary: `status`, because money belongs in the progress, and `count`,
 because a shard's progress would be wrong by the number of shards.
@@ -52,6 +61,8 @@ if TYPE_CHECKING:
 INDEX = {
     "demo": ("--demo",),
     "shards": ("--shard", "--merge"),
+    "cluster": ("--cluster", "--worker-backend"),
+    "schema": ("--schema",),
     "prices": ("", "--price"),
     "budget": ("--max-cost",),
     "dry_run": ("--dry-run",),

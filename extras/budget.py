@@ -20,8 +20,9 @@ from typing import Any
 from . import core
 from .prices import Price, as_price, cost_of, known_price, money, usage_in
 
-core.HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
-core.HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+HINTS = core.sibling("backends", "hints").HINTS
+HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
+HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
 
 TOKENS_MOST = 10**12  # of an answer that an input may ask for: it may hold any number
 
@@ -202,10 +203,10 @@ class Budget:
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Take over what earlier runs have spent, and keep the account once a second.
 
-        Raises UsageError if no price is known, ValueError for a function of the user's own, whose usage is not seen.
+        Raises UsageError if no price is known, and for a function of the user's own, whose usage is not seen.
         """
         if not hasattr(run.api, "price_share"):
-            raise ValueError("max_cost needs a loaded backend: what your own function spends is not seen here")
+            raise core.UsageError("max_cost needs a loaded backend: what your own function spends is not seen here")
         self._run = run
         name, self._usual = self.price_for(run.first)
         if self._usual is None:

@@ -73,11 +73,12 @@ def demo_server(key: str) -> Iterator[str]:
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
     options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    with core.PublicEnvironment(key), subprocess.Popen(command, text=True, **options) as server:
+    public = core.sibling("backends", "keys").PublicEnvironment(key)
+    with public, subprocess.Popen(command, text=True, **options) as server:
         try:
             ready = server.stdout.readline() if server.stdout else ""
             if not ready:
-                raise core.UsageError("the stand-in server did not start")
+                raise core.UsageError("the stand-in server, extras/stand_in*.py, did not start")
             yield ready.split()[-1]
         finally:
             server.terminate()

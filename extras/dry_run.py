@@ -50,7 +50,7 @@ class Plan:
 
     SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
 
-    def __init__(self, api: core.Api, told: Price | None, first: core.Prompt) -> None:
+    def __init__(self, api: Any, told: Price | None, first: core.Prompt) -> None:
         self.asked = 0
         self.first: core.Prompt | None = None
         self.errors: dict[str, list[Any]] = {}  # by the reason without its numbers: how many, and the first one

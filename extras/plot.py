@@ -43,6 +43,7 @@ WIDTH, DPI = 10.0, 120  # inches, dots an inch
 BARS = 300  # prompts with a bar of their own; more are drawn in groups
 RUNS = 10  # drawn at the most
 COLUMNS = 1000  # of the time axis, where there is too much to draw each event
+SHOWN = ("error", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit")
 CLOCKS = ("started", "slot_wait", "limit_wait", "retry_wait", "lost", "latency")
 LATEST = 32_503_680_000  # the year 3000: no clock says more
 WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
@@ -65,7 +66,6 @@ STYLE: Any = {
     "svg.hashsalt": "concurrent_prompts",
     "font.size": 9,
     "axes.titlesize": 9,
-    "axes.labelsize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -97,7 +97,6 @@ class Plot:
         args.writes.append(("--plot", args.plot))
         self._args = args
         self._clocks: list[list[dict[str, Any]]] = []  # of each run, what is in no file
-        self._unkept = False
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
@@ -109,7 +108,8 @@ class Plot:
     def on_result(self, result: core.Result) -> None:
         """Keep the clocks that no results file holds: those of standard output, of comparisons and of Batch lines."""
         if result.done and (self._unkept or result.prompt.kind == "batch"):
-            self._clocks[-1].append(result.clocks())
+            row = result.as_row()
+            self._clocks[-1].append({name: row[name] for name in SHOWN if name in row})
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Draw, and yield where the picture is."""
@@ -119,7 +119,8 @@ class Plot:
         names = [self._args.name if earlier else one.title() for one in ran]
         try:
             rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
-            with core.PublicEnvironment(self._args.api_key_env):  # matplotlib asks fc-list for fonts
+            keys = core.sibling("backends", "keys")
+            with keys.PublicEnvironment(self._args.api_key_env):  # matplotlib asks fc-list for fonts
                 draw(path, [*zip(names, rows, strict=True)], self._args.journal)
             yield f"picture in {path}"
         except ValueError as failure:  # there is nothing to be seen yet
@@ -196,13 +197,15 @@ class Run:
     rows: int  # with those of which there is nothing to draw
     batch: bool  # there were lines of Batch output
     started: float  # Unix time
+    wall: float  # until the last end; never none at all, for the sake of what is divided by it
     begin: Floats
     end: Floats
-    latency: Floats  # of the last attempts
+    answers: Floats  # their latencies, the shortest first
     failed: NDArray[np.bool_]
     limit: Floats  # calls a second, NaN where none was known
     waits: list[float]  # of all prompts together, as in WAITS
     spans: list[Spans]  # by state: WAIT, BACKOFF, ...
+    calls: list[Floats]  # when each went out, and when it ended
     cuts: list[tuple[float, float]]  # where, and how long a pause was cut out
     notes: list[str]  # of each prompt, where each has a bar of its own
 
@@ -215,37 +218,18 @@ class Run:
         count, batch = gather(rows, flat, pieces, notes)
         table = np.frombuffer(flat).reshape(-1, 9)
         order = np.argsort(table[:, 0], kind="stable")
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
+        rank = np.argsort(order)
         table = table[order]
         started = float(table[:1, 0].sum())
         begin = table[:, 0] - started
         end = begin + table[:, 1:6].sum(axis=1)
         cuts = cut_pauses(begin, end)
         spans = states(begin, end, table, np.frombuffer(pieces).reshape(-1, 4), rank)
+        _, *calls = map(np.concatenate, zip(*spans[LOST:], strict=True))
+        failed, wall = table[:, 6] > 0, max(0.001, float(end.max(initial=0)))
         notes = [notes[place] for place in order] if len(order) <= BARS else []
-        return cls(clean(title), count, batch, started, begin, end, table[:, 5].copy(), table[:, 6] > 0,
-                   table[:, 8].copy(), table[:, 1:5].sum(axis=0).tolist(), spans, cuts, notes)  # fmt: skip
-
-    @property
-    def wall(self) -> float:
-        """Seconds from the first start to the last end; never none at all, for the sake of what is divided by it."""
-        return max(0.001, float(self.end.max(initial=0)))
-
-    @property
-    def answers(self) -> Floats:
-        """The latencies of the answers, the shortest first."""
-        import numpy as np
-
-        return np.sort(self.latency[~self.failed])
-
-    @property
-    def calls(self) -> tuple[Floats, Floats]:
-        """When each call went out and when it ended."""
-        import numpy as np
-
-        wire = [self.spans[state] for state in (LOST, FAILED, ANSWER)]
-        return np.concatenate([begin for _, begin, _ in wire]), np.concatenate([end for _, _, end in wire])
+        return cls(clean(title), count, batch, started, wall, begin, end, np.sort(table[~failed, 5]), failed,
+                   table[:, 8].copy(), table[:, 1:5].sum(axis=0).tolist(), spans, calls, cuts, notes)  # fmt: skip
 
 
 def gather(rows: Iterable[Mapping[str, Any]], flat: array[float], pieces: array[float], notes: list[str],
@@ -276,10 +260,8 @@ def is_seconds(value: Any) -> bool:
 
 def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
     """Return the clocks of a row, or None where nothing was sent or they are no times."""
-    if not is_seconds(row.get("attempts")) or row["attempts"] < 1:
-        return None
-    clocks = [row.get(name) for name in CLOCKS]
-    return clocks if all(map(is_seconds, clocks)) else None  # type: ignore[return-value]  # is_seconds has looked
+    numbers: list[Any] = [row.get(name) for name in ("attempts", *CLOCKS)]
+    return numbers[1:] if all(map(is_seconds, numbers)) and numbers[0] >= 1 else None
 
 
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
@@ -451,11 +433,9 @@ def against(run: Run, first: Run) -> str:
 
 def as_image(runs: Sequence[Run], count: int, kind: str) -> bytes:
     """Return the picture of the runs as PNG or SVG; `count` is how many there would be."""
-    import matplotlib
+    import matplotlib.style
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with matplotlib.style.context(["default", STYLE]):
         figure = lay_out(runs, count, notes=kind == "svg")
         buffer = io.BytesIO()
         title = ", ".join(run.title for run in runs)
@@ -607,11 +587,9 @@ def shades(axes: Axes, run: Run, lines: int, columns: int) -> None:
 
     count, width = len(run.begin), run.wall / columns
     shares = [coverage(row * lines // count, lines, begin, end, columns, width) for row, begin, end in run.spans]
-    total = sum(shares)
-    image = np.ones((lines, columns, 4))
-    image[..., :3] = sum(share[..., None] * np.array(to_rgb(COLOURS[state])) for state, share in enumerate(shares))
-    image[..., :3] /= np.maximum(total, 1e-12)[..., None]
-    image[..., 3] = total
+    total = np.sum(shares, axis=0)
+    mixed = sum(share[..., None] * np.array(to_rgb(COLOURS[state])) for state, share in enumerate(shares))
+    image = np.dstack([mixed / np.maximum(total, 1e-12)[..., None], total])
     axes.imshow(np.clip(image, 0, 1), extent=(0, run.wall, count + 0.5, 0.5), aspect="auto",
                 interpolation="none")  # fmt: skip
 
@@ -697,25 +675,21 @@ def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
     return max(most, float(limit.max()))
 
 
-def apart(low: float, high: float) -> tuple[float, float]:
-    """Return the two such that there is room between them."""
-    return (float(low), float(high)) if high > 1.001 * low else (0.5 * float(low), 1.5 * float(high))
-
-
-def latency_axis(axes: Axes, low: float, high: float) -> bool:
-    """Let the axis show latencies from `low` to `high`; return whether in logarithms, as where they differ much."""
+def latency_axis(axes: Axes, low: float, high: float) -> tuple[float, float, bool]:
+    """Let the axis show latencies from `low` to `high`, in logarithms if they differ much; return what became of it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = (float(low), float(high)) if high > 1.001 * low else (0.5 * float(low), 1.5 * float(high))
     if high <= 10 * low:
         time_axis(axes, low, high, "latency of the answers")
-        return False
+        return low, high, False
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.set_xlabel("latency of the answers")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{1000 * at:g} ms" if at < 1 else f"{at:,.0f} s"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    return True
+    return low, high, True
 
 
 def latencies(axes: Axes, runs: Sequence[Run]) -> None:
@@ -723,8 +697,7 @@ def latencies(axes: Axes, runs: Sequence[Run]) -> None:
     import numpy as np
 
     values = np.maximum(runs[0].answers, 1e-6)
-    low, high = apart(values[0], values[-1])
-    many = latency_axis(axes, low, high)
+    low, high, many = latency_axis(axes, values[0], values[-1])
     count = max(11, min(81, round(3 * len(values) ** (1 / 3)) | 1))
     edges = np.geomspace(low, high, count + 1) if many else np.linspace(low, high, count + 1)
     edges[0], edges[-1] = low, high  # to the last bit
@@ -742,11 +715,10 @@ def latencies(axes: Axes, runs: Sequence[Run]) -> None:
 def compare_latencies(axes: Axes, runs: Sequence[Run]) -> None:
     """Draw each run's latencies as a line from the least to the most, with the percentiles on it."""
     answers = {place: run.answers.clip(1e-6) for place, run in enumerate(runs) if len(run.answers)}
-    low, high = apart(min(one[0] for one in answers.values()), max(one[-1] for one in answers.values()))
-    if latency_axis(axes, low, high):
-        axes.set_xlim(low / 1.05, high * 1.05)
-    else:
-        axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    low, high, many = latency_axis(axes, min(one[0] for one in answers.values()),
+                                   max(one[-1] for one in answers.values()))  # fmt: skip
+    room = 0.02 * (high - low)
+    axes.set_xlim(*((low / 1.05, high * 1.05) if many else (low - room, high + room)))
     marks = {"p50": "o", "p90": "D", "p99": "|"}
     for place, one in answers.items():
         colour = line_of(place)["color"]
@@ -818,7 +790,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)
     try:
-        with core.PublicEnvironment():  # matplotlib asks fc-list for fonts
+        with core.sibling("backends", "keys").PublicEnvironment():  # matplotlib asks fc-list for fonts
             draw(args.output, [(os.path.basename(path), read(path)) for path in args.results])
     except ValueError as problem:
         parser.error(str(problem))

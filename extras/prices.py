@@ -91,7 +91,7 @@ def money(dollars: float) -> str:
 
 def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
     """Return the model and the tokens that a line of a results file names."""
-    reply = row if "request" in row else (row.get("response") or {}).get("body")
+    reply = row if "request" in row else (row.get("response") or {}).get("body")  # of a Batch output line
     if not isinstance(reply, dict) or not isinstance(reply.get("usage"), dict):
         return None, core.NO_TOKENS
     model = reply.get("model")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 import re
 import sys
@@ -43,7 +44,7 @@ class Report:
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Write it, and yield where it is."""
-        with core.PublicEnvironment(self._args.api_key_env):  # platform asks uname
+        with core.sibling("backends", "keys").PublicEnvironment(self._args.api_key_env):  # platform asks uname
             text = json.dumps(self._facts(ran, status), indent=2, ensure_ascii=False)
         text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
         try:
@@ -54,7 +55,7 @@ class Report:
         yield f"report in {self._args.report}"
 
     def _facts(self, ran: list[core.Ran], status: int) -> dict[str, Any]:
-        args, reason = self._args, ran[-1].run.stopped
+        args, reason, keys = self._args, ran[-1].run.stopped, core.sibling("backends", "keys")
         return {
             "report": REPORT_VERSION,
             "program": f"{core.PROGRAM} {core.__version__}",
@@ -62,7 +63,7 @@ class Report:
             "platform": platform.platform(),
             "picture": getattr(args, "plot", None),
             "libraries": {name: importlib.metadata.version(name) for name in OPTIONAL if name in sys.modules},
-            "command": [ran[-1].api.conceal(core.without_secrets(word)) for word in args.argv],
+            "command": [ran[-1].api.conceal(keys.without_secrets(word)) for word in args.argv],
             "input": args.name,
             "exit_status": status,
             "stopped": reason and reason.error._asdict() | {"hint": core.hint(reason.error) or None},
@@ -73,4 +74,45 @@ class Report:
     def _figures(self, ran: core.Ran) -> dict[str, Any]:
         prices, budget = ran.run.extra("prices"), ran.run.extra("budget")
         costs = prices.as_dict(ran) if prices else {}
-        return ran.as_dict() | costs | {"budget": budget and budget.as_dict()}
+        return figures(ran) | costs | {"budget": budget and budget.as_dict()}
+
+
+def counted(tally: core.Tally) -> dict[str, Any]:
+    """Return what was counted of a run; times are in seconds."""
+    names = ("in", "out", "cached", "reasoning")
+    return {
+        "wall_seconds": tally.wall,
+        "cpu_seconds": tally.cpu,
+        "answered": tally.answered,
+        "failed": tally.failed,
+        "attempts": tally.attempts,
+        "latency_sum_seconds": tally.latency,
+        "latency_seconds": tally.percentiles(),
+        "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(tally.latencies.items())],
+        "waited_seconds": {name: getattr(tally, name) for name in core.WAITS},
+        "tokens": dict(zip(names, tally.tokens, strict=True)) | {"in_failed_attempts": tally.wasted},
+        "answers_without_usage": tally.silent,
+        "lost_calls": tally.unanswered,
+        "errors": [
+            {**error._asdict(), "count": count, "hint": core.hint(error) or None} for error, count in tally.failures()
+        ],
+        "ended_by": dict(tally.marked),
+    }
+
+
+def figures(ran: core.Ran) -> dict[str, Any]:
+    """Return the figures of a run; the README says what they mean."""
+    limiter = ran.run.limiter
+    return {
+        "backend": ran.api.name,
+        "base_url": ran.api.base_url,
+        "model": ran.api.params.get("model") or ran.api.model or core.DEFAULT_MODEL,
+        "endpoint": ran.api.endpoint,
+        "concurrency": ran.asked,
+        "most_in_flight": ran.most,
+        "answers_a_second": ran.rate,
+        "cpu_seconds_a_prompt": ran.cpu,
+        **counted(ran.tally),
+        "limits": limiter.learned(),
+        "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},
+    }

@@ -63,7 +63,7 @@ class Merge:
     def __init__(self, args: argparse.Namespace) -> None:
         if args.prompts is None:
             raise core.UsageError("--merge needs the shards' input: name PROMPTS before it")
-        if others := core.out_of_place(args, WITH_MERGE):
+        if others := out_of_place(args, WITH_MERGE):
             raise core.UsageError(f"--merge only puts results together; leave out {others}")
         if args.given_output is None:
             args.output = re.sub(r"\.shard-\d+-of-\d+(?=[^/\\]*\Z)", "", matching(args.merge[0])[0])
@@ -75,6 +75,21 @@ class Merge:
     def command(self) -> int:
         """Put them together; return the exit status."""
         return merge(self._args, self._files)
+
+
+def out_of_place(args: argparse.Namespace, used: str) -> str:
+    """Return those of the given options that are not among the used ones, for a command that does something else."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in args.given if name not in used.split())
+
+
+def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
+    """Raise UsageError where no file can be written anew."""
+    if why := core.unwritable(path):
+        raise core.UsageError(f"{why}; choose another file with {flag}")
+    if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
+        raise core.UsageError(f"{path} is the input; choose another file with {flag}")
+    if path.exists() and not args.overwrite:
+        raise core.UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
 
 
 def matching(name: str) -> list[str]:
@@ -107,7 +122,7 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
         if "*" in path.name:
             advice = "run the shards first (--shard K/N), or name their results"
             raise core.UsageError(f"no file is called {path}; {advice}")
-        if path.suffix.lower() in core.SEPARATORS:
+        if path.suffix.lower() in core.TABLES:
             raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
         name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         place, shards = map(int, name.groups()) if name else (0, 0)
@@ -146,7 +161,7 @@ def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
 def is_answer(line: bytes, prompt: core.Prompt) -> bool | None:
     """Tell whether the prompt's line has an answer; None where the line is not the prompt's, however it was asked."""
     try:
-        row_id, key, error = core.recognised(core.parse_json(line))
+        row_id, key, error, _ = core.recognised(core.parse_json(line))
     except ValueError:
         return None
     # orjson reads a whole number of more than 64 bits as a float.
@@ -160,7 +175,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
         table = f"{args.journal}; the command of the shards without --shard then makes the table"
         raise core.UsageError(f"--merge writes one file of results: -o {'FILE.jsonl' if args.output == '-' else table}")
     paths, output = shards_in(names), pathlib.Path(args.output)
-    core.check_new(args, output, "-o")
+    check_new(args, output, "-o")
     counts = [0, 0]  # failures, answers
     core.open_files()
     with contextlib.ExitStack() as stack:

@@ -9,13 +9,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import codecs
+import collections
 import contextlib
 import csv
+import itertools
 import pathlib
+import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LONGEST = 16 << 20  # bytes of the lines that one record may cover: longer than any model's context
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -24,7 +31,7 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 def create(args: argparse.Namespace) -> TableFile | None:
     """Return what writes the table, if the results are to be one."""
-    return TableFile(args) if pathlib.PurePath(args.output).suffix.lower() in core.SEPARATORS else None
+    return TableFile(args) if pathlib.PurePath(args.output).suffix.lower() in SEPARATORS else None
 
 
 class TableFile:
@@ -42,14 +49,14 @@ class TableFile:
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Read the columns' names before the first call, and write the table after the last one."""
-        table = Table(core.prompts_of(self._args), core.SEPARATORS[self._path.suffix.lower()])
+        table = Table(core.prompts_of(self._args), SEPARATORS[self._path.suffix.lower()])
         yield
         journal = run.journal
         kept = journal.kept or journal.kept_errors
         if not (self._args.begun or kept or getattr(self._args, "shard", None)):
             return
         try:
-            results = journal.results(map(run.api.prepare, core.prompts_of(self._args)))
+            results = results_of(journal, map(run.api.prepare, core.prompts_of(self._args)))
             await table.write(self._path, results, journal.path)
             self._written = True
             self._args.facts["table"] = str(self._path)
@@ -101,6 +108,34 @@ class Table:
                     await asyncio.sleep(0)  # a second Ctrl-C ends this, too
 
 
+OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
+
+
+def results_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
+    """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+    for prompt, line in journal.lines_of(prompts):
+        yield (result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
+
+
+def result_in(line: bytes, prompt: core.Prompt) -> core.Result | None:
+    """Return the prompt's result from its line, without clocks and counts; None if the line is another request's.
+
+    It may be, if the input was changed while the run went on.
+    """
+    row = core.parse_json(line)
+    try:
+        _, found, error, _ = core.recognised(row)
+    except ValueError:  # the file was changed
+        return None
+    if found[:16] != core.fingerprint(prompt)[:16]:
+        return None
+    if "request" in row:
+        extra = {name: value for name, value in core.own_part(row).items() if name in core.NO_TEXTS}
+        return core.Result(prompt, row["text"], error, extra=extra)
+    other: core.Result | None = core.sibling("backends", "api").batch_result(row, prompt, error)
+    return other
+
+
 def own_columns(prompt: core.Prompt) -> dict[str, Any]:
     """Return the input's own columns of a prompt, in their order; none where its line could not be read."""
     if isinstance(prompt.row, dict):
@@ -122,3 +157,94 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
     except OSError as failure:
         advice = "close the program that has it open, or choose another file with -o"
         raise core.UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------
+
+
+def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the line number and the columns, as a dict, of each record below the header."""
+    separator = SEPARATORS[suffix]
+    records = csv_records(lines, separator)
+    for line, header in itertools.islice(records, 1):
+        check_header(header, separator, name, line)
+    for line, record in records:
+        if isinstance(record, core.Error):
+            yield line, record
+        elif len(record) != len(header):
+            yield line, core.Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
+        else:
+            yield line, dict(zip(header, record, strict=True))
+
+
+def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
+    """Yield the first line's number and the fields of each record; an Error stands for one that cannot be read.
+
+    After such a one, reading goes on at its second line: an open quote may have swallowed good ones. How a quote ends
+    depends on the lines below it alone. So where one ended badly, every later one that is open before that line does
+    too; none looks for its end again, and no line is read more than a few times.
+    """
+    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
+    number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
+    again: Iterator[bytes] = iter(())  # what a record has swallowed
+    record: list[bytes] = []
+
+    def wanted() -> Iterator[str]:
+        size = 0
+        for line in itertools.chain(again, lines):
+            record.append(line)
+            if line is core.OVERLONG:
+                raise csv.Error(core.TOO_LONG_LINE)
+            yield line.decode(errors="surrogateescape")
+            size += sys.getsizeof(line)
+            if number + len(record) <= bad:
+                raise csv.Error(reason)
+            if size > LONGEST:
+                raise csv.Error(f"a quote is opened here and still open in line {number + len(record) - 1}")
+
+    while True:
+        record.clear()
+        try:
+            fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
+            "".join(fields).encode()
+        except StopIteration:
+            return
+        except UnicodeEncodeError:
+            fields = core.Error("unreadable", "not UTF-8")
+        except csv.Error as failure:
+            last = number + len(record) - 1
+            fields = core.Error("unreadable", csv_reason(str(failure), number, last))
+            if last > number:
+                bad, reason, again = last, fields.message, iter(record[1:])
+                del record[1:]
+        if not record[0].isspace() or len(record) > 1:
+            yield number, fields
+        number += len(record)
+
+
+def csv_reason(failure: str, first: int, last: int) -> str:
+    """Return what is wrong with the record on these lines, in other words than csv.reader's."""
+    if failure.startswith("unexpected end"):
+        return "a quote is opened here and never closed"
+    if failure.startswith("new-line"):
+        failure = "a carriage return stands alone outside quotes"
+    return failure if first == last or "opened" in failure else f"a quote is opened here; in line {last}, {failure}"
+
+
+def check_header(header: list[str] | core.Error, separator: str, name: str, line: int) -> None:
+    """Raise UsageError where the columns' names cannot be told."""
+    if isinstance(header, core.Error):
+        raise core.UsageError(f"{name} line {line}, the header: {header.message}")
+    if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
+        raise core.UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
+    if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
+        raise core.UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
+
+
+def count(lines: Iterable[bytes]) -> int:
+    """Return about how many records there are below the header; within quotes a line is none."""
+    records, quotes = -1, 0
+    for line in lines:
+        quotes += line.count(b'"')
+        records += not quotes % 2 and not line.isspace()
+    return records

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 from . import core
+from .shards import check_new, out_of_place
 
 USED = (
     "prompts to_batch model system template param endpoint schema base_url api_key_env allow_http limit shard "
@@ -34,7 +35,7 @@ class ToBatch:
     """The prompts as files of Batch requests."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        if others := core.out_of_place(args, USED):
+        if others := out_of_place(args, USED):
             raise core.UsageError(f"--to-batch only writes requests; leave out {others}")
         if not args.to_batch.endswith(".jsonl"):
             raise core.UsageError(f"--to-batch {args.to_batch}: the name of a file of Batch requests ends in .jsonl")
@@ -50,21 +51,22 @@ def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
     api = core.make_api(args, None, dry=True)
     name_of = custom_ids(core.prompts_of(args, args.limit))
-    places, files, counts = core.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
+    batch = core.sibling("backends", "api")
+    places, files, counts = batch.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
     bad, reason = 0, ""
     core.open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
         for prompt in core.checked(core.prompts_of(args, args.limit), api):
             url = prompt.path.removesuffix(api.query)
-            line = b"" if prompt.error else core.request_line(name_of(prompt), url, prompt.body)
-            if prompt.error or len(line) > core.BATCH_BYTES:
+            line = b"" if prompt.error else batch.request_line(name_of(prompt), url, prompt.body)
+            if prompt.error or len(line) > batch.BATCH_BYTES:
                 bad += 1
                 reason = reason or (prompt.error.message if prompt.error else f"{prompt.where}: too long for a Batch")
                 continue
             number = places.place((url, api.model_of(prompt)), len(line))
             path = numbered(args.to_batch, number)
             if number > len(files):
-                core.check_new(args, path, "--to-batch")
+                check_new(args, path, "--to-batch")
                 files.append(stack.enter_context(core.replacing(path)))
             counts[path] += 1
             files[number - 1].write(line)

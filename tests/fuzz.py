@@ -33,8 +33,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import concurrent_prompts
-from concurrent_prompts import Api, Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
+from concurrent_prompts import Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
 from concurrent_prompts.backends import stdlib
+from concurrent_prompts.backends.api import Api
 from tests.test_stdlib_http import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
 
 SLOW = 20  # seconds after which a case counts as hanging

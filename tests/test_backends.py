@@ -14,7 +14,8 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts import UsageError, load_backend, read_prompts, run_concurrent
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras.stand_in import serve
 
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
@@ -168,6 +169,20 @@ async def test_the_certificate_is_verified(connect, monkeypatch, tmp_path):
             assert (await post("/chat/completions", BODY))[2] == ANSWER
 
 
+async def test_certificates_are_read_for_tls_alone(connect, monkeypatch):
+    read = []
+    monkeypatch.setattr("ssl.SSLContext.load_default_certs", lambda context, purpose: read.append(purpose))
+    async with scripted(lambda head, body: reply()) as (url, _), connect(url, {}, 1) as post:
+        assert (await post("/chat/completions", BODY))[0] == 200
+    assert not read
+    async with connect("https://127.0.0.1:9/v1", {}, 1):
+        assert read
+    read.clear()
+    monkeypatch.setenv("HTTP_PROXY", "https://127.0.0.1:9")
+    async with connect("http://api.invalid/v1", {}, 1):
+        assert read
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, for what the SDK's own transport does
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variable):
@@ -276,7 +291,7 @@ async def test_identical_results_through_faults(tmp_path, monkeypatch):
     """The same prompts and a server that mixes faults: the same results but for clocks and attempts."""
     for library in ("aiohttp", "openai"):
         pytest.importorskip(library)
-    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
     (tmp_path / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(200)))
     faults = {"429": 0.05, "500": 0.05, "truncated": 0.03, "reset": 0.03, "null-choices": 0.03, "malformed": 0.03}
     outcomes = []

@@ -1,6 +1,7 @@
 """The command line, from the user's end: what is typed, what is on the screen, what is in the files."""
 
 import asyncio
+import dataclasses
 import datetime
 import gzip
 import io
@@ -18,6 +19,7 @@ from test_backends import reply, scripted
 
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
+from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.extras import shutdown
 from concurrent_prompts.extras.stand_in import main as stand_in_main
 
@@ -44,7 +46,7 @@ def test_the_main_job(here, stand_in, capsys):
 @pytest.mark.parametrize("way", [["--sequential"], ["-c", "3"], []])
 def test_every_backend_both_ways(here, stand_in, capsys, backend, way):
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(backend, "asyncio"))
-    server = stand_in(latency=0.05)
+    server = stand_in(latency=0.02)
     assert main(["prompts.txt", "-b", backend, "--base-url", server.url, *way]) == 0
     assert server.stats.max_in_flight == (1 if way == ["--sequential"] else 3)
     assert backend in capsys.readouterr().err
@@ -149,17 +151,17 @@ def test_system_template_and_parameters(here, stand_in):
     pathlib.Path("t.csv").write_text("word,lang\n{cat},French\n")
     seen = []
 
-    class Spy(concurrent_prompts.Api):
+    class Spy(api_file.Api):
         def read(self, prompt, *reply):
             seen.append(json.loads(prompt.body))
             return super().read(prompt, *reply)
 
-    original, concurrent_prompts.Api = concurrent_prompts.Api, Spy
+    original, api_file.Api = api_file.Api, Spy
     try:
         template = ["-s", "Be brief.", "-t", "Say {word} in {lang} {{ok}}", "-p", "temperature=0.5", "-p", 'stop=["x"]']
         assert main(["t.csv", "--base-url", stand_in().url, "-m", "mine", *template]) == 0
     finally:
-        concurrent_prompts.Api = original
+        api_file.Api = original
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Say {cat} in French {ok}"},
@@ -195,7 +197,7 @@ def test_compare(here, stand_in, capsys):
         if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
-    server = stand_in(latency=0.02)
+    server = stand_in(latency=0.01)
     assert main(["prompts.txt", "--compare", "-b", ",".join(names), "-c", "4", "--base-url", server.url, "-q"]) == 0
     assert server.stats.requests == 2 * len(names) * (12 + 1), "the same work for all, and a warm-up each"
     out, err = capsys.readouterr()
@@ -218,8 +220,8 @@ def test_compare(here, stand_in, capsys):
 
 
 def test_a_sweep_finds_the_knee(here, stand_in, capsys):
-    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(60)))
-    server = stand_in(latency=0.05, knee=4)
+    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(40)))
+    server = stand_in(latency=0.02, knee=4)
     arguments = ["prompts.txt", "--compare", "-b", "stdlib", "-c", "1,4,30,auto", "--base-url", server.url]
     assert main([*arguments, "--report", "r.json", "-q"]) == 0
     out = capsys.readouterr().out
@@ -230,12 +232,12 @@ def test_a_sweep_finds_the_knee(here, stand_in, capsys):
     assert re.search(r"stdlib: the knee is at 4 in flight: [\d.]+ answers/s at 4 in flight, [34]\.\d times th", words)
     told = json.loads(pathlib.Path("r.json").read_text())
     assert " ".join(told["verdicts"]) in words
-    assert [(run["concurrency"], run["answered"]) for run in told["runs"]] == [(1, 60), (4, 60), (30, 60), ("auto", 60)]
+    assert [(run["concurrency"], run["answered"]) for run in told["runs"]] == [(1, 40), (4, 40), (30, 40), ("auto", 40)]
     assert max(run["most_in_flight"] for run in told["runs"][:3]) == 30 == told["runs"][2]["most_in_flight"]
 
 
 def test_a_sweep_of_too_few_prompts_says_so(here, stand_in, capsys):
-    assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.02).url, "-q"]) == 0
+    assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.01).url, "-q"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "no more than 3 were ever in flight; for 50 give more prompts." in words
 
@@ -464,7 +466,7 @@ def start(arguments, **options):
 @pytest.mark.parametrize(("number", "once"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here, stand_in, number, once):
     pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(16)))
-    server = stand_in(latency=0.4 if once else 30, max_in_flight=500)
+    server = stand_in(latency=0.15 if once else 30, max_in_flight=500)
     command = ["p.txt", "-b", "stdlib", "-c", "4", "--base-url", server.url]
     with start(command) as process:
         while server.stats.requests < 4 and process.poll() is None:
@@ -480,6 +482,7 @@ def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here
     assert len(rows("p.results.jsonl")) == (server.stats.requests if once else 0)
     if once:
         assert 4 <= server.stats.requests <= 12
+        server.options = dataclasses.replace(server.options, latency=0.0)
         assert main(command) == 0
         assert server.stats.requests == 16
 
@@ -571,7 +574,7 @@ def test_the_stand_in_has_a_manual(capsys):
 )
 def test_a_model_that_is_to_be_shut_down(here, stand_in, capsys, days, said):
     date = str(datetime.date.today() + datetime.timedelta(days)) if isinstance(days, int) else days
-    server = stand_in(shutdown=None if date == "null" else date, latency=0.1)
+    server = stand_in(shutdown=None if date == "null" else date, latency=0.03)
     assert main(["prompts.txt", "--base-url", server.url]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "shut down" in line]
     verb, _, when = (said or "").partition(" ")
@@ -593,7 +596,7 @@ def test_the_model_that_is_asked_is_looked_up_once(here, stand_in, capsys, argum
     request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     pathlib.Path("batch.jsonl").write_text(json.dumps(request))
     models = ("gpt-6-luna", "gpt-4o", "gpt-5", "gpt-4.1")
-    server = stand_in(shutdown=str(datetime.date.today()), latency=0.1, models=models)
+    server = stand_in(shutdown=str(datetime.date.today()), latency=0.03, models=models)
     source = [] if "batch.jsonl" in arguments else ["prompts.txt"]
     assert main([*source, *arguments, "--base-url", server.url, "-b", "stdlib"]) == 0
     told = [line.split()[0] for line in capsys.readouterr().err.splitlines() if "shut down" in line]

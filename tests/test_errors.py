@@ -16,7 +16,6 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import (
-    Api,
     Error,
     PromptError,
     as_prompt_error,
@@ -24,13 +23,13 @@ from concurrent_prompts import (
     error_of,
     hint,
     http_error,
-    read_reply,
     run,
     run_concurrent,
     run_sequential,
     short,
     verdict_of,
 )
+from concurrent_prompts.backends.api import Api, batch_row, read_reply
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -614,7 +613,7 @@ def test_the_key_is_in_no_error_row_or_log(monkeypatch, caplog, reply, prompt):
     caplog.set_level(logging.DEBUG)
     prompts = [prompt, "b", "c"]
     results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, sleep=no_wait)
-    rows = [[result.as_row(), result.as_batch_row()] for result in results]
+    rows = [[result.as_row(), batch_row(result)] for result in results]
     assert results[0].error is not None and len(results) == 3
     assert "***" in json.dumps(rows)
     assert KEY not in json.dumps(rows) + repr(results) + caplog.text

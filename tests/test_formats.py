@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -391,6 +392,7 @@ def test_a_stopped_run_goes_on_and_completes_its_table(here, stand_in, number):
         found = table("out.csv")[1:]
         assert len(found) == 16 and all(bool(row[2]) != row[3].startswith("not_answered") for row in found)
         assert sum(bool(row[2]) for row in found) == server.stats.requests
+    server.options = dataclasses.replace(server.options, latency=0.0)
     assert main(command) == 0
     found = table("out.csv")[1:]
     assert [row[1] for row in found] == [f"prompt {n}" for n in range(16)]

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 import concurrent_prompts
-from concurrent_prompts import Api, Error, Journal, Notes, Result, UsageError, as_prompts, main
+from concurrent_prompts import Error, Journal, Result, UsageError, as_prompts, main
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.bulk import PendingJobs
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price
 from concurrent_prompts.extras.shards import is_answer
-from concurrent_prompts.extras.table import Table
+from concurrent_prompts.extras.table import Table, results_of
 
 unix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and permissions as Unix has them")
 NOWHERE = ("--base-url", "http://127.0.0.1:9/v1")  # with a call the exit status would be 3
@@ -71,7 +73,7 @@ def test_what_is_written_beside_the_results_is_never_readable_to_more(here, crea
     more = ["--report", "r.json", "--plot", "p.svg", "--max-cost", "1", "--price", "1,1", "-p", "max_tokens=9"]
     assert main(["prompts.txt", "-o", "out.csv", "--overwrite", "--base-url", url, "-q", *more]) == 0
     answer("out.csv.results.jsonl", ["another"])
-    Notes(pathlib.Path("plain.jsonl"), "somebody").add({"a": 1})
+    PendingJobs(pathlib.Path("plain.jsonl"), "somebody").add({"a": 1})
     names = ["out.csv", "r.json", "p.svg", "out.csv.results.jsonl.spent", "out.csv.results.superseded.jsonl"]
     names += ["plain.jsonl.running", "out.csv.results.jsonl"]
     assert {name: mode(name) for name in names} == dict.fromkeys(names, 0o600)
@@ -101,7 +103,7 @@ def test_a_side_file_that_was_readable_to_more_is_narrowed(tmp_path):
         (tmp_path / name).chmod(0o666)
     answer(path, ["b"])
     Budget(1.0).save(path)
-    Notes(path).add({})
+    PendingJobs(path).add({})
     assert {mode(file) for file in tmp_path.iterdir()} == {0o600}
 
 
@@ -377,7 +379,7 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
             tally, table = concurrent_prompts.Tally(lambda prompt: "m"), Table(prompts)
             for error in journal.kept_errors:
                 tally.note(error)
-            assert [table.line(result) for result in journal.results(prompts)]
+            assert [table.line(result) for result in results_of(journal, prompts)]
             journal.finish(whole=flags[1])
         answers = [concurrent_prompts.parse_json(line) for line in path.read_bytes().splitlines()]
         assert not flags[1] or all(isinstance(row, dict) for row in answers), "what is damaged goes out in the end"
@@ -408,7 +410,7 @@ def test_notes_that_somebody_made_up_are_damaged_or_taken(tmp_path, lines):
     path = tmp_path / "r.jsonl"
     (tmp_path / "r.jsonl.running").write_text("\n".join(['{"backend":"openai-batch"}', *lines]) + "\n")
     with contextlib.suppress(UsageError, AttributeError, KeyError, TypeError, ValueError):
-        noted, job = {}, types.SimpleNamespace(notes=Notes(path, "openai-batch").kept)
+        noted, job = {}, types.SimpleNamespace(notes=PendingJobs(path, "openai-batch").kept)
         batches.Batches.read_notes(types.SimpleNamespace(job=job), noted)
         for file, batch in noted.items():
             assert isinstance(file, str) and isinstance(batch.id, str) and isinstance(batch.time, int | float)
@@ -419,7 +421,8 @@ def test_notes_that_somebody_made_up_are_damaged_or_taken(tmp_path, lines):
 def test_a_backend_that_is_no_name_is_damage(tmp_path, backend):
     (tmp_path / "r.jsonl.running").write_text(f'{{"backend":{backend}}}\n')
     with pytest.raises(UsageError, match=r"running is damaged; mend it, or remove it"):
-        Notes(tmp_path / "r.jsonl", "openai-batch")
+        PendingJobs(tmp_path / "r.jsonl", "openai-batch")
+
 
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------

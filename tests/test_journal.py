@@ -10,7 +10,6 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import (
-    Api,
     Error,
     Journal,
     Printer,
@@ -21,6 +20,7 @@ from concurrent_prompts import (
     http_error,
     read_prompts,
 )
+from concurrent_prompts.backends.api import Api, batch_row
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -94,7 +94,7 @@ def test_a_column_is_never_taken_for_a_field(path):
     (prompt,) = prepare([{"prompt": "a", "tries": "mine", "limit": 7, "request": "r"}])
     row = result_of(prompt).as_row()
     assert (row["input_tries"], row["input_limit"], row["input_request"]) == ("mine", 7, "r")
-    assert not {"tries", "limit"} & {*row, *result_of(prompt).clocks()}
+    assert not {"tries", "limit"} & {*row}
     again = json.loads(concurrent_prompts.renewed(result_of(prompt).as_line(), prompt))
     assert again == row
 
@@ -462,7 +462,7 @@ def test_batch_output_lines_and_how_they_go_on(path):
 
 def test_a_200_without_an_answer_is_no_batch_response():
     (prompt,) = prepare(BATCH[:1])
-    row = result_of(prompt, error=Error("no_answer", "m", 200, True), http=(200, "r", {})).as_batch_row()
+    row = batch_row(result_of(prompt, error=Error("no_answer", "m", 200, True), http=(200, "r", {})))
     assert (row["response"], row["error"]) == (None, {"code": "no_answer", "message": "m"})
 
 

@@ -12,7 +12,8 @@ import types
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, Run, main, run, token_counts
+from concurrent_prompts import Run, UsageError, main, run, token_counts
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo, dry_run
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
@@ -170,7 +171,8 @@ def test_what_is_unknown_is_not_nothing(options, usage, said, prompts, backend, 
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_tokens_of_failed_attempts_count(prompts, backend, capsys):
+def test_tokens_of_failed_attempts_count(prompts, backend, capsys, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
     answer, _ = constant(reply(choices=[]), reply())
     assert main([prompts, *backend(answer), "-m", "gpt-6-luna"]) == 0
     words = " ".join(capsys.readouterr().err.split())
@@ -270,7 +272,7 @@ def test_what_may_have_been_billed_is_counted(failure, counted):
     async def go():
         answer, _ = constant(reply(), failure)
         api = api_of(answer, params={"max_tokens": 300})
-        async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.3) as work:
+        async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.05) as work:
             for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
                 await work.answer(prompt)
             return work.extra("budget"), len(prompt.body)
@@ -308,7 +310,7 @@ def test_a_budget_for_what_nobody_sees():
     async def send(prompt):
         return prompt
 
-    with pytest.raises(ValueError, match="loaded backend"):
+    with pytest.raises(UsageError, match="loaded backend"):
         run(["?"], send, max_cost=1, price=PRICE)
 
 
@@ -554,7 +556,7 @@ def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp
         hung.append(request)
         await asyncio.Event().wait()
 
-    command = [prompts, "-n", "1", "--price", "1,4", "-p", "max_tokens=200", "--deadline", "0.2"]
+    command = [prompts, "-n", "1", "--price", "1,4", "-p", "max_tokens=200", "--deadline", "0.05"]
     for _ in range(3):
         assert main([*command, *backend(hang), "--max-cost", "0.002"]) == 3
     assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-import concurrent_prompts
+from concurrent_prompts.backends import keys as keys_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEY = "sk-never-to-be-seen-0123456789"
@@ -127,12 +127,12 @@ def secrets(monkeypatch):
 
 
 def test_the_variables_that_hold_secrets(secrets):
-    assert concurrent_prompts.secret_variables("MY_OWN") == secrets.keys()
+    assert keys_file.secret_variables("MY_OWN") == secrets.keys()
 
 
 def test_secrets_come_back_when_the_last_has_started_its_process(secrets):
     before = dict(os.environ)
-    public = concurrent_prompts.PublicEnvironment
+    public = keys_file.PublicEnvironment
     first, second = public(), public("MY_OWN")
     first.__enter__()
     assert before.keys() - os.environ.keys() == secrets.keys() - {"MY_OWN"}

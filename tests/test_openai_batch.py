@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from test_backends import reply, scripted
 from test_cli import SCRIPT, rows
 
-import concurrent_prompts
-from concurrent_prompts import PromptError, UsageError, load_backend, main, reply_of, run_concurrent
+from concurrent_prompts import PromptError, UsageError, load_backend, main, run_concurrent
+from concurrent_prompts.backends import api as api_file
+from concurrent_prompts.backends import bulk as bulk_file
+from concurrent_prompts.backends.api import reply_of
 from concurrent_prompts.extras import stand_in as stand_in_server
 
 pytest.importorskip("openai")
@@ -46,6 +49,14 @@ def ask(here, stand_in):
         return call
 
     return serve
+
+
+@pytest.fixture
+def clock():
+    """The time of a server whose batches end when the test says so: serve(batch_time=30, clock=clock.time)."""
+    it = types.SimpleNamespace(now=0.0)
+    it.time = lambda: it.now
+    return it
 
 
 def answered(count=None):
@@ -83,19 +94,19 @@ def test_the_answers_are_those_of_a_live_backend(ask):
 
 @pytest.mark.parametrize("lines, size, batches", [(10, 10**6, 3), (100, 16_000, 30), (100, 17_320, 3)])
 def test_large_inputs_are_split(ask, monkeypatch, lines, size, batches):
-    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", lines)
-    monkeypatch.setattr(concurrent_prompts, "BATCH_BYTES", size)
+    monkeypatch.setattr(api_file, "BATCH_LINES", lines)
+    monkeypatch.setattr(api_file, "BATCH_BYTES", size)
     call = ask()
     assert call("-s", "x" * (800 if batches == 30 else 100), count=30) == 0
     assert len(answered(30)) == 30 and call.server.stats.batches == batches
 
 
 def test_no_more_batches_at_once_than_asked(ask, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "BATCH_LINES", 5)
+    monkeypatch.setattr(api_file, "BATCH_LINES", 5)
     most = []
     say = openai_batch.Batches.say
     monkeypatch.setattr(openai_batch.Batches, "say", lambda self: (most.append(len(self.running)), say(self)))
-    call = ask(batch_time=0.1)
+    call = ask(batch_time=0.05)
     assert call("-c", "2", count=30) == 0
     assert max(most) == 2 and call.server.stats.batches == 6 and len(answered(30)) == 30
 
@@ -243,13 +254,12 @@ def command(url, *flags):
 def test_kill_9_at_any_time_pays_nothing_twice(ask, here):
     call = ask(batch_time=0.3)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(200)))
-    for delay in (0.9, 1.1, 1.3, 1.5):
+    for name in ("files", "batches"):
         process = subprocess.Popen(command(call.server.url), stderr=subprocess.DEVNULL)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        while not getattr(call.server.stats, name) and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert subprocess.run(command(call.server.url), stderr=subprocess.DEVNULL).returncode == 0
     assert len(answered(200)) == 200 and call.server.stats.batch_rows == 200
 
@@ -268,14 +278,15 @@ def interrupt_when(condition, times=1):
     return thread
 
 
-def test_an_interrupt_leaves_the_batches_running(ask, capsys):
-    call = ask(batch_time=0.5)
+def test_an_interrupt_leaves_the_batches_running(ask, capsys, clock):
+    call = ask(batch_time=30, clock=clock.time)
     interrupt_when(lambda _: call.server.stats.batches)
     assert call(count=10) == 130
     err = capsys.readouterr().err
     assert "batches go on; once more within 5 s to cancel them" in err and "to continue: " in err
     assert f"still running: {running()[1]['batch']}\n" in err
     assert [[*note] for note in running()] == [["file", "names", "time", "instead"], ["file", "batch"]]
+    clock.now = 60.0
     assert call() == 0
     assert len(answered(10)) == 10 and call.server.stats.batches == 1 and call.server.stats.batch_rows == 10
 
@@ -353,11 +364,12 @@ def test_flags_that_mean_nothing(here, capsys, flag):
     assert f"{flag} means nothing to openai-batch; leave it out" in capsys.readouterr().err
 
 
-def test_a_budget_is_not_charged_twice_for_what_is_running(ask, capsys):
+def test_a_budget_is_not_charged_twice_for_what_is_running(ask, capsys, clock):
     budget = "-p", "max_completion_tokens=50", "--max-cost", "0.001"
-    call = ask(batch_time=0.5)
+    call = ask(batch_time=30, clock=clock.time)
     interrupt_when(lambda _: call.server.stats.batches)
     assert call(*budget, count=50) == 130
+    clock.now = 60.0
     assert call(*budget) == 0
     assert len(answered(50)) == 50 and call.server.stats.batch_rows == 50 and call.server.stats.batches == 1
     assert "assumed" not in capsys.readouterr().err
@@ -369,10 +381,11 @@ def test_rows_that_were_never_run_are_not_paid(ask, capsys):
     assert "$0.00 of $0.01 spent" in capsys.readouterr().err
 
 
-def test_rows_that_a_run_does_not_ask_for_are_left_for_the_next(ask):
-    call = ask(batch_time=0.5)
+def test_rows_that_a_run_does_not_ask_for_are_left_for_the_next(ask, clock):
+    call = ask(batch_time=30, clock=clock.time)
     interrupt_when(lambda _: call.server.stats.batches)
     assert call(count=20) == 130
+    clock.now = 60.0
     assert call("-n", "5") == 0 and len(answered(5)) == 5
     assert call() == 0 and len(answered(20)) == 20
     assert call.server.stats.batch_rows == 20 and call.server.stats.batches == 1
@@ -430,8 +443,8 @@ def test_looks_grow_rarer_and_say_how_far_the_batch_is(ask, monkeypatch, capsys)
         waits.append(seconds)
         return True
 
-    monkeypatch.setattr(concurrent_prompts.Job, "sleep", sleep)
-    monkeypatch.setattr(concurrent_prompts.Job, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(bulk_file.Job, "sleep", sleep)
+    monkeypatch.setattr(bulk_file.Job, "say", lambda self, text: said.append(text))
     for name, value in {"FIRST_POLL": 1.0, "LAST_POLL": 60.0}.items():
         monkeypatch.setattr(openai_batch, name, value)
     call = ask(batch_time=400, clock=lambda: now[0])
@@ -443,7 +456,7 @@ def test_looks_grow_rarer_and_say_how_far_the_batch_is(ask, monkeypatch, capsys)
 
 def test_a_batch_that_does_not_end_is_warned_of_once(ask, monkeypatch, capsys):
     monkeypatch.setattr(openai_batch, "DAY", -7200.0)
-    call = ask(batch_time=0.3)
+    call = ask(batch_time=0.1)
     assert call(count=3) == 0
     assert capsys.readouterr().err.count("should have ended by now; --overwrite gives it up") == 1
 

@@ -13,10 +13,12 @@ import pytest
 from test_backends import NAMES, longest_pause, reply, scripted
 
 import concurrent_prompts
-from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error, limits_in, read_reply
+from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error
+from concurrent_prompts.backends import api as api_file
+from concurrent_prompts.backends.api import limits_in, read_reply
 
 ROOT = pathlib.Path(concurrent_prompts.__file__).parent
-OTHERS = "plot", "stand_in", "stand_in_batches"  # which read no server's text
+OTHERS = "plot", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # which read no server's text
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
 MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))
 FEW, MANY = 4_000, 20_000  # characters: a linear pattern takes five times as long for the second
@@ -141,7 +143,7 @@ OTHERS = "retry-after", "retry-after-ms", "x-should-retry", "location", "x-reque
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:4])
 def test_headers(value):
     began = time.perf_counter()
-    names = [form.format(part) for forms in concurrent_prompts.LIMIT_FORMS.values() for form in forms
+    names = [form.format(part) for forms in api_file.LIMIT_FORMS.values() for form in forms
              for part in ("limit", "remaining", "reset")]  # fmt: skip
     for known in ({}, dict.fromkeys(names, "1")):
         for name in [*names, *OTHERS]:
@@ -216,10 +218,13 @@ POISONS = {  # the reply, and the types of the error or else the texts that may 
 }
 
 
-@pytest.mark.usefixtures("codec")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "json alone"])
 @pytest.mark.parametrize("poison", POISONS)
-async def test_a_poisoned_reply(name, poison):
+async def test_a_poisoned_reply(name, poison, monkeypatch):
+    if name == "json alone":  # which is the same for all backends
+        name = "stdlib"
+        monkeypatch.setattr(concurrent_prompts, "load", concurrent_prompts._load)
+        monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     made, expected = POISONS[poison]
     sent = made()

@@ -11,7 +11,8 @@ import pytest
 from test_backends import NAMES, reply, scripted
 from test_trust import LIBRARIES, REACH, serving
 
-from concurrent_prompts import Api, Run, UsageError, backends, load_backend, main, run_concurrent
+from concurrent_prompts import Run, UsageError, backends, load_backend, main, run_concurrent
+from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo
 from concurrent_prompts.extras.stand_in import serve
 
@@ -248,3 +249,12 @@ def test_a_key_through_an_open_proxy_is_refused_before_it_is_sent(here, backend,
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.com")
     assert main(["prompts.txt", "-b", backend, "--base-url", "http://gpu.lan/v1"]) == 2
     assert "gpu.lan through the proxy proxy.example.com unencrypted" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_custom_header_takes_the_place_of_ours_in_whatever_letters(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer another-0123456789\nuser-AGENT: mine")
+    headers = load_backend("stdlib", base_url="http://127.0.0.1:9/v1").headers
+    found = {name.lower(): value for name, value in headers.items()}
+    assert len(found) == len(headers)
+    assert (found["authorization"], found["user-agent"]) == ("Bearer another-0123456789", "mine")

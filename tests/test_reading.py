@@ -13,7 +13,9 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts import UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.extras import table
 
 CHAT = "/chat/completions"
 
@@ -278,7 +280,7 @@ def test_open_quotes_in_every_line_take_no_quadratic_time(read):
 
 
 def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "LONGEST", 2000)
+    monkeypatch.setattr(table, "LONGEST", 2000)
     monkeypatch.setattr(sys, "getsizeof", len)  # what a line costs besides its bytes varies
     prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
     assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import math
+import random
 import selectors
 import threading
 import time
@@ -23,6 +25,7 @@ from concurrent_prompts import (
     run_concurrent,
     run_sequential,
 )
+from concurrent_prompts.backends import api as api_file
 
 # ---- Virtual time --------------------------------------------------------------------------------------------
 
@@ -747,7 +750,7 @@ def api_of(post):
     async def connect(base_url, headers, concurrency):
         yield post
 
-    return concurrent_prompts.Api(connect, base_url="http://127.0.0.1/v1")
+    return api_file.Api(connect, base_url="http://127.0.0.1/v1")
 
 
 def answering(text):
@@ -922,6 +925,49 @@ async def test_a_server_at_a_standstill_is_waited_for():
     results = await run_concurrent(map(str, range(2000)), send, **options(concurrency=50))
     assert all(result.error is None for result in results)
     assert sum(result.attempts for result in results) <= 2005
+
+
+class Silence:
+    """A server that answers after lognormal latencies, but nothing that it is asked, or still has, in `gap`."""
+
+    def __init__(self, gap, seed):
+        self.gap, self.draw, self.sent = gap, random.Random(seed), []
+
+    async def __call__(self, prompt):
+        self.sent.append(prompt)
+        latency = 0.3 * math.exp(0.5 * self.draw.gauss(0, 1))
+        if now() < self.gap[1] and now() + latency >= self.gap[0]:
+            latency = 10**6
+        await asyncio.sleep(latency)
+        return prompt
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("concurrency", "length"), [(20, 20), (20, 120), ("auto", 20), (3, 20)])
+@virtual
+async def test_a_server_that_is_silent_for_a_while_costs_little_more_than_that(concurrency, length, seed):
+    """Connections are accepted and never answered; those calls are lost for good."""
+    prompts = [*map(str, range(1000))]
+    undisturbed = Silence((math.inf, -math.inf), seed)
+    await run_concurrent(prompts, undisturbed, **options(concurrency=concurrency))
+    ideal = now()
+    server = Silence((ideal + 3, ideal + 3 + length), seed)
+    results = await run_concurrent(prompts, server, **options(concurrency=concurrency, max_attempts=3))
+    assert all(result.error is None and result.attempts <= 3 for result in results)
+    assert now() - ideal <= ideal + length + max(9, 0.15 * (ideal + length))
+    in_flight = max(result.lost > 1 for result in results) and sum(result.lost > 1 for result in results)
+    assert len(server.sent) - 1000 <= in_flight + 4 + length / 8
+
+
+@virtual
+async def test_a_stop_does_not_wait_for_a_silent_server():
+    server = Silence((3, math.inf), seed=1)
+    async with concurrent_prompts.Run(server, concurrency=20, **options()) as work:
+        asyncio.get_running_loop().call_later(8, work.stop, PromptError("interrupted", "interrupted", "stop"))
+        prompts, results = concurrent_prompts.as_prompts(map(str, range(1000))), []
+        await concurrent_prompts.concurrently(work, prompts, results.append)
+    assert now() < 12 and sum(result.error is None for result in results) > 100
+    assert sum(not result.done for result in results) == 20
 
 
 @virtual

@@ -16,20 +16,12 @@ import pytest
 from test_backends import NAMES, longest_pause
 
 import concurrent_prompts
-from concurrent_prompts import (
-    Api,
-    PromptError,
-    Schema,
-    UsageError,
-    hint,
-    is_strict,
-    load_backend,
-    main,
-    run,
-    run_sequential,
-)
+from concurrent_prompts import PromptError, UsageError, hint, load_backend, main, run, run_sequential
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.extras import schema as schema_file
+from concurrent_prompts.extras.schema import Schema, is_strict
 
-pytestmark = pytest.mark.usefixtures("codec")
+both_codecs = pytest.mark.usefixtures("codec")
 
 AGE = {
     "title": "An age, of a person",
@@ -87,7 +79,10 @@ def api(*replies, **settings):
 
         yield post
 
-    return Api(connect, base_url=URL, **{"schema": AGE, **settings}), sent
+    settings = {"schema": AGE} | settings
+    checker = Schema(settings.pop("schema"))
+    checker.check_options(settings.get("endpoint", "chat"), settings.get("params", {}))
+    return Api(connect, base_url=URL, form=checker.asked, extras=[checker], **settings), sent
 
 
 def ask(*replies, prompt="How old?", settings=None, **options):
@@ -103,6 +98,7 @@ WRAPPED = {"type": "json_schema", "json_schema": FORM}
 FLAT = {"type": "json_schema", **FORM}
 
 
+@both_codecs
 @pytest.mark.parametrize(
     ("endpoint", "answer", "params", "form"),
     [
@@ -252,10 +248,11 @@ UNFIT = [
     ('{"age": NaN}', "not JSON: NaN is not a JSON number"),
     (" \n", "not JSON: it is empty"),
     ("[" * 100_000, "not JSON: nested more than 200 deep"),
-    ('{"age": ' * 2_000_000, "not JSON: nested more than 200 deep"),
+    ('{"age": ' * 200_000, "not JSON: nested more than 200 deep"),
 ]
 
 
+@both_codecs
 @pytest.mark.parametrize(("text", "message"), UNFIT)
 def test_what_is_wrong_with_an_answer(checker, text, message):
     result, _ = ask(chat(text), max_attempts=1)
@@ -266,6 +263,7 @@ def test_what_is_wrong_with_an_answer(checker, text, message):
     assert hint(result.error).startswith("see their text")
 
 
+@both_codecs
 @pytest.mark.parametrize("text", [GOOD, f"\n {GOOD}\r\n", '{"age": 1.0}', '{"age": 123456789012345678901234567890}'])
 def test_what_fits(checker, text):
     result, bodies = ask(chat(text))
@@ -280,7 +278,7 @@ def test_a_large_answer_is_quoted_in_short(checker):
 
 async def test_a_large_answer_does_not_hold_up_the_loop(checker):
     """The check of it ends after that of a small one that came later."""
-    source, _ = api(chat(json.dumps([0] * 200_000)), chat("[1]"), schema={"type": "array", "items": {"type": "number"}})
+    source, _ = api(chat(json.dumps([0] * 20_000)), chat("[1]"), schema={"type": "array", "items": {"type": "number"}})
     order = [result.prompt.number async for result in concurrent_prompts.as_completed(["a", "b"], source)]
     assert order == [1, 0]
 
@@ -364,6 +362,7 @@ def test_a_schema_that_refers_to_itself(checker):
 # ---- One more try --------------------------------------------------------------------------------------------
 
 
+@both_codecs
 def test_a_chat_goes_on_with_what_is_wrong(checker):
     result, bodies = ask(chat(BAD), chat(GOOD), settings={"system": "Be brief."})
     assert result.error is None and result.text == GOOD and result.exception is None
@@ -376,6 +375,7 @@ def test_a_chat_goes_on_with_what_is_wrong(checker):
     assert json.loads(result.prompt.body) == first  # by which a later run recognises it
 
 
+@both_codecs
 @pytest.mark.parametrize("given", ["How old?", [{"role": "user", "content": "How old?"}]])
 def test_a_response_goes_on_with_what_is_wrong(checker, given):
     prompt = given if isinstance(given, str) else {"input": given}
@@ -464,6 +464,7 @@ def test_the_first_failure_may_be_raised(checker):
         asyncio.run(run_sequential(["?"], source, return_exceptions=False))
 
 
+@both_codecs
 def test_half_a_surrogate_pair_in_an_answer(checker):
     result, bodies = ask(chat('{"age": "\ud800"}'), chat(GOOD))
     assert result.error is None and len(bodies) == 2
@@ -501,7 +502,7 @@ def rows(path="prompts.results.jsonl"):
     return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("backend", ["stdlib", "raw-aiohttp", "openai-sdk"])
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("endpoint", ["chat", "responses"])
 @pytest.mark.parametrize("way", [[], ["--sequential"]])
 def test_with_every_backend(here, stand_in, checker, backend, endpoint, way):
@@ -529,6 +530,7 @@ def test_a_comparison(here, stand_in, checker, capsys):
     assert server.stats.faults["schema"]
 
 
+@both_codecs
 def test_a_failed_one_is_kept_and_asked_again_on_request(here, stand_in, checker, capsys):
     server = stand_in(fault={"schema": 1})
     command = ["prompts.txt", "--base-url", server.url, "--schema", "schema.json"]
@@ -551,6 +553,7 @@ def test_another_schema_is_another_request(here, stand_in, checker):
     assert main(command) == 0 and server.stats.requests == 6
 
 
+@both_codecs
 def test_a_batch_line_keeps_the_answer_that_does_not_fit(here, stand_in, checker):
     body = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -660,7 +663,7 @@ PATTERNS = (NAMED, VICIOUS), (KEYED, json.dumps({"a" * 40 + "b": 1}))
 
 @pytest.fixture
 def children(checker, monkeypatch):
-    """The processes that are started, which have half a second for an answer."""
+    """The processes that are started, which have a fifth of a second for an answer."""
     started = []
 
     class Popen(subprocess.Popen):
@@ -669,7 +672,7 @@ def children(checker, monkeypatch):
             started.append((self, options["env"]))
 
     monkeypatch.setattr(concurrent_prompts.subprocess, "Popen", Popen)
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 0.5)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 0.2)
     yield started
     assert all(child.returncode is not None for child, _ in started), "it has not been ended with the run"
 
@@ -684,7 +687,7 @@ def test_a_pattern_that_never_ends_costs_one_prompt(children, monkeypatch, schem
     assert [result.text for result in found] == [good, vicious, good]
     assert [result.attempts for result in found] == [1, 1, 2] and len(sent) == 4
     assert found[1].error.type == "schema_mismatch" and found[0].error is found[2].error is None
-    message = "cannot be checked against the schema: checking it takes more than 0.5 s"
+    message = "cannot be checked against the schema: checking it takes more than 0.2 s"
     assert found[1].error.message == message
     assert "does not match" in sent[3][1]["messages"][-1]["content"] or "not of type" in str(sent[3][1])
     assert len(children) == 3, "one for the schema, one for the run, and one after the kill"
@@ -710,7 +713,7 @@ def test_an_answer_that_takes_too_long_to_check_costs_one_prompt(children, schem
     source, _ = api(chat(good), chat(vicious), chat(good), schema=schema)
     found = asyncio.run(run_sequential(["one", "two", "three"], source, max_attempts=1))
     assert [result.error and result.error.type for result in found] == [None, "schema_mismatch", None]
-    assert found[1].error.message == "cannot be checked against the schema: checking it takes more than 0.5 s"
+    assert found[1].error.message == "cannot be checked against the schema: checking it takes more than 0.2 s"
     assert len(children) == 3
 
 
@@ -720,7 +723,7 @@ def test_nothing_is_started_without_a_pattern(children):
 
 
 async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "SECONDS", 30.0)
+    monkeypatch.setattr(schema_file.Checker, "SECONDS", 30.0)
     source, _ = api(chat(VICIOUS), schema=NAMED)
     began = time.monotonic()
     found, pause = await longest_pause(concurrent_prompts.run_concurrent(["x"] * 5, source, deadline=0.4))
@@ -731,13 +734,13 @@ async def test_the_event_loop_and_the_deadline_go_on_meanwhile(children, monkeyp
 
 def test_a_process_that_dies_is_replaced(children, monkeypatch):
     source, _ = api(chat('{"name": "a"}'), schema=NAMED)
-    with source.schema.checking():
-        assert source.schema.find({"name": "b"}).startswith("$.name: 'b' does not match")
+    with source.extras[0].checking():
+        assert source.extras[0].find({"name": "b"}).startswith("$.name: 'b' does not match")
         children[-1][0].kill()
         children[-1][0].wait()
         with pytest.raises(ValueError, match="the process that checks it has ended"):
-            source.schema.find({"name": "a"})
-        assert source.schema.find({"name": "a"}) == ""
+            source.extras[0].find({"name": "a"})
+        assert source.extras[0].find({"name": "a"}) == ""
     assert len(children) == 3
 
 
@@ -749,13 +752,13 @@ def test_a_pattern_that_is_none(children, pattern, named):
 
 
 def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts.Checker, "START", 0.01)
+    monkeypatch.setattr(schema_file.Checker, "START", 0.01)
     with pytest.raises(UsageError, match=r"checking it takes more than 0\.01 s"):
         Schema(NAMED, "s.json")
 
 
 def test_a_schema_file_without_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(concurrent_prompts, "LONGEST", 1 << 20)
+    monkeypatch.setattr(schema_file, "LONGEST", 1 << 20)
     (tmp_path / "s.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(UsageError, match=r"s\.json is larger than 1 MiB"):
         Schema.read(str(tmp_path / "s.json"))

@@ -29,11 +29,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from concurrent_prompts.extras import stand_in
+from concurrent_prompts.extras import stand_in, stand_in_http
 from concurrent_prompts.extras.stand_in import FAULTS, Options, Server, serve
 
 CHAT = "/v1/chat/completions"
-SCRIPT = Path(stand_in.__file__)
+FOLDER = Path(stand_in.__file__).parent
 
 
 class Got(NamedTuple):
@@ -303,7 +303,7 @@ async def test_a_flood_of_pipelined_requests_is_not_hoarded() -> None:
         (link,) = server.links
         for _ in range(1000):
             await asyncio.sleep(0)
-        assert len(link._inbox) <= stand_in.HEAD_LIMIT + stand_in.WINDOW
+        assert len(link._inbox) <= stand_in_http.HEAD_LIMIT + stand_in_http.WINDOW
         client.writer.transport.abort()
 
 
@@ -464,7 +464,7 @@ async def test_a_deep_request_is_answered_or_refused(depth: int) -> None:
 
 
 async def test_the_limits_themselves_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stand_in, "BODY_LIMIT", 100_000)
+    monkeypatch.setattr(stand_in_http, "BODY_LIMIT", 100_000)
     body = json.dumps(chat()).encode()
     async with serving() as client:
         assert (await client.post(body.ljust(100_000), padding="a" * 65_000)).status == 200
@@ -837,15 +837,16 @@ def ask(address: str) -> int:
 
 def test_as_a_module_it_serves_until_its_input_ends() -> None:
     module = ["-m", "concurrent_prompts.extras.stand_in", "--exit-on-eof", "--fault", "500=1", "--seed", "5"]
-    with started(*module, cwd=SCRIPT.parent.parent) as (process, address):
+    with started(*module, cwd=FOLDER.parent) as (process, address):
         assert ask(address) == 500
         assert process.communicate(timeout=5) == ("", "requests 1, answered 0, rejected 0, faults 1\n")
         assert process.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
-def test_as_a_script_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    with started(str(SCRIPT), cwd=tmp_path) as (process, address):
+def test_without_the_core_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "extras")
+    with started("-m", "extras.stand_in", cwd=tmp_path) as (process, address):
         assert ask(address) == 200
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=5) == ("", "requests 1, answered 1, rejected 0, faults 0\n")
@@ -897,7 +898,12 @@ def test_the_manual_and_the_parser_agree(capsys: Any) -> None:
 
 
 def test_it_needs_the_standard_library_alone() -> None:
-    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    found |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in found} <= set(sys.stdlib_module_names)
+    layers = "stand_in_answers", "stand_in_http", "stand_in_batches", "stand_in"  # each may import the ones before it
+    assert {file.stem for file in FOLDER.glob("stand_in*.py")} == set(layers)
+    for place, name in enumerate(layers):
+        nodes = list(ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))))
+        beside = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        assert beside <= set(layers[:place])
+        assert {name.partition(".")[0] for name in found} <= set(sys.stdlib_module_names)

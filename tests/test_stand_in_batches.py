@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from concurrent_prompts.extras import stand_in as module
+from concurrent_prompts.extras import stand_in_batches, stand_in_http
 from concurrent_prompts.extras.stand_in import BATCH_FAULTS, ENDPOINTS, FAULTS, Options, Server
 
 CHAT = "/v1/chat/completions"
@@ -302,7 +303,7 @@ def test_a_file_that_is_none_fails_the_batch(stand_in: Start) -> None:
 
 
 def test_a_batch_has_a_largest_number_of_lines(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINE_LIMIT", 3)
+    monkeypatch.setattr(stand_in_batches, "LINE_LIMIT", 3)
     api = Api(stand_in())
     assert api.run(lines(3))[0]["status"] == "completed"
     batch = api.run(lines(3) + b"{\n" + lines(1))[0]
@@ -310,7 +311,8 @@ def test_a_batch_has_a_largest_number_of_lines(stand_in: Start, monkeypatch: pyt
 
 
 def test_what_cannot_be_a_batch_file_is_refused(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FILE_LIMIT", 1000)
+    for part in (stand_in_batches, stand_in_http):
+        monkeypatch.setattr(part, "FILE_LIMIT", 1000)
     api = Api(stand_in())
     for content in (b"", b"\n", b"notes\n"):
         status, answer = api.upload(content)
@@ -328,7 +330,7 @@ def test_what_cannot_be_a_batch_file_is_refused(stand_in: Start, monkeypatch: py
 
 
 def test_an_upload_may_be_larger_than_a_request(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BODY_LIMIT", 1000)
+    monkeypatch.setattr(stand_in_http, "BODY_LIMIT", 1000)
     api, content = Api(stand_in()), lines(1000)
     status, file = api.upload(content)
     assert (status, file["bytes"]) == (200, len(content))
@@ -546,7 +548,7 @@ def test_kinds_of_faults_are_in_the_manual_and_need_no_share(capsys: pytest.Capt
 
 
 def test_it_stores_so_many_bytes(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STORE_LIMIT", 10_000)
+    monkeypatch.setattr(stand_in_batches, "STORE_LIMIT", 10_000)
     api = Api(stand_in())
     name = api.upload(lines(10))[1]["id"]
     while (answer := api.upload(lines(10)))[0] == 200:
@@ -559,7 +561,7 @@ def test_it_stores_so_many_bytes(stand_in: Start, monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_stores_so_many_files_and_batches(stand_in: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COUNT_LIMIT", 5)
+    monkeypatch.setattr(stand_in_batches, "COUNT_LIMIT", 5)
     api = Api(stand_in(batch_time=9.0))
     name = api.upload(lines(1))[1]["id"]
     for _ in range(5):

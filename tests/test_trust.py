@@ -24,7 +24,9 @@ import pytest
 from test_backends import NAMES, reply, scripted
 
 import concurrent_prompts
-from concurrent_prompts import Api, UsageError, load_backend, main, run
+from concurrent_prompts import UsageError, load_backend, main, run
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.keys import concealer
 from concurrent_prompts.extras import demo
 
 KEY = "sk-very-secret/KEY+0123456789-abcdefghij-KLMNOPQRST-uvwxyz=="
@@ -731,5 +733,5 @@ WRITTEN = {
 @pytest.mark.parametrize("key", ["sk-0123456789abc/def.ghi/jkl~mno", "sk-0123456789abc/def&ghi'jkl\"mno<pqr+stu"])
 @pytest.mark.parametrize("how", WRITTEN)
 def test_no_end_of_a_secret_is_left_behind_an_escaped_sign(key, how):
-    conceal = concurrent_prompts.concealer(key, [])
+    conceal = concealer(key, [])
     assert conceal(f'{{"error": "no {WRITTEN[how](key)} here"}}') == '{"error": "no *** here"}'

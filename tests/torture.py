@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from concurrent_prompts.extras import stand_in
+from concurrent_prompts.extras import stand_in, stand_in_answers, stand_in_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
@@ -136,7 +136,7 @@ class Recorder(stand_in.Server):
     async def all_ended(self) -> None:
         """Wait until all batches have ended: what they cost is known only then, those of a dead client included."""
         self._batches.settle()
-        while any(batch.shown["status"] not in stand_in.FINISHED for batch in self._batches._batches.values()):
+        while any(batch.shown["status"] not in stand_in_batches.FINISHED for batch in self._batches._batches.values()):
             await asyncio.sleep(0.01)
             self._batches.settle()
 
@@ -288,7 +288,7 @@ class Job:
         """Return the prompts whose own answer is in the results file."""
         rows = map(json.loads, self.lines())
         pairs = ((self.prompts[row["id"] - 1], row["text"]) for row in rows)
-        return {prompt for prompt, text in pairs if text == stand_in.invent(prompt, prompt, "")}
+        return {prompt for prompt, text in pairs if text == stand_in_answers.invent(prompt, prompt, "")}
 
     def lost(self) -> int:
         return len(self.prompts) - len(self.answered())
@@ -1022,8 +1022,8 @@ def replies(bench: Bench) -> None:
 
     Each is one attempt. A hang is a run that takes longer than its goal, or an event loop that hears no Ctrl-C.
     """
-    for name, (reply, kind) in POISONS.items():
-        run = Poisoned(bench, bench.backend, reply)
+    for name, (made, kind) in POISONS.items():
+        run = Poisoned(bench, bench.backend, made())
         bench.at_most(name, run.seconds, 15.0, " s")
         bench.exactly(f"{name}: came to", run.kinds, kind)
     for backend in ("stdlib", "raw-aiohttp", "openai-sdk"):
@@ -1134,15 +1134,16 @@ def bomb() -> bytes:
 
 LIMITS = "x-ratelimit-limit-requests: 1", "x-ratelimit-remaining-requests: 1"
 DEEP = b"[" * 990 + b"]" * 990
-POISONS: dict[str, tuple[Any, str]] = {
-    "8,000 digits in a header": (poison(b"{}", 500, *LIMITS, "x-ratelimit-reset-requests: " + "9" * 8000), "http_500"),
-    "a million digits after 'Limit '": (poison(b'{"error": "Limit %b"}' % (b"9" * 10**6), 500), "http_500"),
-    "60,000 digits after 'Limit '": (poison(b'{"error": "Limit %b"}' % (b"9" * 60_000), 500), "http_500"),
-    "400 kB of <title>": (poison(b"<title>" * 57_000, 502), "http_502"),
-    "an error nested 990 deep": (poison(DEEP, 500), "http_500"),
-    "a number of 5,000 digits": (poison(b'{"error": {"code": %b}}' % (b"9" * 5000), 500), "http_500"),
-    "an error of 200 MB": (poison(b'{"error": "%b"}' % (b"a" * 200_000_000), 400), "http_400"),
-    "an answer of 200 MB that is none": (poison(b"[" + b"[]," * 66_000_000), "malformed_reply"),
+POISONS: dict[str, tuple[Callable[[], list[bytes]], str]] = {  # made when they are needed: some are large
+    "8,000 digits in a header": (
+        lambda: poison(b"{}", 500, *LIMITS, "x-ratelimit-reset-requests: " + "9" * 8000), "http_500"),
+    "a million digits after 'Limit '": (lambda: poison(b'{"error": "Limit %b"}' % (b"9" * 10**6), 500), "http_500"),
+    "60,000 digits after 'Limit '": (lambda: poison(b'{"error": "Limit %b"}' % (b"9" * 60_000), 500), "http_500"),
+    "400 kB of <title>": (lambda: poison(b"<title>" * 57_000, 502), "http_502"),
+    "an error nested 990 deep": (lambda: poison(DEEP, 500), "http_500"),
+    "a number of 5,000 digits": (lambda: poison(b'{"error": {"code": %b}}' % (b"9" * 5000), 500), "http_500"),
+    "an error of 200 MB": (lambda: poison(b'{"error": "%b"}' % (b"a" * 200_000_000), 400), "http_400"),
+    "an answer of 200 MB that is none": (lambda: poison(b"[" + b"[]," * 66_000_000), "malformed_reply"),
 }
 FLOODS: dict[str, Any] = {
     "chunks without an end": lambda *_: chunks("", b" " * 65536),

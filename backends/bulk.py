@@ -1,0 +1,419 @@
+"""The bulk contract's other side: what a backend that answers the whole stream works on, and what it has running.
+
+`load_backend` makes a `BulkApi` of a backend that is an async generator function; the package's docstring has the
+contract. Its `loop` takes the place of the run's own, so that journal, resume, report and exit status stay the core's.
+The one extra that it knows is the budget: a batch cannot be stopped half way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import itertools
+import logging
+import math
+import os
+import pathlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from . import core
+from .api import Api, request_line
+
+T = TypeVar("T")
+
+
+class BulkApi(Api):
+    """An API whose backend takes the whole stream of requests; `connect` is for what is looked up beside it."""
+
+    def __init__(
+        self,
+        connect: Callable[..., Any],
+        *,
+        submit: Callable[..., Any],
+        cluster: str | None = None,
+        worker_backend: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.submit, self.worker_backend = submit, worker_backend
+        self.cluster = None if cluster is None else str(cluster)
+        super().__init__(connect, price_share=getattr(submit, "price_share", 1.0), **settings)
+        self.clocked = bool(getattr(submit, "retries", False))
+        self.parting = getattr(submit, "parting", "")
+        self.extras = (*self.extras, self)
+
+    def check_options(self, args: argparse.Namespace) -> None:
+        """Raise UsageError if an option means nothing to the backend."""
+        if args.compare or args.sequential:
+            raise core.UsageError(f"{self.name} answers in bulk: no --compare and no --sequential with it")
+        for name in ("rpm", "tpm", "cluster", "worker_backend"):
+            if getattr(args, name, None) is not None and name not in getattr(self.submit, "uses", ()):
+                raise core.UsageError(f"--{name.replace('_', '-')} means nothing to {self.name}; leave it out")
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Find what earlier runs have running for the same results."""
+        answers = run.journal.answers if run.journal else 0
+        run.pending = PendingJobs(run.path, self.name, run.overwrites, answers)
+        yield
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Forget what was running, now that all is answered."""
+        run = ran[-1].run
+        if run.stopped is None and run.whole and not run.pending.keep_after_finish:
+            run.pending.clear()
+        yield from ()
+
+    async def loop(self, run: core.Run, prompts: Iterable[core.Prompt], record: core.Record) -> None:
+        """Let the backend answer the prompts in its own way."""
+        await in_bulk(run, self, prompts, record)
+
+
+class PendingJobs:
+    """What a bulk backend has running elsewhere for a results file: lines in FILE.running, each on the disk at once.
+
+    Raises UsageError where another backend has something running for that file.
+    """
+
+    def __init__(
+        self, results: pathlib.Path | None = None, backend: str = "", overwrite: bool = False, answered: int = 0
+    ) -> None:
+        self.answered, self.keep_after_finish = answered, False
+        self.path = results and core.beside_results(results, "running")
+        self._results = results
+        self.entries: list[Any] = []
+        self._backend = {"backend": backend}
+        if self.path is None or not self.path.exists():
+            return
+        if overwrite:
+            core.log.warning("%s is given up, and with it what an earlier run has running", self.path)
+            return self.clear()
+        with core.open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
+            *lines, torn = file.read().split(b"\n")
+        first, *self.entries = [*map(core.parse_json, lines)] or [self._backend]
+        sound = all(isinstance(value, dict) for value in (first, *self.entries))
+        if not sound or type(first.get("backend")) is not str:
+            raise core.UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
+        if (other := first["backend"]) != backend:
+            what = f"{self.path}: {other} has something running for these results"
+            raise core.UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
+        if torn:
+            os.truncate(self.path, sum(len(line) + 1 for line in lines))
+
+    def add(self, value: Any) -> None:
+        """Keep a value. Raises OSError where the disk will not take it."""
+        self.entries.append(value)
+        if self.path and self._results:
+            with core.open_beside(self.path, self._results) as file:
+                file.writelines(core.dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
+                core.flush(file)
+
+    def clear(self) -> None:
+        """Forget all: nothing is running any longer."""
+        self.entries.clear()
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """What a bulk backend is to answer."""
+
+    prompt: core.Prompt  # as it is asked now
+    result: core.Result
+    model: str | None = None
+    taken: float = 0.0  # when
+    most: tuple[float, float] = 0.0, 0.0  # what is reserved for it in the budget
+
+    @property
+    def path(self) -> str:
+        """The path below the base URL."""
+        return self.prompt.path
+
+    @property
+    def body(self) -> bytes:
+        """The request, as JSON."""
+        return self.prompt.body
+
+    def line(self, custom_id: str) -> bytes:
+        """Return it as a line of a file of Batch requests."""
+        return request_line(custom_id, self.path.partition("?")[0], self.body)
+
+    @property
+    def key(self) -> str:
+        """What the request is recognised by in a later run; the same one asked twice has it twice."""
+        return core.fingerprint(self.result.prompt)[:16]
+
+
+class Job:
+    """What a bulk backend works on; what it may use of it is in the contract in backends/__init__.py."""
+
+    def __init__(self, run: core.Run, api: BulkApi, prompts: Iterable[core.Prompt], record: core.Record) -> None:
+        self.api, self.base_url, self.headers = api, api.base_url, api.headers
+        self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
+        self.core = core
+        carried = [extra for extra in run.extras if hasattr(extra, "portable")]
+        self.carried = [(core.extra_name(extra), extra.portable()) for extra in carried]
+        self.limiter, self.log, self.query = run.limiter, core.log, api.whole_query()
+        pending = run.pending or PendingJobs()
+        self.answered, self.noted_in = pending.answered, pending.path
+        self._run, self._record, self._kept = run, record, pending
+        self._budget = run.extra("budget")
+        self._fresh = run.admit(prompts)
+        self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
+        self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
+        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
+        self.broken: OSError | None = None  # what came of an attempt to record a result
+        self._counted = False  # by the backend itself: the calls in flight
+        self._held: Request | None = None  # for which the last block had no room
+        self._open: set[Request] = set()
+
+    @property
+    def stopped(self) -> str:
+        """Why the run is to end ("interrupted", "deadline", ...), or ''."""
+        return self._run.stopped.error.type if self._run.stopped else ""
+
+    def stop(self, kind: str, message: str, status: int | None = None) -> None:
+        """Stop the run, since every prompt would fail."""
+        kind, message = self.api.conceal(kind[:core.MESSAGE_MOST]), self.api.conceal(message[:core.MESSAGE_MOST])
+        self._run.stop(core.PromptError(core.short(kind, 60), core.short(message, 1000), "stop", status))
+
+    @property
+    def notes(self) -> Sequence[Any]:
+        """What this run and the ones before it have noted."""
+        entries: Sequence[Any] = self._kept.entries
+        return entries
+
+    async def note(self, value: Any) -> None:
+        """Keep a note on the disk. Raises PromptError where that will not take it."""
+        try:
+            await asyncio.to_thread(self._kept.add, value)
+        except OSError as failure:
+            raise core.disk_error(self._kept.path, failure) from None
+
+    def keep_notes(self) -> None:
+        """Let the notes stay when all is answered: something is running that nobody has asked for here."""
+        self._kept.keep_after_finish = True
+
+    def forget(self) -> None:
+        """Remove all notes: nothing is running elsewhere any longer."""
+        self._kept.clear()
+
+    def say(self, text: str) -> None:
+        """Show in the progress what is waited for."""
+        self._run.said = text
+
+    def in_flight(self, count: int | None = None) -> None:
+        """Note how many calls are in flight; all that is taken, where the backend does not know better."""
+        self._counted = self._counted or count is not None
+        if count is not None or not self._counted:
+            self.limiter.in_flight = len(self._open) if count is None else count
+            self._run.most_in_flight = max(self._run.most_in_flight, self.limiter.in_flight)
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep, less long where the run is stopped; return whether it was to the end."""
+        return await self._run.wait_or_stop(self._run.sleep(seconds)) is not None
+
+    async def call(
+        self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
+    ) -> T:
+        """Await a call, again where that may help. Raises PromptError."""
+        for attempt in itertools.count(1):
+            try:
+                return await function(*args, **more)
+            except Exception as exc:
+                failure = self.api.discreet(exc)
+            wait = self._run.wait_after(failure, attempt)
+            if failure.verdict != "retry" or attempt >= attempts:
+                raise failure
+            core.log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
+            if not await self.sleep(wait):
+                raise failure
+        raise AssertionError
+
+    async def take(self, count: int, size: float = math.inf) -> list[Request]:
+        """Return the next requests: at most so many, of so many bytes together, but one at least if there is any."""
+        taken: list[Request] = []
+        while not self.stopped and len(taken) < count:
+            request = await self._next()
+            if request is None:
+                if taken or self._open or not self._again:
+                    break
+                await self.sleep(self._due - self._run.clock())
+            elif (taken and len(request.body) > size) or not self._reserve(request):
+                self._held = request
+                break
+            else:
+                self._send_out(request)
+                taken.append(request)
+                size -= len(request.body)
+        return taken
+
+    async def _next(self) -> Request | None:
+        """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
+        if held := self._held:
+            self._held = None
+            return held
+        if self._again and self._due <= self._run.clock():
+            return self._again.popleft()
+        for number, prompt in enumerate(self._fresh):
+            prompt.error = prompt.error or self.unpaid(prompt)
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+            if prompt.error is None:
+                return Request(prompt, core.Result(prompt), self.api.model_of(prompt))
+            try:
+                await core.deliver(self._run, self._record, core.Result(prompt, error=prompt.error))
+            except OSError as failure:
+                self.broken = failure
+                raise
+        return None
+
+    def unpaid(self, prompt: core.Prompt) -> core.Error | None:
+        """Return why a prompt cannot be sent within a budget, or None."""
+        if not self._budget or not prompt.body:
+            return None
+        name, price = self._budget.price_for(prompt)
+        if price is None:
+            return core.Error("unknown_price", f"{prompt.where}: no price is known for {core.short(name, 60)}")
+        text = f"with --max-cost {self.api.name} needs a maximum for the answer (-p max_completion_tokens=N)"
+        untold = self._budget.most_of(prompt.body, price)[1]
+        return core.Error("no_maximum", f"{prompt.where}: {text}") if untold else None
+
+    def _reserve(self, request: Request) -> bool:
+        """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
+        budget = self._budget
+        if budget is None:
+            return True
+        most, _ = budget.most_of(request.prompt.body, budget.price_for(request.prompt)[1])
+        request.most = most * self._calls, 0.0
+        if budget.admit(request.most):
+            return True
+        if not self._open:
+            self._run.stop(budget.used_up(request.most))
+        return False
+
+    def _send_out(self, request: Request) -> None:
+        request.taken = now = self._run.clock()
+        result = request.result
+        result.started = result.started or self._run.epoch + now
+        result.retry_wait = self._run.epoch + now - result.started - result.lost
+        self._open.add(request)
+        self._run.open[request.prompt.number] = result
+        self.in_flight()
+
+    def _put_back(self, request: Request, wait: float) -> None:
+        now = self._run.clock()
+        self._since = self._since if self._again else now
+        self._again.append(request)
+        self._due = min(max(self._due, now + wait), self._since + core.PAUSE_CEILING)
+
+    async def settle(self, request: Request, outcome: Any) -> None:
+        """Take down what came of a request: it is answered, has failed, or is to be taken again."""
+        if not isinstance(request, Request) or request not in self._open:
+            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
+        self._open.remove(request)
+        self.in_flight()
+        if isinstance(outcome, core.Result):
+            outcome.prompt = request.result.prompt
+            del self._run.open[request.prompt.number]
+            self._pay(request, outcome, None)
+            return await core.deliver(self._run, self._record, outcome)
+        result, run = request.result, self._run
+        result.latency = run.clock() - request.taken
+        failure = await self._read(request, outcome)
+        del self._run.open[request.prompt.number]
+        self._pay(request, result, failure)
+        if failure is None or run.has_failed(result, failure):
+            return await core.deliver(self._run, self._record, result)
+        if run.stopped:
+            return await core.deliver(self._run, self._record, run.unfinished(result))
+        if failure.again:
+            request.prompt = dataclasses.replace(request.prompt, body=failure.again)
+        result.set_aside(result.waited(), result.latency)
+        self._put_back(request, run.wait_after(failure, result.attempts))
+
+    async def _read(self, request: Request, outcome: Any) -> core.PromptError | None:
+        """Fill in the answer; return what there is instead of one."""
+
+        async def told(prompt: core.Prompt) -> core.Reply:
+            request.result.attempts += 1
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return self.api.read(prompt, *outcome)
+            except Exception as exc:
+                raise self.api.discreet(exc) from None
+
+        return await self._run.take(self._run.wrapped(told, without="budget"), request.prompt, request.result)
+
+    def _pay(self, request: Request, result: core.Result, failure: core.PromptError | None) -> None:
+        """Put what a request has cost in the place of what was reserved for it."""
+        budget = self._budget
+        price = budget.price_for(request.prompt)[1] if budget else None
+        if price is None:
+            return
+        cost, assumed, most = 0.0, False, request.most[0] / self._calls
+        if failure:
+            cost, assumed = budget.price_failure(failure, (most, 0.0), price)
+        elif result.error is None:
+            cost, assumed = budget.price_reply(request.prompt, result, (most, 0.0), price)
+        if failure is None:  # a Result may have seen calls fail
+            cost += budget.cost_of(result.lost_tokens, price) + result.unanswered * most
+            assumed = assumed or result.unanswered > 0
+        budget.settle(request.most, cost, assumed)
+
+    def refund(self) -> None:
+        """Give back what is reserved in the budget for requests of which none is in flight."""
+        if self._budget and not self.limiter.in_flight:
+            for request in self._open:
+                self._budget.settle(request.most, 0.0)
+
+    async def close(self) -> None:
+        """End the run of what the backend has left unanswered."""
+        rest = [*self._open, *self._again, *filter(None, [self._held])]
+        results = [request.result for request in rest]
+        results += [core.Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
+        if results:
+            left = core.plural(len(results), "prompt")
+            self.stop("unanswered", f"{self.api.name} has ended and left {left} unanswered")
+        for result in results:
+            await core.deliver(self._run, self._record, self._run.unfinished(result))
+
+
+async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncIterator[Any]) -> None:
+    """Take down what a bulk backend yields; where it fails, stop the run."""
+    for answered in itertools.count():
+        if answered % 50 == 49:
+            await asyncio.sleep(0)  # there may be many at once
+        try:
+            request, outcome = await anext(outcomes)
+        except StopAsyncIteration:
+            return
+        except (Exception, SystemExit) as exc:
+            if exc is job.broken:  # our own output
+                raise
+            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
+            if isinstance(exc, ValueError) and not answered and not run.stopped:
+                raise core.UsageError(f"{api.name}: {failure}") from None
+            kind = failure.error.type if isinstance(exc, core.PromptError) else "backend"
+            return job.stop(kind, f"{api.name}: {failure}", failure.error.status)
+        await job.settle(request, outcome)
+        if job.stopped == "twice":
+            return
+
+
+async def in_bulk(run: core.Run, api: BulkApi, prompts: Iterable[core.Prompt], record: core.Record) -> None:
+    """Let a bulk backend answer the prompts in its own way."""
+    job = Job(run, api, prompts, record)
+    if (error := job.unpaid(run.first)) and error.type == "no_maximum":
+        raise core.UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")
+    try:
+        async with contextlib.aclosing(api.submit(job)) as outcomes:
+            await settle_all(run, api, job, outcomes)
+    finally:
+        job.refund()
+    await job.close()

@@ -1,0 +1,98 @@
+"""How the house is built: sizes that may only go down, who imports whom, and the names that are shared."""
+
+import ast
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+import concurrent_prompts
+
+ROOT = pathlib.Path(concurrent_prompts.__file__).parent
+CORE = ROOT / "concurrent_prompts.py"
+FOLDERS = "backends", "extras"
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+
+MOST_LINES, MOST_BYTES = 3_866, 188_382  # of the core: these only go down
+MOST_LINES_OF_A_FILE = 803  # of backends and extras; 800 is the aim
+
+# What the files of the two folders use of the core. A change here is a change for third parties, too.
+PUBLIC = """
+    AUTO_CONCURRENCY Ask Attempt CONTENT_KEYS DEEPEST DEFAULT_MODEL ENDPOINTS ERROR_MOST Error Journal LINE_START
+    MESSAGE_MOST NEVER_THERE NO_TEXTS NO_TOKENS OVERLONG PAUSE_CEILING PROGRAM Printer Prompt PromptError
+    QUOTA_CODES RESULT_MOST Ran Record Reply Result Run STOP_CODES TABLES TOO_LONG_LINE Tally UsageError WAITS
+    __loader__ __name__ __version__ answer_of as_prompt_error beside beside_results cell check_stdout checked
+    compare cpu_verdict decode_nested default_backend deliver disk_error dump duration encode_json error_of
+    extra_name fingerprint flush header hint http_error import_named load load_extra lock log make_api
+    missing_backend open_beside open_files open_regular other_than_file own_part page_title parse_json plural
+    positive prompts_of read_results recognised replacing run_command run_loop say_error seconds shallow short
+    sibling times token_counts unwritable visible
+"""
+
+
+def tree(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
+def imports(path):
+    """Return the modules that a file imports anywhere, relative ones with their dots."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            found |= {module} if node.module else {f"{module}{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_core_may_only_shrink():
+    text = CORE.read_bytes()
+    assert text.count(b"\n") <= MOST_LINES and len(text) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_other_file_is_large(path):
+    assert path.read_bytes().count(b"\n") <= MOST_LINES_OF_A_FILE
+
+
+def test_the_core_imports_the_standard_library_alone():
+    optional = {"orjson", "tqdm", "uvloop"}  # where they are used, if they are installed
+    assert {name.partition(".")[0] for name in imports(CORE)} <= {*sys.stdlib_module_names, *optional}
+    assert {name for name in imports(CORE) if name.startswith(".")} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_file_imports_its_own_folder_and_the_core_alone(path):
+    ours = {name for name in imports(path) if name.startswith(".")}
+    beside = {other.stem for other in path.parent.glob("*.py")} | {"core"}
+    beside |= vars(importlib.import_module(f"concurrent_prompts.{path.parent.name}")).keys()
+    assert ours <= {f".{name}" for name in beside}
+    known = "concurrent_prompts", *FOLDERS
+    assert not {name for name in imports(path) if name.partition(".")[0] in known} or path.stem == "__init__"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_imports_go_in_a_circle(folder):
+    paths = {path.stem: path for path in FILES if path.parent.name == folder and path.stem != "__init__"}
+    ahead = {name: {one.removeprefix(".") for one in imports(path)} & paths.keys() for name, path in paths.items()}
+    while ahead:
+        ends = {name for name, others in ahead.items() if not others}
+        assert ends, f"a circle among {sorted(ahead)}"
+        ahead = {name: others - ends for name, others in ahead.items() if name not in ends}
+
+
+def test_the_folders_use_public_names_of_the_core_alone():
+    used = set()
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("core", "self._core", "job.core"):
+                used.add(node.attr)
+    assert used == set(PUBLIC.split())
+    assert all(hasattr(concurrent_prompts, name) for name in used)
+    assert not [name for name in used if name.startswith("_") and not name.startswith("__")]
+
+
+def test_all_names_are_there():
+    assert all(hasattr(concurrent_prompts, name) for name in concurrent_prompts.__all__)
