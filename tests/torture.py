@@ -820,8 +820,9 @@ def order(bench: Bench) -> None:
 
 TOOL = "; import sys, concurrent_prompts; sys.exit(concurrent_prompts.main(sys.argv[1:]))"
 BLOWS = {
-    "before the new file is safe": "import os; f = os.fsync; n = []; "
-                                   "os.fsync = lambda d: (n.append(d), os.kill(os.getpid(), 9) if n[1:] else f(d))",
+    "before the new file is safe": "import os; f = os.fsync; n = []; "  # the journal may be synced more than once
+                                   "os.fsync = lambda d: (n.append(os.fstat(d).st_ino), "
+                                   "os.kill(os.getpid(), 9) if n[0] != n[-1] else f(d))",
     "before the replace": "import os; os.replace = lambda *names: os.kill(os.getpid(), 9)",
     "after the replace": "import os; r = os.replace; os.replace = lambda *names: (r(*names), os.kill(os.getpid(), 9))",
 }
