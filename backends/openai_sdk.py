@@ -7,6 +7,7 @@ for both. Where aiohttp is installed too, the SDK's aiohttp transport is used, s
 
 import asyncio
 import contextlib
+import http.cookiejar
 import inspect
 import json
 import os
@@ -100,6 +101,8 @@ def open_client(
     network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": tls_context(base_url), "trust_env": False}
     transport = Client(limits=pool, follow_redirects=False, timeout=None, **network)
     transport.most = most
+    # A server may set any number of them.
+    transport.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     key = "the key is in the headers"
     settings: dict[str, Any] = {"default_headers": headers, "max_retries": 0, "timeout": None} | more
     return openai.AsyncOpenAI(base_url=base_url, api_key=key, http_client=transport, **settings)

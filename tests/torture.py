@@ -27,6 +27,7 @@ import signal
 import socket
 import socketserver
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -819,8 +820,9 @@ def order(bench: Bench) -> None:
 
 TOOL = "; import sys, concurrent_prompts; sys.exit(concurrent_prompts.main(sys.argv[1:]))"
 BLOWS = {
-    "before the new file is safe": "import os; f = os.fsync; n = []; "
-                                   "os.fsync = lambda d: (n.append(d), os.kill(os.getpid(), 9) if n[1:] else f(d))",
+    "before the new file is safe": "import os; f = os.fsync; n = []; "  # the journal may be synced more than once
+                                   "os.fsync = lambda d: (n.append(os.fstat(d).st_ino), "
+                                   "os.kill(os.getpid(), 9) if n[0] != n[-1] else f(d))",
     "before the replace": "import os; os.replace = lambda *names: os.kill(os.getpid(), 9)",
     "after the replace": "import os; r = os.replace; os.replace = lambda *names: (r(*names), os.kill(os.getpid(), 9))",
 }
@@ -1045,6 +1047,70 @@ def replies(bench: Bench) -> None:
     bench.at_most("the same with --deadline 3", run.seconds, 6.0, " s")
     run = Poisoned(bench, bench.backend, vicious, schema=schema, interrupts=2)
     bench.at_most("the same, the second Ctrl-C to the end", run.after_signal, 1.0, " s")
+    listed = json.dumps([{"a": number} for number in range(30_000)])
+    items = poison(json.dumps({"choices": [{"message": {"content": listed}}]}).encode())
+    run = Poisoned(bench, bench.backend, items, schema='{"uniqueItems": true}', deadline=3)
+    bench.at_most("an hour of uniqueItems, --deadline 3", run.seconds, 6.0, " s")
+
+
+def poisoned(bench: Bench) -> None:
+    """Let single prompts, or all, try to keep a run from ending; --max-attempts, --deadline and signals must end it."""
+    bad, few = ["poison 1", "poison 2", "poison 3"], ("--max-attempts", "3")
+    many = [f"prompt {number}" for number in range(60)]
+    many[20:20] = bad
+    for what, reply, more in (("reset", resetting, ()), ("never answered", silent, ("--timeout", "1"))):
+        for among, prompts in (("alone", bad), ("among 60 others", many)):
+            run = Poisoned(bench, bench.backend, reply, prompts=prompts, flags=(*few, *more), deadline=60)
+            bench.at_most(f"3 prompts that are {what} each time, {among}", run.seconds, 20.0, " s")
+            if among == "alone":  # a server that has never said a word is given up
+                bench.exactly(f"3 prompts {what}, {among}: exit status", run.status in (1, 3), True)
+            else:
+                bench.exactly(f"3 prompts {what}, {among}: answered, failed, status", run.counts, "60, 3, 1")
+    stubborn = ("--max-attempts", "1000000")
+    run = Poisoned(bench, bench.backend, resetting, prompts=many, flags=stubborn, deadline=3)
+    bench.at_most("3 prompts reset for ever, --deadline 3", run.seconds, 5.0, " s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        run = Poisoned(bench, bench.backend, resetting, prompts=many, flags=stubborn, deadline=60, interrupts=1,
+                       by=number)
+        bench.at_most(f"3 prompts reset for ever, one {number.name}", run.after_signal, 2.0, " s")
+    for backend in ("stdlib", "raw-aiohttp", "openai-sdk"):
+        if missing(backend):
+            bench.skip(f"{backend}: interim replies, a charset", f"{LIBRARIES[backend]} is not installed")
+            continue
+        run = Poisoned(bench, backend, CHARSET, deadline=30)
+        bench.at_most(f"{backend}, an error in charset=punycode", run.seconds, 10.0, " s")
+        run = Poisoned(bench, backend, interim, prompts=1, deadline=3)  # in aiohttp they hold up the event loop
+        goal = 3.0 if backend == "stdlib" else 60.0
+        bench.at_most(f"{backend}, interim replies without an end, --deadline 3", run.seconds, goal, " s")
+    for what, (code, goal) in FUNCTIONS.items():
+        began = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([sys.executable, "-c", f"{FUNCTION}{code}"], timeout=PATIENCE, check=False,
+                           env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        bench.at_most(what, time.monotonic() - began, goal, " s")
+
+
+def resetting(connection: socket.socket, body: bytes) -> list[bytes]:
+    """Reset the connection of a prompt that is poison, and answer any other."""
+    if b"poison" not in body:
+        return ANSWER
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    return []
+
+
+def silent(connection: socket.socket, body: bytes) -> list[bytes]:
+    """Say nothing to a prompt that is poison, and answer any other."""
+    if b"poison" in body:
+        connection.settimeout(PATIENCE)
+        connection.recv(1)
+    return ANSWER
+
+
+def interim(connection: socket.socket, body: bytes) -> Iterator[bytes]:
+    """Yield interim replies that never end."""
+    while True:
+        yield b"HTTP/1.1 103 -\r\n\r\n" * 1000
 
 
 def poison(body: bytes, status: int = 200, *headers: str) -> list[bytes]:
@@ -1081,22 +1147,47 @@ POISONS: dict[str, tuple[Callable[[], list[bytes]], str]] = {  # made when they 
     "an answer of 200 MB that is none": (lambda: poison(b"[" + b"[]," * 66_000_000), "malformed_reply"),
 }
 FLOODS: dict[str, Any] = {
-    "chunks without an end": lambda: chunks("", b" " * 65536),
-    "5 GB of gzip": lambda: poison(bomb(), 200, "content-encoding: gzip"),
+    "chunks without an end": lambda *_: chunks("", b" " * 65536),
+    "5 GB of gzip": lambda *_: poison(bomb(), 200, "content-encoding: gzip"),
 }
+ANSWER = poison(json.dumps({"choices": [{"message": {"content": "fine"}}]}).encode())
+CHARSET = poison(b"bcdefg0123-" * 90_000, 500, "content-type: text/html; charset=punycode")
+FUNCTION = f"""
+import asyncio, itertools, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from concurrent_prompts import run
+"""
+ENDLESS = "run(map(str, itertools.count()), send, deadline=3, max_attempts=3)"
+FUNCTIONS = {  # with the user's own coroutine: code, and the seconds that it may take
+    "one refused prompt among others, no deadline": (
+        "async def send(prompt):\n    if prompt == 'bad': raise ConnectionRefusedError('no')\n    return prompt\n"
+        "run(['a', 'bad', 'b'], send, max_attempts=3)", 60.0,
+    ),
+    "endless prompts, deadline=3": (
+        f"async def send(prompt):\n    await asyncio.sleep(0.01)\n    return prompt\n{ENDLESS}", 6.0,
+    ),
+    "the same, a function that awaits nothing": (f"async def send(prompt):\n    return prompt\n{ENDLESS}", 6.0),
+    "the same, a function that blocks": (
+        f"async def send(prompt):\n    time.sleep(0.1)\n    return prompt\n{ENDLESS}", 6.0,
+    ),
+    "the same, all of them refused": (
+        f"async def send(prompt):\n    raise ConnectionRefusedError('no')\n{ENDLESS}", 6.0,
+    ),
+}  # fmt: skip
 
 
 class Poisoned:
     """A run of the tool against a server that answers everything with the same bytes."""
 
-    def __init__(self, bench: Bench, backend: str, reply: Any, *, prompts: int = 3, schema: str = "",
-                 deadline: float = 20, interrupts: int = 0) -> None:
+    def __init__(self, bench: Bench, backend: str, reply: Any, *, prompts: int | Sequence[str] = 3, schema: str = "",
+                 deadline: float = 20, interrupts: int = 0, by: int = signal.SIGINT, flags: Sequence[str] = ()) -> None:
         folder, _ = bench.folder()
-        (folder / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(prompts)))
+        prompts = [f"prompt {number}" for number in range(prompts)] if isinstance(prompts, int) else prompts
+        (folder / "p.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
         (folder / "s.json").write_text(schema)
         with contextlib.ExitStack() as stack:
             url = stack.enter_context(answering(reply))
-            flags = ["--base-url", url, "-b", backend, "--max-attempts", "1", "--deadline", str(deadline)]
+            flags = ["--base-url", url, "-b", backend, "--max-attempts", "1", "--deadline", str(deadline), *flags]
             command = [sys.executable, SCRIPT, "p.txt", *flags, *(["--schema", "s.json"] if schema else [])]
             began = told = time.monotonic()
             process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL,
@@ -1105,7 +1196,7 @@ class Poisoned:
             for _ in range(interrupts):
                 time.sleep(1)
                 told = time.monotonic()
-                process.send_signal(signal.SIGINT)
+                process.send_signal(by)
             most = 0
             while process.poll() is None and time.monotonic() < began + PATIENCE:
                 most = max(most, memory(process.pid))
@@ -1113,8 +1204,10 @@ class Poisoned:
             self.status, self.megabytes = process.poll(), most / 1e6
             self.seconds, self.after_signal = time.monotonic() - began, time.monotonic() - told
         results = folder / "p.results.jsonl"
-        rows = map(json.loads, results.read_bytes().splitlines() if results.exists() else [])
+        rows = [json.loads(line) for line in (results.read_bytes().splitlines() if results.exists() else [])]
         self.kinds = " ".join(sorted({row["error"]["type"] if row["error"] else "answered" for row in rows}))
+        answered = sum(row["error"] is None for row in rows)
+        self.counts = f"{answered}, {len(rows) - answered}, {self.status}"
 
 
 def memory(pid: int) -> int:
@@ -1126,7 +1219,10 @@ def memory(pid: int) -> int:
 
 @contextlib.contextmanager
 def answering(reply: Any) -> Iterator[str]:
-    """Serve on loopback; answer each request with the blocks of bytes in `reply`, or that it returns."""
+    """Serve on loopback; answer each request with the blocks of bytes in `reply`, or that it returns for a request.
+
+    It is given the connection and the request's body.
+    """
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -1136,13 +1232,14 @@ def answering(reply: Any) -> Iterator[str]:
                     line = self.rfile.readline(65536)
                     name, _, value = line.partition(b":")
                     length = int(value) if name.lower() == b"content-length" else length
-                self.rfile.read(length)
-                for block in reply() if callable(reply) else reply:
+                body = self.rfile.read(length)
+                for block in reply(self.connection, body) if callable(reply) else reply:
                     self.connection.sendall(block)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler, bind_and_activate=True) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, block_on_close, request_queue_size = True, False, 1024
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -1151,7 +1248,8 @@ def answering(reply: Any) -> Iterator[str]:
 
 
 SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
-             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster, "replies": replies}
+             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster, "replies": replies,
+             "poisoned": poisoned}
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------

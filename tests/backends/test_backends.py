@@ -362,6 +362,14 @@ async def test_a_body_that_is_too_large_is_refused(bounded, flood):
 # ---- The server's list of models -----------------------------------------------------------------------------
 
 
+async def test_no_cookie_is_kept(connect):
+    sent = reply(headers=b"Set-Cookie: one=1; Path=/\r\nSet-Cookie: two=2\r\n")
+    async with scripted(lambda head, body: sent) as (url, log), connect(url, {}, 1) as post:
+        for _ in range(3):
+            await post("/chat/completions", b'{"model": "m", "messages": []}')
+    assert len(log) == 3 and not any(b"cookie" in head.lower() for head, _ in log)
+
+
 @pytest.mark.parametrize("charset", ["punycode", "idna", "bz2_codec", "utf-16", "none such"])
 async def test_the_charset_that_an_error_names_is_not_believed(connect, charset):
     body = b"<title>" + b"bcdefg0123-" * 3000 + b"</title>"  # for punycode an hour, if there is a megabyte of it
