@@ -67,8 +67,21 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def read(tmp_path):
+    """Return a function that writes a file and reads it as prompts."""
+
+    def read(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return list(concurrent_prompts.read_prompts(path))
+
+    return read
+
+
+@pytest.fixture
 def stand_in():
     """Return a function that starts a stand-in server in a thread, for tests of what brings its own event loop."""
+    pytest.importorskip("concurrent_prompts.extras.stand_in")
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(in_thread(options))
 

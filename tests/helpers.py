@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import functools
+import io
 import json
 import pathlib
 import selectors
 import ssl
+import subprocess
+import sys
 import threading
 import time
 
 import concurrent_prompts
-from concurrent_prompts.extras.stand_in import serve
+from concurrent_prompts.backends.api import Api
 
 SCRIPT = concurrent_prompts.__file__
 ROOT = pathlib.Path(SCRIPT).parent
+PRICE = 1.0, 4.0  # USD per million tokens in, out
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
 LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}
 ANSWER = b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}'
@@ -26,9 +30,54 @@ VARIABLES = (
 create_default_context = functools.cache(ssl.create_default_context)  # loading the certificates is what takes the time
 
 
+def start(arguments, **options):
+    """Start the script in a process of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=pipe, stderr=pipe, text=True, **options)
+
+
+def jsonl(*values):
+    """Return the values as JSON Lines."""
+    return "".join(f"{json.dumps(value)}\n" for value in values)
+
+
+def batch_line(custom_id, content, model="gpt-6-luna", url="/v1/chat/completions"):
+    """Return a request line of a Batch."""
+    body = {"model": model, "messages": [{"role": "user", "content": content}]}
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def said(capsys):
+    """Return the last message on standard error, without the program's name."""
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("concurrent_prompts.py: ")
+
+
 def rows(path):
     """Return the rows of a results file."""
     return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that says it is a terminal."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), "utf-8", newline="", write_through=True)
+
+    def isatty(self):
+        return True
+
+
+def contents(prompts):
+    """Return each prompt's content, or "!" for one that could not be read."""
+    return ["!" if prompt.error else prompt.content for prompt in prompts]
+
+
+def line_of(prompt):
+    """Return the line number that a prompt's error names, after checking that the message names the file too."""
+    assert prompt.error.type in ("unreadable", "missing_column") and not prompt.error.retryable
+    where, _, reason = prompt.error.message.partition(": ")
+    assert where == prompt.where and reason
+    return int(where.rpartition(" line ")[2])
 
 
 # ---- Servers -------------------------------------------------------------------------------------------------
@@ -97,6 +146,9 @@ def serving(answer, tls=None):
 
 @contextlib.contextmanager
 def in_thread(options):
+    """Run a stand-in server in a thread; yield it."""
+    from concurrent_prompts.extras.stand_in import serve
+
     ready, server = threading.Event(), {}
 
     async def work():
@@ -111,6 +163,47 @@ def in_thread(options):
     yield server["it"]
     server["loop"].call_soon_threadsafe(server["end"].set)
     thread.join()
+
+
+# ---- Backends that are no servers ----------------------------------------------------------------------------
+
+
+def completion(text="Yes.", asked=20, answered=200, **more):
+    """Return what a backend returns: a chat completion with its usage."""
+    usage = {"prompt_tokens": asked, "completion_tokens": answered}
+    choices = [{"message": {"content": text}, "finish_reason": "stop"}]
+    return 200, {}, json.dumps({"model": "m", "choices": choices, "usage": usage} | more).encode()
+
+
+def connector(answer):
+    """Return a backend whose replies `answer` makes from the request."""
+
+    @contextlib.asynccontextmanager
+    async def connect(base_url, headers, concurrency):
+        async def post(path, body):
+            return await answer(json.loads(body))
+
+        yield post
+
+    return connect
+
+
+def api_of(answer, **settings):
+    return Api(connector(answer), base_url="http://127.0.0.1:9/v1", **{"model": "m"} | settings)
+
+
+def constant(*replies):
+    """Return an Api that gives these replies, one after the other, the last again and again; and its requests."""
+    left, requests = list(replies), []
+
+    async def answer(request):
+        requests.append(request)
+        found = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return answer, requests
 
 
 # ---- Time ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """The command line, from the user's end: what is typed, what is on the screen, what is in the files."""
 
-import asyncio
 import dataclasses
-import datetime
 import gzip
 import io
 import json
@@ -17,11 +15,9 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import load_backend, main
+from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
-from concurrent_prompts.extras import shutdown
-from concurrent_prompts.extras.stand_in import main as stand_in_main
-from tests.helpers import ROOT, SCRIPT, reply, rows, scripted
+from tests.helpers import ROOT, SCRIPT, rows, start
 
 
 def test_the_main_job(here, stand_in, capsys):
@@ -95,13 +91,6 @@ def test_input_formats(here, stand_in, name):
     assert len(found) == 3 and all(row["text"] for row in found)
     if "csv" in name:
         assert [(row["id"], row["lang"]) for row in found] == [("7", "fr"), ("8", "de"), ("9", "y")]
-
-
-def test_a_demo_is_not_taken_for_real_answers(here, stand_in, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert main(["prompts.txt", "--demo"]) == 0
-    assert len(rows("prompts.demo.results.jsonl")) == 3 and not pathlib.Path("prompts.results.jsonl").exists()
-    assert os.environ["HTTP_PROXY"] and "NO_PROXY" not in os.environ
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -189,7 +178,7 @@ def test_compare(here, stand_in, capsys):
         if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
-    server = stand_in(latency=0.01)
+    server = stand_in(latency=0.02)
     assert main(["prompts.txt", "--compare", "-b", ",".join(names), "-c", "4", "--base-url", server.url, "-q"]) == 0
     assert server.stats.requests == 2 * len(names) * (12 + 1), "the same work for all, and a warm-up each"
     out, err = capsys.readouterr()
@@ -209,105 +198,6 @@ def test_compare(here, stand_in, capsys):
         assert won and float(won[1]) > 1.5
     assert "least CPU time" not in out, "that of twelve requests is chance"
     assert not pathlib.Path("prompts.results.jsonl").exists()
-
-
-def test_a_sweep_finds_the_knee(here, stand_in, capsys):
-    pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(40)))
-    server = stand_in(latency=0.02, knee=4)
-    arguments = ["prompts.txt", "--compare", "-b", "stdlib", "-c", "1,4,30,auto", "--base-url", server.url]
-    assert main([*arguments, "--report", "r.json", "-q"]) == 0
-    out = capsys.readouterr().out
-    header, *lines = out.splitlines()[:5]
-    assert header.split()[:2] == ["backend", "-c"]
-    assert [line.split()[1] for line in lines] == ["1", "4", "30", "auto"]
-    words = " ".join(out.split())
-    assert re.search(r"stdlib: the knee is at 4 in flight: [\d.]+ answers/s at 4 in flight, [34]\.\d times th", words)
-    told = json.loads(pathlib.Path("r.json").read_text())
-    assert " ".join(told["verdicts"]) in words
-    assert [(run["concurrency"], run["answered"]) for run in told["runs"]] == [(1, 40), (4, 40), (30, 40), ("auto", 40)]
-    assert max(run["most_in_flight"] for run in told["runs"][:3]) == 30 == told["runs"][2]["most_in_flight"]
-
-
-def test_a_sweep_of_too_few_prompts_says_so(here, stand_in, capsys):
-    assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.01).url, "-q"]) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    assert "no more than 3 were ever in flight; for 50 give more prompts." in words
-
-
-def test_the_report_in_numbers(here, stand_in, capsys):
-    server = stand_in(latency=0.01, fault={"500": 1.0}, rpm=60000, seed=1)
-    arguments = ["prompts.txt", "--base-url", f"{server.url}?api-key=hush-hush-hush", "--max-attempts", "2"]
-    assert main([*arguments, "--report", "r.json"]) == 1
-    assert "to ask again:\n    the same command again, with --retry-failed" in capsys.readouterr().err
-    text = pathlib.Path("r.json").read_text()
-    told = json.loads(text)
-    assert "hush" not in text and told["command"][:3] == ["prompts.txt", "--base-url", server.url]
-    assert (told["report"], told["exit_status"], told["stopped"], told["input"]) == (1, 1, None, "prompts.txt")
-    assert told["results"] == "prompts.results.jsonl" and told["python"] == sys.version.split()[0]
-    (run,) = told["runs"]
-    (error,) = run["errors"]
-    assert (error["type"], error["count"], error["status"], error["retryable"]) == ("server_error", 3, 500, True)
-    assert (run["answered"], run["failed"], run["attempts"], run["latency_counts"]) == (0, 3, 6, [])
-    assert run["limits_a_minute"]["requests"] == pytest.approx(60000, rel=0.01) and run["waited_seconds"]["lost"] > 0.02
-    server.options.fault["500"] = 0.0
-    assert main([*arguments, "--report", "r.json", "--retry-failed"]) == 0
-    (run,) = json.loads(pathlib.Path("r.json").read_text())["runs"]
-    assert sum(count for _, count in run["latency_counts"]) == run["answered"] == 3 and run["tokens"]["out"] > 0
-    spent = run["tokens"]["in"] * 0.10 + run["tokens"]["out"] * 0.50
-    assert run["cost_usd"] == pytest.approx(spent / 1e6)
-
-
-def test_readme_names_all_that_a_report_holds(here, stand_in, capsys):
-    readme = (ROOT / "README.md").read_text("utf-8")
-    part = readme[readme.index("`--report FILE.json` writes") : readme.index("## Errors")]
-    described = set(re.findall(r"`([a-z_0-9]+)`", part))
-    url = stand_in(latency=0.01, fault={"500": 0.5}).url
-    assert main(["prompts.txt", "--base-url", url, "--report", "a.json", "--max-attempts", "1", "--max-cost", "1"]) <= 1
-    assert main(["prompts.txt", "--base-url", url, "--report", "b.json", "--compare"]) <= 1
-    held = set()
-    for name in ("a.json", "b.json"):
-        told = json.loads(pathlib.Path(name).read_text())
-        (run, *_) = told["runs"]
-        held |= {*told, *run, *run["latency_seconds"], *run["waited_seconds"], *run["tokens"], *(run["budget"] or {})}
-        held |= {field for error in run["errors"] for field in error}
-    assert held - described == set(), "what is written is described"
-    assert described - held <= {"hint", "hush", "auto", "requests", "null"}, "what is described is written"
-
-
-def test_the_key_is_in_no_report(here, stand_in, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush-hush-hush-hush")
-    command = ["prompts.txt", "--base-url", stand_in().url, "-s", "my key is sk-hush-hush-hush-hush"]
-    assert main([*command, "--report", "r.json"]) == 0
-    text = pathlib.Path("r.json").read_text()
-    assert "hush" not in text and "my key is ***" in text
-
-
-def test_what_earlier_runs_left_is_in_the_report(here, stand_in, capsys):
-    server = stand_in(fault={"500": 1.0})
-    command = ["prompts.txt", "--base-url", server.url, "--max-attempts", "1", "--report", "r.json"]
-    assert main([*command, "-n", "1"]) == 1
-    server.options.fault.clear()
-    assert main(command) == 1
-    told = json.loads(pathlib.Path("r.json").read_text())
-    (run,) = told["runs"]
-    assert (told["kept"], told["kept_failed"], run["answered"], run["failed"]) == (0, 1, 2, 0)
-    assert [error["count"] for error in run["errors"]] == [1]
-    assert "1 failure of an earlier run kept" in capsys.readouterr().err
-
-
-def test_a_deadline_over_a_comparison(here, stand_in, capsys):
-    command = ["prompts.txt", "--base-url", stand_in(latency=0.2).url, "--compare", "--deadline", "0.5"]
-    assert main([*command, "--report", "r.json"]) == 3
-    out, err = capsys.readouterr()
-    assert "the deadline of 0.50 s is over" in err and "report in r.json" in err and out.startswith("backend")
-
-
-def test_a_stopped_run_has_a_report_too(here, stand_in, capsys):
-    url = stand_in(require_key="k").url
-    for way in ([], ["--compare"]):
-        assert main(["prompts.txt", "--base-url", url, "--report", "r.json", *way]) == 3
-        told = json.loads(pathlib.Path("r.json").read_text())
-        assert told["exit_status"] == 3 and told["stopped"]["status"] == 401 and "key" in told["stopped"]["hint"]
 
 
 def test_compare_of_a_server_that_refuses_the_key(here, stand_in, capsys):
@@ -448,12 +338,6 @@ def test_unreadable_lines_fail_alone_and_name_their_place(here, stand_in, capsys
     assert "4 x unreadable" in capsys.readouterr().err
 
 
-def start(arguments, **options):
-    """Start the script in a process of its own."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=pipe, stderr=pipe, text=True, **options)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 @pytest.mark.parametrize(("number", "once"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_interruption_keeps_what_is_answered_and_the_same_command_continues(here, stand_in, number, once):
@@ -494,13 +378,6 @@ def test_run_as_a_script_and_on_a_bare_python(here, stand_in):
     done = subprocess.run([*command, "prompts.txt", "-b", "stdlib", "--base-url", stand_in().url], capture_output=True)
     assert done.returncode == 0, done.stderr
     assert subprocess.run([*command, "--version"], capture_output=True).stdout.startswith(b"concurrent_prompts.py ")
-
-
-def test_demo(here):
-    with start(["--demo", "-n", "3", "-b", "stdlib"]) as process:
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    assert [json.loads(line)["id"] for line in out.splitlines()] == [1, 2, 3] and "made up" in out
 
 
 def test_a_copied_file_alone(here):
@@ -551,111 +428,12 @@ def test_importing_needs_the_standard_library_alone():
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
-def test_the_stand_in_has_a_manual(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        stand_in_main(["--help"])
-    assert "--latency" in capsys.readouterr().out
+# ---- Standard output -----------------------------------------------------------------------------------------
 
 
-# ---- A model's last days -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("days", "said"),
-    [(0, "was"), (-30, "was"), (1, "is in 1 day"), (90, "is in 90 days"), (91, None), ("null", None), ("soon", None)],
-)
-def test_a_model_that_is_to_be_shut_down(here, stand_in, capsys, days, said):
-    date = str(datetime.date.today() + datetime.timedelta(days)) if isinstance(days, int) else days
-    server = stand_in(shutdown=None if date == "null" else date, latency=0.03)
-    assert main(["prompts.txt", "--base-url", server.url]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "shut down" in line]
-    verb, _, when = (said or "").partition(" ")
-    when = f"{when}, on" if when else "on"
-    assert told == ([f"gpt-6-luna {verb} to be shut down {when} {date}: choose another model (-m)"] if said else [])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "model"),
-    [
-        (["-p", 'model="gpt-4o"'], "gpt-4o"),
-        (["-m", "gpt-5"], "gpt-5"),
-        (["batch.jsonl"], "gpt-4.1"),
-        (["--compare"], "gpt-6-luna"),
-    ],
-)
-def test_the_model_that_is_asked_is_looked_up_once(here, stand_in, capsys, arguments, model):
-    body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "x"}]}
-    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    pathlib.Path("batch.jsonl").write_text(json.dumps(request))
-    models = ("gpt-6-luna", "gpt-4o", "gpt-5", "gpt-4.1")
-    server = stand_in(shutdown=str(datetime.date.today()), latency=0.03, models=models)
-    source = [] if "batch.jsonl" in arguments else ["prompts.txt"]
-    assert main([*source, *arguments, "--base-url", server.url, "-b", "stdlib"]) == 0
-    told = [line.split()[0] for line in capsys.readouterr().err.splitlines() if "shut down" in line]
-    assert told == [model]
-
-
-@pytest.mark.parametrize("listing", [b"", b"[]", b"{}", b'{"data":[7]}', b'{"data":null}', b"<html>", b"\xff", None])
-async def test_a_list_of_models_that_is_none_costs_nothing(caplog, listing):
-    async with scripted(lambda head, body: reply(listing) if listing is not None else None) as (url, log):
-        api = load_backend("stdlib", base_url=url)
-        async with concurrent_prompts.Run(api) as run:
-            await shutdown.warn_of_shutdown(run)
-    assert len(log) == 1 and log[0][0].startswith(b"GET /v1/models ") and not caplog.records
-
-
-def test_nobody_waits_for_the_list_of_models(here, stand_in, monkeypatch):
-    ended = []
-
-    async def never(run, path):
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(path)
-
-    monkeypatch.setattr(concurrent_prompts.Run, "look_up", never)
-    assert main(["prompts.txt", "--base-url", stand_in(latency=0.05).url]) == 0
-    assert ended == ["/models"]
-
-
-# ---- Pictures ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (["prompts.txt"], "a.svg"),
-        (["prompts.txt", "--compare", "-c", "1,2,auto"], "a.html"),
-        (["prompts.txt", "-o", "-"], "a.png"),
-        (["batch.jsonl"], "a.svg"),
-    ],
-)
-def test_a_picture_of_every_kind_of_run(here, stand_in, capsys, arguments, name):
-    pytest.importorskip("matplotlib")
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    pathlib.Path("batch.jsonl").write_text(json.dumps(request))
-    server = stand_in(latency=0.02)
-    assert main([*arguments, "--base-url", server.url, "--plot", name]) == 0
-    assert f"picture in {name}" in capsys.readouterr().err
-    start = {"a.svg": b"<?xml", "a.html": b"<!DOCTYPE html>", "a.png": b"\x89PNG"}[name]
-    assert pathlib.Path(name).read_bytes().startswith(start) and pathlib.Path(name).stat().st_size > 5000
-
-
-def test_a_picture_drawn_later_and_one_of_nothing(here, stand_in, capsys):
-    pytest.importorskip("matplotlib")
-    server = stand_in(latency=0.02)
-    assert main(["prompts.txt", "--base-url", server.url]) == 0
-    assert main(["prompts.txt", "--base-url", server.url, "--plot", "a.svg"]) == 0 and server.stats.requests == 3
-    assert "picture in a.svg" in capsys.readouterr().err
-    pathlib.Path("bad.jsonl").write_text("{\n")
-    assert main(["bad.jsonl", "--base-url", server.url, "--plot", "b.svg"]) == 1
-    assert "no picture: there is no call to draw" in capsys.readouterr().err and not pathlib.Path("b.svg").exists()
-
-
-def test_a_picture_without_the_library_is_refused_before_the_first_call(here, stand_in, monkeypatch, capsys):
-    monkeypatch.setattr(concurrent_prompts.importlib.util, "find_spec", lambda name: None)
-    server = stand_in()
-    assert main(["prompts.txt", "--base-url", server.url, "-b", "stdlib", "--plot", "a.svg"]) == 2
-    assert "--plot: a picture needs matplotlib: pip install matplotlib" in capsys.readouterr().err
-    assert server.stats.requests == 0
+def test_nothing_is_printed_where_the_run_cannot_begin(here, capsys, monkeypatch):
+    pathlib.Path("broken_backend.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(here)
+    command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "broken_backend:connect"]
+    assert main([*command, "--base-url", "http://127.0.0.1/v1"]) == 2
+    assert capsys.readouterr().out == ""

@@ -16,14 +16,15 @@ import concurrent_prompts
 from concurrent_prompts import Error, Journal, Result, UsageError, as_prompts, main
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.bulk import PendingJobs
-from concurrent_prompts.extras.budget import Budget
-from concurrent_prompts.extras.prices import as_price
-from concurrent_prompts.extras.shards import is_answer
-from concurrent_prompts.extras.table import Table, results_of
 
 unix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and permissions as Unix has them")
 NOWHERE = ("--base-url", "http://127.0.0.1:9/v1")  # with a call the exit status would be 3
 FAILED = Error("http_500", "boom", 500, True)
+
+
+def extra(name):
+    """Return an extra's file, or skip the test if it is not there."""
+    return pytest.importorskip(f"concurrent_prompts.extras.{name}")
 
 
 def prepare(items):
@@ -102,7 +103,7 @@ def test_a_side_file_that_was_readable_to_more_is_narrowed(tmp_path):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o666)
     answer(path, ["b"])
-    Budget(1.0).save(path)
+    extra("budget").Budget(1.0).save(path)
     PendingJobs(path).add({})
     assert {mode(file) for file in tmp_path.iterdir()} == {0o600}
 
@@ -365,10 +366,10 @@ FAST = settings(
 )
 @example(lines=[json.dumps(GOOD)[:-1] + f',"x":{DEEP}}}'], place=0, flags=(False, True))
 def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, flags):
-    path, plot = tmp_path / "r.jsonl", pytest.importorskip("concurrent_prompts.extras.plot")
+    path, plot, tables = tmp_path / "r.jsonl", extra("plot"), extra("table")
     path.write_text("\n".join([*lines[:place], *[json.dumps(GOOD)] * (place < 3), *lines[place:]]) + "\n")
     (tmp_path / "r.superseded.jsonl").unlink(missing_ok=True)
-    budget, price = Budget(1.0), as_price((1, 1))
+    budget, price = extra("budget").Budget(1.0), extra("prices").as_price((1, 1))
     prompts = prepare(["a", {"prompt": "a", "x": 1}, BATCH])
     with contextlib.suppress(UsageError):
         with Journal(path, retry_failed=flags[0]) as journal:
@@ -376,16 +377,16 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
             journal.check(prompts, "p.txt")
             for prompt in journal.left(prompts):
                 journal.append(Result(prompt, text="yes"))
-            tally, table = concurrent_prompts.Tally(lambda prompt: "m"), Table(prompts)
+            tally, table = concurrent_prompts.Tally(lambda prompt: "m"), tables.Table(prompts)
             for error in journal.kept_errors:
                 tally.note(error)
-            assert [table.line(result) for result in results_of(journal, prompts)]
+            assert [table.line(result) for result in tables.results_of(journal, prompts)]
             journal.finish(whole=flags[1])
         answers = [concurrent_prompts.parse_json(line) for line in path.read_bytes().splitlines()]
         assert not flags[1] or all(isinstance(row, dict) for row in answers), "what is damaged goes out in the end"
     plot.gather(plot.read(path), plot.array("d"), plot.array("d"), [])
     for line in lines:
-        is_answer(line.encode(), prompts[0])
+        extra("shards").is_answer(line.encode(), prompts[0])
 
 
 @FAST
@@ -395,7 +396,7 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
 def test_an_account_that_somebody_made_up_is_damaged_or_taken(tmp_path, account):
     path = tmp_path / "r.jsonl"
     (tmp_path / "r.jsonl.spent").write_text(as_object(account) if isinstance(account, dict) else account)
-    budget = Budget(1.0)
+    budget = extra("budget").Budget(1.0)
     budget.load(path)
     assert 0 <= budget.spent < float("inf") and budget.said()
 
@@ -422,7 +423,6 @@ def test_a_backend_that_is_no_name_is_damage(tmp_path, backend):
     (tmp_path / "r.jsonl.running").write_text(f'{{"backend":{backend}}}\n')
     with pytest.raises(UsageError, match=r"running is damaged; mend it, or remove it"):
         PendingJobs(tmp_path / "r.jsonl", "openai-batch")
-
 
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------

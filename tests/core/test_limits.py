@@ -14,8 +14,9 @@ import pytest
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api, limits_in
-from concurrent_prompts.extras import stand_in
 from tests.helpers import virtual
+
+stand_in = pytest.importorskip("concurrent_prompts.extras.stand_in")
 
 SEEDS = (101,)
 LATENCY = {"latency": 0.3, "sigma": 0.5}

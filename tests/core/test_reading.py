@@ -13,40 +13,21 @@ import zlib
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import UsageError, as_prompts, load_backend, read_prompts
+from concurrent_prompts import (
+    Prompt,
+    UsageError,
+    as_prompts,
+    load_backend,
+    read_prompts,
+)
 from concurrent_prompts.backends.api import Api
-from concurrent_prompts.extras import table
+from tests.helpers import contents, line_of
 
 CHAT = "/chat/completions"
 
 
-@pytest.fixture
-def read(tmp_path):
-    """Return a function that writes a file and reads it as prompts."""
-
-    def read(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return list(read_prompts(path))
-
-    return read
-
-
 def api(**settings):
     return Api(None, base_url="http://test/v1", **settings)
-
-
-def contents(prompts):
-    """Return each prompt's content, or "!" for one that could not be read."""
-    return ["!" if prompt.error else prompt.content for prompt in prompts]
-
-
-def line_of(prompt):
-    """Return the line number that a prompt's error names, after checking that the message names the file too."""
-    assert prompt.error.type in ("unreadable", "missing_column") and not prompt.error.retryable
-    where, _, reason = prompt.error.message.partition(": ")
-    assert where == prompt.where and reason
-    return int(where.rpartition(" line ")[2])
 
 
 # ---- Forms ---------------------------------------------------------------------------------------------------
@@ -234,59 +215,6 @@ def test_a_bad_line_names_itself_and_costs_no_other(read, name, content):
     assert name in prompts[1].error.message
 
 
-def test_csv_line_numbers_count_lines_not_records(read):
-    prompts = read("p.csv", 'prompt,x\n"a\n\nb",1\n\nragged\nc,2\n')
-    assert contents(prompts) == ["a\n\nb", "!", "c"]
-    assert [prompt.id for prompt in prompts] == [2, 6, 7]
-    assert line_of(prompts[1]) == 6
-
-
-# Below the header "prompt,x": the content, the line number and the content (or what is wrong) of each row.
-QUOTES = {
-    "never closed": ('"a,1\nb,2\nc,3\n', [(2, "never closed"), (3, "b"), (4, "c")]),
-    "never closed, last line": ('a,1\n"b,2', [(2, "a"), (3, "never closed")]),
-    "two never closed": ('a,"1\nb,2\nc,3\nx"d,"4\n', [(2, "line 5, .*expected"), (3, "b"), (4, "c"), (5, "never")]),
-    "closed by the next": ('"a,1\n"b",2\nc,3\n', [(2, "in line 3, .*expected"), (3, "b"), (4, "c")]),
-    "text after it": ('"a" x,1\nb,2\n', [(2, "^',' expected"), (3, "b")]),
-    "in a later line of a record": ('"a\nb","c\nd,1\n', [(2, "never closed"), (3, 'b"', "never"), (4, "d")]),
-    "a good one over two lines follows": ('"a,1\n"b\nb",2\nc,3\n', [(2, "in line 3"), (3, "b\nb"), (5, "c")]),
-    "blank lines inside": ('"a,1\n\n \nb,2\n', [(2, "never closed"), (5, "b")]),
-    "CRLF": ('"a,1\r\nb,2\r\n', [(2, "never closed"), (3, "b")]),
-    "all open, never closed": ('x","y\n' * 3, [(2, "never closed"), (3, "never closed"), (4, "never closed")]),
-    "carriage return alone": ("a\rb,1\nb,2\n", [(2, "carriage return"), (3, "b")]),
-    "carriage return in quotes": ('"a\rb",1\nb,2\n', [(2, "a\rb"), (3, "b")]),
-    "doubled carriage returns": ('a,1\r\r\n"b",2\r\r\n', [(2, "a"), (3, "b")]),
-    "NUL": ("a\0,1\nb,2\n", [(2, "a\0"), (3, "b")]),
-    "blanks are a blank line": (' \t\nb,2\n \n"c",3', [(3, "b"), (5, "c")]),
-}
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize(("content", "expected"), QUOTES.values(), ids=QUOTES)
-def test_a_bad_quote_costs_no_other_row(read, content, expected, packed):
-    content = b"\xef\xbb\xbfprompt,x\n" + content.encode()
-    prompts = read("p.csv", gzip.compress(content) if packed else content)
-    assert [prompt.id for prompt in prompts] == [row[0] for row in expected]
-    for prompt, (line, *texts) in zip(prompts, expected, strict=True):
-        if prompt.error:
-            assert line_of(prompt) == line and re.search(texts[-1], prompt.error.message.partition(": ")[2])
-        else:
-            assert prompt.content == texts[0]
-
-
-def test_open_quotes_in_every_line_take_no_quadratic_time(read):
-    prompts = read("p.csv", "prompt,x\n" + 'x","y\n' * 30_000)
-    assert [line_of(prompt) for prompt in prompts] == list(range(2, 30_002))
-
-
-def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
-    monkeypatch.setattr(table, "LONGEST", 2000)
-    monkeypatch.setattr(sys, "getsizeof", len)  # what a line costs besides its bytes varies
-    prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
-    assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]
-    assert line_of(prompts[0]) == 2 and re.search("still open in line 1001$", prompts[0].error.message)
-
-
 @pytest.fixture
 def short_lines(monkeypatch):
     """Lines of more than 100,000 bytes are too long, and of more than a million passed over in vain."""
@@ -339,26 +267,6 @@ def test_lines_that_are_too_long_are_counted_without_reading_them(tmp_path, shor
 def test_a_file_that_is_packed_twice_is_no_text(read):
     with pytest.raises(UsageError, match="holds binary data"):
         read("p.txt.gz", gzip.compress(gzip.compress(b"a\n" * 1000)))
-
-
-HEADERS = {
-    "open quote": ('"prompt,x\na,1\n', "line 1, the header: a quote is opened here and never closed"),
-    "bad quote": ('\n"prompt" ,x\na,1\n', "line 2, the header: ',' expected"),
-    "carriage returns for line ends": ("prompt,x\ra,1\r", "line 1, the header: a carriage return"),
-    "not UTF-8": (b"pr\xe9mpt,x\na,1\n", "line 1, the header: not UTF-8"),
-    "two without a name": (",prompt,\na,1,2\n", "column '' twice"),
-}
-
-
-@pytest.mark.parametrize(("content", "reason"), HEADERS.values(), ids=HEADERS)
-def test_headers_that_cannot_be_read(read, content, reason):
-    with pytest.raises(UsageError, match=reason):
-        read("p.csv", content)
-
-
-def test_blank_lines_are_no_header(read):
-    (prompt,) = read("p.tsv", "\n \n\t\t\nprompt\tx\na\t1\n")
-    assert (prompt.content, prompt.columns, prompt.id) == ("a", {"x": "1"}, 5)
 
 
 @pytest.mark.parametrize(("name", "head"), [("p.txt.gz", ""), ("p.csv.gz", "prompt\n")], ids=["text", "CSV"])
@@ -622,3 +530,9 @@ def test_prompts_of_the_readers_own():
 def test_what_json_cannot_hold_fails_only_its_own_prompt(value):
     bad, good = map(api().prepare, as_prompts([{"messages": [{"x": value}]}, "b"]))
     assert "prompt 1" in bad.error.message and not bad.body and good.body
+
+
+def test_a_prompt_knows_its_row_and_is_the_same_without():
+    (prompt,) = as_prompts([{"id": 7, "prompt": "x", "a": 1}])
+    assert list(prompt.row) == ["id", "prompt", "a"] and "row=" not in repr(prompt)
+    assert prompt == Prompt(0, "x", 7, columns={"a": 1}, where="prompt 1", named=True)

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import random
 import re
 import subprocess
@@ -13,6 +14,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+import concurrent_prompts
+from concurrent_prompts import main
 from concurrent_prompts.extras import plot
 from tests.helpers import ROOT
 
@@ -371,3 +374,46 @@ def test_command_refuses(tmp_path, monkeypatch, capfd):
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1) and said in err, words
     assert os.listdir(tmp_path) == ["empty.jsonl"]
+
+
+# ---- Pictures of whole runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["prompts.txt"], "a.svg"),
+        (["prompts.txt", "--compare", "-c", "1,2,auto"], "a.html"),
+        (["prompts.txt", "-o", "-"], "a.png"),
+        (["batch.jsonl"], "a.svg"),
+    ],
+)
+def test_a_picture_of_every_kind_of_run(here, stand_in, capsys, arguments, name):
+    pytest.importorskip("matplotlib")
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    pathlib.Path("batch.jsonl").write_text(json.dumps(request))
+    server = stand_in(latency=0.02)
+    assert main([*arguments, "--base-url", server.url, "--plot", name]) == 0
+    assert f"picture in {name}" in capsys.readouterr().err
+    start = {"a.svg": b"<?xml", "a.html": b"<!DOCTYPE html>", "a.png": b"\x89PNG"}[name]
+    assert pathlib.Path(name).read_bytes().startswith(start) and pathlib.Path(name).stat().st_size > 5000
+
+
+def test_a_picture_drawn_later_and_one_of_nothing(here, stand_in, capsys):
+    pytest.importorskip("matplotlib")
+    server = stand_in(latency=0.02)
+    assert main(["prompts.txt", "--base-url", server.url]) == 0
+    assert main(["prompts.txt", "--base-url", server.url, "--plot", "a.svg"]) == 0 and server.stats.requests == 3
+    assert "picture in a.svg" in capsys.readouterr().err
+    pathlib.Path("bad.jsonl").write_text("{\n")
+    assert main(["bad.jsonl", "--base-url", server.url, "--plot", "b.svg"]) == 1
+    assert "no picture: there is no call to draw" in capsys.readouterr().err and not pathlib.Path("b.svg").exists()
+
+
+def test_a_picture_without_the_library_is_refused_before_the_first_call(here, stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(concurrent_prompts.importlib.util, "find_spec", lambda name: None)
+    server = stand_in()
+    assert main(["prompts.txt", "--base-url", server.url, "-b", "stdlib", "--plot", "a.svg"]) == 2
+    assert "--plot: a picture needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+    assert server.stats.requests == 0

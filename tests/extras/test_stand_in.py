@@ -31,6 +31,7 @@ import pytest
 
 from concurrent_prompts.extras import stand_in, stand_in_http
 from concurrent_prompts.extras.stand_in import FAULTS, Options, Server, serve
+from concurrent_prompts.extras.stand_in import main as stand_in_main
 
 CHAT = "/v1/chat/completions"
 FOLDER = Path(stand_in.__file__).parent
@@ -907,3 +908,12 @@ def test_it_needs_the_standard_library_alone() -> None:
         found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
         assert beside <= set(layers[:place])
         assert {name.partition(".")[0] for name in found} <= set(sys.stdlib_module_names)
+
+
+# ---- The manual ------------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_has_a_manual(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        stand_in_main(["--help"])
+    assert "--latency" in capsys.readouterr().out

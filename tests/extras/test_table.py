@@ -1,10 +1,8 @@
-"""Answers to read: as text, as a table on standard output and in a file, and progress where nothing can be redrawn."""
+"""Tables: .csv and .tsv in, out, and on standard output."""
 
-import asyncio
 import csv
 import dataclasses
 import errno
-import io
 import json
 import os
 import pathlib
@@ -16,153 +14,22 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Error, Printer, Progress, Prompt, Ran, Result, Run, Tally, as_prompts, main
+from concurrent_prompts import Printer, Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
-from concurrent_prompts.extras.text import as_text
 from tests.helpers import SCRIPT
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory with a file of three prompts; 40 columns; no waiting between attempts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
+def here(here, monkeypatch):
+    """A working directory with a file of three prompts; 40 columns."""
     monkeypatch.setenv("COLUMNS", "40")
-    (tmp_path / "prompts.txt").write_text("What is one?\nWhat is two?\nWhat is three?\n")
-    return tmp_path
+    return here
 
 
 def table(path, separator=","):
     """Return the records of a table, header first."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.reader(file, delimiter=separator, strict=True))
-
-
-def answered(content, text=None, **fields):
-    """Return a Result for the prompt."""
-    (prompt,) = as_prompts([content])
-    return Result(prompt, text, **fields)
-
-
-def shown(result, monkeypatch, columns=40):
-    """Return the lines of a result as text."""
-    monkeypatch.setenv("COLUMNS", str(columns))
-    return as_text(result).decode().split("\n")
-
-
-# ---- Text ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_answer_stands_below_the_beginning_of_its_prompt(monkeypatch):
-    lines = shown(answered("Why " * 40, "Since it is so.\n\nIndeed."), monkeypatch)
-    assert lines[0].startswith("[1] Why Why") and lines[0].endswith(" …") and len(lines[0]) <= 40
-    assert lines[1:] == ["Since it is so.", "", "Indeed.", "", ""]
-
-
-def test_long_lines_are_broken_at_spaces_and_nothing_else_is_touched(monkeypatch):
-    address = "https://example.com/" + "long/" * 20
-    code = "    for item in a_list_of_many_things_that_is_long: print(item)"
-    fenced = ["```python", "x = 'one two three four five six seven eight nine'", "```"]
-    row = "| a table of one column | and of another column |"
-    item = "- " + "word " * 14
-    text = "\n".join(["one two " * 9, code, *fenced, row, address, item, "  10. " + "nested " * 10])
-    lines = shown(answered("?", text), monkeypatch)[1:]
-    for line in (code, *fenced, row, address):
-        assert line in lines, "kept whole"
-    others = [line for line in lines if line not in (code, *fenced, row, address)]
-    assert max(map(len, others)) <= 40
-    assert " ".join(" ".join(lines).split()) == " ".join(text.split()), "no word is lost"
-    assert "  word word word word word word word" in lines and "      nested nested nested nested nested" in lines
-
-
-def test_wide_characters_count_twice(monkeypatch):
-    text = "日本語の文章は空白なしで続くので、どこでも折り返せる。" * 3 + "🙂" * 30
-    lines = shown(answered("質問" * 40, text), monkeypatch)
-    widths = [sum(2 if ord(c) > 0x2E00 else 1 for c in line) for line in lines]
-    assert max(widths) <= 40 and "".join(lines[1:]) == text
-    assert min(widths[1:-3]) >= 38, "the lines are full"
-
-
-@pytest.mark.parametrize(("columns", "most"), [(80, 80), (40, 40), (400, 100), (3, 20)])
-def test_the_width_is_the_terminals_within_bounds(monkeypatch, columns, most):
-    lines = shown(answered("?", "a b c d e " * 100), monkeypatch, columns)
-    assert most - 2 <= max(map(len, lines)) <= most
-
-
-def test_failures_are_said_in_words(monkeypatch):
-    result = answered("?", error=Error("context_length_exceeded", "too long", 400))
-    assert shown(result, monkeypatch, 80)[1] == "failed: context_length_exceeded: too long"
-
-
-EXTRAS = {
-    "a vector": ({"embedding": [0.5, -0.25, 3, 4, 5, 6]}, ["6 numbers: 0.5, -0.25, 3, 4, …"]),
-    "vectors": ({"embedding": [[1, 2], [3, 4]]}, ["2 numbers: 1, 2", "2 numbers: 3, 4"]),
-    "an encoded vector": ({"embedding": "AAAA" * 99}, ["AAAA" * 14 + "AA …"]),
-    "texts": ({"texts": ["one", "two"]}, ["(1 of 2)", "one", "", "(2 of 2)", "two"]),
-    "another endpoint": ({"reply": {"a": [1]}}, ['{"a":[1]}']),
-    "nothing": ({}, ["(an empty answer)"]),
-}
-
-
-@pytest.mark.parametrize("case", EXTRAS)
-def test_what_is_not_one_text(monkeypatch, case):
-    extra, lines = EXTRAS[case]
-    assert shown(answered("?", extra=extra), monkeypatch, 80)[1:-2] == lines
-
-
-ASKED = {
-    "messages": ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "last"}]}, "last"),
-    "parts": ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, '[{"text":"x"}]'),
-    "columns": ({"city": "Paris", "id": 7}, '{"city":"Paris"}'),
-    "inputs": ({"input": ["a", "b"]}, '["a","b"]'),
-    "batch": ({"custom_id": "c", "body": {"messages": [{"role": "user", "content": "hi\nyou"}]}}, "hi you"),
-    "a bad batch": ({"custom_id": "c", "body": None}, '{"custom_id":"c","body":null}'),
-    "unreadable": (Error("unreadable", "not JSON"), ""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", ASKED)
-def test_what_was_asked(monkeypatch, case):
-    row, text = ASKED[case]
-    result = answered(row, "answer")
-    assert shown(result, monkeypatch, 80)[0] == f"[{result.id}] {text}".strip()
-
-
-class Terminal(io.TextIOWrapper):
-    """A stream that says it is a terminal."""
-
-    def __init__(self):
-        super().__init__(io.BytesIO(), "utf-8", newline="", write_through=True)
-
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize("arguments", [[], ["--format", "jsonl"], ["--format", "csv"]])
-def test_on_a_terminal_answers_are_text_unless_asked_otherwise(here, stand_in, monkeypatch, arguments):
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    assert main(["prompts.txt", "-o", "-", "-q", "--base-url", stand_in().url, *arguments]) == 0
-    first = out.buffer.getvalue().decode().splitlines()[0]
-    beginnings = {"": "[1] What is one?", "jsonl": '{"id":1', "csv": "id,prompt,text,error"}
-    assert first.startswith(beginnings["".join(arguments[1:])])
-
-
-def test_no_answer_commands_the_terminal_and_code_keeps_its_tabs(monkeypatch):
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    with Printer(as_text) as printer:
-        printer.append(answered("a\x1b[31m\u202eb", "\tcode\r\nred \x1b[31m \x07 \u202e\nlast"))
-    text = out.buffer.getvalue().decode()
-    assert text == "[1] a [31m b\n        code\nred \\u001b[31m \\u0007 \\u202e\nlast\n\n"
-
-
-def test_half_a_surrogate_pair_is_printed_escaped(monkeypatch):
-    assert shown(answered("?", "a\ud800b"), monkeypatch)[1] == "a\\ud800b"
-    assert b'"[""a\\ud800b"",1]"' in Table([]).line(answered("?", extra={"texts": ["a\ud800b", 1]}))
-
-
-# ---- Tables ----------------------------------------------------------------------------------------------------------
 
 
 HOSTILE = {
@@ -409,29 +276,6 @@ def test_a_link_to_a_table_stays_a_link(here, stand_in):
 # ---- Standard output -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["text", "csv"])
-def test_a_closed_pipe_ends_quietly(here, stand_in, form):
-    pathlib.Path("p.txt").write_text("".join(f"prompt {n}\n" for n in range(3000)))
-    command = ["p.txt", "-o", "-", "--format", form, "-b", "stdlib", "--base-url", stand_in().url]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, SCRIPT, *command], **pipes) as process:
-        assert process.stdout.readline() == ("id,prompt,text,error\n" if form == "csv" else "[1] prompt 0\n")
-        process.stdout.close()
-        assert process.stderr.read().count("Traceback") == 0
-    assert process.returncode == 3
-
-
-def test_nothing_is_printed_where_the_run_cannot_begin(here, capsys):
-    pathlib.Path("mine.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
-    sys.path.insert(0, str(here))
-    try:
-        command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "mine:connect", "--base-url", "http://127.0.0.1/v1"]
-        assert main(command) == 2
-    finally:
-        sys.path.remove(str(here))
-    assert capsys.readouterr().out == ""
-
-
 def test_a_stopped_table_on_standard_output_has_its_header_and_what_is_there(capsysbinary):
     prompts = list(as_prompts(["a", "b", "c"]))
     form = Table(prompts)
@@ -439,33 +283,3 @@ def test_a_stopped_table_on_standard_output_has_its_header_and_what_is_there(cap
         printer.append(Result(prompts[1], "to b"))
         assert capsysbinary.readouterr().out == b"id,prompt,text,error\n"
     assert capsysbinary.readouterr().out == b"2,b,to b,\n"
-
-
-# ---- Progress --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("term", ["dumb", "", None, "xterm"])
-async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch, term):
-    monkeypatch.delenv("TERM", raising=False)
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    if term is not None:
-        monkeypatch.setenv("TERM", term)
-    monkeypatch.setattr(Progress, "EVERY", 0.001)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress(3, Ran(None, Run(lambda prompt: None), 1, Tally()), None, False)
-    while not sys.stderr.buffer.getvalue().count(b"3 done"):
-        await asyncio.sleep(0)
-    progress.close()
-    concurrent_prompts.ErrorLog().emit(concurrent_prompts.logging.makeLogRecord({"msg": "noted"}))
-    text = sys.stderr.buffer.getvalue().decode()
-    if term == "xterm" or os.name == "nt":
-        assert text.startswith("\r0 of 3 done") and text.endswith("\r\x1b[Knoted" + os.linesep)
-    else:
-        assert "\r" not in text and "\x1b" not in text and text.startswith("0 of 3 done, 0 in flight")
-        assert text.endswith("/s\nnoted\n")
-
-
-def test_a_prompt_knows_its_row_and_is_the_same_without():
-    (prompt,) = as_prompts([{"id": 7, "prompt": "x", "a": 1}])
-    assert list(prompt.row) == ["id", "prompt", "a"] and "row=" not in repr(prompt)
-    assert prompt == Prompt(0, "x", 7, columns={"a": 1}, where="prompt 1", named=True)

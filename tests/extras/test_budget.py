@@ -1,0 +1,308 @@
+"""Budgets: no more is spent than was said, in this run or over several."""
+
+import asyncio
+import json
+import math
+import random
+
+import pytest
+
+import concurrent_prompts
+from concurrent_prompts import Run, UsageError, main, run
+from concurrent_prompts.extras.budget import Budget
+from concurrent_prompts.extras.prices import as_price, cost_of
+from tests.helpers import PRICE, api_of, completion, constant
+
+
+def lengths(seed, told=None):
+    """Return an Api whose answers have lognormal lengths and take as long as they are, and what it has billed."""
+    draw, billed = random.Random(seed), []
+
+    async def answer(request):
+        asked = len(request["messages"][0]["content"].encode()) // 4 + 7
+        answered = max(1, int(math.exp(draw.gauss(math.log(200), 1.0))))
+        answered = min(answered, told) if told else answered
+        await asyncio.sleep(answered / 1e6)
+        billed.append(cost_of([asked, answered, 0], as_price(PRICE)))
+        return completion("x" * answered, asked, answered)
+
+    return api_of(answer, params={"max_completion_tokens": told} if told else {}), billed
+
+
+@pytest.mark.parametrize("concurrency", [1, 64, "auto"])
+@pytest.mark.parametrize("seed", range(5))
+def test_with_a_told_maximum_a_budget_is_never_passed(seed, concurrency):
+    api, billed = lengths(seed, told=1000)
+    asked = [f"Prompt {number} {'word ' * (number % 40)}" for number in range(600)]
+    results = run(asked, api, concurrency=concurrency, max_cost=0.15, price=PRICE)
+    assert 0.15 * 0.96 < sum(billed) <= 0.15
+    assert sum(result.error is None for result in results) == len(billed)
+    assert {result.error.type for result in results if result.error} == {"not_sent"}
+
+
+@pytest.mark.parametrize("concurrency", [64, "auto"])
+@pytest.mark.parametrize("seed", range(3))
+def test_without_one_a_budget_of_many_calls_holds_all_but(seed, concurrency):
+    api, billed = lengths(seed)
+    run([f"Prompt {number}" for number in range(3000)], api, concurrency=concurrency, max_cost=1, price=PRICE)
+    assert 0.94 < sum(billed) < 1.02
+
+
+def test_the_first_call_goes_alone():
+    flying, most = 0, []
+
+    async def answer(request):
+        nonlocal flying
+        flying += 1
+        most.append(flying)
+        await asyncio.sleep(0.002)
+        flying -= 1
+        return completion()
+
+    run(["?"] * 30, api_of(answer), concurrency=8, max_cost=0.05, price=PRICE)
+    assert most[:2] == [1, 1] and max(most) > 4
+    most.clear()
+    run(["?"] * 30, api_of(answer, params={"max_tokens": 300}), concurrency=8, max_cost=1, price=PRICE)
+    assert most[:2] == [1, 2], "a told maximum is known before the first answer"
+    most.clear()
+    run(["?"] * 30, api_of(answer), concurrency=8, max_cost=100, price=PRICE)
+    assert most[:7] == [1, 1, 2, 3, 4, 5, 6], "there is room for all after one answer"
+
+
+@pytest.mark.parametrize(
+    ("failure", "counted"),
+    [
+        ((500, {}, b"{}"), False),
+        ((429, {}, b"{}"), False),
+        (ConnectionRefusedError(), False),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        ((200, {}, b'{"choices": ['), True),
+        ((200, {}, b'{"choices": []}'), True),
+    ],
+)
+def test_what_may_have_been_billed_is_counted(failure, counted):
+    async def go():
+        answer, _ = constant(completion(), failure)
+        api = api_of(answer, params={"max_tokens": 300})
+        async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.05) as work:
+            for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
+                await work.answer(prompt)
+            return work.extra("budget"), len(prompt.body)
+
+    budget, size = asyncio.run(go())
+    assert budget.spent - budget.assumed == pytest.approx(0.00082)
+    assert budget.assumed == pytest.approx(counted * (300 * 4 + size) / 1e6)
+    assert budget._calls == budget._fixed == budget._open == 0
+
+
+def test_a_server_that_tells_no_usage_does_not_run_for_free(caplog):
+    answer, requests = constant(completion("four", usage=None))
+    results = run(["?"] * 50, api_of(answer), max_cost=0.001, price=PRICE)
+    assert len(requests) < 20
+    assert any(result.error is None for result in results)
+    assert "tell the usage" in caplog.text
+
+
+def test_a_tiny_budget_sends_nothing():
+    answer, requests = constant(completion())
+    results = run(["?"] * 3, api_of(answer), max_cost=1e-9, price=PRICE)
+    assert not requests and {result.error.type for result in results} == {"not_sent"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_cost": 0}, {"max_cost": -1}, {"max_cost": math.nan}, {"price": (1,)}, {"price": (1, -2)}]
+)
+def test_options_that_cannot_be(options):
+    answer, _ = constant(completion())
+    with pytest.raises(ValueError):
+        run(["?"], api_of(answer), **options)
+
+
+def test_a_budget_for_what_nobody_sees():
+    async def send(prompt):
+        return prompt
+
+    with pytest.raises(UsageError, match="loaded backend"):
+        run(["?"], send, max_cost=1, price=PRICE)
+
+
+def test_a_model_of_unknown_price_fails_alone():
+    answer, requests = constant(completion())
+    bodies = [{"model": model, "messages": [{"role": "user", "content": "?"}]} for model in ("gpt-6-luna", "llama")]
+    rows = [{"custom_id": str(n), "url": "/v1/chat/completions", "body": body} for n, body in enumerate(bodies)]
+    one, two = run(rows, api_of(answer, model=None), max_cost=1)
+    assert one.text == "Yes." and two.error.type == "unknown_price" and len(requests) == 1
+
+
+def test_a_budget_is_the_jobs_not_the_runs(prompts, backend, capsys, tmp_path):
+    answer, requests = constant(completion())
+    command = [prompts, *backend(answer), "--price", "1,4", "-p", "max_tokens=200", "-c", "4", "--max-cost"]
+    assert main([*command, "0.01"]) == 3
+    first = len(requests)
+    assert 0 < first * 0.00082 <= 0.01
+    words = " ".join(capsys.readouterr().err.split())
+    assert "is spent and a call may cost" in words and "give a higher --max-cost" in words and "to continue: " in words
+    assert main([*command, "0.01"]) == 3 and len(requests) == first
+    assert "of it $" in capsys.readouterr().err
+    assert main([*command, "0.02"]) == 3 and first < len(requests)
+    path = tmp_path / "prompts.results.jsonl"
+    damaged = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(damaged[:-1]) + b'{"id": 3, "te\n')
+    assert main([*command, "1"]) == 0
+    assert len(requests) == 31
+    kept = json.loads((tmp_path / "prompts.results.jsonl.spent").read_bytes())
+    assert kept == {"spent": pytest.approx(31 * 0.00082), "most": 0.0, "calls": 0, "size": path.stat().st_size}
+
+
+def test_a_budget_counts_what_was_answered_without_one(prompts, backend, capsys):
+    answer, requests = constant(completion())
+    command = [prompts, *backend(answer), "--price", "1,4"]
+    assert main([*command, "-n", "20"]) == 0
+    assert main([*command, "--max-cost", "0.0164"]) == 3 and len(requests) == 20
+    assert "$0.0164 of $0.0164 spent, of it $0.0164 by earlier runs" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-cost", "1", "-m", "llama"], "no price is known for llama; give --price IN,OUT"),
+        (["--price", "1"], "--price 1 is not IN,OUT"),
+        (["--price", ""], "--price"),
+        (["--price", "1,-2"], "--price 1,-2 is not IN,OUT"),
+        (["--price", "nan,1"], "--price nan,1 is not IN,OUT"),
+        (["--compare", "--max-cost", "1"], "leave out --max-cost"),
+    ],
+)
+def test_arguments_that_cannot_be(options, said, prompts, backend, capsys):
+    answer, requests = constant(completion())
+    assert main([prompts, *backend(answer), *options]) == 2
+    assert said in capsys.readouterr().err and not requests
+
+
+def test_a_column_called_cost_is_not_what_it_cost(tmp_path, backend, capsys):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}?", "cost": 1000.0}) + "\n" for n in range(4)))
+    answer, requests = constant(completion())
+    command = [str(path), *backend(answer), "--price", "1,4"]
+    assert main([*command, "-n", "2"]) == 0
+    assert main([*command, "--max-cost", "1"]) == 0 and len(requests) == 4
+    assert "$0.00328 of $1.00 spent, of it $0.00164 by earlier runs" in " ".join(capsys.readouterr().err.split())
+    rows = [json.loads(line) for line in (tmp_path / "prompts.results.jsonl").read_bytes().splitlines()]
+    assert [row["cost"] for row in rows] == [1000.0] * 4
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [{"prompt_tokens": 2**52, "completion_tokens": 1}, {"prompt_tokens": -5}, {"prompt_tokens": True}, "none", [], 7],
+)
+def test_no_usage_breaks_a_budget(usage):
+    answer, requests = constant(completion(usage=usage))
+    results = run(["?"] * 20, api_of(answer), max_cost=0.0005, price=PRICE, concurrency=4)
+    assert requests and results[0].error is None
+    assert len(requests) < 20
+
+
+def test_a_batch_output_file_is_counted_too(tmp_path, backend, capsys):
+    body = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "?"}]}
+    rows = [{"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)]
+    path = tmp_path / "batch.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer, requests = constant(completion())
+    assert main([str(path), *backend(answer), "-n", "2"]) == 0
+    assert main([str(path), *backend(answer), "--max-cost", "0.00021"]) == 3
+    assert len(requests) == 2 and "of it $0.000204 by earlier runs" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_interrupted_wait_for_the_budget_ends():
+    async def go():
+        answer, requests = constant(completion())
+        async with Run(api_of(answer), max_cost=1, price=PRICE) as work:
+            budget = work.extra("budget")
+            most = budget.most_of(b'{"max_tokens":10}', as_price(PRICE))
+            assert budget.admit(most)  # under way for ever
+            prompts = list(work.admit(concurrent_prompts.as_prompts(["?", "?"])))
+            waiting = [asyncio.ensure_future(work.answer(prompt)) for prompt in prompts]
+            await asyncio.sleep(0)
+            work.stop(concurrent_prompts.PromptError("interrupted", "interrupted", "stop"))
+            results = await asyncio.gather(*waiting)
+            budget.settle(most, 0.0)
+            assert not requests and not any(result.done for result in results)
+            assert budget._calls == 0 and not budget._queue.locked()
+
+    asyncio.run(asyncio.wait_for(go(), 5))
+
+
+# ---- From one run to the next --------------------------------------------------------------------------------
+
+
+def spent(folder):
+    return json.loads((folder / "prompts.results.jsonl.spent").read_bytes())["spent"]
+
+
+def test_failures_that_were_paid_count_after_they_are_asked_again(prompts, backend, tmp_path):
+    nothing = (200, {}, json.dumps({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 200}}).encode())
+    answer, requests = constant(nothing)
+    command = [prompts, *backend(answer), "-n", "5", "--price", "1,4", "-p", "max_tokens=200", "--max-attempts", "1"]
+    for number in range(1, 5):
+        status = main([*command, "--max-cost", "0.0123", *(["--retry-failed"] if number > 1 else [])])
+        assert len(requests) * 0.00082 <= 0.0123
+    assert status == 3 and spent(tmp_path) == pytest.approx(len(requests) * 0.00082)
+
+
+def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp_path):
+    hung = []
+
+    async def hang(request):
+        hung.append(request)
+        await asyncio.Event().wait()
+
+    command = [prompts, "-n", "1", "--price", "1,4", "-p", "max_tokens=200", "--deadline", "0.05"]
+    for _ in range(3):
+        assert main([*command, *backend(hang), "--max-cost", "0.002"]) == 3
+    assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002
+
+
+@pytest.mark.parametrize(
+    "told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "most": 0, "calls": 0, "size": 0}', "\xff"]
+)
+def test_a_damaged_account_is_no_account(told, tmp_path, caplog):
+    (tmp_path / "r.jsonl.spent").write_text(told, "latin-1")
+    budget = Budget(1)
+    budget.load(tmp_path / "r.jsonl")
+    assert budget.spent == 0 and "r.jsonl.spent is damaged" in caplog.text
+
+
+def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
+    (tmp_path / "r.jsonl.spent").write_text('{"spent": 0.5, "most": 0, "calls": 0, "size": 100}')
+    budget = Budget(1)
+    budget.load(tmp_path / "r.jsonl")
+    row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 50_000}, "request": "r"}
+    for offset, spent in ((0, 0.5), (99, 0.5), (100, 0.55), (200, 0.6)):
+        budget.count(row, (1.0, 1.0, 1.0), offset)
+        assert budget.spent == budget.earlier == pytest.approx(spent)
+
+
+def test_calls_that_are_killed_count_like_the_mean(tmp_path):
+    budget, results = Budget(100), tmp_path / "r.jsonl"
+    results.write_text("x" * 10)
+    for _ in range(4):
+        assert budget.admit((10.0, 0.0))
+        budget.settle((10.0, 0.0), 0.25)
+    for _ in range(8):
+        assert budget.admit((10.0, 0.0))
+    budget.save(results)
+    again = Budget(100)
+    again.load(results)
+    assert again.spent == pytest.approx(4 * 0.25 + 8 * 10), "at the most, as long as no line tells a mean"
+    row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 250_000}, "request": "r"}
+    for _ in range(4):
+        again.count(row, (1.0, 1.0, 1.0))
+    assert again.spent == pytest.approx(4 * 0.25 + 8 * 0.25)
+
+
+def test_pictures_are_counted_before_they_are_known():
+    budget = Budget(1)
+    parts = b'[{"type":"image_url","image_url":{"url":"https://x"}},{"type":"text","text":"?"}]'
+    most, _ = budget.most_of(b'{"max_tokens":10.0,"messages":[{"content":' + parts + b"}]}", (1.0, 1.0, 1.0))
+    assert 3000 < most * 1e6 < 3200

@@ -1,0 +1,153 @@
+"""Prices: what a run has cost, as far as that is known."""
+
+import asyncio
+import itertools
+import json
+import math
+
+import pytest
+
+import concurrent_prompts
+from concurrent_prompts import main, token_counts
+from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
+from tests.helpers import completion, constant
+
+
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [
+        ("gpt-4o-2024-08-06", "gpt-4o"),
+        ("openai/gpt-6-luna", "gpt-6-luna"),
+        ("openrouter/openai/gpt-5.4-mini-2026-03-17", "gpt-5.4-mini"),
+    ],
+)
+def test_a_snapshot_or_a_prefix_has_the_price_of_its_family(model, same):
+    assert price_of(model) == price_of(same) is not None
+
+
+@pytest.mark.parametrize(
+    "model", [None, "", "gpt-5-foo", "gpt-6", "gpt-4o-audio-preview", "ft:gpt-4o:me", "gpt-4o-2024"]
+)
+def test_no_price_is_guessed(model):
+    assert price_of(model) is None
+
+
+def test_an_own_snapshot_has_its_own_price():
+    assert price_of("gpt-4o-2024-05-13") == (5, 5, 15) != price_of("gpt-4o")
+
+
+def test_cached_tokens_are_part_of_those_in():
+    price = as_price((10, 50, 1))
+    assert cost_of([1000, 100, 400, 0], price) == pytest.approx((600 * 10 + 400 + 5000) / 1e6)
+    assert cost_of([10, 0, 400, 0], price) == pytest.approx(10 / 1e6)  # nonsense
+    assert as_price(["2", " 8"]) == (2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "numbers", [["1"], ["1", "2", "3", "4"], ["-1", "2"], ["nan", "1"], ["inf", "1"], ["", ""], ["x", "y"]]
+)
+def test_what_is_no_price(numbers):
+    with pytest.raises(ValueError):
+        as_price(numbers)
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [
+        (0, "$0.00"),
+        (1e-9, "$0.000000001"),
+        (0.01234, "$0.0123"),
+        (0.1, "$0.10"),
+        (0.075, "$0.075"),
+        (1234.5, "$1,234.50"),
+    ],
+)
+def test_amounts(dollars, text):
+    assert money(dollars) == text
+
+
+@pytest.mark.parametrize("count", ["12", -1, True, 2**60, math.nan, math.inf, None, [1], {}])
+def test_counts_that_are_none(count):
+    assert token_counts({"prompt_tokens": count, "prompt_tokens_details": {"cached_tokens": count}}) == [0, 0, 0, 0]
+
+
+def test_a_whole_float_is_a_count():
+    assert token_counts({"input_tokens": 12.0, "output_tokens": 3}) == [12, 3, 0, 0]
+
+
+def test_the_report_says_what_it_cost(prompts, backend, capsys):
+    answer, _ = constant(completion())
+    assert main([prompts, *backend(answer), "-m", "gpt-6-luna"]) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert "cost $0.00306 (gpt-6-luna at $0.10 in, $0.50 out per million, prices of 2026-11-05)" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "usage", "said"),
+    [
+        (["-m", "llama"], {}, "cost unknown: no price for llama; give --price IN,OUT"),
+        (["-m", "llama", "--price", "1,4"], {}, "cost $0.0246 (llama at $1.00 in, $4.00 out per million, as told)"),
+        (["-m", "gpt-5-foo"], {"model": "gpt-5-nano-2025-08-07"}, "(gpt-5-nano-2025-08-07 at $0.05 in"),
+        (["-m", "gpt-6-luna"], {"usage": None}, "cost unknown: the server tells no usage"),
+        (["-m", "gpt-6-luna"], {"usage": {"prompt_tokens": "7"}}, "cost unknown: the server tells no usage"),
+        (["-m", "gpt-6-luna"], {"model": ["?"]}, "cost $0.00306"),
+    ],
+)
+def test_what_is_unknown_is_not_nothing(options, usage, said, prompts, backend, capsys):
+    answer, _ = constant(completion(**usage))
+    assert main([prompts, *backend(answer), *options]) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_tokens_of_failed_attempts_count(prompts, backend, capsys, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "BACKOFF_BASE", 0.001)
+    answer, _ = constant(completion(choices=[]), completion())
+    assert main([prompts, *backend(answer), "-m", "gpt-6-luna"]) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert "tokens 620 in, 6,200 out; 220 of them in failed attempts" in words
+    assert "cost $0.00316 " in words
+
+
+def test_each_batch_line_has_the_price_of_its_own_model(tmp_path, backend, capsys):
+    path = tmp_path / "batch.jsonl"
+    rows = [("gpt-6-luna", 2), ("gpt-6-sol", 1), ("llama", 1)]
+    lines = []
+    for model, count in rows:
+        for number in range(count):
+            body = {"model": model, "messages": [{"role": "user", "content": "?"}]}
+            lines.append(
+                {"custom_id": f"{model} {number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer, _ = constant(completion())
+    assert main([str(path), *backend(answer)]) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert "gpt-6-luna at $0.10 in, $0.50 out, gpt-6-sol at $2.00 in, $10.00 out per million" in words
+    assert "cost $0.00224" in words and "no price for llama; give --price IN,OUT" in words
+
+
+def test_no_model_that_a_server_names_floods_the_report(prompts, backend, capsys):
+    count = itertools.count()
+    answer = lambda request: asyncio.sleep(0, completion(model=f"y{next(count)}/z"))  # noqa: E731
+    assert main([prompts, *backend(answer), "-m", "foo"]) == 0
+    err = capsys.readouterr().err
+    assert "no price for foo; give" in err and "/z" not in err
+
+
+def test_what_was_lost_or_not_told_is_said(prompts, backend, capsys):
+    answers = [ConnectionResetError(), completion(usage={"prompt_tokens": 5}), completion()]
+
+    async def answer(request):
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    assert main([prompts, *backend(answer), "-n", "2", "--sequential"]) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert "1 answer without usage not counted; 1 lost call may have been billed, too" in words
+
+
+def test_one_wrong_count_makes_no_other_cheaper():
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 10**9}}
+    assert concurrent_prompts.token_counts(usage) == [5, 1, 5, 0]

@@ -1,0 +1,85 @@
+"""What .csv and .tsv files are read as, whatever their quotes and headers."""
+
+import gzip
+import re
+import sys
+
+import pytest
+
+from concurrent_prompts import (
+    UsageError,
+)
+from tests.helpers import contents, line_of
+
+
+def test_csv_line_numbers_count_lines_not_records(read):
+    prompts = read("p.csv", 'prompt,x\n"a\n\nb",1\n\nragged\nc,2\n')
+    assert contents(prompts) == ["a\n\nb", "!", "c"]
+    assert [prompt.id for prompt in prompts] == [2, 6, 7]
+    assert line_of(prompts[1]) == 6
+
+
+# Below the header "prompt,x": the content, the line number and the content (or what is wrong) of each row.
+QUOTES = {
+    "never closed": ('"a,1\nb,2\nc,3\n', [(2, "never closed"), (3, "b"), (4, "c")]),
+    "never closed, last line": ('a,1\n"b,2', [(2, "a"), (3, "never closed")]),
+    "two never closed": ('a,"1\nb,2\nc,3\nx"d,"4\n', [(2, "line 5, .*expected"), (3, "b"), (4, "c"), (5, "never")]),
+    "closed by the next": ('"a,1\n"b",2\nc,3\n', [(2, "in line 3, .*expected"), (3, "b"), (4, "c")]),
+    "text after it": ('"a" x,1\nb,2\n', [(2, "^',' expected"), (3, "b")]),
+    "in a later line of a record": ('"a\nb","c\nd,1\n', [(2, "never closed"), (3, 'b"', "never"), (4, "d")]),
+    "a good one over two lines follows": ('"a,1\n"b\nb",2\nc,3\n', [(2, "in line 3"), (3, "b\nb"), (5, "c")]),
+    "blank lines inside": ('"a,1\n\n \nb,2\n', [(2, "never closed"), (5, "b")]),
+    "CRLF": ('"a,1\r\nb,2\r\n', [(2, "never closed"), (3, "b")]),
+    "all open, never closed": ('x","y\n' * 3, [(2, "never closed"), (3, "never closed"), (4, "never closed")]),
+    "carriage return alone": ("a\rb,1\nb,2\n", [(2, "carriage return"), (3, "b")]),
+    "carriage return in quotes": ('"a\rb",1\nb,2\n', [(2, "a\rb"), (3, "b")]),
+    "doubled carriage returns": ('a,1\r\r\n"b",2\r\r\n', [(2, "a"), (3, "b")]),
+    "NUL": ("a\0,1\nb,2\n", [(2, "a\0"), (3, "b")]),
+    "blanks are a blank line": (' \t\nb,2\n \n"c",3', [(3, "b"), (5, "c")]),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("content", "expected"), QUOTES.values(), ids=QUOTES)
+def test_a_bad_quote_costs_no_other_row(read, content, expected, packed):
+    content = b"\xef\xbb\xbfprompt,x\n" + content.encode()
+    prompts = read("p.csv", gzip.compress(content) if packed else content)
+    assert [prompt.id for prompt in prompts] == [row[0] for row in expected]
+    for prompt, (line, *texts) in zip(prompts, expected, strict=True):
+        if prompt.error:
+            assert line_of(prompt) == line and re.search(texts[-1], prompt.error.message.partition(": ")[2])
+        else:
+            assert prompt.content == texts[0]
+
+
+def test_open_quotes_in_every_line_take_no_quadratic_time(read):
+    prompts = read("p.csv", "prompt,x\n" + 'x","y\n' * 30_000)
+    assert [line_of(prompt) for prompt in prompts] == list(range(2, 30_002))
+
+
+def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
+    monkeypatch.setattr("concurrent_prompts.extras.table.LONGEST", 2000)
+    monkeypatch.setattr(sys, "getsizeof", len)  # what a line costs besides its bytes varies
+    prompts = read("p.csv", 'prompt\n"' + "a\n" * 3000 + '"' + "b" * 9000 + '"\nc\n')
+    assert contents(prompts) == ["!"] + ["a"] * 2999 + ["b" * 9000, "c"]
+    assert line_of(prompts[0]) == 2 and re.search("still open in line 1001$", prompts[0].error.message)
+
+
+HEADERS = {
+    "open quote": ('"prompt,x\na,1\n', "line 1, the header: a quote is opened here and never closed"),
+    "bad quote": ('\n"prompt" ,x\na,1\n', "line 2, the header: ',' expected"),
+    "carriage returns for line ends": ("prompt,x\ra,1\r", "line 1, the header: a carriage return"),
+    "not UTF-8": (b"pr\xe9mpt,x\na,1\n", "line 1, the header: not UTF-8"),
+    "two without a name": (",prompt,\na,1,2\n", "column '' twice"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), HEADERS.values(), ids=HEADERS)
+def test_headers_that_cannot_be_read(read, content, reason):
+    with pytest.raises(UsageError, match=reason):
+        read("p.csv", content)
+
+
+def test_blank_lines_are_no_header(read):
+    (prompt,) = read("p.tsv", "\n \n\t\t\nprompt\tx\na\t1\n")
+    assert (prompt.content, prompt.columns, prompt.id) == ("a", {"x": "1"}, 5)
