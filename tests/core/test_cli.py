@@ -432,8 +432,8 @@ def test_importing_needs_the_standard_library_alone():
 
 
 def test_nothing_is_printed_where_the_run_cannot_begin(here, capsys, monkeypatch):
-    pathlib.Path("broken_backend.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
+    pathlib.Path("without_a_beginning.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
     monkeypatch.syspath_prepend(here)
-    command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "broken_backend:connect"]
+    command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "without_a_beginning:connect"]
     assert main([*command, "--base-url", "http://127.0.0.1/v1"]) == 2
     assert capsys.readouterr().out == ""
