@@ -68,9 +68,11 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def read(tmp_path):
-    """Return a function that writes a file and reads it as prompts."""
+    """Return a function that writes a file and reads it as prompts, a table where the extra for it is there."""
 
     def read(name, content):
+        if ".csv" in name.lower() or ".tsv" in name.lower():
+            pytest.importorskip("concurrent_prompts.extras.table")
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return list(concurrent_prompts.read_prompts(path))

@@ -186,6 +186,7 @@ def refused(arguments, name, kind, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", SIDE)
 def test_what_stands_in_the_place_of_a_side_file_is_refused(here, capsys, place, kind):
+    pytest.importorskip("concurrent_prompts.extras")
     name, more = SIDE[place]
     KINDS[kind](pathlib.Path(name))
     refused(["prompts.txt", *more], name, kind if kind in ("a pipe", "a directory") else "a link", capsys)
@@ -196,6 +197,7 @@ def test_what_stands_in_the_place_of_a_side_file_is_refused(here, capsys, place,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", NAMED)
 def test_what_stands_in_the_place_of_a_named_file_is_refused(here, capsys, place, kind):
+    pytest.importorskip("concurrent_prompts.extras")
     pytest.importorskip("matplotlib")
     name, arguments = NAMED[place]
     if kind == "a link":
@@ -209,6 +211,7 @@ def test_what_stands_in_the_place_of_a_named_file_is_refused(here, capsys, place
 @unix
 @pytest.mark.parametrize("name", ["r.json", "prompts.results.jsonl", "prompts.results.jsonl.spent", "b.jsonl", "p.svg"])
 def test_a_directory_in_the_place_of_a_draft_is_refused(here, capsys, name):
+    pytest.importorskip("concurrent_prompts.extras")
     pytest.importorskip("matplotlib")
     pathlib.Path(f".{name}.tmp").mkdir()
     arguments = {"r.json": ["--report", name], "b.jsonl": ["--to-batch", name], "p.svg": ["--plot", name]}

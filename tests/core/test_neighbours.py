@@ -66,6 +66,7 @@ def found(library):
 
 
 def test_nor_by_the_demo_and_its_server(traps):
+    pytest.importorskip("concurrent_prompts.extras")
     folder, sprung = traps
     ran = command_line("-m", folder, "p.txt", "--demo", "-n", "1", "-b", "stdlib")
     assert (ran.returncode, sprung.exists()) == (0, False), ran.stderr
@@ -73,6 +74,7 @@ def test_nor_by_the_demo_and_its_server(traps):
 
 
 def test_nor_by_the_tools_of_the_package(traps):
+    pytest.importorskip("concurrent_prompts.extras")
     folder, sprung = traps
     (folder / "r.jsonl").write_text("")
     for module in ("concurrent_prompts.extras.plot", "concurrent_prompts.extras.stand_in"):
@@ -93,6 +95,7 @@ def test_a_backend_of_ones_own_in_the_current_folder_is_found(tmp_path, entry):
 
 
 def test_a_current_folder_that_is_the_modules_own_is_kept(tmp_path):
+    pytest.importorskip("concurrent_prompts.extras")
     for name in ("concurrent_prompts.py", "backends", "extras"):
         (tmp_path / name).symlink_to(ROOT / name)
     ran = subprocess.run(
@@ -157,6 +160,7 @@ sys.addaudithook(watch)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="programs that only Unix has")
 def test_no_child_process_inherits_a_secret(secrets, tmp_path):
+    pytest.importorskip("concurrent_prompts.extras")
     pytest.importorskip("openai")
     (tmp_path / "sitecustomize.py").write_text(WATCH.format(place=str(tmp_path / "children")))
     (tmp_path / "p.txt").write_text("one\n")
