@@ -195,7 +195,7 @@ def test_compare(here, stand_in, capsys):
         assert cells[-2] == "-", "there is no p99 of twelve"
     for name in names:
         won = re.search(rf"{name}: concurrent ran ([\d.]+) times faster than sequential \(", " ".join(out.split()))
-        assert won and float(won[1]) > 1.5
+        assert won and float(won[1]) > 1
     assert "least CPU time" not in out, "that of twelve requests is chance"
     assert not pathlib.Path("prompts.results.jsonl").exists()
 
