@@ -818,9 +818,8 @@ def reader_of(suffix: str) -> Any:
     Raises UsageError for a table if it is missing.
     """
     names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
-    if not names and suffix in TABLES:
-        raise UsageError(f"a {suffix} file needs extras/table.py, which goes beside {PROGRAM}")
-    return load_extra(names[0], f"a {suffix} file") if names else None
+    names = names or ["table"] * (suffix in TABLES)
+    return sibling("extras", names[0], f"a {suffix} file") if names else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -939,7 +938,7 @@ def load_backend(
     name = name if ":" in name else name.replace("_", "-")
     connect = find_backend(name)
     if schema is not None:
-        checker = load_extra("schema", "schema").Schema(schema)
+        checker = sibling("extras", "schema", "schema").Schema(schema)
         checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
         settings |= {"form": checker.asked, "extras": (checker,)}
     if not inspect.isasyncgenfunction(connect):
@@ -956,14 +955,22 @@ def load_backend(
     return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
 
 
-def sibling(folder: str, name: str) -> Any:
-    """Return the module of that name in a folder beside this file. Raises UsageError if it is not there."""
+def sibling(folder: str, name: str, asked: str = "") -> Any:
+    """Return the module of that name in a folder beside this file. Raises UsageError if it, or one it needs, is missing."""
     try:
         return importlib.import_module(f"{MODULE}.{folder}.{name}")
     except ModuleNotFoundError as missing:
-        if not (missing.name or "").startswith(MODULE):
+        gone = missing.name or f"{MODULE}.{folder}.{name}"
+        if not gone.startswith(MODULE):
             raise
-        raise UsageError(f"{folder}/{name}.py is missing; it goes beside {PROGRAM}") from None
+        what = f"{asked} needs {file_of(gone)}, which" if asked else f"{file_of(gone)} is missing; it"
+        raise UsageError(f"{what} goes beside {PROGRAM}") from None
+
+
+def file_of(module: str) -> str:
+    """Return the file of ours that a module is in: extras/plot.py."""
+    path = module.removeprefix(f"{MODULE}.").replace(".", "/")
+    return f"{path}.py" if "/" in path else f"the folder {path}/"
 
 
 def find_backend(name: str) -> Callable[..., Any]:
@@ -1004,8 +1011,8 @@ def default_backend() -> str:
 
 def missing_backend(name: str, module: str) -> str:
     """Return the sentence that says why a backend cannot be loaded and what to do."""
-    if module == f"{MODULE}.backends":
-        return f"backend {name} is in the folder backends/, which goes beside {PROGRAM}"
+    if name in BACKENDS and module.startswith(MODULE):
+        return f"backend {name} needs {file_of(module)}, which goes beside {PROGRAM}"
     if module.startswith(f"{MODULE}.backends."):
         return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
@@ -1739,9 +1746,9 @@ class Run:
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
-            self.extras.append(load_extra("budget", "max_cost").Budget(max_cost, price))
+            self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
-            load_extra("prices", "price").as_price(price)
+            sibling("extras", "prices", "price").as_price(price)
         self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
         self.patience = Patience()
         self._costs = Costs()
@@ -3151,17 +3158,6 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
 # ---- Extras ---------------------------------------------------------------------------------------------------
 
 
-def load_extra(name: str, asked: str) -> Any:
-    """Return the file of that name in extras/, which is asked for by that. Raises UsageError where it is not there."""
-    try:
-        return importlib.import_module(f"{MODULE}.extras.{name}")
-    except ModuleNotFoundError as missing:
-        if missing.name and not missing.name.startswith(MODULE):
-            raise
-        file = (missing.name or "").removeprefix(f"{MODULE}.extras").lstrip(".") or name  # or one that it imports
-        raise UsageError(f"{asked} needs extras/{file}.py, which goes beside {PROGRAM}") from None
-
-
 @functools.cache
 def extra_index() -> dict[str, tuple[str, ...]]:
     """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
@@ -3187,7 +3183,7 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
         asked = next((sign for sign in own if sign and sign in signs), "")
         if asked or "" in own or signs & {"-h", "--help"}:
             try:
-                found.append(load_extra(name, asked))
+                found.append(sibling("extras", name, asked))
             except UsageError:
                 if asked:
                     raise
@@ -3321,6 +3317,8 @@ def main(argv: list[str] | None = None) -> int:
                 with blaming(command):
                     if (status := command()) is not None:
                         return int(status)
+            if len(args.calls) > 1:
+                raise UsageError(f"several numbers of calls need extras/sweep.py, which goes beside {PROGRAM}")
             status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
@@ -3426,6 +3424,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UsageError(f"{why}; choose another file with {flag}")
     if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
+    reader_of(suffix)  # what reads a table writes it, too
 
 
 def unwritable(path: str | os.PathLike[str]) -> str:

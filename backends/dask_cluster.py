@@ -42,6 +42,7 @@ from typing import Any
 import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
+DIALECT = "backends", "backends.keys", "backends.hints", "backends.api"  # what every live backend needs, in this order
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 
 
@@ -68,7 +69,7 @@ def install(
     os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
     core: Any = make_module(package, sources)
-    for part in ("backends", "backends.keys", "backends.api", "extras", *(f"extras.{name}" for name, _ in carried)):
+    for part in (*DIALECT, "extras", *(f"extras.{name}" for name, _ in carried)):
         make_module(f"{package}.{part}", sources)
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
     backend = backend or core.default_backend()
@@ -619,7 +620,7 @@ def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, byt
     root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
-    modules += ["backends", "backends.keys", "backends.api", "backends.dask_cluster", "extras"]
+    modules += [*DIALECT, "backends.dask_cluster", "extras"]
     modules += [f"extras.{name}" for name, _ in job.carried]
     sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not

@@ -33,7 +33,8 @@ The object may have any of these methods. In Python one is passed as it is: run(
     on_result(result)       after a result was recorded
     status(ran)             a few words for the progress, or ""
     portable()              plain values of which the file's function `restore` makes the like: for a bulk backend
-                            that makes its calls in other processes. Only wraps that have it go there
+                            that makes its calls in other processes. Only wraps that have it go there, and only those
+                            of files in this folder: a third party's is refused
     report(ran, status)     when all is written: write files, yield lines of the report. `ran` is a list with one entry
                             for each run (several with --compare), of which `run`, `api` and `tally` are useful
 

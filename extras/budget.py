@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import math
 import pathlib
 import re
@@ -227,8 +228,8 @@ class Budget:
         self.save(self._run.path, not self._run.running_elsewhere)
 
     async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(1)
+        for wait in itertools.chain([0.1], itertools.repeat(1.0)):  # also for a kill in the first second
+            await asyncio.sleep(wait)
             try:
                 await asyncio.to_thread(self._save)
             except OSError as failure:

@@ -180,4 +180,4 @@ def create(args: argparse.Namespace) -> Prices:
             what = f"--price {core.short(args.price, 40)} is not IN,OUT in USD per million tokens"
             raise core.UsageError(what) from None
         args.price = args.price.split(",")
-    return Prices(told, hidden=bool(getattr(args, "demo", False)))
+    return Prices(told, hidden=told is None and bool(getattr(args, "demo", False)))

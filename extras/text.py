@@ -25,7 +25,7 @@ def create(args: argparse.Namespace) -> None:
     if args.format and args.output != "-":
         raise core.UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
     if args.format == "csv":
-        core.load_extra("table", "--format csv")
+        core.sibling("extras", "table", "--format csv")
         args.printer = table_printer
     elif args.format == "text" or (args.format is None and args.output == "-" and sys.stdout and sys.stdout.isatty()):
         args.printer = lambda args: core.Printer(as_text)

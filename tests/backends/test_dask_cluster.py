@@ -252,6 +252,14 @@ def test_limits_that_are_told_are_for_all_workers_together(ask, stand_in, cluste
     assert server.stats.rejected <= 2 and server.stats.seconds > 0.6
 
 
+def test_a_schema_goes_with_the_calls(ask, stand_in, cluster, tmp_path):
+    (tmp_path / "s.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    more = ["--schema", str(tmp_path / "s.json"), "--max-cost", "1", "--price", "1,2", "-p", "max_tokens=99"]
+    status, _, err = ask(questions(20), "--base-url", stand_in().url, *more, cluster=cluster[0])
+    assert status == 0 and "20 answered" in err, err
+    assert all(isinstance(json.loads(row["text"])["n"], int) for row in rows(tmp_path))
+
+
 def crew(address="tcp://127.0.0.1:1", **settings):
     api = load_backend("dask-cluster", base_url="http://127.0.0.1:1/v1", **settings)
     job = bulk_file.Job(concurrent_prompts.Run(api), api, [], lambda result: None)

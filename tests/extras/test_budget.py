@@ -263,6 +263,27 @@ def test_calls_that_the_end_cuts_off_count_in_the_next_run(prompts, backend, tmp
     assert len(hung) == 2 and 0.001 < spent(tmp_path) <= 0.002
 
 
+def test_calls_under_way_are_kept_long_before_a_second_is_over(prompts, backend, tmp_path, monkeypatch):
+    kept, accounts, save = asyncio.Event(), [], Budget.save
+
+    def spy(budget, results, lost=True):
+        save(budget, results, lost)
+        accounts.append(json.loads((tmp_path / "prompts.results.jsonl.spent").read_bytes())["calls"])
+        loop.call_soon_threadsafe(kept.set)
+
+    async def answer_when_kept(request):
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        await kept.wait()
+        return completion()
+
+    loop = None
+    monkeypatch.setattr(Budget, "save", spy)
+    command = [prompts, "-n", "1", "--price", "1,4", "-p", "max_tokens=200", "--deadline", "0.9", "--max-cost", "1"]
+    assert main([*command, *backend(answer_when_kept)]) == 0
+    assert accounts[0] == 1
+
+
 @pytest.mark.parametrize(
     "told", ["", "[]", "{}", '{"spent": "x"}', '{"spent": 1e999, "most": 0, "calls": 0, "size": 0}', "\xff"]
 )

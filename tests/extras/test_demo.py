@@ -15,6 +15,12 @@ def test_a_demo_is_not_taken_for_real_answers(here, stand_in, monkeypatch):
     assert os.environ["HTTP_PROXY"] and "NO_PROXY" not in os.environ
 
 
+def test_a_demo_costs_what_a_told_price_makes_of_it(here):
+    with start(["--demo", "-n", "3", "-b", "stdlib", "--price", "1,2"]) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and "cost " in err, err
+
+
 def test_demo(here):
     with start(["--demo", "-n", "3", "-b", "stdlib"]) as process:
         out, err = process.communicate(timeout=30)

@@ -124,6 +124,22 @@ def test_a_flag_whose_file_is_missing_names_it(copied, file, words, sentence):
     assert ran.stderr == f"{PROGRAM}{sentence}, which goes beside concurrent_prompts.py\n"
 
 
+URL = "--base-url http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(("missing", "words", "sentence"), [
+    ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
+    ("extras", "p.txt --compare -c 1,4", "several numbers of calls need extras/sweep.py"),
+    ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
+    ("backends", "p.txt -b stdlib", "backend stdlib needs the folder backends/"),
+    ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),
+])  # fmt: skip
+def test_what_needs_a_file_that_is_missing_is_refused(copied, missing, words, sentence):
+    ran = copied([missing], "concurrent_prompts.py", *f"{words} {URL}".split())
+    assert ran.returncode == 2 and sentence in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+    assert ran.stdout == ""
+
+
 @pytest.mark.parametrize("missing", ["extras", "extras/__init__.py"])
 def test_without_extras_the_main_job_runs(copied, stand_in, tmp_path, missing):
     url = stand_in().url
@@ -153,8 +169,8 @@ def test_the_module_alone_answers_with_a_coroutine(copied):
     ran = copied(["extras", "backends"], "-c", ALONE)
     assert ran.returncode == 0 and ran.stdout.splitlines() == [
         "ONE TWO",
-        "max_cost needs extras/budget.py, which goes beside concurrent_prompts.py",
-        "price needs extras/prices.py, which goes beside concurrent_prompts.py",
+        "max_cost needs the folder extras/, which goes beside concurrent_prompts.py",
+        "price needs the folder extras/, which goes beside concurrent_prompts.py",
     ]
 
 
