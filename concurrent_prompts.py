@@ -956,7 +956,7 @@ def load_backend(
 
 
 def sibling(folder: str, name: str, asked: str = "") -> Any:
-    """Return the module of that name in a folder beside this file. Raises UsageError if it, or one it needs, is missing."""
+    """Return the module of that name in a folder beside this file; UsageError if it, or what it needs, is missing."""
     try:
         return importlib.import_module(f"{MODULE}.{folder}.{name}")
     except ModuleNotFoundError as missing:
