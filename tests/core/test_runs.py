@@ -363,7 +363,7 @@ async def test_a_call_that_hangs_is_ended_and_tried_again():
     server = Server({"b": [(10**6, "never"), "B"], "c": [(10**6, "never")]})
     results = await run_concurrent(["a", "b", "c"], server, **options(timeout=7, max_attempts=2))
     assert outcomes(results) == ["to a", "B", "timeout"]
-    lasted = pytest.approx(7, abs=0.01)  # a call begins and ends on either side of other work
+    lasted = pytest.approx(7, abs=0.01)
     assert (results[1].lost, results[2].latency, server.cancelled) == (lasted, lasted, 3)
     assert results[2].error.retryable and results[2].error.message
 
