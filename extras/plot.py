@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import core
+from .plot_page import as_page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,16 +51,6 @@ WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
 NAMES = ("waiting", "back-off", "failed attempt", "failed for good", "answered")
 COLOURS = ("#E4E4E4", "#E69F00", "#D55E00", "#000000", "#005A94")  # apart for the colour-blind, and in grey
 LINES = ("#4D4D4D", "#008B66", "#B5548A", "#2E86C1", "#9A7D0A")  # of runs; the sixth is the first, dashed
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
-svg {{ max-width: 100%; height: auto }} div {{ overflow-x: auto }} table {{ border-collapse: collapse }}
-th, td {{ padding: .15em 1em; text-align: right; border-bottom: 1px solid #ddd }} th:first-child {{ text-align: left }}
-</style></head><body><h1>{title}</h1>
-{picture}
-<div><table><tr><th></th>{heads}</tr>
-{lines}</table></div></body></html>
-"""
 STYLE: Any = {
     "text.parse_math": False,  # a title may have a $
     "svg.fonttype": "path",  # looks the same everywhere
@@ -165,7 +156,8 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *li
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
         with core.replacing(path, *like) as file:
-            file.write(as_page(found, picture) if kind == "html" else picture)
+            told = [(run.title, dict(figures(run))) for run in found]
+            file.write(as_page(told, picture) if kind == "html" else picture)
 
 
 @contextlib.contextmanager
@@ -766,20 +758,6 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
         waits = zip(core.WAITS.values(), run.waits, strict=True)
         yield from ((f"spent {words}", core.duration(wait)) for words, wait in waits)
-
-
-def as_page(runs: Sequence[Run], svg: bytes) -> bytes:
-    """Return the picture as a page of HTML, with a table of the figures below."""
-    columns = [dict(figures(run)) for run in runs]
-    names = max(columns, key=len)
-    heads = "".join(f"<th>{html.escape(run.title)}</th>" for run in runs)
-    lines = "".join(
-        f"<tr><th>{name}</th>" + "".join(f"<td>{column.get(name, '-')}</td>" for column in columns) + "</tr>\n"
-        for name in names
-    )
-    title = html.escape(runs[0].title if len(runs) == 1 else f"{len(runs)} runs")
-    picture = svg.decode()
-    return PAGE.format(title=title, picture=picture[picture.index("<svg") :], heads=heads, lines=lines).encode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

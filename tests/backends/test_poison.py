@@ -17,7 +17,7 @@ from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends.api import limits_in, read_reply
 from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
 
-OTHERS = "plot", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # which read no server's text
+OTHERS = "plot", "plot_page", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # hear no server
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
 MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))
 FEW, MANY = 4_000, 20_000  # characters: a linear pattern takes five times as long for the second

@@ -173,6 +173,16 @@ NAMED = {
 }
 
 
+def need(arguments):
+    """Skip the test if an extra that the arguments ask for, or its library, is not there."""
+    files = {"--schema": "schema", "--report": "report", "--plot": "plot", "--to-batch": "to_batch",
+             "--merge": "shards", "--max-cost": "budget", "t.csv": "table"}  # fmt: skip
+    for word in files.keys() & {*arguments}:
+        extra(files[word])
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
+
+
 def refused(arguments, name, kind, capsys):
     """Check that the command says in a sentence what stands there and what to do, before any call."""
     reachable = [] if {"--to-batch", "--merge"} & set(arguments) else [*NOWHERE, "-q"]
@@ -186,22 +196,19 @@ def refused(arguments, name, kind, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", SIDE)
 def test_what_stands_in_the_place_of_a_side_file_is_refused(here, capsys, place, kind):
-    pytest.importorskip("concurrent_prompts.extras")
     name, more = SIDE[place]
+    need(more)
     KINDS[kind](pathlib.Path(name))
     refused(["prompts.txt", *more], name, kind if kind in ("a pipe", "a directory") else "a link", capsys)
     assert pathlib.Path(name).is_symlink() or not pathlib.Path(name).is_file()
 
 
 @unix
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "a link"])  # which is followed, see below
 @pytest.mark.parametrize("place", NAMED)
 def test_what_stands_in_the_place_of_a_named_file_is_refused(here, capsys, place, kind):
-    pytest.importorskip("concurrent_prompts.extras")
-    pytest.importorskip("matplotlib")
     name, arguments = NAMED[place]
-    if kind == "a link":
-        return  # to a regular file: it is followed, see below
+    need(arguments)
     if place == "merged":
         answer("s.shard-1-of-1.jsonl", ["What is one?", "What is two?", "What is three?"])
     KINDS[kind](pathlib.Path(name))
@@ -211,11 +218,11 @@ def test_what_stands_in_the_place_of_a_named_file_is_refused(here, capsys, place
 @unix
 @pytest.mark.parametrize("name", ["r.json", "prompts.results.jsonl", "prompts.results.jsonl.spent", "b.jsonl", "p.svg"])
 def test_a_directory_in_the_place_of_a_draft_is_refused(here, capsys, name):
-    pytest.importorskip("concurrent_prompts.extras")
-    pytest.importorskip("matplotlib")
+    flags = {"r.json": "--report", "b.jsonl": "--to-batch", "p.svg": "--plot"}
+    more = [flags[name], name] if name in flags else SPENT
+    need(more)
     pathlib.Path(f".{name}.tmp").mkdir()
-    arguments = {"r.json": ["--report", name], "b.jsonl": ["--to-batch", name], "p.svg": ["--plot", name]}
-    refused(["prompts.txt", *arguments.get(name, SPENT)], f".{name}.tmp", "a directory; remove it", capsys)
+    refused(["prompts.txt", *more], f".{name}.tmp", "a directory; remove it", capsys)
 
 
 @unix

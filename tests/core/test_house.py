@@ -14,7 +14,7 @@ FOLDERS = "backends", "extras"
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 
 MOST_LINES, MOST_BYTES = 3_865, 188_352  # of the core: these only go down
-MOST_LINES_OF_A_FILE = 803  # of backends and extras; 800 is the aim
+MOST_LINES_OF_A_FILE = 800  # of backends and extras
 
 # What the files of the two folders use of the core. A change here is a change for third parties, too.
 PUBLIC = """

@@ -17,7 +17,7 @@ from concurrent_prompts.extras import INDEX
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
-PARTS = "__init__", "stand_in"  # what no flag loads: the contract, and the demo's server
+PARTS = "__init__", "stand_in", "plot_page"  # what no flag loads: the contract, and parts of other files
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
