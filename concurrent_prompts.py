@@ -199,6 +199,8 @@ class Result:
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
     losses: int = 0  # how often its call was given up as lost
+    sent: float = -math.inf  # when the last attempt began, on the run's clock,
+    missed: float = math.inf  # and the first of those that nobody seemed to be there for
     reply: Reply | None = None  # of the last call, as long as the extras are not through with it
 
     @property
@@ -387,6 +389,8 @@ class PromptError(Exception):
         self.heard = status is not None  # the server is there and speaks
         self.http = http
         self.free = False  # it costs the prompt no attempt
+        self.loading = False  # the server is starting
+        self.at_once = 0  # how many calls at once the server says that it takes
         self.again = b""  # the request to send next time
         self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
 
@@ -427,6 +431,11 @@ TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
 WAIT_TEXT = re.compile(r"try again in ((?:[\d.]{1,20}+(?:ms|h|m|s)){1,6}+)")
 DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+BUSY_TEXT = re.compile(r"too many|concurren|parallel|at capacity|overloaded|server is busy|rate.?limit", re.IGNORECASE)
+AT_ONCE_TEXT = re.compile(
+    r"(?:parallel|concurren|simultaneous|in.flight).{,80}?(?:limit|max\w*|allowed)\D{,20}(\d{1,6})", re.IGNORECASE | re.DOTALL
+)
+LOADING_TEXT = re.compile(r"loading (the )?model|model (is )?(still |currently )?loading|warming up", re.IGNORECASE)
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
 
@@ -542,6 +551,10 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     error.headers = headers
     if verdict == "retry":
         error.slow = status in SLOW_STATUSES
+        error.slow |= bool(BUSY_TEXT.search(message))
+        at_once = AT_ONCE_TEXT.search(message)
+        error.at_once = int(at_once[1]) if at_once else 0
+        error.loading = bool(LOADING_TEXT.search(message))
         error.scope = "tokens" if TOKENS_TEXT.search(f"{data}{message}") else "requests"
         error.wait = asked_wait(headers, message)
     return error
@@ -1072,10 +1085,12 @@ class Call:
     started: float
     losses: int | None = 0
     cost: float = 0.0  # tokens, an estimate
+    prompt: int = 0  # its number
     place: int = 1  # among the calls in flight when it went out
     number: int = 1  # among all
     latency: float = 0.0
     spent: tuple[float, float] = math.inf, math.inf  # requests and tokens by all calls, when it went out
+    alive: float = 0.0  # when it, or one that began before it, was seen to go on
     ended: PromptError | None = None  # why the run has ended it
 
     def end(self, reason: PromptError) -> None:
@@ -1101,11 +1116,18 @@ def header_reader() -> Callable[[Mapping[str, str], str], tuple[float, float, fl
 class Quota:
     """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
 
-    Its rate comes from the user, from the headers of the replies, or from where the refusals fall: what was let in
-    between two of them, when the bucket was empty, is what was refilled.
+    Its rate comes from the user, from the headers of the responses, or from the rejections: what was accepted between
+    two of them, when the bucket was empty, is what was refilled. Some limits are windows instead, so many in so many
+    seconds: headers name the time of their reset; without headers a window shows by several calls that are accepted
+    at once after nothing was. While nothing is known of an empty bucket, single calls try it at growing intervals,
+    which fit the usual windows (STEPS).
     """
 
     FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
+    STEPS = [0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800]
+    STEPS += [3600.0 * hours for hours in range(1, 25)]  # seconds since the last full bucket was begun
+    PAUSE = 2.0  # seconds in which a bucket of tokens may fill of which nothing is known
+    LATE = 1.02  # a window is not over before this share of its length
 
     def __init__(self, name: str, told: float | None = None) -> None:
         self.name = name
@@ -1114,17 +1136,33 @@ class Quota:
         self.spent, self._calls = 0.0, 0
         self._level, self._stamp = math.inf, 0.0
         self._others = 0.0  # their rate
-        self._heard = -math.inf, 0.0, 0.0  # when the last reply came, what was left by then, and spent
-        self._empty = self._refused = 0.0, 0.0  # when it was, and what was spent by then: at first, and at last
-        self._sure, self._let_in, self._barren = False, 0, 0
+        self._heard = -math.inf, 0.0, 0.0  # when the last response came, what was left by then, and spent
+        self._reset = math.inf  # when a window that headers tell is over
+        self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
+        self._first = math.inf  # when the first call went out after that
+        self.barren = 0  # rejections since anything was accepted
+        self._emptied = self._tried = 0.0  # when the first and the last of them came
+        self._closed = -math.inf  # until when nothing goes out
+        self._exploring = self._sure = False
+        self._best, self._odd = 0.0, 0  # the highest rate seen; how often since then a much lower one was
+        self._burst = 0.0  # what a full bucket was seen to hold
+        self._growth = 0.05  # by which the rate rises after each call that was accepted
+        self.trial = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
+        self._accepted = 0  # calls since the last rejection
+        self._log: collections.deque[float] = collections.deque(maxlen=10_000)  # when they went out
+        self.most = 0  # calls in a learned window
+        self.period = self._longer = self._least = 0.0  # seconds of a learned window, what it is at most, at least
+        self._clean, self._until = 0, 2  # calls since one was rejected, and after how many windows one more is tried
         self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
-        self._unsaid, self._began = 0, 0.0  # replies since one has told the limit
+        self._unsaid, self._began = 0, 0.0  # responses since one has told the limit
         self._told = math.inf if told is None else told / 60
         self._stated = math.inf  # by the headers
         if told is not None:
             self.rate, self.size, self.source, self._level = self._told, 1.0, "as told", 0.0
 
     def __str__(self) -> str:
+        if self.period:
+            return f"{self.most} {self.name} in {duration(self.period)}, {self.source}"
         about = "about " if self.source == "from refusals" else ""
         return f"{about}{60 * self.limit:,.0f} {self.name}/min, {self.source}"
 
@@ -1140,22 +1178,47 @@ class Quota:
             self.rate, self.size, self.source, self.led = rate, 0.0, source, True
 
     @property
+    def known(self) -> bool:
+        """Whether there is a limit to be told; not as long as it is only being looked for."""
+        return bool(self.source) and not self._exploring
+
+    @property
     def limit(self) -> float:
         """What the server lets through a second, by itself or as it is told; inf where that is not known."""
         return self.rate if self.source == "from refusals" else min(self._told, self._stated)
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
-        return self._level if self.rate == math.inf else min(self.size, self._level + (now - self._stamp) * self.rate)
+        if now >= self._reset:
+            self._reset, self._level, self._stamp = math.inf, self.size, now
+        if self.rate == math.inf or self._reset < math.inf:
+            return self._level
+        return min(self.size, self._level + (now - self._stamp) * self.rate)
 
     def wait(self, cost: float, now: float) -> float:
         """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
+        if self.rate == math.inf and self._closed < now:
+            return 0.0
+        closed = self._closed - now
+        if self.period:
+            full = self._log[-self.most] + self.period - now if len(self._log) >= self.most else 0.0
+            return max(closed, full, -self.level(now) / self.rate)
         lack = min(cost, self.size) - self.level(now)
-        return lack / self.rate if lack > 0 else 0.0
+        if lack <= 0:
+            return max(0.0, closed)
+        return max(closed, lack / self.rate if self._reset == math.inf else self._reset - now)
 
     def spend(self, cost: float, now: float) -> None:
         """Take out the cost of a call that goes out."""
-        self._level, self._stamp = self.level(now) - cost, now
+        self._first = min(self._first, now)
+        if self.rate < math.inf:
+            self._level, self._stamp = self.level(now) - cost, now
+            if self.source == "from refusals":
+                self._log.append(now)
+                if self.period:
+                    self._widen()
+                if self.period or self._exploring:
+                    self.rate = min(1.1 * self.rate, 4 * self.trial)
         self.spent += cost
         self._calls += 1
 
@@ -1165,14 +1228,17 @@ class Quota:
         self.spent += more
 
     def refund(self, cost: float, started: float) -> None:
-        """Put back the cost of a call that began at `started` and was refused."""
-        self.correct(-cost)
+        """Put back the cost of a call that began at `started` and was rejected."""
+        self.spent -= cost
+        if self._log:
+            self._log.pop()
+        self._level += cost if started > self._last[0] else 0.0
         self._calls -= 1
-        marks = self._empty, self._refused
-        self._empty, self._refused = ((when, spent - cost * (started <= when)) for when, spent in marks)
+        marks = self._start, self._last
+        self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
-        """Learn from a reply's headers; return whether they say that there is nothing left for such a call.
+        """Learn from a response's headers; return whether they say that there is nothing left for such a call.
 
         `spent` is what all calls had spent when this one went out.
         """
@@ -1180,8 +1246,8 @@ class Quota:
         if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
-        rate, left, size = found
-        if self._stated not in (rate, math.inf):
+        rate, left, size, reset = (*found, 0.0)[:4]
+        if self._stated not in (rate, math.inf) and not reset:
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
         self._stated = rate
         if self.name == "tokens" and rate > RAMP:
@@ -1190,14 +1256,18 @@ class Quota:
         if not self.source:
             log.info("the server tells its limit of %s", self.name)
         if self.source != "as told":
-            self.source = "from headers"
+            self.source, self.period = "from headers", 0.0
         own = self.level(now) if self._told < rate else math.inf  # who is told less keeps his own account
         self.size = size if own == math.inf else 1.0
+        mean = self.spent / max(1, self._calls)
+        since = self.spent - spent if spent < math.inf else 0.0
+        if reset and own == math.inf:
+            self.rate, self._reset = rate, now + reset
+            self._level = left - since
+            return left < 2
         self._count_others(rate, left, now)
         self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
-        since = self.spent - spent if spent < math.inf else 0.0
         # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
-        mean = self.spent / max(1, self._calls)
         reserve = min(mean * (2 if self.source == "as told" else 1), size / 10)
         self._level = min(own, left - reserve, min(size, left + self.rate * (now - call.started)) - since - reserve)
         self._stamp = now
@@ -1212,40 +1282,124 @@ class Quota:
             self._others = self._others * fade + gone / span * (1 - fade)
             self._heard = now, left, self.spent
 
-    def guess(self, rate: float, now: float) -> None:
-        """Begin to feel for the rate of an empty bucket, from a low one."""
-        self.rate, self.size, self.source = max(0.1, rate), 0.0, "from refusals"
-        self._level, self._stamp, self._let_in, self._sure = 0.0, now, 0, False
-        self._empty = self._refused = now, self.spent
-        log.info("feeling for the limit of %s a minute", self.name)
+    def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
+        """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
+        self.source, self.size, self.period, self._sure = "from refusals", 0.0, 0.0, False
+        self._start, self._last, self._burst = (now, self.spent), (now, self.spent), self.spent - self._last[1]
+        log.info("looking for the limit of %s a minute", self.name)
+        if self.name == "tokens":
+            self.rate, self._level, self._stamp, self._closed = max(0.1, rate), 0.0, now, now + (wait or self.PAUSE)
+        else:
+            self._hold(now, wait)
 
-    def let_in(self) -> None:
-        """Try a little more after each call that was let in, and the more the longer it goes well."""
-        if self.source == "from refusals" and not self.led:
-            self._let_in += 1
+    def _hold(self, now: float, wait: float) -> None:
+        """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
+        self._emptied = self._emptied if self.barren > 1 else now
+        ends = (self._emptied + step * self.LATE for step in self.STEPS)
+        self._tried, self._exploring = now, True
+        self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
+        self._level, self._stamp, self.rate = 0.0, self._closed, self.trial
+
+    def begin(self) -> None:
+        """Note that a full bucket is begun with the next call."""
+        self._first = math.inf
+
+    def release(self, span: float = 0.0) -> None:
+        """Wait no longer for the next step; do not count the seconds in which the server was down."""
+        self._closed, self.barren = min(self._closed, self._tried), 0
+        self._start, self._last = ((when + span, spent) for when, spent in (self._start, self._last))
+
+    def let_in(self, started: float = math.inf) -> None:
+        """Try a little more after each call that was accepted, and the more the longer it goes well."""
+        if self.source == "from refusals" and started > self._last[0] and not (self.led or self._exploring or self.period):
+            self._accepted += 1
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
-            faster = 1 + more * (1 + (self._let_in / 250) ** 2) if self._sure else 1.02
+            faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
             self.rate = min(self.rate * faster, 1e6)
 
-    def refuse(self, cost: float, now: float) -> None:
-        """Learn from a call that was refused, of which nothing more is known."""
+    def refuse(self, cost: float, now: float, wait: float = 0.0, spent: float = math.inf) -> None:
+        """Learn from a call that was rejected, of which nothing more is known than, perhaps, the seconds to `wait`.
+
+        `spent` is what all calls before it had spent: those since may be rejected as well.
+        """
         self.refused += 1
+        accepted = min(self.spent, spent) - self._last[1]
         if self.led:
             self._level, self._stamp = -cost, now
+        elif self.period:
+            self._narrow(now, wait)
+        elif accepted < cost * (0.99 if self._exploring or self._sure else 2):
+            self.barren += 1
+            if self.name == "requests":
+                self._hold(now, wait)
+            else:  # calls differ: the next may be small enough
+                patience = min(8.0, 2.0 ** (self.barren - 3)) if self.barren > 2 else 0.0
+                self._level, self._stamp = -max(cost, self.rate * patience), now
+        else:
+            if self.name == "requests" and accepted > 3 and (self.barren if not wait else wait > 2):
+                self._see_window(accepted, now, wait)
+            else:
+                self._estimate(accepted, cost, now)
+            self.barren, self._exploring, self._accepted = 0, False, 0
+            self._last, self._first = (now, self.spent), math.inf
+            self._level, self._stamp = -cost, now
+
+    def _estimate(self, accepted: float, cost: float, now: float) -> None:
+        """Learn the rate from what was accepted since the bucket was empty: the last time, and over a longer time."""
+        more = (cost - 0.5) / 2
+        lately = (accepted + more) / max(1e-3, now - self._last[0])
+        average = (self._last[1] + accepted - self._start[1] + more) / max(1e-3, now - self._start[0])
+        if accepted > 3 * cost and self._contradicts(lately, accepted > 7 * cost):
+            return self.forget()
+        if abs(lately / average - 1) > 0.15:  # the limit has changed, or the bucket was not used up
+            self._start, average = self._last, lately
+            if accepted > 20 * cost:
+                self._growth = 0.1
+        # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
+        few = self._burst < 10 * cost and self.name == "requests" and not 0.9 < self.rate / average < 1.1
+        self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self._exploring else self._growth / 3
+        self._sure = self._growth < 0.004 or self.name == "tokens"
+        self.rate = max(0.01, math.sqrt(average * self.rate) if few and not self._exploring else average)
+        log.info("limit: %s", self)
+
+    def _contradicts(self, rate: float, certain: bool) -> bool:
+        """Whether this rate, and the last one, were accepted for a while earlier: the rejections have another cause."""
+        self._odd = self._odd + 1 if self.rate < 0.9 * self._best and not self._exploring else 0
+        self._best = max(self._best, rate) if certain else self._best
+        return self._odd > 1
+
+    def forget(self) -> None:
+        """Take nothing for known."""
+        self.rate = self.size = self._level = math.inf
+        self.source, self._best, self._odd, self._exploring = "", 0.0, 0, False
+        self._log.clear()
+
+    def _see_window(self, accepted: float, now: float, wait: float) -> None:
+        """Take the limit for a window: the last one began at `_first`, this one by what was tried at `_closed`."""
+        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
+        self.period = now + wait - self._first if wait else self._closed - self._emptied
+        self._least = self.period if wait else self._tried - self._emptied
+        log.info("limit: %s", self)
+
+    def _narrow(self, now: float, wait: float) -> None:
+        """Learn from a rejection within a window: it is longer, or takes less."""
+        if self._longer > self.period:
+            self._least, self.period = self.period, self._longer
+        else:
+            self.most, self._until = max(1, self.most - 1), min(32, 2 * self._until)
+        self._longer, self._clean = self.period, 0
+        self._closed = now + (wait or self.period / 20)
+
+    def _widen(self) -> None:
+        """After a window in which nothing was rejected try a shorter one, as long as that may be, or else a call more."""
+        self._clean += 1
+        if self._clean % self.most:
             return
-        when, spent = self._refused
-        self._barren = self._barren + 1 if self.spent <= spent else 0
-        # Where nothing was let in since, there is nothing to learn but patience: so many seconds.
-        patience = min(8.0, 2.0 ** (self._barren - 3)) if self._barren > 2 else 0.0
-        if not self._barren and (self._sure or self.spent - spent >= 2 * cost):  # else how full it was matters more
-            if self._sure and (self.spent - spent + 1.5 * cost) / max(1e-3, now - when) < 0.9 * self.rate:
-                self._empty = self._refused  # the server lets through less than it did
-            when, spent = self._empty
-            self.rate = max(0.01, (self.spent - spent + (cost - 0.5) / 2) / max(1e-3, now - when))
-            self._sure = True
-            log.info("limit: %s", self)
-        self._let_in, self._refused = 0, (now, self.spent)
-        self._level, self._stamp = -max(cost, self.rate * patience), now
+        self._longer, self.rate = self.period, self.trial
+        if self.period > 1.15 * self._least:
+            self.period = math.sqrt(self.period * self._least)
+        elif self._clean >= self._until * self.most:
+            self._clean, self.most = 0, self.most + 1
 
 
 class Window:
@@ -1255,41 +1409,58 @@ class Window:
     many in flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
     throughput times the latency without a queue, and a little more). From then on it grows slowly while there is hardly
     a queue, and tries a quarter more now and then: the answers may have become longer since, or the servers more.
-    Where the server refuses one more, that was the limit; from there it grows slowly at first, then ever faster.
+    Where the server rejects one more, that was the limit; one more is tried after ever more round trips, and ever more
+    as long as that goes well. No more are in flight than will be answered `within` so many seconds at the throughput
+    seen: half of what the caller, or a gateway before the server, waits for an answer.
     """
 
     LONGER = math.log(4 / 3)
     GAIN = 0.55  # log2 of what twice as many must bring
 
-    def __init__(self, start: int, ceiling: int) -> None:
+    def __init__(self, start: int, ceiling: int, within: float = math.inf) -> None:
         self.size = float(start)
         self.ceiling = ceiling
+        self.within = within
         self.source = ""  # why it grows fourfold no longer
-        self.highest = 0  # place of the last call in the row that was answered, since it was last set
-        self.answers = 0  # since then
+        self.highest = 0  # place of the last call in the row that was answered
+        self.answers = 0  # since it was last set
+        self.throughput = math.inf  # a second, at the most
         self._octaves: dict[int, list[float]] = {}  # answers, the logarithms of their latencies, places
         self._noted = 0  # answers in the octaves
+        self._early: list[float] = []  # logarithms of the latencies of the first few calls
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
-        self._rounds = 24  # to the next trial
+        self._rounds = 24.0  # to the next trial
+        self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
 
     def __str__(self) -> str:
         return f"{int(self.size)} in flight, {self.source}"
 
+    @property
+    def room(self) -> float:
+        """How many calls may be in flight now."""
+        return max(1.0, min(self.size, self.within * self.throughput))
+
     def answered(self, place: int, latency: float) -> None:
         """Learn from an answer to a call that was the `place`-th in flight."""
+        latency = max(1e-6, latency)
         if place > self.highest:
             self.highest = place
         self.answers += 1
+        rate = place / latency
+        slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
+        self.throughput = rate if rate > slower else slower
         if self.source == "from refusals":
-            self.size = min(self.ceiling, self.size + min(1.0, (self.answers / self.size / 6) ** 2 / self.size))
+            self._try_more(place)
         elif self.source:
-            self._watch(place, math.log(max(1e-6, latency)))
-        elif self.size / 4 <= self.highest:
-            self._note(place, math.log(max(1e-6, latency)))
+            self._watch(place, math.log(latency))
+        else:
+            latency = math.log(latency)
+            self._note(place, latency)
             if self._lately < self._usual + self.LONGER:
-                self.size, self._held = min(self.ceiling, self.size + 3), 0.0
+                if 4 * place >= self.size and (self._noted > 16 or latency < self._usual + self.LONGER):
+                    self.size, self._held = min(self.ceiling, self.size + 3), 0.0
             else:
                 self._held += 1 / self.size
                 if self._held > 1:
@@ -1302,6 +1473,10 @@ class Window:
         octave[2] += place
         self._noted += 1
         self._lately += (latency - self._lately) / min(16, self._noted)
+        if self._noted <= 16 and place < 5:
+            self._early.append(latency)
+            if len(self._early) > 2:
+                self._usual = sum(self._early) / len(self._early)
         if octave[0] > 15:
             self._usual = min(self._usual, octave[1] / octave[0])
 
@@ -1309,8 +1484,10 @@ class Window:
         """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
         octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
         means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
-        (few, quick), (many, slow) = means[-2:] if len(means) > 1 else means * 2
         self._held = 0.0
+        if not means:
+            return
+        (few, quick), (many, slow) = means[-2:] if len(means) > 1 else means * 2
         if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
             self._usual = self._lately
             return
@@ -1318,7 +1495,7 @@ class Window:
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
-        self.size, self.answers = max(1.0, min(self.size, 1.02 * throughput * math.exp(self._usual))), 0
+        self.size, self.answers = min(self.size, 1.02 * throughput * math.exp(self._usual) + 1), 0
         log.info("more calls in flight bring no more answers: now %d", self.size)
 
     def _watch(self, place: int, latency: float) -> None:
@@ -1337,24 +1514,54 @@ class Window:
             self.size, self._rounds = before[0], 24
         self.answers, self._total = 0, 0.0
 
-    def shrink(self, size: float) -> None:
-        """Give way to a refusal."""
-        self.source, self.size, self.answers, self.highest = "from refusals", max(1.0, min(self.size, size)), 0, 0
+    def _try_more(self, place: int) -> None:
+        """Try one more after `_rounds` round trips; if it is answered, twice as many the next time."""
+        if place > self._limit + self._more / 2 and place > 1.25 * self._limit + 2:
+            self.source = ""  # it was no limit of calls at once
+        elif self.answers >= self.size * (self._rounds if not self._more else 1):
+            self._more = 2 * self._more if self._more > 1 else max(2, self._limit / 4) if self._more else 1
+            self.size, self.answers = min(self.ceiling, self.size + self._more), 0
+
+    def reduce(self, size: float, rounds: float = 1.0) -> None:
+        """Give way to a rejection, for so many round trips at least."""
+        again = self.source == "from refusals" and self._limit * 0.75 <= size
+        self._rounds = max(rounds, min(32.0, 2 * self._rounds) if again else 1.0)
+        self.source, self.size, self.answers, self._more = "from refusals", max(1.0, min(self.size, size)), 0, 0.0
+        self._limit = self.size
         log.info("the server takes no more calls at once: now %d", self.size)
+
+    def tell(self, size: int) -> None:
+        """Take over what the server says."""
+        self.source, self.size, self.ceiling = "as the server says", min(self.size, size), min(self.ceiling, size)
+
+    def grow(self, size: float) -> None:
+        """Open at once as far as limits that the server tells allow."""
+        if not self.source and size > self.size:
+            self.size = min(self.ceiling, size)
+
+
+def no_service(failure: PromptError) -> bool:
+    """Whether nobody may be there for anybody: a connection was refused or lost, or the server or a gateway says so."""
+    if failure.kind in ("unreachable", "connection_error"):
+        return True
+    return failure.verdict == "retry" and (failure.error.status or 0) >= 500
 
 
 class Limiter:
-    """How many calls may be in flight, and from when: the run's state, not each prompt's.
+    """When the next call may go out: the run's state, not each prompt's.
 
     A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `acquire` waits for all three, in
-    order, and `settle` learns from each reply. A wait that the server asks for is a pause of the whole run, with
-    jitter at its end so that nobody comes in a herd. A refusal that says nothing more is taken for the window's where
-    it hit the one call more than were ever in flight, for the rate's where the next ones are refused as well.
+    order, and `settle` learns from each response. A wait that the server asks for is a pause of the whole run, with
+    jitter at its end so that nobody comes in a herd. A rejection that says nothing more is taken for the window's where
+    it hit one call more than were ever answered, for the rate's where the next ones are rejected as well.
+    While a window grows, its calls go out one after the other, so that few of them hit a limit.
     After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
-    for a second at most; where most are refused, the server is away: one call a second tries until it is back.
+    for a second at most. Where the calls of several prompts fail so, or with a status of 500 and above, and nothing that
+    was sent after the first of them is answered, the server is down: one call a second tries until it is back.
     """
 
-    PAUSE = 2.0  # seconds in which a bucket of which nothing is known may fill
+    PAUSE = Quota.PAUSE
+    AT_ONCE = 4  # calls, before a server has said anything
 
     def __init__(
         self,
@@ -1364,23 +1571,29 @@ class Limiter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rpm: float | None = None,
         tpm: float | None = None,
+        timeout: float = math.inf,
     ) -> None:
-        self.window = Window(start, ceiling)
+        self.window = Window(start, ceiling, timeout / 2)
         self.requests, self.tokens = Quota("requests", rpm), Quota("tokens", tpm)
         self.in_flight = self.sent = 0
         self.pause_end = -math.inf
         self.away_since: float | None = None
         self.heard = False  # whether the server has ever said anything
+        self.alone = False  # whether one call at a time goes out until the first is answered
+        self.latest = -math.inf  # the start of the latest call that was answered
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
-        self._slow = 0.0  # the share of late replies that said "too much to do"
         self._latency = 0.0  # of the answers of late
-        self._refusal, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
-        self._next = -math.inf  # when the next call may go out: one at a time in doubt, and spread after a pause
-        self._doubt_end = self._probed = self._failed = -math.inf
-        self._refusals, self._tries = 0, 0  # connections refused in a row, and calls that went out since the first one
-        self._first_refused = -math.inf
-        self._spread_end, self._gap = -math.inf, 0.0
+        self._paced = start < ceiling
+        self._rejection, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
+        self._opens = -math.inf  # before that nothing goes out
+        self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
+        self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
+        self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
+        self._before = 0.0, ""  # the window by then
+        self._doubt = -math.inf  # until when one call a second goes out
+        self._failed = self._probed = -math.inf
+        self._probes = 0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
         self._queued = 0
@@ -1392,7 +1605,10 @@ class Limiter:
 
     def learned(self) -> list[str]:
         """Return what is known of the server's limits, for the report."""
-        return [str(known) for known in (self.requests, self.tokens, self.window) if known.source]
+        if self.latest == -math.inf:
+            return []
+        quotas = [str(quota) for quota in (self.requests, self.tokens) if quota.known]
+        return [*quotas, str(self.window)] if self.window.source else quotas
 
     def share(self, calls: int, start: float, rates: Iterable[tuple[float, str] | None]) -> None:
         """Take over a share of what a run in several processes may do: at first, and whenever that changes.
@@ -1428,11 +1644,6 @@ class Limiter:
         held = held or (f"server: {self.window}" if self.window.source else "")
         return f"held by the {held}" if held and self._queued else ""
 
-    @property
-    def busy(self) -> bool:
-        """Whether more than a tenth of the replies of late said that the server has too much to do."""
-        return self._slow > 0.1
-
     async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
         """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
 
@@ -1458,32 +1669,43 @@ class Limiter:
         self._let_go(cost, now)
         return True
 
+    def _closed(self, cost: float, now: float) -> float:
+        """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
+        if self.in_flight + 1 > (1 if self.alone else self.window.room):
+            return math.inf
+        wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
+        return wait if wait > 1e-6 else 0.0
+
     def _let_go(self, cost: float, now: float) -> None:
         self.in_flight += 1
         self.sent += 1
-        self._tries += 1
         self._began = min(self._began, now)
         self.requests.spend(1, now)
         self.tokens.spend(cost, now)
-        if now < self._doubt_end:
-            if self._probed > self._failed and self.away_since is not None:
-                self._trust()  # the one that went ahead a second ago is connected
-            else:
-                self._probed, self._next = now, now + PROBE
+        if now < self._doubt:
+            self._probe(now)
         elif now < self._spread_end:
-            self._next = now + random.uniform(0.5, 1.5) * self._gap
+            self._opens = now + random.uniform(0.5, 1.5) * self._gap
+        elif self._latency:
+            if self.in_flight > self.window.highest:
+                self._opens = max(now, self._opens) + self._latency / self.in_flight / 4
+        elif self._paced and self.sent >= self.AT_ONCE and self.latest == -math.inf:
+            self._opens = now + (0.01 if self.sent < 16 else 0.05)
+            if self.sent == 16: self._opens = now + 0.4
+            if 16 <= self.sent < 32 and self.window.size >= 16:
+                self.window.size += 1
+
+    def _probe(self, now: float) -> None:
+        """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
+        if self.away_since is not None and self._probed > self._failed and now - self._probed >= PROBE:
+            self._mark_up(now)
+        else:
+            self._probed, self._opens = now, now + PROBE
 
     def enter(self, call: Call) -> None:
         """Note where a call stands that goes out."""
         call.place, call.number = self.in_flight, self.sent
         call.spent = self.requests.spent, self.tokens.spent
-
-    def _closed(self, cost: float, now: float) -> float:
-        """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
-        if self.in_flight + 1 > self.window.size:
-            return math.inf
-        wait = max(self.pause_end - now, self._next - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
-        return wait if wait > 1e-6 else 0.0
 
     async def _change(self, span: float) -> None:
         """Wait until a call has ended, or until the time has come."""
@@ -1507,99 +1729,148 @@ class Limiter:
         failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
         self._changed.set()
-        self._listen(call.started, failure, now)
-        slow = failure is not None and failure.slow
-        self._slow += (slow - self._slow) / 50
-        if slow:
+        rejected = failure is not None and failure.slow
+        if rejected:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
         told = self.requests.hear(outcome.headers, call, call.spent[0], now)
         told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
+        self._note(call, failure, now)
         if failure is None:
-            self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
-            self.window.answered(call.place, call.latency)
-            self.requests.let_in()
-            self.tokens.let_in()
-            if self._strikes and call.started > self._refusal:
-                self._spread_end = -math.inf
-        elif slow and failure.wait is not None:
-            self._pause(min(failure.wait, PAUSE_CEILING))
-        elif slow and not told and call.started > self._refusal:
-            self._refused(call, failure, now)
+            self._answered(call)
+        elif rejected and self.away_since is None:
+            self._rejected(call, failure, told, now)
+        elif failure.error.status == 504 or failure.kind == "timeout":
+            self._overdue(call)
 
-    def _refused(self, call: Call, failure: PromptError, now: float) -> None:
-        """Learn from a refusal that says nothing more: were they too many at once, or too many a minute?"""
-        at_the_door = not self._latency or call.latency < self._latency / 4
-        if not at_the_door and not self.busy:
-            return  # after some work, and now and then: a fault, not a limit
-        again = call.number - self._mark <= 2
-        place = max(call.place, self.in_flight + 1)  # calls that go out together may arrive in another order
-        self._refusal, self._mark = now, self.sent
+    def _answered(self, call: Call) -> None:
+        self.alone = False
+        self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
+        self.window.answered(call.place, call.latency)
+        self.requests.let_in(call.started)
+        self.tokens.let_in(call.started)
+        if (rate := self.requests.limit) < math.inf and self.requests.source != "from refusals":
+            self.window.grow(2 * rate * self._latency)
+        if self._strikes and call.started > self._rejection:
+            self._spread_end = -math.inf
+
+    def _overdue(self, call: Call) -> None:
+        """Give way to a time-out, ours or a gateway's, while others are answered."""
+        if self._latency and call.started > self._rejection:
+            self.window.within = min(self.window.within, call.latency / 2)
+            self.window.reduce(self.window.room * 2 / 3)
+            self._rejection = self._clock()
+
+    def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
+        """Learn from a rejection: too many at once, or too many a minute?"""
+        wait = min(failure.wait or 0.0, PAUSE_CEILING)
+        if failure.at_once:
+            return self.window.tell(failure.at_once)
         quota = self.tokens if "token" in failure.scope else self.requests
+        at_the_door = not self._latency or call.latency < self._latency / 4
+        if wait:
+            self._pause(wait)
+        if told or quota.source in ("as told", "from headers") and wait:
+            return
+        if call.started <= self._rejection:  # one of those that went out together
+            if self.window.source == "from refusals" and self._strikes == 0 and at_the_door:
+                self.window.reduce(self.in_flight, self.window._rounds)
+            return
+        again = call.number - self._mark <= 2
+        quota.trial = min(50.0, max(5.0, 0.5 / max(0.001, call.latency)))
+        self._rejection, self._mark = now, self.sent
+        rounds = 10 * wait / self._latency if self._latency else 10 * wait
         if at_the_door and quota.source == "from refusals":
-            quota.refuse(call.cost if quota is self.tokens else 1, now)
-        elif at_the_door and place >= self.window.highest and not again:
-            self.window.shrink(call.place - 1)
+            cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
+            quota.refuse(cost, now, wait, spent - cost)
+            if quota.barren > 2 and no_service(failure) and self._failing:
+                self.mark_down(failure, now)
+        elif not at_the_door:
+            self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)
+        elif not again and call.place > (self.window.highest if wait else 0.9 * self.window.highest - 1):
+            self.window.reduce(self.in_flight, rounds)
             self._strikes = 0
-        elif not at_the_door or failure.error.status != 429:
-            self.window.shrink(min(self.window.size, self.in_flight + 1) * 2 / 3)
         else:
-            self._strike(quota, again, now)
+            self._strike(quota, again, now, wait)
+        if wait:
+            quota.begin()
 
-    def _strike(self, quota: Quota, again: bool, now: float) -> None:
-        """Take a refusal for the rate's, if it is the second one in a row."""
+    def _strike(self, quota: Quota, again: bool, now: float, wait: float) -> None:
+        """Take a rejection for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if self._strikes == 1 and self.window.answers > 2:
-            self._gap, self._spread_end, self._next = 0.05, now + 1, now + 0.05
+        if self._strikes == 1 and not (again or wait) and self.window.answers > 2:
+            self._gap, self._spread_end, self._opens = 0.05, now + 1, now + 0.05
         elif quota.source:
-            self.window.shrink(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one
+            self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one
         else:
-            quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
+            quota.guess(quota.spent / max(0.1, now - self._began) / 4, now, wait)
             self.window.source = ""  # it was not the number at once
-            self._next = now + self.PAUSE
 
     def _pause(self, wait: float) -> None:
         spread = min(1.0, wait / 10)
-        self._gap = spread / max(2.0, self.window.size)
+        self._gap = spread / max(2.0, self.window.room)
         self.pause_end = max(self.pause_end, self._clock() + wait)
         self._spread_end = self.pause_end + spread
-        self._next = self.pause_end + random.random() * self._gap
+        self._opens = self.pause_end + random.random() * self._gap
 
-    def _listen(self, started: float, failure: PromptError | None, now: float) -> None:
-        """Note whether the server is there; a reply to what was sent before it was found away says nothing."""
-        if failure is None or failure.heard:
+    def _note(self, call: Call, failure: PromptError | None, now: float) -> None:
+        """Note whether the server is there; what was sent before it was found down says nothing."""
+        if failure is not None and no_service(failure):
+            self._note_failure(call, failure, now)
+        elif failure is None or failure.heard:
             self.heard = True
-            if started >= self._failed:
-                self._refusals = 0
-            if now < self._doubt_end and (started >= self._failed or self.away_since is None):
-                self._trust()
-        elif failure.kind in ("unreachable", "connection_error"):
-            self._doubt_end = max(self._doubt_end, now + PROBE)
-            if failure.kind == "unreachable":
-                if not self._refusals:
-                    self._first_refused, self._tries = now, 0
-                self._refusals += 1
-                if self._refusals > 1 and 2 * self._refusals > self._tries:
-                    self.leave(failure)
-            if self._refusals:
-                self._failed = now
-            if self.away_since is not None:
-                self._next = now + PROBE
+            if failure is None:
+                self.latest = max(self.latest, call.started)
+            if self.away_since is None and now < self._doubt:
+                self._doubt, self._opens = -math.inf, self.pause_end
+            if call.started >= self._failing_from:
+                self._failing.clear()
+                if self.away_since is not None:
+                    self._mark_up(now)
 
-    def leave(self, failure: PromptError) -> None:
-        """Take the server for away."""
-        if self.away_since is None:
-            self.away_since = self._first_refused if self._refusals else self._clock()
-            if self.heard:
-                log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
-        self._doubt_end, self._failed, self._next = math.inf, self._clock(), self._clock() + PROBE
-
-    def _trust(self) -> None:
-        """Let the calls go out again."""
+    def _note_failure(self, call: Call, failure: PromptError, now: float) -> None:
+        self.heard |= failure.heard
+        if not self._failing:
+            self._failing_since, self._failing_sent = now, self.sent
+            late = self._latency and call.latency > self._latency / 4
+            self._failing_from = -math.inf if late else call.started  # what was sent before that says nothing
+            self._before = self.window.size, self.window.source
+        self._failing[call.prompt] += 1
+        self._failed = now
+        failed, sent = self._failing.total(), self.sent - self._failing_sent
+        if failure.kind == "unreachable":
+            several = failed > 1
+        else:
+            fewest = 2 if failure.heard else 1
+            several = len(self._failing) >= min(4 + self.in_flight // 8, max(fewest, self.window.ceiling)) and failed > 2
+        if not failure.heard:
+            self._doubt = max(self._doubt, now + PROBE)
         if self.away_since is not None:
-            log.warning("the server is back after %s", duration(self._clock() - self.away_since))
+            self._probes += 1
+            longest = PROBE if self.latest > -math.inf else 3 * PROBE
+            self._opens = now + min(longest, 0.25 * 1.5**self._probes)
+        elif several and 2 * failed > sent and not failure.slow:
+            self.mark_down(failure, now)
+
+    def mark_down(self, failure: PromptError, now: float) -> None:
+        """Take the server for down: one call at a time tries whether it is back."""
+        self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
+        self._opens = now + 0.25
+        self.requests.release()
+        self.tokens.release()
+        self.window.size, self.window.source = self._before
+        if self.heard:
+            log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
+
+    def _mark_up(self, now: float) -> None:
+        """Let the calls go out again."""
+        away = now - (self.away_since or now)
+        self.requests.release(away)
+        self.tokens.release(away)
+        log.warning("the server is back after %s", duration(away))
         self.away_since = None
-        self._doubt_end = self._next = -math.inf
+        self._failing.clear()
+        self._doubt, self._opens = -math.inf, self.pause_end
 
 
 def own_part(row: dict[str, Any]) -> dict[str, Any]:
@@ -1673,11 +1944,11 @@ class Patience:
     def answered(self, call: Call) -> None:
         """Learn from an answer."""
         self.answers += 1
-        if call.latency > self.slowest:
+        if call.latency > self.slowest and call.started > self._silent:
             self.slowest = call.latency
         if call.started > self.latest:
             self.latest = call.started
-        if self._silent > self._back:
+        if self.is_silent():
             self._back, self._interval = call.started + call.latency, self.LEAST
 
     def lost(self, calls: Iterable[Call], now: float, stopping: bool = False) -> list[tuple[Call, bool]]:
@@ -1691,8 +1962,9 @@ class Patience:
 
         calls, least = [call for call in calls if call.ended is None], self.limit(0)
         late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
-        found = [call for call in late if self.latest > due(call)]
-        silenced = [call for call in found if call.started < self._silent and now > self._back + self.LEAST]
+        soon = self._silent if now <= self._back + self.LEAST else -math.inf  # what began before may still be answered
+        found = [call for call in late if self.latest > due(call) and call.started >= soon]
+        silenced = [call for call in found if call.started < self._silent]
         if late and not found and calls[-1].started <= now - least:
             found = late if stopping else late[:1]
             if stopping or len(calls) >= self.SEVERAL:
@@ -1700,6 +1972,14 @@ class Patience:
         counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]
         self.given_up += len(counted)
         return [(call, True) for call in silenced] + [(call, False) for call in counted]
+
+    def is_silent(self) -> bool:
+        """Whether the server is silent, as far as is known."""
+        return self._silent > self._back
+
+    def try_now(self) -> None:
+        """Try it now: something says that it is back."""
+        self._next = -math.inf
 
     def _try_again(self, calls: list[Call], now: float) -> list[Call]:
         """Return the calls if it is time to try a silent server, else none."""
@@ -1720,8 +2000,10 @@ class Run:
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
-    FREE_ATTEMPTS = 30  # of each prompt that finds nobody, with the user's own function
-    BELIEVED = 3  # the same with an API, before it is asked whether it is there
+    FREE_ATTEMPTS = 28  # of each prompt that finds nobody, if nothing else tells whether the server is there
+    BELIEVED = 3  # of each, before an API is asked whether it is there
+    MANY = 12  # prompts that are believed in any case
+    ASK_EVERY = 10.0  # seconds
 
     def __init__(
         self,
@@ -1749,7 +2031,7 @@ class Run:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
-        self.limiter = Limiter(16 if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm)
+        self.limiter = Limiter(max(1, min(16, int(timeout))) if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
@@ -1772,11 +2054,16 @@ class Run:
         self.clock, self.sleep = clock, sleep
         self.epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
+        self._oldest = math.inf  # the start of the oldest call that was answered since the last look at all
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
+        self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
+        self._alike: tuple[Any, ...] = ()  # what all calls have failed with, as long as none was answered
+        self._failed_alike, self._alike_since = 0, 0.0
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self._wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._asking: asyncio.Task[None] | None = None  # whether a silent server is back
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
@@ -1840,6 +2127,9 @@ class Run:
     async def __aexit__(self, *failure: Any) -> None:
         for timer in self._timers.values():
             timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await self._stack.aclose()
 
     def state(self) -> str:
@@ -1907,12 +2197,10 @@ class Run:
         self.open[prompt.number] = result
         result.started = self.epoch + self.clock()
         try:
-            first_missed, asked = math.inf, prompt
+            asked = prompt
             while (failure := await self.take(self._answer_once, asked, result)) is not None:
-                missed = self._missed(prompt, failure)
-                first_missed = min(first_missed, self.clock()) if missed else math.inf
-                free = missed and self.patience.latest < first_missed and await self._is_outage(failure)
-                free = free or failure.free
+                free = failure.free or await self._is_outage(prompt, failure, result)
+                self._compare(prompt, failure)
                 if not await self._goes_on(result, failure, free):
                     break
                 if failure.again:
@@ -1929,10 +2217,11 @@ class Run:
         if self.has_failed(result, failure, free):
             return False
         began, took = result.waited(), result.latency
-        if self.stopped or not (free or await self._back_off(failure, result)):
+        at_once = free and (failure.free or self.limiter.away_since is not None)
+        if self.stopped or not (at_once or await self._back_off(failure, result)):
             self.unfinished(result)
             return False
-        result.attempts -= free
+        result.attempts -= free and (failure.free or not failure.heard or not self._answered_since(result))
         result.set_aside(began, took)
         return True
 
@@ -1990,34 +2279,65 @@ class Run:
         result.error = result.error if result.attempts else self.not_sent()
         return result
 
-    def _missed(self, prompt: Prompt, failure: PromptError) -> bool:
-        """Whether the attempt found nobody there: a connection was refused, or those of several prompts were lost."""
-        if failure.heard:
-            self._unheard.clear()
-        elif failure.kind in ("connection_error", "unreachable"):
-            self._unheard[prompt.number] += 1
-        if failure.kind == "connection_error":
-            if len(self._unheard) >= 3 + len(self._calls) // 8 and self.limiter.heard:
-                self.limiter.leave(failure)
-            return self.limiter.away_since is not None
-        return failure.kind == "unreachable"
+    def _answered_since(self, result: Result) -> bool:
+        """Whether the server has answered something that it was asked after the prompt found nobody for the first time."""
+        return self.limiter.latest > result.missed
 
-    async def _is_outage(self, failure: PromptError) -> bool:
-        """Whether nobody is there for anybody, so that an attempt which found that costs its prompt nothing.
+    async def _is_outage(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
+        """Whether an attempt failed because nobody was answered at that time: it costs its prompt nothing.
 
         A few prompts may be the cause themselves, if no others are tried meanwhile: an API is then asked for something
-        that no prompt is part of. The user's own function cannot be; there each prompt is believed only so often.
+        that no prompt is part of. Elsewhere each prompt is believed only so often.
         """
+        if not (failure.slow or no_service(failure)):
+            self._unheard.clear()
+            result.missed = math.inf
+            return False
+        result.missed = min(result.missed, result.sent)
+        if self._answered_since(result):
+            return False
+        self._unheard[prompt.number] += 1
         attempts, prompts = self._unheard.total(), len(self._unheard)
+        if failure.kind == "unreachable" and not isinstance(self.api, Own):  # before any of it was sent
+            return True
+        if not no_service(failure):
+            return self.limiter.requests.barren > 2 and prompts > 2 and attempts <= self.FREE_ATTEMPTS * prompts
+        if self.limiter.away_since is None and failure.kind != "unreachable" and (not failure.heard or self.concurrency > 2):
+            return False
+        if failure.heard and prompts < 3 and isinstance(self.api, Own):
+            return False
+        if failure.loading or prompts >= self.MANY or attempts <= self.BELIEVED * prompts:
+            return True
         if isinstance(self.api, Own):
             return attempts <= self.FREE_ATTEMPTS * prompts
-        if failure.kind == "unreachable" or attempts <= self.BELIEVED * prompts:  # refused before any of it was sent
-            return True
-        return not await self.wait_or_stop(self.api.is_there(self._call))
+        now = self.clock()
+        if now >= self._asked + self.ASK_EVERY:
+            self._asked = now
+            self._is_there = bool(await self.wait_or_stop(self.api.is_there(self._call)))
+        return not self._is_there
+
+    def _compare(self, prompt: Prompt, failure: PromptError) -> None:
+        """Stop the run where nothing was ever answered and every call fails alike; before that, go on one by one."""
+        if self.limiter.latest > -math.inf or not failure.heard or self.stopped:
+            return
+        alike = failure.error.status, failure.error.type, re.sub(r"\d+", "", failure.error.message)
+        if alike != self._alike:
+            self._alike, self._alike_since = alike, self.clock()
+            self._failed_alike = 0
+        self._failed_alike += 1
+        if self._failed_alike >= 3 and not self.limiter.alone and 2 * self._failed_alike > self.limiter.sent:
+            log.error("every call so far has failed alike: %s", failure)
+            self.limiter.alone = True
+        waits = failure.error.status in (502, 503, 504)
+        enough = 36 if waits else 16
+        if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):
+            return
+        if self._failed_alike >= enough:
+            self.stop(PromptError(*failure.error[:2], "stop", failure.error.status))
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
-        if self.limiter.heard or failure.verdict != "retry":
+        if self.limiter.heard or failure.verdict != "retry" or failure.heard:
             return False
         now, since = self.clock(), self.limiter.away_since
         if since is not None:
@@ -2039,8 +2359,9 @@ class Run:
                 raise self.stop_error()
             paused = waited
         result.attempts += 1
+        result.sent = self.clock()
         losses = result.losses if result.attempts < self._max_attempts else None
-        call = Call(task, self.clock(), losses, cost)
+        call = Call(task, self.clock(), losses, cost, prompt.number)
         result.limit_wait += paused
         result.slot_wait += max(0.0, call.started - asked - paused)
         outcome = await self._send(call, prompt)
@@ -2049,6 +2370,8 @@ class Run:
             result.losses += outcome.kind == "lost" and not outcome.free
             raise outcome
         self._answered = call.started + call.latency
+        if call.latency > self._timeout / 4:  # there is a queue
+            self._oldest = min(self._oldest, call.started)
         result.limit = self.limiter.calls_a_minute()
         self._unheard.clear()
         self.patience.answered(call)
@@ -2097,18 +2420,30 @@ class Run:
         """End the calls that take too long, and look again as long as there are any."""
         now = self.clock()
         for call in self._calls.values():
-            if now - call.started >= self._timeout:
+            if call.started > self._oldest:
+                call.alive = now
+            if now - max(call.started, call.alive) >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
         for call, silent in self.patience.lost(self._calls.values(), now, self.stopped is not None):
             took = f"no answer in {duration(now - call.started)}"
             reason = PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry")
             reason.free = silent
             call.end(reason)
-        oldest = next((call.started for call in self._calls.values() if call.ended is None), now)
+        self._oldest = math.inf
+        if self.patience.is_silent() and self._asking is None and not isinstance(self.api, Own):
+            self._asking = asyncio.ensure_future(self._ask())
+        oldest = next((max(call.started, call.alive) for call in self._calls.values() if call.ended is None), now)
         if self._calls:
             self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)
         else:
             self._timers.pop("sweep", None)
+
+    async def _ask(self) -> None:
+        """Ask a silent server for something that no prompt is part of, until it answers: it may be back."""
+        while self.patience.is_silent() and not self.stopped:
+            if await self.api.is_there(self._call):
+                return self.patience.try_now()
+            await self.sleep(PROBE)
 
     def _end(self) -> None:
         """End the run, and what is in flight."""
@@ -2134,9 +2469,11 @@ class Run:
 
     def wait_after(self, failure: PromptError, attempts: int) -> float:
         """Return the seconds to wait after so many attempts, the last of which has failed so."""
+        if failure.slow:  # else the limits say when the next call may go out
+            return 0.0 if failure.at_once else min(failure.wait or 0.0, PAUSE_CEILING)
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or failure.again else backoff(attempts)
-        if self._answered > self.clock() - 5 and not (failure.slow and self.limiter.busy):
+        if self._answered > self.clock() - 5:
             wait /= 4  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:

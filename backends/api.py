@@ -156,7 +156,8 @@ class Api:
             async with asyncio.timeout(self.PATIENCE):
                 await call(core.Prompt(0, None, path=f"/models{self.query}"))
         except Exception as failure:
-            return core.as_prompt_error(failure).heard
+            found = core.as_prompt_error(failure)
+            return found.heard and not core.no_service(found)
         return True
 
     def whole_query(self) -> str:
