@@ -1090,7 +1090,7 @@ RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than ha
 
 
 @functools.cache
-def header_reader() -> Callable[[Mapping[str, str], str], tuple[float, float, float] | None]:
+def header_reader() -> Callable[[Mapping[str, str], str], Sequence[float] | None]:
     """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
     try:
         return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
@@ -1180,7 +1180,7 @@ class Quota:
         if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
-        rate, left, size = found
+        rate, left, size, _ = found
         if self._stated not in (rate, math.inf):
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
         self._stated = rate

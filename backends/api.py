@@ -17,7 +17,7 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import core
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
@@ -445,46 +445,112 @@ READERS = {
 
 LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
 LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
 }
+# A limit that names no kind holds for a window of time, after which all of it is there again: OpenRouter's, Together's,
+# https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+WINDOWS = {"x-ratelimit-{}", "ratelimit-{}"}
+# These are buckets, refilled all the time, though the reset is a date: https://docs.claude.com/en/api/rate-limits
+BUCKETS = {"anthropic-ratelimit-requests-{}", "anthropic-ratelimit-tokens-{}"}
+PERIODS = 1, 60, 3600, 86400, 7 * 86400, 31 * 86400  # seconds
+DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
+NUMBER_TEXT = re.compile(r"\d{1,15}+")  # "100, 100;window=60, 10000;window=86400", "100;w=60"
+WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
 
 
-def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
-    """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
+class Told(NamedTuple):
+    """A limit as the headers tell it: the rate (a second), what is left, and the most that there can be at once.
+
+    `reset` is in how many seconds the window is over, or a bucket is full; 0.0 if that is not said.
+    """
+
+    rate: float
+    left: float
+    size: float
+    reset: float
+
+
+def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
+    """Return what the headers of a reply tell of the limit of requests or tokens; None if they tell nothing."""
     for form in LIMIT_FORMS[name]:
+        if not (text := core.header(headers, form.format("limit"))):
+            continue
         try:
-            limit, left = (float(core.header(headers, form.format(part))) for part in ("limit", "remaining"))
+            limit, window = float(text), 0
+        except ValueError:
+            limit, window = limit_in_words(text)
+        try:
+            left = float(core.header(headers, form.format("remaining")))
         except ValueError:
             continue
         if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
-        wait = reset_wait(core.header(headers, form.format("reset")))
-        period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
-        return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
+        wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
+        if form in WINDOWS or (is_date and form not in BUCKETS):
+            return Told(limit / (window or window_of(wait, 60 if is_date else 1)), left, limit, wait)
+        period = period_of(limit, left, wait)
+        return Told(limit / period, left, max(1.0, min(limit, left + wait * limit / period)), wait)
     return None
 
 
-def period_of(limit: float, left: float, wait: float, least: int) -> int:
+def limit_in_words(text: str) -> tuple[float, int]:
+    """Return the limit, and the seconds that it is for (0 if unsaid), of a list of them; the nearest comes first."""
+    if not (found := NUMBER_TEXT.match(text)):
+        return 0.0, 0
+    return float(found[0]), int(dict(WINDOW_TEXT.findall(text)).get(found[0], 0))
+
+
+def window_of(wait: float, least: int) -> int:
+    """Return the least usual period that so many seconds are left of; a minute if that is not said."""
+    if not wait:
+        return 60
+    return next((period for period in PERIODS if least <= period and wait <= 1.02 * period), PERIODS[-1])
+
+
+def period_of(limit: float, left: float, wait: float) -> int:
     """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
     wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
-    for period, slack in ((1, 0.1), (60, 0.1), (3600, 0.0), (86400, 0.0)):
-        if period >= least and left + wait * limit / period <= limit * (1 + slack) + 1:
+    for period, slack in ((60, 0.1), (3600, 0.0), (86400, 0.0)):
+        if left + wait * limit / period <= limit * (1 + slack) + 1:
             return period
     return 60
 
 
-def reset_wait(text: str) -> float:
-    """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
-    wait = core.seconds(text) or 0.0
-    with contextlib.suppress(ValueError, OverflowError):
-        if ":" in text:
-            import datetime
+def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
+    """Return the seconds until a limit is whole again, and whether a date said so; 0.0 if nothing does.
 
-            wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
-        elif not wait:
+    It is written '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', or in seconds since 1970 or
+    thousandths of them.
+    """
+    wait = core.seconds(text) or 0.0
+    moment = 0.0
+    if not wait and text:
+        try:
             wait = float(text)
-    return wait if 0 < wait < 1e6 else 0.0
+        except ValueError:
+            moment = moment_of(text)
+        if DATE_LEAST < wait < DATE_MOST:
+            moment, wait = wait, 0.0
+            while moment > 1000 * DATE_LEAST:
+                moment /= 1000
+    if moment:
+        # By the clock of the server, if it shows it: ours may be another.
+        wait = moment - (moment_of(core.header(headers, "date")) or time.time())
+    return (wait if 0 < wait < 1.02 * PERIODS[-1] else 0.0), moment > 0
+
+
+@functools.lru_cache(maxsize=16)
+def moment_of(text: str) -> float:
+    """Return the Unix time of a date as ISO 8601 or HTTP writes it, 0.0 if it is none; without a zone it is UTC."""
+    import datetime
+    import email.utils
+
+    for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
+        with contextlib.suppress(ValueError, OverflowError, TypeError):
+            found = parse(text)
+            return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+    return 0.0
 
 
 # ---- Batch lines -----------------------------------------------------------------------------------------------
