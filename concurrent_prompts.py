@@ -2830,7 +2830,7 @@ class Tally:
             self.answered += 1
             self.latency += result.latency
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
-            if result.finish_reason not in WHOLE or not (result.text or result.extra):
+            if result.finish_reason not in WHOLE or result.text == "":
                 self.mark(result)
             self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
 
@@ -2838,7 +2838,7 @@ class Tally:
         """Count an answer that is not whole, by what ended it, or that has nothing in it."""
         reason = str(result.finish_reason or "")
         if reason.lower() in WHOLE:
-            if result.text != "" or result.extra.keys() - {"more"}:
+            if result.text or result.extra.keys() - {"more"}:
                 return
             reason = EMPTY_THOUGHT if result.tokens[3] or "more" in result.extra else EMPTY
         self.marked[reason if reason in self.marked or len(self.marked) < self.KINDS else "others"] += 1

@@ -125,9 +125,9 @@ def exceeds(message: str) -> bool:
 def error_in_answer(data: Any) -> core.PromptError:
     """Classify an error that came with HTTP 200, by what it says; where that is nothing, it is worth another try."""
     code, message = error_of(data)
-    if status := status_in(data):
-        return http_error(status, {}, data)
     meaning = meaning_of(200, code, message, data)
+    if meaning is not meanings.PATH and (status := status_in(data)):  # Zhipu's names another status for a wrong path
+        return http_error(status, {}, data)
     verdict = meaning.verdict if meaning else "retry"
     if meaning is None and code and isinstance(data, dict) and data.get("status") == "failed":
         verdict = "fail"  # the Responses API means it

@@ -59,7 +59,7 @@ HINTS |= dict.fromkeys(("409", "424", "425", "499", "no_answer"), HINTS["408"])
 # What the message names is more than the kind: a proxy on the way, another form of login, a way to do with less.
 NAMED: tuple[tuple[re.Pattern[str], set[int], str], ...] = (
     (
-        re.compile(r"\(through the proxy [^ ]{1,300}+\)"), set(),
+        re.compile(r"\(through the proxy [^ )]{1,300}+\)"), set(),
         "that may be the proxy's word: see whether it runs and lets you through (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY), "
         "or name the server's host in NO_PROXY",
     ),

@@ -282,4 +282,4 @@ NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSEr
 # What the backends say of a proxy that does not connect: stdlib, aiohttp, httpx2
 PROXY_REFUSAL = forms(r"\bCONNECT with status (4\d\d)|ClientHttpProxyError: (4\d\d)|ProxyError: (4\d\d)")
 NOT_TLS = forms(r"wrong.version.number|record.layer.failure|\bhttp.request\b.{,20}?_ssl")  # https:// to plain HTTP
-TLS_ALERT = forms(r"\\x15\\x03")  # http:// to TLS: the alert that comes instead of a status line
+TLS_ALERT = forms(r"\\{1,4}x15\\{1,4}x03")  # http:// to TLS: the alert that comes instead of a status line

@@ -23,7 +23,8 @@ ORDINARY = {
     "index", "message", "text", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "seed", "role",
     "content", "refusal", "tool_calls", "function_call", "content_filter_results", "reasoning_details", "name",
 }  # fmt: skip
-BESIDE = ("citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs")  # the choices
+PLAIN = {"index", "message", "finish_reason", "role", "content"}
+BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}  # the choices
 
 Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, what else there is
 
@@ -121,10 +122,25 @@ def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.Prompt
 
 def chat_text(data: dict[str, Any]) -> Read:
     """Return the text, the finish reason and what else there is of a chat completion."""
-    choices = in_order(data["choices"])
+    choices = data["choices"]
+    if len(choices) == 1 and BESIDE.isdisjoint(data):
+        choice, message = choices[0], choices[0]["message"]
+        text = message.get("content")
+        if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
+            return text, "stop", {}  # as most are: this is on the path of every answer
+    choices = in_order(choices)
     messages = [choice["message"] for choice in choices]
     texts = [message_text(message) for message in messages]
     return of_choices(data, choices, texts, messages)
+
+
+def is_plain(*parts: dict[str, Any]) -> bool:
+    """Tell whether a message and its choice hold nothing but what all have."""
+    for part in parts:
+        for name in part:
+            if name not in PLAIN and part[name]:
+                return False
+    return True
 
 
 def completion_text(data: dict[str, Any]) -> Read:
@@ -139,8 +155,7 @@ def of_choices(data: dict[str, Any], choices: list[Any], texts: list[str], messa
     reason = next((one for one in reasons if one not in core.WHOLE), reasons[0])
     extra: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
     more = [besides(choice, message, text) for choice, message, text in zip(choices, messages, texts, strict=True)]
-    if len(data) > 6:
-        more[0] |= {name: data[name] for name in BESIDE if data.get(name)}
+    more[0] |= {name: data[name] for name in data if name in BESIDE and data[name]}
     if any(more):
         extra["more"] = more if len(more) > 1 else more[0]
     return texts[0], reason, extra
