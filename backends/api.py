@@ -13,14 +13,13 @@ import itertools
 import json
 import os
 import re
-import time
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import core, named_proxy
-from .failures import error_of, moment_of, seconds
+from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .replies import READERS, Unfinished, encode_text, other_reply, reply_of
 
@@ -390,7 +389,6 @@ WINDOWS = {"x-ratelimit-{}", "ratelimit-{}"}
 # These are buckets, refilled all the time, though the reset is a date: https://docs.claude.com/en/api/rate-limits
 BUCKETS = {"anthropic-ratelimit-requests-{}", "anthropic-ratelimit-tokens-{}"}
 PERIODS = 1, 60, 3600, 86400, 7 * 86400, 31 * 86400  # seconds
-DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
 NUMBER_TEXT = re.compile(r"\d{1,15}+")  # "100, 100;window=60, 10000;window=86400", "100;w=60"
 WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
 
@@ -451,29 +449,6 @@ def period_of(limit: float, left: float, wait: float) -> int:
         if left + wait * limit / period <= limit * (1 + slack) + 1:
             return period
     return 60
-
-
-def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
-    """Return the seconds until a limit is whole again, and whether a date said so; 0.0 if nothing does.
-
-    It is written '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', or in seconds since 1970 or
-    thousandths of them.
-    """
-    wait = seconds(text) or 0.0
-    moment = 0.0
-    if not wait and text:
-        try:
-            wait = float(text)
-        except ValueError:
-            moment = moment_of(text)
-        if DATE_LEAST < wait < DATE_MOST:
-            moment, wait = wait, 0.0
-            while moment > 1000 * DATE_LEAST:
-                moment /= 1000
-    if moment:
-        # By the clock of the server, if it shows it: ours may be another.
-        wait = moment - (moment_of(core.header(headers, "date")) or time.time())
-    return (wait if 0 < wait < 1.02 * PERIODS[-1] else 0.0), moment > 0
 
 
 # ---- Batch lines -----------------------------------------------------------------------------------------------

@@ -119,7 +119,13 @@ def exceeds(message: str) -> bool:
         requested, limit = found[1], found[2]
     else:
         return False
-    return int(re.sub("[,_]", "", requested)) > int(re.sub("[,_]", "", limit))
+    return as_number(requested) > as_number(limit)
+
+
+def as_number(text: str) -> int:
+    """Return the number in a text of digits, with thousands apart or in a "k"."""
+    digits = re.sub("[,_]", "", text.lower())
+    return int(digits.removesuffix("k")) * (1000 if digits.endswith("k") else 1)
 
 
 def error_in_answer(data: Any) -> core.PromptError:
@@ -158,7 +164,8 @@ def status_in(data: Any) -> int:
     base = outer.get("base_resp")
     if isinstance(base, dict):
         return meanings.MINIMAX.get(as_int(base.get("status_code")), 0)
-    for number in map(as_int, (inner.get("code"), inner.get("status_code"), inner.get("status"), outer.get("code"))):
+    names = "code", "status_code", "statusCode", "status"
+    for number in map(as_int, (*(inner.get(name) for name in names), outer.get("code"))):
         if 400 <= number < 600:
             return number
         if 40000 <= number < 60000:  # FastChat's: of the five digits the first three
@@ -179,9 +186,11 @@ def inner_of(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         return {}
     several = data.get("errors")
-    for inner in (data.get("error"), several[0] if isinstance(several, list) and several else several):
+    first = several[0] if isinstance(several, list) and several else several
+    for inner in (data.get("error"), first, data.get("fault")):
         if isinstance(inner, dict) and inner:
-            return inner
+            below = inner.get("error")
+            return below if isinstance(below, dict) and below else inner  # one gateway's error in another's
     base = data.get("base_resp")
     return {"message": base.get("status_msg")} if isinstance(base, dict) else data
 
@@ -196,8 +205,7 @@ def error_of(data: Any) -> tuple[str, str]:
         text = plain if isinstance(plain, str) else str(core.shallow(plain, core.DEEPEST))
         code = plain if more and isinstance(plain, str) and re.fullmatch(r"\w{1,60}", plain) else code_in(inner)
         return code, f"{text}: {more}"[: core.MESSAGE_MOST] if isinstance(more, str) else text[: core.MESSAGE_MOST]
-    names = "message", "detail", "msg", "error_msg", "error_message", "error_description", "reason"
-    message = next((inner[name] for name in names if inner.get(name)), "")
+    message = next((inner[name] for name in meanings.MESSAGES if inner.get(name)), "")
     text = message if isinstance(message, str) else json.dumps(core.shallow(message, core.DEEPEST))
     metadata = inner.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None  # what OpenRouter's provider said
@@ -238,9 +246,16 @@ def waits(headers: Mapping[str, str], message: str, data: Any, now: Callable[[],
         yield float(after)
     except ValueError:
         yield (moment_of(after) or now()) - now()
+    for name, left in meanings.RESETS.items():
+        if core.header(headers, left) in ("", "0"):
+            yield reset_wait(core.header(headers, name), headers)[0]
     yield from waits_in(inner_of(data))
     for found in meanings.WAIT_TEXT.finditer(message):
         yield span_at(message, found.end())
+    if one := meanings.ONE_TEXT.search(message):
+        yield meanings.UNITS[one[1][0].lower()]
+    if chinese := meanings.CHINESE_WAIT.search(message):
+        yield int(chinese[1]) * meanings.UNITS[chinese[2][0]]
     if date := meanings.DATE_TEXT.search(message):
         yield moment_of(date[1]) - now()
 
@@ -278,6 +293,29 @@ def seconds(text: str) -> float | None:
         return sum(float(number) * meanings.UNITS[unit] for number, unit in parts) if parts else None
     except ValueError:
         return None
+
+
+def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
+    """Return the seconds until a limit is whole again, and whether a date said so; 0.0 if nothing does.
+
+    It is written '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', or in seconds since 1970 or
+    thousandths of them.
+    """
+    wait = seconds(text) or 0.0
+    moment = 0.0
+    if not wait and text:
+        try:
+            wait = float(text)
+        except ValueError:
+            moment = moment_of(text)
+        if meanings.DATE_LEAST < wait < meanings.DATE_MOST:
+            moment, wait = wait, 0.0
+            while moment > 1000 * meanings.DATE_LEAST:
+                moment /= 1000
+    if moment:
+        # By the clock of the server, if it shows it: ours may be another.
+        wait = moment - (moment_of(core.header(headers, "date")) or time.time())
+    return (wait if 0 < wait < meanings.RESET_MOST else 0.0), moment > 0
 
 
 @functools.lru_cache(maxsize=16)

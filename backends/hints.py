@@ -69,7 +69,7 @@ NAMED: tuple[tuple[re.Pattern[str], set[int], str], ...] = (
         'export OPENAI_CUSTOM_HEADERS="Authorization: Basic $(printf user:password | base64)"',
     ),
     (
-        re.compile(r"\bmax_tokens\b|\bmax tokens\b", re.IGNORECASE), {402},
+        re.compile(r"\b(?:credit|balance|afford|402).{,200}?\bmax[_ ](?:\w{1,20}_)?tokens", re.IGNORECASE), set(),
         "add credit, or ask for shorter answers, which need less of it: -p max_tokens=N",
     ),
 )  # fmt: skip

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 # What the statuses mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do. 501, 505 and
 # 511 are as lasting as 405 and 407. 420 and 449 are old forms of 429; 421, 423, 425 and 444 pass; 424 is Bedrock's and
-# TGI's for a model that broke down, 498 Groq's for a full flex tier, 499 Google's and nginx's for a cancelled call.
+# TGI's for a model that broke down, 498 Groq's for a full flex tier, 499 Google's and nginx's for a cancelled call, as
+# 460 is AWS's.
 STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407, 501, 505, 511})
-RETRY_STATUSES = frozenset({408, 409, 420, 421, 423, 424, 425, 429, 444, 449, 498, 499})  # and everything from 500 on
+RETRY_STATUSES = frozenset({408, 409, 420, 421, 423, 424, 425, 429, 444, 449, 460, 498, 499})  # and all from 500 on
 SLOW_STATUSES = frozenset({420, 429, 449, 503, 529})
 OK = frozenset({200})
 FAULTS = frozenset(range(500, 600))  # by which a server says that it is its own fault
@@ -78,7 +79,11 @@ KEY = Meaning(
         \b(?:invalid|incorrect|expired|missing) (?:access|bearer|auth\w{,20}|security|proxy server|virtual)[ _]?token\b
         \b(?:access|bearer|security) token\b.{,60}?\b(?:invalid|expired|no longer valid)
         \b(?:invalid|incorrect|expired|missing) credentials?\b
-        \bauthentication (?:error|failed|required)\b
+        \b(?:authentication|authorization) (?:error|failed|required)\b
+        \bauthori[sz]ation\b.{,60}?\btoken\b.{,20}?\b(?:invalid|expired)
+        \bdid(?:n't| not) provide an? api key\b
+        ^\W{,3}unauthori[sz]ed\b
+        \berror code: 401\b
         \blogin fail
     """),
     OK | {400, 412, 422} | FAULTS, own=re.compile("invalid_api_key"),
@@ -110,11 +115,13 @@ CONTEXT = Meaning(
         \b(?:maximum|model's|max) context (?:length|size|window)\b
         \b(?:longer|larger|greater|more) than\b.{,80}?\bcontext\b
         \b(?:longer|larger|greater) than\b.{,40}?\bmax\w{,8} (?:model|sequence) len
-        \b(?:prompt|input|message|request)s?(?: text)? (?:is|are) too long\b
+        \b(?:prompt|input|message|request)s?(?: text)? (?:is|are) too (?:long|large)\b
         \b(?:prompt|input) too (?:long|large)\b
         \btoo many (?:input |prompt )?tokens\b
         \bcontext (?:window )?overflow
         \b(?:input|prompt)s?\b.{,60}?\b(?:tokens?|length)\b.{,80}?(?:\bexceed|\bmust be <=)
+        \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq)
+        \bmust have less than \d{1,9} tokens\b
         \brange of input length\b
         \breduce the length of the (?:messages|prompt|input)
     """),
@@ -181,7 +188,9 @@ REQUEST = Meaning(
     """),
     forms(r"""
         \broles must alternate\b
-        \bnot supported\b
+        \bnot support(?:ed)?\b
+        \brequires more (?:system |gpu )?memory\b
+        \b(?:error|status)[ _]code:? 4(?:00|13|15|22)\b
         \bunsupported (?:parameter|value|content|image|file)
         \bsurrogates not allowed\b
         \bfailed to parse (?:the )?(?:grammar|messages|input|tools|json|schema)
@@ -213,6 +222,7 @@ PASSING = Meaning(
         \btemporar(?:y|ily) (?:unavailable|overloaded|failure|error)
         \b(?:is|are) (?:currently )?overloaded\b
         \bserver (?:is )?(?:too )?busy\b
+        \bmodel (?:has |was )?(?:crashed|unloaded|reloaded)\b
         \bupstream (?:error|timeout|timed out|connect error)
     """),
     OK | {400, 410, 412},
@@ -236,16 +246,21 @@ UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PEND
 # ---- Numbers in words ----------------------------------------------------------------------------------------
 
 LIMIT_TEXT = forms(
-    r"\blimit:? ~?(\d{1,15}+(?:[,_]\d{3}){,4}+)\b.{,300}?\brequested:? ~?(\d{1,15}+(?:[,_]\d{3}){,4}+)\b"
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
 )
 REQUESTED_TEXT = forms(
-    r"\brequested:? ~?(\d{1,15}+(?:[,_]\d{3}){,4}+)\b.{,300}?\blimit(?: is| of|:)? ~?(\d{1,15}+(?:[,_]\d{3}){,4}+)\b"
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
 )
 TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
 # "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
 WAIT_TEXT = forms(
-    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted)\b[^.\d]{,40}+(?=\d)"
+    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|cool ?down|"
+    r"next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
 )
+ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")
+CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)")
 SPAN = forms(
     r"(\d{1,12}+(?:,\d{3}){,3}+(?:\.\d{1,12}+)?) ?"
     r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])(?:, and |, | and | )?"
@@ -255,12 +270,21 @@ DATE_TEXT = forms(
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)"
 )
 DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "秒": 1.0, "分": 60.0, "小": 3600.0}
+# Headers of a 429 that tell when a window is over, by a span or a date
+RESETS = {"x-ratelimit-reset": "x-ratelimit-remaining", "ratelimit-reset": "ratelimit-remaining"}
+DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
+RESET_MOST = 32 * 86400.0  # seconds of a reset that is believed
 # Where a body tells the wait, and in what: Google's RetryInfo, Hugging Face's, Cloudflare's and others'
 WAIT_KEYS = {
     "retryDelay": 1.0, "retry_after": 1.0, "retryAfter": 1.0, "retry_after_seconds": 1.0, "estimated_time": 1.0,
     "retry_after_ms": 0.001, "retryAfterMs": 0.001,
 }  # fmt: skip
+# Where a body has its message, in this order: OpenAI's, AWS', FastAPI's, Zhipu's, Baidu's, OAuth's, Apigee's, RFC 9457's
+MESSAGES = (
+    "message", "Message", "detail", "msg", "error_msg", "error_message", "error_description", "reason", "description",
+    "faultstring", "title",
+)  # fmt: skip
 # MiniMax' codes as statuses: https://www.minimax.io/platform/document/error_code
 MINIMAX = {1001: 408, 1002: 429, 1004: 401, 1008: 402, 1026: 400, 1027: 400, 1039: 429, 1041: 429, 2013: 400, 2049: 401}
 

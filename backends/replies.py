@@ -124,14 +124,13 @@ def chat_text(data: dict[str, Any]) -> Read:
     """Return the text, the finish reason and what else there is of a chat completion."""
     choices = data["choices"]
     if len(choices) == 1 and BESIDE.isdisjoint(data):
-        choice, message = choices[0], choices[0]["message"]
+        choice, message = choices[0], choices[0].get("message") or {}
         text = message.get("content")
         if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
             return text, "stop", {}  # as most are: this is on the path of every answer
     choices = in_order(choices)
-    messages = [choice["message"] for choice in choices]
-    texts = [message_text(message) for message in messages]
-    return of_choices(data, choices, texts, messages)
+    reasons = [reason_of(choice) for choice in choices]  # first: what broke off may have no message
+    return of_choices(data, choices, reasons, [choice["message"] for choice in choices])
 
 
 def is_plain(*parts: dict[str, Any]) -> bool:
@@ -146,12 +145,13 @@ def is_plain(*parts: dict[str, Any]) -> bool:
 def completion_text(data: dict[str, Any]) -> Read:
     """Return the text, the finish reason and what else there is of a completion."""
     choices = in_order(data["choices"])
-    return of_choices(data, choices, [choice["text"] or "" for choice in choices], [{}] * len(choices))
-
-
-def of_choices(data: dict[str, Any], choices: list[Any], texts: list[str], messages: list[Any]) -> Read:
-    """Return what several choices come to; the reason is that of the first one that is not whole."""
     reasons = [reason_of(choice) for choice in choices]
+    return of_choices(data, choices, reasons, [{"content": choice["text"]} for choice in choices])
+
+
+def of_choices(data: dict[str, Any], choices: list[Any], reasons: list[str | None], messages: list[Any]) -> Read:
+    """Return what several choices come to; the reason is that of the first one that is not whole."""
+    texts = [message_text(message) for message in messages]
     reason = next((one for one in reasons if one not in core.WHOLE), reasons[0])
     extra: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
     more = [besides(choice, message, text) for choice, message, text in zip(choices, messages, texts, strict=True)]

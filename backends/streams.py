@@ -51,7 +51,9 @@ def events(text: str) -> Iterator[str]:
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            yield "\n".join(data)
+            whole = "\n".join(data)
+            alone = len(data) > 1 and core.parse_json(whole) is None  # some leave out the empty line between two
+            yield from data if alone else [whole]
             data = []
 
 

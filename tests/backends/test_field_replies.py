@@ -72,6 +72,41 @@ MEANT = {
         "stop",
         "invalid_api_key",
     ),
+    "Hugging Face, bad key": (
+        served(400, {"error": "Authorization header is correct, but the token seems invalid"}),
+        "stop",
+        "invalid_api_key",
+    ),
+    "no key": (served(400, told("You didn't provide an API key.")), "stop", "invalid_api_key"),
+    "500 Unauthorized": (served(500, {"error": "Unauthorized"}), "stop", "invalid_api_key"),
+    "a proxy's 401": (served(500, told("Error code: 401 - {'error': 'x'}")), "stop", "invalid_api_key"),
+    "a proxy's 400": (served(502, told("Error code: 400 - {'error': 'x'}")), "fail", "http_502"),
+    "Azure's gateway": (served(200, {"statusCode": 401, "message": "Access denied"}), "stop", "http_401"),
+    "one error in another": (
+        served(500, {"error": told("x", "context_length_exceeded")}),
+        "fail",
+        "context_length_exceeded",
+    ),
+    "Apigee": (served(200, {"fault": {"faultstring": "Rate limit quota violation"}}), "retry", "no_answer"),
+    "TEI, context": (
+        served(413, {"error": "`inputs` must have less than 512 tokens. Given: 600"}),
+        "fail",
+        "context_length_exceeded",
+    ),
+    "Tabby, context": (
+        served(500, told("Prompt length 5000 is greater than max_seq_len 4096")),
+        "fail",
+        "context_length_exceeded",
+    ),
+    "llama.cpp, batch size": (served(500, told("input is too large to process")), "fail", "context_length_exceeded"),
+    "llama.cpp, no picture": (served(500, told("image input is not supported")), "fail", "http_500"),
+    "Ollama, no room": (served(500, {"error": "model requires more system memory (8 GiB)"}), "fail", "http_500"),
+    "LM Studio, crashed": (
+        served(400, {"error": "The model has crashed without additional information."}),
+        "retry",
+        "http_400",
+    ),
+    "AWS, client closed": (served(460, b""), "retry", "http_460"),
     "a code for the key": (served(403, told(code="InvalidApiKey")), "stop", "invalid_api_key"),
     "Anthropic, no credit": (
         served(400, told("Your credit balance is too low to access the API.", kind="invalid_request_error")),
@@ -181,6 +216,7 @@ MEANT = {
         "fail",
         "larger_than_limit",
     ),
+    "limit, in k": (served(429, told("limit of 30k, requested=30001")), "fail", "larger_than_limit"),
     "Groq, 413": (served(413, told("Limit 6000, Requested 6001", "rate_limit_exceeded")), "fail", "larger_than_limit"),
     "LM Studio without /v1": (
         served(200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}),
@@ -278,6 +314,12 @@ WAITS = {
     "in the body": (served(429, told(retry_after=7)), 7),
     "beside the error": (served(429, {"message": "slow", "retry_after_ms": 1500}), 1.5),
     "the header wins": (served(429, told("Try again in 60 seconds"), retry_after=3), 3),
+    "one": (served(429, told("Please try again in a minute.")), 60),
+    "Chinese": (served(429, told("请求过于频繁,请在30秒后重试")), 30),
+    "cool down": (served(429, told("Cooldown: 15 s")), 15),
+    "a date": (served(429, told("try again at 2099-11-28T21:25:30Z")), 1e9),
+    "the window's end": (served(429, told(), x_ratelimit_reset=12), 12),
+    "the window's end, not reached": (served(429, told(), x_ratelimit_reset=12, x_ratelimit_remaining=3), None),
     "no unit": (served(429, told("try again in 5")), None),
     "another thing's time": (served(429, told("You asked 20 times in 60 seconds")), None),
 }
@@ -298,6 +340,7 @@ def chat(content="All of it.", reason="stop", more=(), **message):
     return {"choices": [choice | dict(more)], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
 
 
+USED = {"id": "c", "model": "m-1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
 HALF = {"code": 502, "message": "Upstream error"}
 BROKEN = {
     "OpenRouter": (chat("Half", "error", {"error": HALF}), "retry", "http_502", 502),
@@ -312,6 +355,7 @@ BROKEN = {
     "DeepSeek": (chat("Half", "insufficient_system_resource"), "retry", "broken_off", 200),
     "SGLang": (chat("Half", {"type": "abort", "message": "x"}), "retry", "broken_off", 200),
     "an error beside stop": (chat("Half", "stop", {"error": "the engine has died"}), "retry", "no_answer", 200),
+    "no message": ({"choices": [{"error": HALF}], "usage": USED["usage"]}, "retry", "http_502", 502),
     "an empty list": (chat() | {"choices": []}, "retry", "no_answer", 200),
 }
 
@@ -420,13 +464,13 @@ def delta(reason=None, **part):
 
 
 CHUNKS = [delta(role="assistant", content=""), delta(content="All "), delta(content="of it."), delta("stop")]
-USED = {"id": "c", "model": "m-1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
 CALL = {"index": 0, "id": "call", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}
 MORE = {"index": 0, "function": {"arguments": ": 1}"}}
 DONE = {"type": "response.completed", "response": response("completed")}
 STREAMS = {
     "chat": ("chat", stream(*CHUNKS, USED), "All of it.", "stop"),
     "chat, CR LF": ("chat", stream(*CHUNKS, USED, line="\r\n"), "All of it.", "stop"),
+    "no empty lines": ("chat", stream(*CHUNKS, USED).replace("\n\n", "\n"), "All of it.", "stop"),
     "no [DONE]": ("chat", stream(*CHUNKS, done=False), "All of it.", "stop"),
     "whole in one event": ("chat", stream(chat(), done=False), "All of it.", "stop"),
     "completions": (
