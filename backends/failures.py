@@ -169,7 +169,7 @@ def status_in(data: Any) -> int:
         if 400 <= number < 600:
             return number
         if 40000 <= number < 60000:  # FastChat's: of the five digits the first three
-            return 400 if number // 100 == 403 else number // 100
+            return {40301: 404, 40302: 400, 40303: 400}.get(number, number // 100)
     return 0
 
 

@@ -53,7 +53,7 @@ HINTS = {
     "unreadable": "mend these lines and run the same command",
     "malformed_reply": "the reply was not JSON; check the base URL, or ask again",
 }
-HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"]}
+HINTS |= {"invalid_api_key": HINTS["401"], "402": HINTS["insufficient_quota"], "451": HINTS["content_filter"]}
 HINTS |= dict.fromkeys(("405", "501", "wrong_path"), HINTS["404"])
 HINTS |= dict.fromkeys(("409", "424", "425", "499", "no_answer"), HINTS["408"])
 # What the message names is more than the kind: a proxy on the way, another form of login, a way to do with less.

@@ -93,13 +93,15 @@ KEY = Meaning(
 QUOTA = Meaning(
     "insufficient_quota", "stop",
     forms(QUOTA_CODES.pattern + "|arrearage|exceeded_current_quota_error|insufficient_?(?:balance|credits?|funds)|"
-          "payment_required|account_?overdue(?:error)?"),
+          "payment_required|account_?overdue(?:error)?|budget_exceeded"),
     forms(r"""
         \bcredit balance is too low\b
         \b(?:insufficient|not enough|no|out of) (?:\w{1,20} )?(?:balance|credits?|funds)\b
         \baccount\b.{,80}?\b(?:overdue|in arrears|suspended)
+        \b(?:key|credit|spend|spending|budget) limit (?:has been |was )?(?:exceeded|reached)\b
+        \bbudget has been exceeded\b
     """),
-    OK | {400, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
+    OK | {400, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
 )  # fmt: skip
 CLOSED = Meaning("", "stop", forms("account_deactivated"), NEVER, frozenset())
 # llama.cpp#19774 and #15780, llama-cpp-python, TGI, vLLM, SGLang, Ollama, Gemini, Anthropic, LiteLLM, DashScope
@@ -134,8 +136,10 @@ MODEL = Meaning(
         \binvalid model name
         \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned)
         \b(?:unknown|no such) model\b
+        \bno models? (?:is |are )?loaded\b
+        \bmodel (?:is )?not loaded\b
     """),
-    OK | {400, 422, 500},
+    OK | {400, 404, 422, 500},
 )  # fmt: skip
 # LM Studio without /v1, Zhipu's 200 for a path that is not there, OpenAI's "Unrecognized request URL"
 PATH = Meaning(
@@ -217,7 +221,8 @@ SERVER = Meaning(
 PASSING = Meaning(
     "", "retry", NEVER,
     forms(r"""
-        \btry (?:your request |this )?again (?:later|in\b|shortly|soon)
+        \btry (?:your request |this )?again (?:later|shortly|soon)
+        \btry (?:your request |this )?again in (?:an? )?(?:\d|few|moment|while|minute|second|hour)
         \btry your request again\b
         \btemporar(?:y|ily) (?:unavailable|overloaded|failure|error)
         \b(?:is|are) (?:currently )?overloaded\b
@@ -280,7 +285,7 @@ WAIT_KEYS = {
     "retryDelay": 1.0, "retry_after": 1.0, "retryAfter": 1.0, "retry_after_seconds": 1.0, "estimated_time": 1.0,
     "retry_after_ms": 0.001, "retryAfterMs": 0.001,
 }  # fmt: skip
-# Where a body has its message, in this order: OpenAI's, AWS', FastAPI's, Zhipu's, Baidu's, OAuth's, Apigee's, RFC 9457's
+# Where a body has its message, in this order: OpenAI's, AWS', FastAPI's, Zhipu's, Baidu's, OAuth's, Apigee's, RFC 9457
 MESSAGES = (
     "message", "Message", "detail", "msg", "error_msg", "error_message", "error_description", "reason", "description",
     "faultstring", "title",

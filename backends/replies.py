@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import core
-from .failures import error_in_answer, error_of, error_without_call, is_error, page_title
+from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
 from .meanings import BROKEN, UNFINISHED
 from .streams import is_stream, joined
 
@@ -96,10 +96,14 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
     if isinstance(data, list) and data and isinstance(data[0], dict) and is_error(data[0]):
         return data[0]
     if data is None and is_stream(headers, body) and has_few_values(body):
-        return joined(body)
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            return joined(body)
     if "html" in core.header(headers, "content-type"):
         raise core.PromptError("web_page", page_title(body) or "a web page", "stop", 200)
-    raise core.PromptError("malformed_reply", f"not JSON: {page_title(body) or 'an empty body'}", "retry", 200)
+    text = page_title(body)
+    if data is None and len(body) < 1000 and not body.lstrip().startswith((b"{", b"[")) and meaning_of(200, "", text):
+        raise error_in_answer({"error": text})  # a gateway's sentence
+    raise core.PromptError("malformed_reply", f"not JSON: {text or 'an empty body'}", "retry", 200)
 
 
 def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.PromptError:

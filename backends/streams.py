@@ -11,13 +11,20 @@ from typing import Any
 
 from . import core
 
+LINES_MOST = 1_000_000  # of a stream; an answer of a hundred thousand tokens has three times as many
 STARTS = b"data:", b"event:", b"id:", b"retry:", b":"
 ENDS = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 
 
 def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
     """Tell whether a body is a stream of events, whatever the header says."""
-    return "event-stream" in core.header(headers, "content-type") or body.lstrip()[:6].startswith(STARTS)
+    if body.count(b"\n") + body.count(b"\r") > LINES_MOST:
+        return False
+    return "event-stream" in core.header(headers, "content-type") or body[:1000].lstrip().startswith(STARTS)
+
+
+class Texts(list[str]):
+    """The parts of a text, which are joined when all are there."""
 
 
 def joined(body: bytes) -> dict[str, Any]:
@@ -72,7 +79,16 @@ def put_together(chunks: list[dict[str, Any]]) -> dict[str, Any]:
             calls = choice["message"].get("tool_calls")
             if isinstance(calls, dict):
                 choice["message"]["tool_calls"] = [calls[number] for number in sorted(calls)]
-    return found | {"choices": [choices[number] for number in sorted(choices)]}
+    return found | {"choices": [finished(choices[number]) for number in sorted(choices)]}
+
+
+def finished(value: Any) -> Any:
+    """Return the value with its texts joined."""
+    if isinstance(value, Texts):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {name: finished(one) for name, one in value.items()}
+    return [finished(one) for one in value] if isinstance(value, list) else value
 
 
 def extend(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
@@ -88,12 +104,13 @@ def extend(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
                 extend(calls.setdefault(number, {}), call)
         elif isinstance(value, dict):
             extend(whole.setdefault(name, {}), value)
-        elif isinstance(before, list) and isinstance(value, list):
+        elif isinstance(value, list) and isinstance(before, list):
             before.extend(value)
-        elif isinstance(before, str) and isinstance(value, str) and name not in KEPT:
-            whole[name] = before + value
+        elif isinstance(value, str) and name not in KEPT:
+            whole[name] = before if isinstance(before, Texts) else Texts()
+            whole[name].append(value)
         else:
-            whole[name] = value[:] if isinstance(value, list) else value
+            whole[name] = value
 
 
 KEPT = {"role", "id", "type", "finish_reason", "native_finish_reason", "object"}  # texts that are told once, or again

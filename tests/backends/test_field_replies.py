@@ -106,6 +106,26 @@ MEANT = {
         "retry",
         "http_400",
     ),
+    "LM Studio, no model": (served(400, {"error": "No models loaded. Please load a model"}), "stop", "model_not_found"),
+    "Ollama, no model": (served(404, told("model 'm' not found, try pulling it first")), "stop", "model_not_found"),
+    "OpenRouter, key limit": (
+        served(403, told("Key limit exceeded (daily limit).", 403)),
+        "stop",
+        "insufficient_quota",
+    ),
+    "LiteLLM, budget": (
+        served(400, told("Budget has been exceeded!", 400, "budget_exceeded")),
+        "stop",
+        "insufficient_quota",
+    ),
+    "a sentence": (served(200, "Unauthorized", content_type="text/plain"), "stop", "invalid_api_key"),
+    "a sentence that passes": (served(200, "too many requests", content_type="text/plain"), "retry", "no_answer"),
+    "cut off, with such words": (
+        served(200, '{"choices": [{"message": {"content": "too many requests'),
+        "retry",
+        "malformed_reply",
+    ),
+    "an advice": (served(400, told("shorten it and try again in a shorter form")), "fail", "http_400"),
     "AWS, client closed": (served(460, b""), "retry", "http_460"),
     "a code for the key": (served(403, told(code="InvalidApiKey")), "stop", "invalid_api_key"),
     "Anthropic, no credit": (

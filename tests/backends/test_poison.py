@@ -1,6 +1,7 @@
 """Replies made to hold up the run: every text of a server's is bounded, and every pattern takes linear time."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import itertools
@@ -125,6 +126,25 @@ def test_messages(message, status):
         assert len(error.error.message) <= 300 and len(error.error.type) <= 60
         http_error(status, {}, json.dumps(body).encode())
     assert time.perf_counter() - began < 1
+
+
+STREAMS = {
+    "parts without end": b'data: {"choices": [{"index": 0, "delta": {"content": "word "}}]}\n\n' * 20_000,
+    "line ends": b"data: \n" * 6_000_000,
+    "parts of a call": b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "a"}}]}}]}\n\n' * 20_000,
+    "depth": b'data: {"choices": [{"delta": ' + b'{"a": ' * 300 + b"1" + b"}" * 300 + b"}]}\n\ndata: [DONE]\n\n",
+    "no parts": b'data: {"choices": [1]}\n\n',
+    "choices that are none": b'data: {"choices": {"a": 1}}\n\n',
+    "an index that is none": b'data: {"choices": [{"index": "x", "delta": {"tool_calls": [1]}}]}\n\n',
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_streams(stream):
+    began = time.perf_counter()
+    with contextlib.suppress(PromptError):
+        read_reply("/chat/completions", {"content-type": "text/event-stream"}, stream)
+    assert time.perf_counter() - began < 2
 
 
 PAGES = {
