@@ -131,7 +131,7 @@ def test_messages(message, status):
 STREAMS = {
     "parts without end": b'data: {"choices": [{"index": 0, "delta": {"content": "word "}}]}\n\n' * 20_000,
     "line ends": b"data: \n" * 6_000_000,
-    "parts of a call": b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "a"}}]}}]}\n\n' * 20_000,
+    "parts of a call": b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"name": "a"}}]}}]}\n\n' * 20_000,
     "depth": b'data: {"choices": [{"delta": ' + b'{"a": ' * 300 + b"1" + b"}" * 300 + b"}]}\n\ndata: [DONE]\n\n",
     "no parts": b'data: {"choices": [1]}\n\n',
     "choices that are none": b'data: {"choices": {"a": 1}}\n\n',
