@@ -321,6 +321,8 @@ class Server:
     @property
     def outage(self) -> str:
         """Return which outage there is now, or ""."""
+        if not self._outages:
+            return ""
         since = self.clock() - self._first
         return next((kind for kind, start, end in self._outages if start <= since < end), "")
 
@@ -355,10 +357,11 @@ class Server:
         elif self._sick.number and self._replica(job.link) < self._sick.number:
             self._sicken(job)
         else:
-            self._treat(job, raw, SLOW_FACTOR if ill else 1.0)
+            self._treat(job, raw)
 
     def _suffer(self, job: Job, kind: str) -> None:
         """Let a request meet an outage."""
+        job.fault = kind
         self.stats.faults[kind] += 1
         if kind == "refused":
             self._leave(job, None)
@@ -376,18 +379,18 @@ class Server:
 
     def _sicken(self, job: Job) -> None:
         """Let a request meet a sick replica."""
+        job.fault = "sick"
         self.stats.faults["sick"] += 1
         if self._sick.status:
             self._leave(job, error(self._sick.status, CRASHED, "server_error"))
 
-    def _treat(self, job: Job, raw: bytes, slowness: float) -> None:
+    def _treat(self, job: Job, raw: bytes) -> None:
         """Admit a request, draw its fate and begin to work on it."""
         try:
             self._check_head(job.head)
             job.ask = Ask(job.head.path, raw)
             self._admit(job.ask)
-            job.fault, latency = self.draw_fate(job.ask)
-            job.latency = latency * slowness
+            job.fault, job.latency = self.draw_fate(job.ask)
         except Refusal as refusal:
             self._leave(job, refusal.reply)
         except RecursionError:
@@ -522,7 +525,8 @@ class Server:
             self._queue.append(job)
         else:
             self._working.add(job)
-            job.timer = self._loop.call_later(job.latency, self._late, self._finish, job)
+            slowness = SLOW_FACTOR if self.outage == "slow" else 1.0
+            job.timer = self._loop.call_later(job.latency * slowness, self._late, self._finish, job)
 
     def _finish(self, job: Job) -> None:
         """Send the answer that is due now, unless the caller has gone or an outage has begun."""
@@ -531,11 +535,10 @@ class Server:
             self.stats.unheard += 1
             return
         ill = self.outage
-        if ill == "silent":
+        if ill in ("silent", "502-page"):
             self.stats.faults[ill] += 1
-            return
-        if ill == "502-page":
-            self._suffer(job, ill)
+            if reply := OUTAGES[ill]:
+                self._leave(job, reply)
             return
         if job.fault:
             self.stats.faults[job.fault] += 1

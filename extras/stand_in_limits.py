@@ -186,7 +186,23 @@ class FixedWindow(Window):
 
 
 class WeightedWindow(FixedWindow):
-    """A sliding window as HAProxy's `http_req_rate` estimates it: of the last stretch counts the share that is left."""
+    """A sliding window as HAProxy's `http_req_rate` estimates it: of the last stretch counts the share that is left.
+
+    The stretches begin with the first request, and anew after two without any.
+    """
+
+    _began = -math.inf  # this stretch
+
+    def _turn_over(self) -> list[int]:
+        passed = (self._clock() - self._began) / self._seconds + EPSILON
+        if passed >= 2:
+            self._began, self._counts = self._clock(), [0, 0]
+        elif passed >= 1:
+            self._began, self._counts = self._began + self._seconds, [self._counts[1], 0]
+        return self._counts
+
+    def reset(self) -> float:
+        return self._began + self._seconds - self._clock()
 
     def used(self) -> float:
         before, now = self._turn_over()
