@@ -71,10 +71,12 @@ def slots(count: int, prompts: int, latency: float, timeout: float) -> Case:
 
 
 def gate(rate: float, burst: int, status: int, prompts: int, **more: Any) -> Case:
-    """A gate as nginx's limit_req."""
+    """A gate as nginx's limit_req; of the first calls, sent before anything is known, some are in vain."""
+    refused = 0.06 + max(0, FIRST - 1 - burst) / prompts
     words = " with Retry-After" if "retry_after" in more else ""
     return Case(f"gate of {rate:g}/s, burst {burst}, {status}{words}",
-                {"gate": rate, "gate_burst": burst, "reject_status": status, **more}, prompts, at_rate(rate, burst + 1))
+                {"gate": rate, "gate_burst": burst, "reject_status": status, **more}, prompts, at_rate(rate, burst + 1),
+                refused=refused, calls=1 / (1 - refused))
 
 
 def window(most: int, seconds: float, kind: str, prompts: int, *tells: str, **more: Any) -> Case:
@@ -86,6 +88,7 @@ def window(most: int, seconds: float, kind: str, prompts: int, *tells: str, **mo
     return Case(name, options | more, prompts, ideal, within=1.3)
 
 
+FIRST = 16  # calls in flight at the start
 PARALLEL = {"max_in_flight": 3, "latency": 1.25, "sigma": 0.0, "retry_after": 8.0}
 SLOTS = [
     slots(1, 80, 0.35, 6),

@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -1205,6 +1206,7 @@ def silent_interrupt(bench: Bench) -> None:
     bench.exactly(f"{name}, answers not in the file", len(run.told() - job.answered()), 0)
 
 
+ROW = 500  # bytes of a result, or a few more
 SOAK_FAULTS = {"500": 0.01, "503-html": 0.005, "reset": 0.003, "truncated": 0.002, "hang": 0.0002,
                "null-choices": 0.0005, "error-200": 0.0005, "malformed": 0.0005}
 
@@ -1215,7 +1217,7 @@ def soak(bench: Bench) -> None:
     The server is in a process of its own here, since its records of a million calls would be most of the memory.
     """
     count, kills, long = bench.size(1_000_000, 2000), bench.size(3, 1), bench.size(10.0, 0.3)
-    first, gap = bench.size((40.0, 50.0), (0.5, 0.6))
+    first, gap = bench.size((20.0, 35.0), (0.5, 0.6))
     outages = [f"{kind}@{first + gap * number:g}+{long:g}" for number, kind in enumerate(stand_in.OUTAGES)]
     options = {"latency": 0.05, "sigma": 0.5, "port": quiet_port(), "seed": bench.seed}
     flags = [f"--{name}={value}" for name, value in options.items()] + [f"--outage={each}" for each in outages]
@@ -1247,10 +1249,13 @@ def soaked(bench: Bench, url: str, count: int, kills: int) -> None:
             time.sleep(0.05)
             size = results.stat().st_size if results.exists() else 0
             memories.append(memory(process.pid))
-            if turn < kills and size > count * 230 * (turn + 1) / (kills + 2):
+            if turn < kills and size > count * ROW * (turn + 1) / (kills + 1):
                 break
         process.kill()
         statuses_seen.append(process.wait())
+    with urllib.request.urlopen(f"{url}/stand_in/stats") as reply:
+        met = json.load(reply)["faults"].keys() & {"silent", "503", "502-page", "loading"}  # the others leave no trace
+    bench.exactly("outages that were met", ", ".join(sorted(met)), "502-page, 503, loading, silent")
     report_soak(bench, results, count, statuses_seen, memories, time.monotonic() - began, limit)
 
 
