@@ -23,7 +23,7 @@ install: $(VENV)/dev  ## set up .venv with all that the backends and the tests u
 test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (half an hour)
+torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what was lost (more than an hour)
 	$(BIN)/python -m tests.torture
 	$(BIN)/python -m tests.fuzz
 

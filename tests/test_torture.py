@@ -3,12 +3,15 @@
 import argparse
 import collections
 import contextlib
+import http.client
 import os
 import threading
+import types
 
 import pytest
 
-from tests import torture
+from concurrent_prompts.extras import stand_in, stand_in_limits
+from tests import server_cases, torture
 from tests.torture import BLOWS, ROOT, TOOL, Bench, Job, asked_again, ideal, limited, needless, sent_again
 
 FAST = {"latency": 0.02}
@@ -97,6 +100,59 @@ def test_the_ideal_is_a_sliding_window(bench):
     for prompt, latency in (("c", 1.0), ("a", 3.0), ("b", 1.5)):
         run.requests.append(torture.Request(prompt, 0.0, latency=latency))
     assert [ideal(job, run, slots) for slots in (1, 2, 3)] == [5.5, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("case", [*server_cases.GATES, *server_cases.WINDOWS], ids=lambda case: case.name)
+@pytest.mark.parametrize("start", [1000.0, 1003.0])
+def test_the_ideal_of_a_limit_is_what_a_client_reaches_that_knows_it(case, start):
+    clock = types.SimpleNamespace(now=start)
+    (limit,) = stand_in_limits.limits_of(stand_in.Options(**case.server), lambda: clock.now)
+    for _ in range(case.prompts):
+        while wait := limit.wait(1):
+            clock.now += wait + 1e-6
+        limit.take(1)
+    assert clock.now - start == pytest.approx(case.ideal([0.0] * case.prompts, start), rel=0.01)
+
+
+def test_the_ideal_of_slots():
+    assert server_cases.in_slots(2)([3.0, 1.5, 1.0], 0.0) == 3.0
+    assert server_cases.in_slots(1)([3.0, 1.5, 1.0], 0.0) == 5.5
+
+
+@pytest.mark.parametrize("case", server_cases.ALL, ids=lambda case: case.name)
+def test_the_ideal_of_a_case_is_short(case):
+    options = stand_in.Options(**torture.LATENCY | case.server)
+    assert 1 < case.ideal([options.latency] * case.prompts, 1000.0) + case.pause < 40
+
+
+def test_a_way_on_which_packets_are_lost(bench):
+    server = bench.serve(latency=0.0)
+    relay = torture.Relay(server)
+    server.do(relay.start())
+    port = int(relay.url.split(":")[2].partition("/")[0])
+    kept, body = http.client.HTTPConnection("127.0.0.1", port, timeout=0.1), '{"messages": [{"content": "x"}]}'
+    for _ in range(2):
+        kept.request("POST", "/v1/chat/completions", body)
+        assert kept.getresponse().read()  # an error, but an answer
+    server.do(relay.freeze())
+    kept.request("POST", "/v1/chat/completions", body)
+    with pytest.raises(TimeoutError):
+        kept.sock.recv(1)
+    late = http.client.HTTPConnection("127.0.0.1", port, timeout=0.1)
+    with pytest.raises(TimeoutError):  # neither is there anybody who accepts a new one
+        late.connect()
+    server.do(relay.thaw())
+    kept.sock.settimeout(5)
+    assert kept.getresponse().status == 400
+    kept.close()
+    server.do(relay.close())
+
+
+def test_a_run_that_takes_too_long_is_cut_off(bench, monkeypatch):
+    monkeypatch.setattr(bench, "size", lambda full, quick: 0.3)
+    job = Job(bench, bench.serve(fault={"hang": 1.0}), 3)
+    run = torture.in_time(job)
+    assert run.status not in (0, None) and len(job.answered()) == 0
 
 
 @pytest.mark.parametrize(("measured", "status"), [(3, 0), (4, 1), (None, 1)])

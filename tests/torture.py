@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from concurrent_prompts.extras import stand_in, stand_in_answers, stand_in_batches
+from tests import server_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
@@ -101,7 +103,7 @@ class Recorder(stand_in.Server):
         self.requests.append(request)
 
     def _leave(self, job: stand_in.Job, reply: stand_in.Reply | None) -> None:
-        request = self._open.pop(job)
+        request = self._open.pop(job, Request("", 0.0))  # what is no call was not noted
         request.fault, request.latency, request.in_flight = job.fault, job.latency, self.stats.in_flight
         super()._leave(job, reply)
         if reply:
@@ -112,19 +114,6 @@ class Recorder(stand_in.Server):
     def set(self, **options: Any) -> None:
         """Change the options from now on."""
         self.options = replace(self.options, **options)
-
-    async def go_away(self) -> None:
-        """Refuse connections from now on, and reset those that are there."""
-        self.set(port=self._listener.sockets[0].getsockname()[1])
-        self._listener.close()
-        for link in list(self.links):
-            if link._job:
-                self.drop(link._job)
-            link.reset()
-
-    async def come_back(self) -> None:
-        """Listen again at the same port."""
-        await self.start()
 
     def limit(self, number: int) -> None:
         """Change the limit."""
@@ -245,7 +234,7 @@ class Job:
 
     def __init__(self, bench: Bench, server: Recorder, prompts: int | list[str], *flags: str, backend: str = "",
                  folder: Path | None = None) -> None:
-        self._bench, self._server, self._flags = bench, server, flags
+        self.bench, self._server, self._flags = bench, server, flags
         self.folder, number = bench.folder()
         self.folder = folder or self.folder
         self.results = self.folder / "prompts.results.jsonl"
@@ -261,7 +250,7 @@ class Job:
         """Give the command, maybe inside another (`wrap`)."""
         tool = [*wrap, sys.executable, *program, "prompts.txt", *self.options, *self._flags, *flags]
         client = Client(self._server, self.folder, tool, environment or {})
-        self._bench.stack.callback(client.close)
+        self.bench.stack.callback(client.close)
         return client
 
     def run(self, *flags: str, **more: Any) -> Client:
@@ -368,7 +357,7 @@ class Bench:
 
 def line(what: str, measured: str, goal: str, verdict: str) -> str:
     """Return a line of the table."""
-    return f"{what:60} {measured:>12}  {goal:>12}  {verdict}"
+    return f"{what:76} {measured:>12}  {goal:>12}  {verdict}"
 
 
 def shown(value: Any) -> str:
@@ -518,18 +507,19 @@ def faults(bench: Bench) -> None:
     """
     shares = {"500": 0.05, "503-html": 0.03, "reset": 0.03, "truncated": 0.02, "hang": 0.01, "null-choices": 0.005,
               "error-200": 0.005, "malformed": 0.005}
-    for slots, flags in bench.size([(50, ["-c", "50"]), (256, [])], [(50, ["-c", "50"])]):
+    goals = [(50, ["-c", "50"], 2.5, 36), (256, [], 2.2, 45)]
+    for slots, flags, ratio, most in bench.size(goals, goals[:1]):
         server = bench.serve(fault=shares)
         job = Job(bench, server, bench.size(1000, 200), *flags)
         run, name = job.run(), " ".join(flags) or "-c auto"
         bench.exactly(f"{name}, exit status", run.status, 0)
         bench.exactly(f"{name}, prompts answered", len(job.answered()), len(job.prompts))
         best, wall = ideal(job, run, slots), run.ended - run.began
-        bench.at_most(f"{name}, wall time {wall:.1f} s / ideal {best:.1f} s", wall / best, bench.size(2.5, 10.0))
+        bench.at_most(f"{name}, wall time {wall:.1f} s / ideal {best:.1f} s", wall / best, bench.size(ratio, 10.0))
         bills = Counter(one.prompt for one in run.requests if one.billed)
         useless = sum(one.billed and not one.answered for one in run.requests)
         twice = bills.total() - len(bills)
-        bench.at_most(f"{name}, billed twice", twice, 36)
+        bench.at_most(f"{name}, billed twice", twice, most)
         bench.at_most(f"{name}, billed twice needlessly", twice - useless, 6)
 
 
@@ -926,6 +916,370 @@ def span(run: Client) -> float:
     return max(one.sent for one in run.requests if one.answered) - run.requests[0].came
 
 
+def servers(bench: Bench) -> None:
+    """Run against servers with slots, gates, windows and caps that nobody has told (tests/server_cases.py).
+
+    Then against one whose every reply is the same failure, and one that closes each connection after its answer.
+    """
+    for case in bench.size(server_cases.ALL, [server_cases.SLOTS[0], *server_cases.GATES[:1], *server_cases.CAPS[2:3]]):
+        server = bench.serve(**case.server)
+        job = Job(bench, server, bench.size(case.prompts, case.prompts // 4), *case.flags)
+        run = in_time(job)
+        best = case.ideal(latencies(job, run), run.requests[0].came) + case.pause
+        slack = bench.size(0.0, 0.3)  # with a quarter of the prompts the first guesses count four times as much
+        report_span(bench, case.name, job, run, best, case.within + slack)
+        bench.at_most(f"{case.name}, calls a prompt", len(run.requests) / len(job.prompts), case.calls + slack)
+        share = sum(one.status not in (200, None) for one in run.requests) / len(run.requests)
+        bench.at_most(f"{case.name}, refused", 100 * share, 100 * (case.refused + slack), " %")
+        if case.server.get("work_on"):
+            bench.exactly(f"{case.name}, worked for nobody", server.stats.unheard, 0)
+    hopeless(bench)
+    closing(bench)
+
+
+def in_time(job: Job, *flags: str) -> Client:
+    """Run the job, but not for too long: it is killed then, and its figures are missed."""
+    return cut_off(job, job.start(*flags))
+
+
+def cut_off(job: Job, run: Client) -> Client:
+    """Wait for the end of a run, and kill it if that is too long."""
+    with contextlib.suppress(TimeoutError):
+        run.until(lambda: False, job.bench.size(75.0, 15.0))
+    run.kill()
+    return run.wait()
+
+
+def latencies(job: Job, run: Client) -> list[float]:
+    """Return for each prompt the latency that the server drew when it was first let in."""
+    drawn = {one.prompt: one.latency for one in reversed(run.requests) if one.latency}
+    return [drawn.get(prompt, 0.0) for prompt in job.prompts]
+
+
+def report_span(bench: Bench, name: str, job: Job, run: Client, best: float, within: float) -> None:
+    """Report whether all was answered, and how long that took against the best that was possible."""
+    report_answered(bench, name, job, run)
+    took = span(run) if any(one.answered for one in run.requests) else math.inf
+    bench.at_most(f"{name}, span {took:.1f} s / ideal {best:.1f} s", math.inf if job.lost() else took / best, within)
+
+
+def report_answered(bench: Bench, name: str, job: Job, run: Client) -> None:
+    bench.exactly(f"{name}, answered, exit status", f"{len(job.answered())}, {run.status}", f"{len(job.prompts)}, 0")
+
+
+def hopeless(bench: Bench) -> None:
+    """Let every reply be the same failure, from the first call on; also with -q."""
+    for status, flags in bench.size([("500", ()), ("500", ("-q",)), ("429", ())], [("500", ("-q",))]):
+        name = " ".join([f"{status} to everything", *flags])
+        job = Job(bench, bench.serve(fault={status: 1.0}, latency=0.05), 200, *flags)
+        run = in_time(job)
+        bench.exactly(f"{name}, exit status", run.status, 3)
+        bench.at_most(f"{name}, calls", len(run.requests), 40)
+        reason = {"500": "an error while processing", "429": "Rate limit reached"}[status]
+        bench.exactly(f"{name}, the reason is said", reason in run.text, True)
+        if status == "429":
+            bench.exactly(f"{name}, no limit is reported", "requests/min" in run.text, False)
+        else:
+            hints = [flag in run.text for flag in ("-e", "-p")]
+            bench.exactly(f"{name}, hints at -e and -p", all(hints), True)
+
+
+def closing(bench: Bench) -> None:
+    """Close each connection after its answer, without a word; 500 prompts, with every backend."""
+    for backend in bench.size(["stdlib", "raw-aiohttp", "openai-sdk"], ["stdlib"]):
+        name = f"closes after each answer, {backend}"
+        if missing(backend):
+            bench.skip(name, f"{LIBRARIES[backend].split()[0]} is not installed")
+            continue
+        job = Job(bench, bench.serve(close_every=1, latency=0.05), bench.size(500, 100), backend=backend)
+        run = in_time(job)
+        report_answered(bench, name, job, run)
+        tries = sum(json.loads(row)["attempts"] for row in job.lines())
+        bench.at_most(f"{name}, attempts a prompt", tries / len(job.prompts), 1.02)
+
+
+def away(bench: Bench) -> None:
+    """Let the server be silent, ill, slow, loading, partly sick or full of stragglers, and nobody say so.
+
+    1,000 prompts; outages of 20 s, 20 in flight; all else is the default.
+    """
+    for kind, within, more in bench.size(ILLS, ILLS[:2]):
+        ill(bench, kind, within, more)
+    loading(bench)
+    if not bench.quick:
+        dropped(bench)
+        replicas(bench)
+        stragglers(bench)
+        silent_interrupt(bench)
+
+
+ILLS = [("silent", 1.15, 20), ("503", 1.1, 0), ("502-page", 1.1, 20), ("slow", 1.1, 10)]
+
+
+def ill(bench: Bench, kind: str, within: float, twice: int) -> None:
+    """Let an outage come in the fifth second."""
+    seconds = bench.size(20, 3)
+    server = bench.serve(outage=(f"{kind}@{bench.size(5, 1)}+{seconds}",))
+    job = Job(bench, server, bench.size(1000, 200), "-c", "20")
+    run, name = in_time(job), f"{kind} for {seconds} s"
+    best = server_cases.in_slots(20)(latencies(job, run), 0) + seconds
+    report_span(bench, name, job, run, best, within + bench.size(0, 0.3))
+    bench.at_most(f"{name}, paid twice", paid_twice(run), twice)
+    if kind in ("503", "502-page"):
+        met = sum(one.fault == kind for one in run.requests)
+        bench.at_most(f"{name}, calls that met it", met, 30)
+        bench.exactly(f"{name}, prompts that lost an attempt", lost_attempts(job), 0)
+
+
+def paid_twice(run: Client) -> int:
+    """Count the calls that an API would want money for beyond one a prompt."""
+    bills = Counter(one.prompt for one in run.requests if one.billed)
+    return bills.total() - len(bills)
+
+
+def lost_attempts(job: Job) -> int:
+    return sum(json.loads(row)["attempts"] > 1 for row in job.lines())
+
+
+class Relay:
+    """A way to the server on which packets can be lost: what has been sent waits, and new connections get no answer."""
+
+    def __init__(self, server: Recorder) -> None:
+        self._server, self._loop = server, server.loop
+        self._fillers: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.setblocking(False)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self._accepting = self._begin(self._accept())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self) -> None:
+        while True:
+            connection, _ = await self._loop.sock_accept(self._listener)
+            self._begin(self._join(connection))
+
+    async def _join(self, connection: socket.socket) -> None:
+        port = int(self._server.url.rpartition(":")[2].partition("/")[0])
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(connection.close)
+            near = await self._streams(stack, sock=connection)
+            far = await self._streams(stack, host="127.0.0.1", port=port)
+            await asyncio.gather(self._pump(near[0], far[1]), self._pump(far[0], near[1]), return_exceptions=True)
+
+    async def _streams(self, stack: contextlib.AsyncExitStack, **where: Any) -> tuple[Any, Any]:
+        reader, writer = await asyncio.open_connection(**where)
+
+        async def end() -> None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+        stack.push_async_callback(end)
+        return reader, writer
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            await self._flows.wait()
+            writer.close()
+
+    async def freeze(self) -> None:
+        """Lose every packet from now on; the system drops a SYN if the queue of connections is full."""
+        self._flows.clear()
+        self._accepting.cancel()
+        await asyncio.sleep(0)
+        self._listener.listen(0)
+        for _ in range(3):
+            self._fillers.append(filler := socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(self._listener.getsockname())
+
+    async def thaw(self) -> None:
+        """Let the packets through again."""
+        for filler in self._fillers:
+            filler.close()
+        self._listener.listen(1024)
+        self._flows.set()
+        self._accepting = self._begin(self._accept())
+
+    async def close(self) -> None:
+        self._flows.set()
+        self._listener.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def dropped(bench: Bench) -> None:
+    """Let every packet be lost for 20 s, in both directions."""
+    server = bench.serve()
+    relay = Relay(server)
+    server.do(relay.start())
+    bench.stack.callback(lambda: server.do(relay.close()))
+    job = Job(bench, server, 1000, "-c", "20", "--base-url", relay.url)
+    run = job.start()
+    run.requested(300)
+    server.do(relay.freeze())
+    run.after(20)
+    server.do(relay.thaw())
+    cut_off(job, run)
+    best = server_cases.in_slots(20)(latencies(job, run), 0) + 20
+    report_span(bench, "packets dropped for 20 s", job, run, best, 1.2)
+    bench.at_most("packets dropped for 20 s, paid twice", paid_twice(run), 20)
+
+
+def loading(bench: Bench) -> None:
+    """Let the server load its model first, also for longer than --deadline allows."""
+    seconds = bench.size(30, 3)
+    server = bench.serve(outage=(f"loading@0+{seconds}",))
+    job = Job(bench, server, 40)
+    run, name = in_time(job), f"loading for {seconds} s"
+    best = max(latencies(job, run)) + seconds
+    report_span(bench, name, job, run, best, 1.05 + bench.size(0, 0.5))
+    bench.exactly(f"{name}, says what is waited for", "oading" in run.text, True)
+    limit = bench.size(5, 2)
+    run = in_time(Job(bench, bench.serve(outage=("loading@0+600",)), 40), "--deadline", str(limit))
+    bench.exactly(f"loading for ever, --deadline {limit}, exit status", run.status, 3)
+    bench.at_most(f"loading for ever, --deadline {limit}, ended after", run.ended - run.began, limit + 1.0, " s")
+
+
+def replicas(bench: Bench) -> None:
+    """Let one replica of ten be sick: 500 at once, or no answer ever; at 50 in flight, and as many as the default."""
+    for flags in (("-c", "50"), ()):
+        healthy = Job(bench, bench.serve(replicas=10), 1000, *flags)
+        best = span(in_time(healthy))
+        for sick, what in (("1", "answers 500"), ("1:never", "never answers")):
+            server = bench.serve(replicas=10, sick=sick)
+            job = Job(bench, server, healthy.prompts, *flags)
+            run = in_time(job)
+            name = f"one replica of ten {what}, {' '.join(flags) or '-c auto'}"
+            report_span(bench, name, job, run, best, 1.3)
+            bench.at_most(f"{name}, calls a prompt", len(run.requests) / len(job.prompts), 1.2)
+
+
+def stragglers(bench: Bench) -> None:
+    """Let 2 % of the calls take 40 times as long; and let a third of them, so that slowness is honest."""
+    job = Job(bench, bench.serve(stragglers=0.02), 1000)
+    run = in_time(job)
+    best = server_cases.in_slots(256)(latencies(job, run), 0)
+    report_span(bench, "2 % take 40 times as long", job, run, best, 0.35)
+    bench.at_most("2 % take 40 times as long, paid twice", paid_twice(run), len(job.prompts) // 20)
+    job = Job(bench, bench.serve(stragglers=0.33, straggler_factor=20), 1000)
+    run = in_time(job)
+    best = server_cases.in_slots(256)(latencies(job, run), 0)
+    report_span(bench, "a third takes 20 times as long", job, run, best, 2.0)
+    bench.at_most("a third takes 20 times as long, paid twice", paid_twice(run), len(job.prompts) // 10)
+
+
+def silent_interrupt(bench: Bench) -> None:
+    """Interrupt a run whose server is silent: it must not wait in silence, and the second time it ends at once."""
+    if os.name == "nt":
+        bench.skip("interrupted on a silent server", "Windows sends no SIGINT to one process")
+        return
+    job = Job(bench, bench.serve(outage=("silent@2+600",)), 500, "-c", "20")
+    run, name = job.start(), "interrupted on a silent server"
+    run.requested(20)
+    run.after(4)
+    run.send(signal.SIGINT)
+    patient = run.after(8)
+    run.stopped = run.send(signal.SIGINT) if patient else math.inf
+    run.wait(30)
+    said = [text for text in run.text.splitlines() if "wait" in text.lower() and "again" in text.lower()]
+    bench.exactly(f"{name}, exit status", run.status, 130)
+    bench.exactly(f"{name}, says what it waits for, or has ended", bool(said) or not patient, True)
+    bench.at_most(f"{name}, to its end", run.ended - run.stopped if patient else 0.0, 0.5, " s")
+    bench.exactly(f"{name}, answers not in the file", len(run.told() - job.answered()), 0)
+
+
+ROW = 500  # bytes of a result, or a few more
+SOAK_FAULTS = {"500": 0.01, "503-html": 0.005, "reset": 0.003, "truncated": 0.002, "hang": 0.0002,
+               "null-choices": 0.0005, "error-200": 0.0005, "malformed": 0.0005}
+
+
+def soak(bench: Bench) -> None:
+    """Send a million prompts through mixed faults, an outage of each kind and three `kill -9`.
+
+    The server is in a process of its own here, since its records of a million calls would be most of the memory.
+    """
+    count, kills, long = bench.size(1_000_000, 2000), bench.size(3, 1), bench.size(10.0, 0.3)
+    first, gap = bench.size((20.0, 35.0), (0.5, 0.6))
+    outages = [f"{kind}@{first + gap * number:g}+{long:g}" for number, kind in enumerate(stand_in.OUTAGES)]
+    options = {"latency": 0.05, "sigma": 0.5, "port": quiet_port(), "seed": bench.seed}
+    flags = [f"--{name}={value}" for name, value in options.items()] + [f"--outage={each}" for each in outages]
+    flags += [f"--fault={kind}={share}" for kind, share in SOAK_FAULTS.items()]
+    command = [sys.executable, "-m", "concurrent_prompts.extras.stand_in", *flags, "--exit-on-eof"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True, env=clean_environment(), cwd=ROOT)
+    bench.stack.enter_context(server)
+    bench.stack.callback(server.kill)
+    assert server.stdout
+    url = server.stdout.readline().rpartition(" ")[2].strip()
+    soaked(bench, url, count, kills)
+
+
+def soaked(bench: Bench, url: str, count: int, kills: int) -> None:
+    """Give the command again and again until it ends by itself; look at the memory meanwhile, and then at the rows."""
+    folder, _ = bench.folder()
+    prompts, results = folder / "p.txt", folder / "p.results.jsonl"
+    prompts.write_text("".join(f"prompt {number}\n" for number in range(1, count + 1)))
+    command = [sys.executable, SCRIPT, "p.txt", "-b", bench.backend, "--base-url", url, "-q"]
+    began, size, memories, statuses_seen = time.monotonic(), 0, [], []
+    limit = bench.size(900, 90)
+    for turn in range(kills + 1):
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        bench.stack.callback(process.kill)
+        memories = []
+        while process.poll() is None and time.monotonic() < began + limit:
+            time.sleep(0.05)
+            size = results.stat().st_size if results.exists() else 0
+            memories.append(memory(process.pid))
+            if turn < kills and size > count * ROW * (turn + 1) / (kills + 1):
+                break
+        process.kill()
+        statuses_seen.append(process.wait())
+    with urllib.request.urlopen(f"{url}/stand_in/stats") as reply:
+        met = json.load(reply)["faults"].keys() & {"silent", "503", "502-page", "loading"}  # the others leave no trace
+    bench.exactly("outages that were met", ", ".join(sorted(met)), "502-page, 503, loading, silent")
+    report_soak(bench, results, count, statuses_seen, memories, time.monotonic() - began, limit)
+
+
+def report_soak(bench: Bench, results: Path, count: int, ends: list[int], memories: list[int], took: float,
+                limit: float) -> None:
+    """Report on what a soak has left."""
+    seen, failed, wrong = set(), 0, 0
+    with results.open("rb") as file:
+        for row in map(json.loads, file):
+            text = f"prompt {row['id']}"
+            seen.add(row["id"])
+            failed += row["error"] is not None
+            wrong += row["error"] is None and row["text"] != stand_in_answers.invent(text, text, "")
+    if os.name != "nt":
+        bench.exactly("exit statuses", ", ".join(map(str, ends)), ", ".join([*["-9"] * (len(ends) - 1), "0"]))
+    bench.exactly(f"prompts lost of {count:,}", count - len(seen), 0)
+    bench.exactly("prompts failed", failed, 0)
+    bench.exactly("prompts with another's answer", wrong, 0)
+    bench.at_most("seconds", took, limit, " s")
+    settled, last = memories[len(memories) // 4 :], max(memories[-20:])
+    bench.at_most("memory at the end beyond that after a quarter", (last - settled[0]) / 1e6, 30.0, " MB")
+    bench.at_most("memory, the most", max(memories) / 1e6, bench.size(400.0, 150.0), " MB")
+
+
 def batches(bench: Bench) -> None:
     """Kill (`kill -9`) jobs of 300 rows through openai-batch, each up to four times, and then run them to their end.
 
@@ -1248,8 +1602,8 @@ def answering(reply: Any) -> Iterator[str]:
 
 
 SCENARIOS = {"kill": kill, "ctrl-c": ctrl_c, "faults": faults, "outage": outage, "final": final, "disk": disk,
-             "two": two, "order": order, "limits": limits, "batches": batches, "cluster": cluster, "replies": replies,
-             "poisoned": poisoned}
+             "two": two, "order": order, "limits": limits, "servers": servers, "away": away, "batches": batches,
+             "cluster": cluster, "replies": replies, "poisoned": poisoned, "soak": soak}
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
@@ -1259,7 +1613,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the scenarios; return the exit status."""
     parser = argparse.ArgumentParser("tests.torture", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", metavar="NAME,...", default=",".join(SCENARIOS), help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="small versions, a minute in all")
+    parser.add_argument("--quick", action="store_true", help="small versions, three minutes in all")
     parser.add_argument("--backend", metavar="NAME", default="stdlib", help="default: %(default)s")
     parser.add_argument("--seed", metavar="N", type=int, default=0)
     args = parser.parse_args(argv)
