@@ -1003,8 +1003,7 @@ class Quota:
     """
 
     FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
-    STEPS = [0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800]
-    STEPS += [3600.0 * hours for hours in range(1, 25)]  # seconds since the last full bucket was begun
+    STEPS = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
     PAUSE = 2.0  # seconds in which a bucket of tokens may fill of which nothing is known
     LATE = 1.02  # a window is not over before this share of its length
 
@@ -1192,7 +1191,8 @@ class Quota:
 
     def let_in(self, started: float = math.inf) -> None:
         """Try a little more after each call that was accepted, and the more the longer it goes well."""
-        if self.source == "from refusals" and started > self._last[0] and not (self.led or self._exploring or self.period):
+        feeling = self.source == "from refusals" and not (self.led or self._exploring or self.period)
+        if feeling and started > self._last[0]:
             self._accepted += 1
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
@@ -1230,16 +1230,18 @@ class Quota:
         more = (cost - 0.5) / 2
         lately = (accepted + more) / max(1e-3, now - self._last[0])
         average = (self._last[1] + accepted - self._start[1] + more) / max(1e-3, now - self._start[0])
-        if accepted > 3 * cost and self._contradicts(lately, accepted > 7 * cost):
+        calls = self.name == "requests"  # which are all alike; tokens are known less exactly
+        if calls and accepted > 3 and self._contradicts(lately, accepted > 7):
             return self.forget()
-        if abs(lately / average - 1) > 0.15:  # the limit has changed, or the bucket was not used up
+        # The limit has changed, or the bucket was not used up.
+        if abs(lately / average - 1) > 0.15 if calls else self._sure and lately < 0.9 * self.rate:
             self._start, average = self._last, lately
             if accepted > 20 * cost:
                 self._growth = 0.1
         # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
-        few = self._burst < 10 * cost and self.name == "requests" and not 0.9 < self.rate / average < 1.1
+        few = self._burst < 10 * cost and calls and not 0.9 < self.rate / average < 1.1
         self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self._exploring else self._growth / 3
-        self._sure = self._growth < 0.004 or self.name == "tokens"
+        self._sure = self._growth < 0.004 or not calls
         self.rate = max(0.01, math.sqrt(average * self.rate) if few and not self._exploring else average)
         log.info("limit: %s", self)
 
@@ -1272,7 +1274,7 @@ class Quota:
         self._closed = now + (wait or self.period / 20)
 
     def _widen(self) -> None:
-        """After a window in which nothing was rejected try a shorter one, as long as that may be, or else a call more."""
+        """After a window without a rejection try a shorter one, as long as that may be, or else a call more."""
         self._clean += 1
         if self._clean % self.most:
             return
@@ -1437,7 +1439,7 @@ class Limiter:
     it hit one call more than were ever answered, for the rate's where the next ones are rejected as well.
     While a window grows, its calls go out one after the other, so that few of them hit a limit.
     After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
-    for a second at most. Where the calls of several prompts fail so, or with a status of 500 and above, and nothing that
+    for a second at most. If the calls of several prompts fail so, or with a status of 500 and above, and nothing that
     was sent after the first of them is answered, the server is down: one call a second tries until it is back.
     """
 
@@ -1473,7 +1475,7 @@ class Limiter:
         self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
         self._before = 0.0, ""  # the window by then
         self._doubt = -math.inf  # until when one call a second goes out
-        self._failed = self._probed = -math.inf
+        self._failed = self._probed = self._down_at = -math.inf
         self._probes = 0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
@@ -1572,7 +1574,7 @@ class Limiter:
                 self._opens = max(now, self._opens) + self._latency / self.in_flight / 4
         elif self._paced and self.sent >= self.AT_ONCE and self.latest == -math.inf:
             self._opens = now + (0.01 if self.sent < 16 else 0.05)
-            if self.sent == 16: self._opens = now + 0.4
+            self._opens += 0.35 if self.sent == 16 else 0.0
             if 16 <= self.sent < 32 and self.window.size >= 16:
                 self.window.size += 1
 
@@ -1651,7 +1653,7 @@ class Limiter:
         at_the_door = not self._latency or call.latency < self._latency / 4
         if wait:
             self._pause(wait)
-        if told or quota.source in ("as told", "from headers") and wait:
+        if told or (wait and quota.source in ("as told", "from headers")):
             return
         if call.started <= self._rejection:  # one of those that went out together
             if self.window.source == "from refusals" and self._strikes == 0 and at_the_door:
@@ -1723,9 +1725,12 @@ class Limiter:
             several = failed > 1
         else:
             fewest = 2 if failure.heard else 1
-            several = len(self._failing) >= min(4 + self.in_flight // 8, max(fewest, self.window.ceiling)) and failed > 2
+            fewest = min(4 + self.in_flight // 8, max(fewest, self.window.ceiling))
+            several = len(self._failing) >= fewest and failed > 2
         if not failure.heard:
             self._doubt = max(self._doubt, now + PROBE)
+        if self.away_since is not None and call.started < self._down_at:
+            return  # it was on its way
         if self.away_since is not None:
             self._probes += 1
             longest = PROBE if self.latest > -math.inf else 3 * PROBE
@@ -1736,7 +1741,7 @@ class Limiter:
     def mark_down(self, failure: PromptError, now: float) -> None:
         """Take the server for down: one call at a time tries whether it is back."""
         self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
-        self._opens = now + 0.25
+        self._down_at, self._opens = now, now + 0.25
         self.requests.release()
         self.tokens.release()
         self.window.size, self.window.source = self._before
@@ -1912,7 +1917,8 @@ class Run:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
-        self.limiter = Limiter(max(1, min(16, int(timeout))) if auto else self.concurrency, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        start = max(1, min(16, int(timeout))) if auto else self.concurrency
+        self.limiter = Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
@@ -2163,7 +2169,7 @@ class Run:
         return result
 
     def _answered_since(self, result: Result) -> bool:
-        """Whether the server has answered something that it was asked after the prompt found nobody for the first time."""
+        """Whether the server has answered something that it was asked after the prompt first found nobody."""
         return self.limiter.latest > result.missed
 
     async def _is_outage(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
@@ -2185,7 +2191,8 @@ class Run:
             return True
         if not no_service(failure):
             return self.limiter.requests.barren > 2 and prompts > 2 and attempts <= self.FREE_ATTEMPTS * prompts
-        if self.limiter.away_since is None and failure.kind != "unreachable" and (not failure.heard or self.concurrency > 2):
+        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3)
+        if self.limiter.away_since is None and not alone:
             return False
         if failure.heard and prompts < 3 and isinstance(self.api, Own):
             return False

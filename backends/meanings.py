@@ -207,7 +207,7 @@ REQUEST = Meaning(
     OK | FAULTS, anywhere=False,
 )  # fmt: skip
 # GitHub's and Google's 403, gateways' 200 and 400
-# LiteLLM: "Limit type: max_parallel_requests. Current limit: 3"; others "Maximum concurrent requests reached (limit: 5)"
+# LiteLLM: "Limit type: max_parallel_requests. Current limit: 3"; others: "Maximum concurrent requests (limit: 5)"
 AT_ONCE_WORDS = re.compile(r"\b(?:max_)?parallel|concurren|\btoo many\b", re.IGNORECASE)
 AT_ONCE = re.compile(
     r"(?:parallel|concurren|simultaneous).{,80}?(?:limit|max\w{,20}|allowed)\D{,20}(\d{1,6})", re.IGNORECASE | re.DOTALL
