@@ -150,7 +150,8 @@ class Prompt:
 
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
-NO_TOKENS: Sequence[int] = (0, 0, 0, 0)
+NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
+LONG_INPUT = 272_000  # tokens in: some models cost more above it (extras/prices.py)
 
 
 class Reply(NamedTuple):
@@ -189,7 +190,7 @@ class Result:
     tries: list[tuple[float, float]] | None = None
     limit: float | None = None
     usage: dict[str, Any] | None = None
-    tokens: Sequence[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
+    tokens: Sequence[int] = NO_TOKENS  # in, out, cached, for reasoning, and written to a cache
     unanswered: int = 0  # calls whose replies were lost: they may have been billed
     lost_tokens: Sequence[int] = NO_TOKENS  # of the attempts that failed, where the server has told them
     finish_reason: str | None = None
@@ -260,32 +261,25 @@ class Result:
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
-AT_TIMES = "tries", "limit"  # fields that not every line has
+AT_TIMES = "tries", "limit", "service_tier"  # fields that not every line has
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
 Attempt = Ask  # what the extras wrap
 
 
+@functools.cache
+def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
+    """Return the function that reads each provider's form of usage; a lone copy counts no tokens."""
+    try:
+        return sibling("backends", "usage").token_counts  # type: ignore[no-any-return]
+    except UsageError:
+        return lambda usage: [*NO_TOKENS]
+
+
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
-    """Return the tokens in, out, cached and for reasoning of a usage object, whichever endpoint's; 0 where unsaid."""
-    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-    counts = (
-        usage.get("prompt_tokens") or usage.get("input_tokens"),
-        usage.get("completion_tokens") or usage.get("output_tokens"),
-        given.get("cached_tokens") if isinstance(given, dict) else 0,
-        made.get("reasoning_tokens") if isinstance(made, dict) else 0,
-    )
-    found = [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
-    if found[2] > found[0]:  # what is cached is of what goes in
-        found[2] = found[0]
-    return found
-
-
-def whole(count: Any) -> int:
-    """Return what is no plain count as one: 12.0 is, True is not."""
-    return int(count) if isinstance(count, float) and 0 <= count < 2**53 else 0
+    """Return the tokens in, out, cached, for reasoning and written to a cache of a usage object; 0 where unsaid."""
+    return usage_reader()(usage)
 
 
 def beside(row: Mapping[str, Any] | Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
@@ -2904,8 +2898,8 @@ class Tally:
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
         self.hopeful = 0  # failures that another run may not meet
-        # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
-        self.bills: dict[tuple[str | None, str | None], list[int]] = {}
+        # Tokens by what their price depends on: the model asked, the one that replied, the tier, whether input is long.
+        self.bills: dict[tuple[str | None, str | None, str, bool], list[int]] = {}
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
         self._model_of = model_of
@@ -2944,10 +2938,12 @@ class Tally:
             self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
-        key = self._model_of(result.prompt), result.model if type(result.model) is str else None
+        model = result.model if type(result.model) is str else None
+        key = self._model_of(result.prompt), model, result.extra.get("service_tier", ""), tokens[0] > LONG_INPUT
         bill = self.bills.get(key)
         if bill is None:  # a server may name what it likes
-            bill = self.bills.setdefault(key if len(self.bills) < 100 else (key[0], None), [0, 0, 0, 0])
+            key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
+            bill = self.bills.setdefault(key, [*NO_TOKENS])
         for place, count in enumerate(tokens):
             if count:
                 bill[place] += count
@@ -2961,8 +2957,8 @@ class Tally:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens in, out, cached and for reasoning of all attempts."""
-        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
+        """The tokens in, out, cached, for reasoning and written to a cache of all attempts."""
+        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [*NO_TOKENS]
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report."""
@@ -2975,7 +2971,7 @@ class Tally:
         if spread:
             yield f"latency {', '.join(spread)}"
         if any(self.tokens):
-            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
+            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning", "cache writes"), strict=True)
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
         lost = self.attempts - self.answered - self.unwritten

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from . import core
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
+from .usage import tier_of, usage_of
 
 VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
 
@@ -348,9 +349,9 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> core.Reply
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
         kept = (*http[:2], core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else None)
         raise core.PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else None
-    return core.Reply(text, reason, data.get("model"), usage, extra, http, headers)
+    if tier := tier_of(data):
+        extra = extra | {"service_tier": tier}
+    return core.Reply(text, reason, data.get("model"), usage_of(data), extra, http, headers)
 
 
 TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
