@@ -151,7 +151,7 @@ class Prompt:
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
 NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
-LONG_INPUT = 272_000  # tokens in: some models cost more above it (extras/prices.py)
+LONG_INPUT = 272_000  # tokens in, above which some models cost more
 
 
 class Reply(NamedTuple):
@@ -270,7 +270,7 @@ Attempt = Ask  # what the extras wrap
 
 @functools.cache
 def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
-    """Return the function that reads each provider's form of usage; a lone copy counts no tokens."""
+    """Return what reads each provider's form of usage; a lone copy counts no tokens."""
     try:
         return sibling("backends", "usage").token_counts  # type: ignore[no-any-return]
     except UsageError:
@@ -278,7 +278,7 @@ def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
 
 
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
-    """Return the tokens in, out, cached, for reasoning and written to a cache of a usage object; 0 where unsaid."""
+    """Return a usage object's tokens in, out, cached, for reasoning, written to a cache; 0 where unsaid."""
     return usage_reader()(usage)
 
 
@@ -656,6 +656,7 @@ DEEPEST = 200  # levels of nesting that are certain to be written as well as rea
 LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
 SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
 OVERLONG = b"\0\n"  # this very object stands for a line that is too long
+NOT_UTF8 = "not UTF-8 (of Windows: iconv -f cp1252 -t utf-8)"
 TOO_LONG_LINE = f"longer than {LINE_MOST >> 20} MiB"
 START = 4096  # bytes by which a file's form is known
 
@@ -741,10 +742,8 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
             file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UsageError(f"{name} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-        if is_binary(start):
-            raise UsageError(f"{name} holds binary data or UTF-16; PROMPTS is a text, JSON Lines or CSV file in UTF-8")
+        if why := no_text(name, start):
+            raise UsageError(why)
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
 
 
@@ -782,13 +781,13 @@ def spooled() -> Iterator[str]:
         yield path
 
 
-def is_binary(start: bytes) -> bool:
-    """Tell whether this is no text: it has NULs in plenty, as UTF-16 has, or NULs and what is not UTF-8."""
-    try:
-        codecs.utf_8_decode(start)  # a character may be cut off at the end
-    except UnicodeDecodeError:
-        return b"\0" in start
-    return start.count(0) * 8 > len(start)
+def no_text(name: str, start: bytes) -> str:
+    """Return why a file that begins so is not read as text, and what to do; '' if it is."""
+    if b"\0" not in start and (b"\n" in start or b"\r" not in start) and "\ufffd" not in start.decode(errors="replace"):
+        return ""
+    with contextlib.suppress(UsageError):
+        return str(sibling("extras", "inputs").unreadable(name, start))
+    return f"{name} is no text in UTF-8" if start.count(0) * 8 > len(start) else ""
 
 
 def form_of(name: str, start: bytes) -> str:
@@ -850,10 +849,12 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
             if line is OVERLONG:
                 raise ValueError(TOO_LONG_LINE)
             text = line.decode().rstrip("\r\n")
-            if text and not text.isspace():
+            if "\r" in text and form != ".jsonl":
+                yield number, Error("unreadable", "a carriage return stands alone (tr '\\r' '\\n')")
+            elif text and not text.isspace():
                 yield number, decode(text.strip() if form == ".jsonl" else text)
         except UnicodeDecodeError:
-            yield number, Error("unreadable", "not UTF-8")
+            yield number, Error("unreadable", NOT_UTF8)
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
@@ -2246,6 +2247,7 @@ class Journal:
         if kind := other_than_file(path):
             what = f"{path} is not a file that can be continued but {kind}"
             raise UsageError(f"{what}; choose another with -o (- is stdout)")
+        self._new = not look and not path.exists()
         if not look:
             check_beside(path)
         try:
@@ -2261,7 +2263,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(self, kind: Any = None, *failure: Any) -> None:
         if not self._file.closed and self._file.writable():
             try:
                 self.attend()
@@ -2270,6 +2272,8 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.sync()
         self._file.close()
+        if self._new and kind is UsageError and not self._size:
+            self.path.unlink()
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -2898,7 +2902,7 @@ class Tally:
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
         self.hopeful = 0  # failures that another run may not meet
-        # Tokens by what their price depends on: the model asked, the one that replied, the tier, whether input is long.
+        # Tokens by what their price depends on: model asked, that of the reply, its service tier, a long input.
         self.bills: dict[tuple[str | None, str | None, str, bool], list[int]] = {}
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
@@ -2921,11 +2925,10 @@ class Tally:
         self.retry_wait += result.retry_wait
         self.lost += result.lost
         self.unanswered += result.unanswered
-        if result.tokens is not NO_TOKENS:
-            self._bill(result, result.tokens)
-        if result.lost_tokens is not NO_TOKENS:
-            self._bill(result, result.lost_tokens)
-            self.wasted += sum(result.lost_tokens[:2])
+        for tokens in (result.tokens, result.lost_tokens):
+            if tokens is not NO_TOKENS:
+                self._bill(result, tokens)
+        self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.failed += 1
             self.note(result.error)
@@ -2944,9 +2947,7 @@ class Tally:
         if bill is None:  # a server may name what it likes
             key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
             bill = self.bills.setdefault(key, [*NO_TOKENS])
-        for place, count in enumerate(tokens):
-            if count:
-                bill[place] += count
+        bill[:] = map(int.__add__, bill, tokens)
 
     def note(self, error: Error) -> None:
         """Count a failure by its kind."""
@@ -3026,7 +3027,7 @@ class Progress:
         self._terminal = obeys(sys.stderr)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
-        self._began = time.monotonic()
+        self._began, self._last = time.monotonic(), (time.monotonic(), 0)
         if self._terminal and not quiet:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
@@ -3039,7 +3040,12 @@ class Progress:
         """Write what there is to say, and set the timer for the next time."""
         kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
         new = self._tally.answered + self._tally.failed
+        now, lost = time.monotonic(), 0.0
+        if self._run.limiter.away_since is not None and new == self._last[1]:  # an outage measures nothing
+            lost = now - self._last[0]
+        self._began, self._last = self._began + lost, (now, new)
         if self._bar is not None:
+            self._bar.start_t += lost
             self._bar.initial, self._bar.n = kept, kept + new
             self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
             self._bar.set_postfix_str(", ".join(self._state()))
@@ -3130,16 +3136,8 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
             slow, fast = (one.tally.wall for one in runs)
             won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
             yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
-    yield from cpu_verdict(ran)
-
-
-def cpu_verdict(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentence that names the backend which used the least CPU time, if there are several."""
-    known = [one for one in {one.api.name: one for one in ran}.values() if one.tally.answered >= 100]
-    if len(known) > 1:  # CPU time of fewer is mostly chance
-        cheap, *_, dear = sorted(known, key=lambda one: one.cpu)
-        less = times(dear.cpu / cheap.cpu)
-        yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."
+    with contextlib.suppress(UsageError):
+        yield from sibling("extras", "sweep").cheapest(ran)
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
@@ -3173,7 +3171,9 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
         return []
     index = extra_index()
     signs = {"", *(word.partition("=")[0] for word in argv)}
-    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in argv}
+    texts = "-t", "--template", "-s", "--system", "-p", "--param"
+    words = [word for flag, word in itertools.pairwise(("", *argv)) if flag not in texts and not word.startswith(texts)]
+    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in words}
     found = []
     for name, own in index.items():
         asked = next((sign for sign in own if sign and sign in signs), "")
@@ -3633,6 +3633,7 @@ async def answer_file(args: argparse.Namespace) -> int:
                 progress.close()
         ran.tally.stop()
         finish(args, run, sink)
+    api.warn_of_input()
     return report(args, ran, sink)
 
 

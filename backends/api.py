@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from . import core
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
+from .prompts import asked_in, content_of, encode_text, endpoint_of, is_blank, is_continued, whole_request
 from .usage import tier_of, usage_of
 
 VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
@@ -35,7 +35,6 @@ def parse_reply(body: bytes) -> Any:
     return None
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
 RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 TEXT_MOST = 8 * core.ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
@@ -99,6 +98,7 @@ class Api:
         self.secrets = secrets_of(self.headers, self._login)
         self.conceal = concealer(self._key, self.secrets.values())
         self._exposure = ""
+        self._continued = bytearray()  # by a prompt's number, 1 if it is a conversation that ends with the assistant
         self._check_network()
 
     def __repr__(self) -> str:
@@ -184,11 +184,16 @@ class Api:
         error.http = error.http if http == texts[-1] else None
         raise error from None
 
+    def model_given(self) -> Any:
+        """Return the model that all prompts are asked of, None if nobody has said."""
+        return self.params.get("model") or self.model
+
     def model_of(self, prompt: core.Prompt) -> str | None:
         """Return the model that a prompt is asked of; None where the server is to choose."""
-        model = self.params.get("model") or self.model
+        model = self.model_given()
         if prompt.kind != "batch":
-            model = model or core.DEFAULT_MODEL
+            named = prompt.columns.get("model") if prompt.columns and whole_request(prompt) else None
+            model = model or named or core.DEFAULT_MODEL
         elif not model and isinstance(prompt.content["body"], dict):
             model = prompt.content["body"].get("model")
         return model if isinstance(model, str) else None
@@ -217,8 +222,15 @@ class Api:
 
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
-            return self._batch_request(prompt.content)
-        content = self._content(prompt)
+            return self._batch_request(prompt)
+        body = whole_request(prompt)
+        if body is not None:
+            return self._whole_request(prompt, body)
+        if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):
+            model = core.short(prompt.columns["model"], 60)
+            raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
+        content = content_of(prompt, self.endpoint, self.template)
+        self._look_at(prompt, content)
         single = isinstance(content, str)
         if not single and self.endpoint == "chat" and self.system is not None:
             content = [{"role": "system", "content": self.system}, *content]
@@ -246,21 +258,32 @@ class Api:
     def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._form(path, body) if self._form else body
 
-    def _content(self, prompt: core.Prompt) -> Any:
-        content = prompt.content
-        if self.template is not None:
-            if prompt.kind == "messages":
-                raise ValueError("a template (-t) and `messages` do not go together")
-            return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
-        if not prompt.kind:
-            raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
-        lists = {"messages": ("chat", "responses"), "input": ("responses", "embeddings")}.get(prompt.kind, ())
-        fits = prompt.kind != "messages" if isinstance(content, str) else self.endpoint in lists
-        if not fits or not isinstance(content, str | list) or content == []:
-            raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
-        return content
+    def _whole_request(self, prompt: core.Prompt, body: dict[str, Any]) -> tuple[str, bytes]:
+        if self.system is not None or self.template is not None:
+            raise LookupError("this is a whole request, which takes no system text (-s) and no template (-t)")
+        body = {"model": core.DEFAULT_MODEL} | body | ({"model": self.model} if self.model else {})
+        path = endpoint_of(body, self.endpoint)
+        self._look_at(prompt, asked_in(body))
+        return path + self.query, core.encode_json(self._formed(path, body | self.params)).encode()
 
-    def _batch_request(self, row: dict[str, Any]) -> tuple[str, bytes]:
+    def _look_at(self, prompt: core.Prompt, content: Any) -> None:
+        """Note a conversation that ends with the assistant. Raises ValueError if nothing is asked."""
+        if content is not None and is_blank(content):
+            raise ValueError("the request is empty: nothing is asked")
+        if is_continued(content) and "continue_final_message" not in self.params:
+            self._continued.extend(bytes(max(0, prompt.number + 1 - len(self._continued))))
+            self._continued[prompt.number] = 1
+
+    def warn_of_input(self) -> None:
+        """Warn of conversations that end with the assistant: the model goes on from there."""
+        if count := self._continued.count(1):
+            what = "conversation ends" if count == 1 else "conversations end"
+            command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
+            text = f"{count:,} {what} with the assistant's own words, which the model is asked to go on with"
+            core.log.warning("%s; to have them written anew: %s", text, command)
+
+    def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
+        row = prompt.content
         url, body = row.get("url"), row["body"]
         if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
@@ -268,6 +291,7 @@ class Api:
             raise ValueError("the body of a Batch request is an object")
         if self.system is not None or self.template is not None:
             raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
+        self._look_at(prompt, asked_in(body))
         model = {"model": self.model} if self.model else {}
         path = url.removeprefix("/v1")
         return path + self.query, core.encode_json(self._formed(path, body | model | self.params)).encode()
@@ -287,25 +311,6 @@ class Api:
             if missing and prompt.kind == "batch" and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
             raise
-
-
-def say(names: Iterable[str]) -> str:
-    """Return the column names for a message: {a}, {b}."""
-    return ", ".join(f"{{{core.short(str(name), 30)}}}" for name in itertools.islice(names, 8))
-
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
-        found = values[match[1]]
-        return found if isinstance(found, str) else encode_text(found)
-
-    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -42,7 +42,8 @@ from typing import Any
 import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
-DIALECT = "backends", "backends.keys", "backends.hints", "backends.api"  # what every live backend needs, in this order
+# What every live backend needs, in this order.
+DIALECT = tuple(f"backends.{name}".rstrip(".") for name in ("", "keys", "hints", "usage", "prompts", "api"))
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 
 

@@ -207,6 +207,7 @@ def dry_run(args: argparse.Namespace) -> int:
         sink.check(map(api.prepare, core.prompts_of(args)), args.name)
         for prompt in sink.left(prompts):
             plan.add(prompt)
+    api.warn_of_input()
     kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
     runs = len(args.backends) * max(2, len(args.calls)) if args.compare else 1
     shard = next((f"{extra} of " for extra in args.extras if hasattr(extra, "select") and hasattr(extra, "count")), "")

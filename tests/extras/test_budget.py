@@ -380,3 +380,15 @@ def test_long_inputs_and_cache_writes_are_reserved_at_their_price():
     short, long = (budget.most_of(body % (b"x" * size), price)[0] for size in (1000, 300_000))
     assert short == pytest.approx((len(body % (b"x" * 1000)) * 0.125 + 1000 * 0.5) / 1e6)
     assert long == pytest.approx((len(body % (b"x" * 300_000)) * 0.25 + 1000 * 0.75) / 1e6)
+
+
+@pytest.mark.parametrize("output", ["r.jsonl", "r.csv"])
+def test_a_budget_without_a_price_leaves_no_file(prompts, backend, capsys, tmp_path, output):
+    answer, _ = constant(completion())
+    path = tmp_path / output
+    command = [prompts, *backend(answer), "-m", "llama", "-o", str(path)]
+    assert main([*command, "--max-cost", "1"]) == 2 and "no price is known for llama" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["prompts.txt"]
+    kept = path if output == "r.jsonl" else tmp_path / "r.csv.results.jsonl"
+    kept.touch()  # one that was there stays, as it may have been given its permissions
+    assert main([*command, "--max-cost", "1"]) == 2 and kept.exists()
