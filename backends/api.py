@@ -223,15 +223,16 @@ class Api:
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
             return self._batch_request(prompt)
-        body = whole_request(prompt)
+        body = whole_request(prompt) if prompt.columns else None
         if body is not None:
             return self._whole_request(prompt, body)
         if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):
             model = core.short(prompt.columns["model"], 60)
             raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
         content = content_of(prompt, self.endpoint, self.template)
-        self._look_at(prompt, content)
         single = isinstance(content, str)
+        if not single:
+            self._look_at(prompt, content)
         if not single and self.endpoint == "chat" and self.system is not None:
             content = [{"role": "system", "content": self.system}, *content]
         before, hole, after = self._frame(single)

@@ -59,6 +59,10 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     """
     if template is not None:
         return filled(prompt, template)
+    if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not half(prompt):
+        if is_blank(prompt.content):
+            raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+        return prompt.content
     if not prompt.kind and not prompt.columns:
         raise ValueError("an empty object: nothing is asked")
     if not prompt.kind or half(prompt):
@@ -145,8 +149,23 @@ def as_messages(content: Any, kind: str) -> Any:
 
 def half(prompt: core.Prompt) -> list[str]:
     """Return the columns that hold another part of what is asked."""
-    others = BESIDE_INPUT if prompt.kind == "input" else BESIDE_PROMPT
-    return [name for name, value in prompt.columns.items() if name.lower() in others and not is_blank(value)]
+    columns = prompt.columns
+    return [name for name in other_parts(prompt.kind, tuple(columns)) if not is_blank(columns[name])] if columns else []
+
+
+@functools.lru_cache(1000)
+def other_parts(kind: str, names: tuple[str, ...]) -> list[str]:
+    """Return the columns that by their names hold another part of what is asked."""
+    others = BESIDE_INPUT if kind == "input" else BESIDE_PROMPT
+    return [name for name in names if name.lower() in others]
+
+
+@functools.lru_cache(1000)
+def parameters_in(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the columns that are no parameters of a request, and those that are nothing else."""
+    asked = set(names) - BESIDE
+    sure = sorted(asked & UNMISTAKABLE) or (["temperature"] if asked == {"temperature"} else [])
+    return sorted(asked - PARAMETERS), sure
 
 
 def way_out(prompt: core.Prompt) -> str:
@@ -177,13 +196,11 @@ def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
     row = prompt.row
     if type(row) is not dict or not prompt.columns or not isinstance(prompt.content, str | list):  # a table's is none
         return None
-    model, names = isinstance(row.get("model"), str), prompt.columns.keys() - BESIDE
-    unknown, sure = sorted(names - PARAMETERS), sorted(names & UNMISTAKABLE)
-    chat = prompt.kind == "messages" and is_conversation(prompt.content)
-    if not unknown and not sure and names == {"temperature"}:
-        sure = ["temperature"]
+    unknown, sure = parameters_in(tuple(prompt.columns))
+    model = isinstance(row.get("model"), str)
     if not (model and not unknown) and not sure:
         return None
+    chat = prompt.kind == "messages" and is_conversation(prompt.content)
     if INSTRUCTIONS & {name.lower() for name in unknown}:
         raise LookupError(way_out(prompt))
     if unknown:

@@ -186,7 +186,7 @@ def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, 
     for line, record in records:
         if isinstance(record, core.Error):
             yield before + line, record
-        elif all(not field or field.isspace() for field in record):
+        elif not "".join(record).strip():
             continue
         elif len(record) != len(names):
             text = f"{len(record)} fields, the header has {len(names)}"
