@@ -20,7 +20,16 @@ from typing import Any, NoReturn
 
 from . import core
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
-from .prompts import asked_in, content_of, encode_text, endpoint_of, is_blank, is_continued, whole_request
+from .prompts import (
+    asked_in,
+    content_of,
+    encode_text,
+    endpoint_of,
+    is_blank,
+    is_continued,
+    is_templated,
+    whole_request,
+)
 from .usage import tier_of, usage_of
 
 VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
@@ -192,7 +201,7 @@ class Api:
         """Return the model that a prompt is asked of; None where the server is to choose."""
         model = self.model_given()
         if prompt.kind != "batch":
-            named = prompt.columns.get("model") if prompt.columns and whole_request(prompt) else None
+            named = prompt.columns.get("model") if self._is_request(prompt) else None
             model = model or named or core.DEFAULT_MODEL
         elif not model and isinstance(prompt.content["body"], dict):
             model = prompt.content["body"].get("model")
@@ -220,10 +229,14 @@ class Api:
                 prompt.error = core.Error(kind, f"{prompt.where}: {reason}")
         return prompt
 
+    def _is_request(self, prompt: core.Prompt) -> bool:
+        """Whether a row names its own model, and is sent as it is."""
+        return bool(prompt.columns) and not is_templated(prompt, self.template) and bool(whole_request(prompt))
+
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
             return self._batch_request(prompt)
-        body = whole_request(prompt) if prompt.columns else None
+        body = whole_request(prompt) if prompt.columns and not is_templated(prompt, self.template) else None
         if body is not None:
             return self._whole_request(prompt, body)
         if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):

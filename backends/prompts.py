@@ -215,6 +215,12 @@ def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
     return {name: value for name, value in row.items() if name not in left_out}
 
 
+def is_templated(prompt: core.Prompt, template: str | None) -> bool:
+    """Whether a row's columns are for a template: they may be called like a request's, but not by all its names."""
+    sure = template is not None and "model" in prompt.columns and parameters_in(tuple(prompt.columns))[1]
+    return template is not None and not sure
+
+
 def endpoint_of(body: Mapping[str, Any], endpoint: str) -> str:
     """Return the endpoint of a whole request, by its keys. Raises LookupError if another one is asked for (-e)."""
     model, text = str(body.get("model", "")).lower(), body.get("input")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import pathlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -156,21 +157,21 @@ def translations(columns: Mapping[str, Any]) -> Iterator[str]:
 # How a file begins that is no text, what it is, and what makes one of it:
 # https://en.wikipedia.org/wiki/List_of_file_signatures
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"\xff\xfe\0\0", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > new.txt"),
-    (b"\0\0\xfe\xff", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > new.txt"),
-    (b"\xff\xfe", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > new.txt"),
-    (b"\xfe\xff", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > new.txt"),
-    (b"PK\x03\x04", "a spreadsheet or a zip archive", "save it as CSV UTF-8, or unzip -p {name} > new.txt"),
+    (b"\xff\xfe\0\0", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > {new}"),
+    (b"\0\0\xfe\xff", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > {new}"),
+    (b"\xff\xfe", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > {new}"),
+    (b"\xfe\xff", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > {new}"),
+    (b"PK\x03\x04", "a spreadsheet or a zip archive", "save it as CSV UTF-8, or unzip -p {name} > {new}"),
     (b"\xd0\xcf\x11\xe0", "an old spreadsheet", "save the sheet as CSV UTF-8"),
     (b"PAR1", "Parquet", "duckdb -c \"copy (from {name}) to 'prompts.jsonl'\""),
     (b"ARROW1", "Arrow", "duckdb -c \"copy (from {name}) to 'prompts.jsonl'\""),
     (b"SQLite format 3\0", "an SQLite database", "sqlite3 -csv -header {name} 'select * from TABLE' > prompts.csv"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {name} > new.txt"),
-    (b"BZh", "bzip2", "bzip2 -dc {name} > new.txt"),
-    (b"\xfd7zXZ\0", "xz", "xz -dc {name} > new.txt"),
-    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {name} > new.txt"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} > new.txt"),
-    (b"%PDF", "PDF", "pdftotext {name} new.txt"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {name} > {new}"),
+    (b"BZh", "bzip2", "bzip2 -dc {name} > {new}"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc {name} > {new}"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {name} > {new}"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} > {new}"),
+    (b"%PDF", "PDF", "pdftotext {name} {new}"),
 )  # fmt: skip
 
 
@@ -181,14 +182,16 @@ def file_of(name: str) -> str:
 
 def unreadable(name: str, start: bytes) -> str:
     """Return why a file that begins so cannot be read, and the command that helps; '' if it can be."""
-    file = file_of(name)
+    file, packed = file_of(name), name.lower().endswith(".gz")
+    file, source = ("-", f"gzip -dc {file} | ") if packed else (file, "")
+    new = f"new{pathlib.PurePath(name.removesuffix('.gz')).suffix or '.txt'}"
     for signature, what, command in SIGNATURES:
         if start.startswith(signature):
-            return f"{name} is {what}: {command.format(name=file)}"
+            return f"{name} is {what}: {source if '{name}' in command else ''}{command.format(name=file, new=new)}"
     half = len(start) // 2
     for encoding, first in (("utf-16le", 1), ("utf-16be", 0)):  # of ASCII every second byte is none
         if half and start[first::2].count(0) * 2 > half and not start[1 - first :: 2].count(0) * 2 > half:
-            return f"{name} is UTF-16 without a mark: iconv -f {encoding} -t utf-8 {file} > new.txt"
+            return f"{name} is UTF-16 without a mark: {source}iconv -f {encoding} -t utf-8 {file} > {new}"
     if is_binary(start):
         return f"{name} holds binary data or UTF-16; PROMPTS is a text, JSON Lines or CSV file in UTF-8"
     if b"\r" in start.rstrip(b"\r") and b"\n" not in start:

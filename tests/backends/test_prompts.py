@@ -141,6 +141,18 @@ def test_columns_that_are_called_like_parameters_are_columns(row):
     assert asked(row) == ("/chat/completions", {"model": "m", "messages": [{"role": "user", "content": row["prompt"]}]})
 
 
+def test_a_template_makes_columns_of_what_is_called_like_a_request():
+    row = {"prompt": "Who makes the", "model": "Corolla"}
+    assert asked(row, template="{prompt} {model}?")[1]["messages"] == [
+        {"role": "user", "content": "Who makes the Corolla?"}
+    ]
+    assert (
+        asked({"prompt": "hi", "max_tokens": 5}, template="{prompt} {max_tokens}")[1]["messages"][0]["content"]
+        == "hi 5"
+    )
+    assert "no template" in asked(row | {"max_tokens": 5, "temperature": 0}, template="{prompt}")
+
+
 def test_a_table_holds_no_requests(read):
     (prompt,) = read("p.csv", "model,prompt,max_tokens\nCorolla,hi,5\n")
     answer, requests = constant(completion())
