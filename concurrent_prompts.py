@@ -270,7 +270,7 @@ Attempt = Ask  # what the extras wrap
 
 @functools.cache
 def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
-    """Return what reads each provider's form of usage; a lone copy counts no tokens."""
+    """Return what reads all forms of usage; a lone copy counts no tokens."""
     try:
         return sibling("backends", "usage").token_counts  # type: ignore[no-any-return]
     except UsageError:
@@ -783,11 +783,12 @@ def spooled() -> Iterator[str]:
 
 def no_text(name: str, start: bytes) -> str:
     """Return why a file that begins so is not read as text, and what to do; '' if it is."""
-    if b"\0" not in start and (b"\n" in start or b"\r" not in start) and "\ufffd" not in start.decode(errors="replace"):
+    bad = "\ufffd" in start.decode(errors="replace")
+    if not bad and b"\0" not in start and (b"\n" in start or b"\r" not in start):
         return ""
     with contextlib.suppress(UsageError):
         return str(sibling("extras", "inputs").unreadable(name, start))
-    return f"{name} is no text in UTF-8" if start.count(0) * 8 > len(start) else ""
+    return f"{name} holds binary data or UTF-16" if start.count(0) * (len(start) if bad else 8) >= len(start) else ""
 
 
 def form_of(name: str, start: bytes) -> str:
@@ -3041,7 +3042,7 @@ class Progress:
         kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
         new = self._tally.answered + self._tally.failed
         now, lost = time.monotonic(), 0.0
-        if self._run.limiter.away_since is not None and new == self._last[1]:  # an outage measures nothing
+        if self._run.limiter.away_since and new == self._last[1]:  # an outage
             lost = now - self._last[0]
         self._began, self._last = self._began + lost, (now, new)
         if self._bar is not None:

@@ -125,6 +125,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("row", "settings", "reason"), REFUSED.values(), ids=REFUSED)
 def test_half_a_request_is_refused(row, settings, reason):
+    if "jq" in reason:
+        pytest.importorskip("concurrent_prompts.extras.inputs")
     said = asked(row, **settings)
     assert isinstance(said, str) and re.search(reason, said), said
 
@@ -279,6 +281,7 @@ CARRIAGE_RETURNS = {
 
 @pytest.mark.parametrize(("name", "content"), CARRIAGE_RETURNS.items(), ids=CARRIAGE_RETURNS)
 def test_carriage_returns_alone_are_refused_with_what_helps(tmp_path, read, name, content):
+    pytest.importorskip("concurrent_prompts.extras.inputs")
     with pytest.raises(UsageError, match=r"carriage returns alone; pass it through tr '\\r' '\\n'"):
         read(name, content)
     assert len(read(name, content.replace(b"\r", b"\n"))) >= 2
@@ -290,6 +293,7 @@ def test_a_carriage_return_within_a_text_costs_that_line_alone(read):
 
 
 def test_the_warning_is_logged_once_in_a_dry_run(here, caplog):
+    pytest.importorskip("concurrent_prompts.extras.dry_run")
     pathlib.Path("d.jsonl").write_text(jsonl({"messages": ANSWERED}))
     with caplog.at_level(logging.WARNING):
         assert main(["d.jsonl", "--dry-run", "--base-url", "http://127.0.0.1:9/v1"]) == 0

@@ -164,7 +164,7 @@ def test_without_the_file_the_error_is_plain(asks, capsys, monkeypatch):
     assert plain in capsys.readouterr().err
     pathlib.Path("a.txt").write_bytes("hello\n".encode("utf-16"))
     assert asks("a.txt") == (2, [])
-    assert "a.txt is no text in UTF-8" in capsys.readouterr().err
+    assert "a.txt holds binary data or UTF-16" in capsys.readouterr().err
 
 
 TEXT = "prompt\nWarum?\n日本\n"
