@@ -151,7 +151,7 @@ class Prompt:
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
 NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
-LONG_INPUT = 272_000  # tokens in, above which some models cost more
+LONG_INPUT = 272_000  # tokens in; above it some models cost more
 
 
 class Reply(NamedTuple):
@@ -3042,7 +3042,7 @@ class Progress:
         kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
         new = self._tally.answered + self._tally.failed
         now, lost = time.monotonic(), 0.0
-        if self._run.limiter.away_since and new == self._last[1]:  # an outage
+        if self._run.limiter.away_since and new == self._last[1]:  # outage
             lost = now - self._last[0]
         self._began, self._last = self._began + lost, (now, new)
         if self._bar is not None:
