@@ -261,7 +261,12 @@ class Result:
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
-AT_TIMES = "tries", "limit", "service_tier"  # fields that not every line has
+AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
+# Finish reasons of an answer that is whole: OpenAI's, and what others call the same
+WHOLE = frozenset(
+    {None, "", "stop", "completed", "complete", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
+     "function_call", "tool_use"}
+)  # fmt: skip
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -365,17 +370,19 @@ class PromptError(Exception):
 
     `verdict` is "fail" (this prompt cannot be answered), "retry" (asking again may help) or "stop" (every prompt
     would fail: the run ends). `wait` is the seconds that the server asked for, `slow` whether it said that it has
-    too much to do, `http` the status, request id and body, where there were any.
+    too much to do, `loading` whether it is not ready yet, `useless` how many attempts were billed for nothing,
+    `http` the status, request id and body, where there were any.
     """
 
     def __init__(
         self, kind: str, message: str, verdict: str = "fail", status: int | None = None, http: Http | None = None
     ) -> None:
         super().__init__(message)
-        self.error = Error(kind, message, status, verdict != "fail")
+        self.error = Error(kind, message, status, verdict == "retry")
         self.verdict = verdict
         self.wait: float | None = None
-        self.slow = False
+        self.slow = self.loading = False
+        self.useless = 0
         self.scope = ""  # "requests" or "tokens", where the server names the limit
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
@@ -400,38 +407,10 @@ class PromptError(Exception):
         return usage if isinstance(usage, dict) else None
 
 
-# What the statuses and codes mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do.
-STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
-RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and everything from 500 on
-SLOW_STATUSES = frozenset({429, 503, 529})
-QUOTA_CODES = re.compile(
-    r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
-    r"billing_not_active|billing_hard_limit_reached"
-)
-STOP_CODES = re.compile(QUOTA_CODES.pattern + r"|invalid_api_key|account_deactivated|model_not_found")
-# A server writes what it likes. Only so much of it is read, and the patterns take linear time: every repetition in them
-# is bounded or possessive.
+# A server writes what it likes. Only so much of it is read.
 HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
 ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
-LONGEST_WAIT = 1e9  # seconds
-LIMIT_TEXT = re.compile(r"Limit:? (\d{1,15}+).{,300}?Requested:? (\d{1,15}+)", re.DOTALL)
-MODEL_TEXT = re.compile(r"invalid model name|model\b.{,200}?(does not exist|not found)", re.IGNORECASE | re.DOTALL)
-TOKENS_TEXT = re.compile(r"'type': 'tokens'|tokens per|\bTPM\b")
-WAIT_TEXT = re.compile(r"try again in ((?:[\d.]{1,20}+(?:ms|h|m|s)){1,6}+)")
-DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
-TAG = re.compile(r"<[^<>]{,1000}+>")
-
-
-def seconds(text: str) -> float | None:
-    """Return the seconds in a Go duration such as '6m0s' or '599ms', or None."""
-    parts = DURATION.findall(text)
-    try:
-        return sum(float(number) * UNITS[unit] for number, unit in parts) if parts else None
-    except ValueError:
-        return None
 
 
 def duration(span: float) -> str:
@@ -453,44 +432,6 @@ def header(headers: Mapping[str, str], name: str) -> str:
     """Return the value of a header, at most HEADER_MOST characters of it; '' if it is missing."""
     value = headers.get(name)
     return value[:HEADER_MOST] if isinstance(value, str) else ""
-
-
-def asked_wait(headers: Mapping[str, str], message: str, now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds that a reply asks to wait, from its headers or else its text; None where it does not say.
-
-    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
-    is taken for that.
-    """
-    import email.utils  # slow to import, and for failures only
-
-    candidates: list[float | None] = []
-    with contextlib.suppress(TypeError, ValueError):
-        candidates.append(float(header(headers, "retry-after-ms")) / 1000)
-    after = header(headers, "retry-after")
-    try:
-        candidates.append(float(after))
-    except (TypeError, ValueError):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            candidates.append(email.utils.parsedate_to_datetime(after).timestamp() - now())
-    found = WAIT_TEXT.search(message)
-    candidates.append(seconds(found[1]) if found else None)
-    return next((min(wait, LONGEST_WAIT) for wait in candidates if wait is not None and 0 < wait < math.inf), None)
-
-
-def error_of(data: Any) -> tuple[str, str]:
-    """Return the code and the message of an error body, in all the shapes that are seen in the wild."""
-    data = data[0] if isinstance(data, list) and data else data  # Gemini's
-    if not isinstance(data, dict):
-        return "", ""
-    inner = data.get("error") or data
-    if not isinstance(inner, dict):
-        return "", str(shallow(inner, DEEPEST))[:MESSAGE_MOST]
-    given = inner.get("code"), inner.get("type")
-    codes = [str(code)[:HEADER_MOST] for code in given if code and isinstance(code, str | int)]
-    code = next((code for code in codes if not code.isdigit()), "")
-    code = next(filter(STOP_CODES.fullmatch, codes), code)
-    message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
-    return code, (message if isinstance(message, str) else json.dumps(shallow(message, DEEPEST)))[:MESSAGE_MOST]
 
 
 def short(text: str, width: int = 300) -> str:
@@ -515,46 +456,28 @@ def obeys(stream: IO[str]) -> bool:
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
     """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
 
-    What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
+    backends/failures.py knows what servers say; a lone copy goes by the status and by Retry-After.
     """
-    if isinstance(body, bytes | str):
-        data = shallow(parse_json(body[:ERROR_MOST]), DEEPEST)
-    else:
-        body = data = shallow(body, DEEPEST)
-    code, message = error_of(data)
-    code, message = short(code, 60), message or page_title(body) or f"HTTP {status}"
-    if status == 400 and MODEL_TEXT.search(message):
-        code = "model_not_found"  # LiteLLM's proxy, Groq and others have no 404 for it
-    verdict = verdict_of(status, code, header(headers, "x-should-retry"))
-    numbers = LIMIT_TEXT.search(message)
-    if verdict == "retry" and numbers and int(numbers[2]) > int(numbers[1]):
-        verdict, code = "fail", "larger_than_limit"
-    if 300 <= status < 400:
-        code, message = "redirect", f"HTTP {status}, redirected to {header(headers, 'location') or 'nowhere'}"
-    http = status, header(headers, "x-request-id"), data
-    error = PromptError(code or f"http_{status}", short(message), verdict, status, http)
-    error.headers = headers
-    if verdict == "retry":
-        error.slow = status in SLOW_STATUSES
-        error.scope = "tokens" if TOKENS_TEXT.search(f"{data}{message}") else "requests"
-        error.wait = asked_wait(headers, message)
+    if known := failures():
+        return known.http_error(status, headers, body)  # type: ignore[no-any-return]
+    passing = status in (408, 409, 425, 429) or status >= 500
+    verdict = "retry" if passing else "stop" if status in (401, 402, 403, 404, 405, 407) else "fail"
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
+    error = PromptError(f"http_{status}", short(text) or f"HTTP {status}", verdict, status)
+    error.headers, error.slow = headers, status in (429, 503)
+    with contextlib.suppress(ValueError):
+        wait = float(header(headers, "retry-after"))
+        error.wait = wait if passing and 0 < wait < 1e9 else None
     return error
 
 
-def verdict_of(status: int, code: str, should_retry: str) -> str:
-    """Return "fail", "retry" or "stop"; the server's x-should-retry overrides the status, but not a lack of credit."""
-    if STOP_CODES.fullmatch(code) or 300 <= status < 400 or (status in STOP_STATUSES and should_retry != "true"):
-        return "stop"
-    passing = (status in RETRY_STATUSES or status >= 500) and should_retry != "false"
-    return "retry" if passing or should_retry == "true" else "fail"
-
-
-def page_title(body: bytes | str | Any) -> str:
-    """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
-    start = body[:ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
-    text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
-    title = TITLE.search(text)
-    return short(title[1] if title else TAG.sub(" ", text[:2000]), 120)
+@functools.cache
+def failures() -> Any:
+    """Return the file that knows what a failure means, None in a lone copy."""
+    try:
+        return sibling("backends", "failures")
+    except UsageError:
+        return None
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -567,21 +490,6 @@ def parse_json(body: bytes | str) -> Any:
     return None
 
 
-# What a call raised, by its class: a built-in one, or one of a library that is known, "package.Class" to the letter.
-TIMEOUTS = {
-    "builtins.TimeoutError", "httpx.TimeoutException", "httpx2.TimeoutException", "httpcore.TimeoutException",
-    "openai.APITimeoutError", "anthropic.APITimeoutError", "requests.Timeout", "urllib3.TimeoutError",
-}  # fmt: skip
-LOST_CONNECTIONS = {
-    "builtins.ConnectionError", "asyncio.IncompleteReadError", "socket.gaierror", "ssl.SSLError", "http.HTTPException",
-    "urllib.URLError", "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError",
-    "httpx2.TransportError", "httpcore.NetworkError", "httpcore.ProtocolError", "openai.APIConnectionError",
-    "anthropic.APIConnectionError", "requests.ConnectionError", "requests.ChunkedEncodingError",
-    "urllib3.ProtocolError", "urllib3.NewConnectionError",
-}  # fmt: skip
-NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSErrors
-
-
 def as_prompt_error(failure: Exception) -> PromptError:
     """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses.
 
@@ -590,7 +498,8 @@ def as_prompt_error(failure: Exception) -> PromptError:
     if isinstance(failure, PromptError):
         return failure
     try:
-        return classified(failure, short(text_of(failure)))
+        known = failures()
+        return (known.classified if known else classified)(failure, short(text_of(failure)))
     except Exception:  # one of its attributes, or its class, raises something itself
         return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "it cannot be looked at")
 
@@ -609,40 +518,20 @@ def text_of(failure: BaseException) -> str:
 
 
 def classified(failure: Exception, text: str) -> PromptError:
-    """Return the error for an exception with that text."""
-    said, text = text, text or short(type(failure).__name__, 60)
-    causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
-    if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
-        return PromptError("certificate", text, "stop")
-    if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
-        return PromptError("too_many_files", text, "retry")
-    reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
-    status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
+    """Return the error for an exception with that text, as a lone copy can tell: by a status, or what it came from."""
+    reply: Any = getattr(failure, "response", failure)
+    status = getattr(reply, "status_code", None) or getattr(reply, "status", None)
     if isinstance(status, int) and 100 <= status < 600:
         headers: Any = getattr(reply, "headers", None)
-        return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
-    names = class_names(failure)
-    if names & TIMEOUTS:
-        return PromptError("timeout", said or "no answer in time", "retry")
-    if isinstance(failure, ConnectionRefusedError):
-        return PromptError("unreachable", text, "retry")
-    if names & LOST_CONNECTIONS or getattr(failure, "errno", None) in NO_ROUTE:
-        return PromptError("connection_error", text, "retry")
-    if isinstance(failure, json.JSONDecodeError):
-        return PromptError("malformed_reply", text, "retry")
-    return PromptError(short(type(failure).__name__, 60), text)
-
-
-def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception and those that it was raised from."""
-    while failure is not None:
-        yield failure
-        failure = failure.__cause__
-
-
-def class_names(failure: BaseException) -> set[str]:
-    """Return the names of an exception's class and its bases, each behind its top-level package: httpx.ReadTimeout."""
-    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(failure).__mro__}
+        return http_error(status, headers if hasattr(headers, "get") else {}, text)
+    cause: BaseException | None = failure
+    for _ in range(20):  # causes may go round in a circle
+        if isinstance(cause, TimeoutError | ConnectionError):
+            refused = isinstance(cause, ConnectionRefusedError)
+            kind = "timeout" if isinstance(cause, TimeoutError) else "unreachable" if refused else "connection_error"
+            return PromptError(kind, text or kind, "retry")
+        cause = cause and cause.__cause__
+    return PromptError(short(type(failure).__name__, 60), text or "it has no text")
 
 
 # ---- Reading prompts -----------------------------------------------------------------------------------------
@@ -1086,7 +975,7 @@ RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than ha
 
 
 @functools.cache
-def header_reader() -> Callable[[Mapping[str, str], str], tuple[float, float, float] | None]:
+def header_reader() -> Callable[[Mapping[str, str], str], Sequence[float] | None]:
     """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
     try:
         return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
@@ -1176,7 +1065,7 @@ class Quota:
         if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
             return False  # looking for them costs time, too
         self._unsaid = 0
-        rate, left, size = found
+        rate, left, size, _ = found
         if self._stated not in (rate, math.inf):
             log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
         self._stated = rate
@@ -1971,13 +1860,15 @@ class Run:
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
         before = result.exception if isinstance(result.exception, PromptError) and result.exception.keep else None
+        earlier = getattr(result.exception, "useless", 0)
+        failure.useless += earlier
         known = failure if failure.keep else before or failure  # an answer that is not right is more than none
         result.error, result.http, result.exception = known.error, known.http, known
         if failure.again and before:  # once is enough
             failure.verdict = "fail"
         if failure.verdict == "stop":
             self.stop(failure)
-        spent = result.attempts >= self._max_attempts and not free
+        spent = (result.attempts >= self._max_attempts and not free) or 1 < failure.useless > earlier
         return failure.verdict == "fail" or bool(known.keep if self.stopped else spent)
 
     def unfinished(self, result: Result) -> Result:
@@ -2937,9 +2828,18 @@ class Tally:
             self.answered += 1
             self.latency += result.latency
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
-            if result.finish_reason in ("length", "content_filter", "max_output_tokens", "refusal"):
-                self.marked[result.finish_reason] += 1
+            if result.finish_reason not in WHOLE or result.text == "":
+                self.mark(result)
             self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
+
+    def mark(self, result: Result) -> None:
+        """Count an answer that is not whole, by what ended it, or that has nothing in it."""
+        reason = str(result.finish_reason or "")
+        if reason.lower() in WHOLE:
+            if result.text or result.extra.keys() - {"more", "service_tier"}:
+                return
+            reason = EMPTY_THOUGHT if result.tokens[3] or "more" in result.extra else EMPTY
+        self.marked[reason if reason in self.marked or len(self.marked) < self.KINDS else "others"] += 1
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
         model = result.model if type(result.model) is str else None
@@ -3006,10 +2906,14 @@ class Tally:
             advice, first = hint(error), ", first" if count > 1 else ""
             yield f"{count:,} x {error.type}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
-            advice = "raise max_completion_tokens (-p)" if "length" in reason or "max" in reason else "see their text"
-            yield f"{count:,} answered but ended by {reason}: {advice}"
+            cut = "length" in reason or "max" in reason.lower()
+            advice = "raise max_completion_tokens (-p)" if cut else "see their text"
+            ended = f"answered but {reason}" if reason in (EMPTY, EMPTY_THOUGHT) else ""
+            yield f"{count:,} {ended or f'answered but ended by {short(reason, 60)}: {advice}'}"
 
 
+EMPTY = "empty"
+EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning"
 WAITS = {
     "slot_wait": "for a place",
     "limit_wait": "for limits or the server's return",

@@ -139,8 +139,26 @@ def tls_context(base_url: str) -> Any:
     """
     import ssl
 
-    secure = any(url.lower().startswith("https:") for url in (base_url, named_proxy(base_url) or ""))
-    return ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not any(url.lower().startswith("https:") for url in (base_url, named_proxy(base_url) or "")):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    check_certificates()
+    return ssl.create_default_context()
+
+
+def check_certificates() -> None:
+    """Raise ValueError if the environment names certificates that are not there: OpenSSL passes over them."""
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if file:
+        try:
+            with open(file, "rb") as lines:
+                found = any(b"CERTIFICATE-----" in line for line in lines)
+        except OSError as failure:
+            reason = failure.strerror or failure
+            raise ValueError(f"SSL_CERT_FILE names {file}, which cannot be read: {reason}") from None
+        if not found:
+            raise ValueError(f"SSL_CERT_FILE names {file}, which holds no certificate (PEM)")
+    if folders and not any(map(os.path.isdir, folders.split(os.pathsep))):
+        raise ValueError(f"SSL_CERT_DIR names {folders}, which is no folder")
 
 
 def reach_of(host: str) -> str:

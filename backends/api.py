@@ -1,7 +1,7 @@
-"""The OpenAI dialect, spoken by every backend: a prompt as a request, a reply as an answer or an error, limit headers.
+"""The OpenAI dialect, spoken by every backend: a prompt as a request, limit headers, lines of Batch files.
 
-`Api` is what `load_backend` returns. Below it stand the requests' parts, the replies, the headers that tell limits, and
-the lines of Batch API files: https://platform.openai.com/docs/api-reference
+`Api` is what `load_backend` returns. Below it stand the requests' parts, the headers that tell limits, and the lines of
+Batch API files: https://platform.openai.com/docs/api-reference; what a reply holds is in `replies.py`.
 """
 
 from __future__ import annotations
@@ -12,42 +12,30 @@ import functools
 import json
 import os
 import re
-import time
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from . import core
+from . import core, named_proxy
+from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .prompts import (
     asked_in,
     content_of,
-    encode_text,
     endpoint_of,
     is_blank,
     is_continued,
     is_templated,
     whole_request,
 )
-from .usage import tier_of, usage_of
+from .replies import READERS, Unfinished, other_reply, reply_of
 
-VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
-
-
-def parse_reply(body: bytes) -> Any:
-    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
-    if len(body) <= VALUES_MOST:
-        return core.parse_json(body)
-    with contextlib.suppress(ValueError, RecursionError):
-        return core.load(body) if sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST else None
-    return None
+if TYPE_CHECKING:
+    from . import Post
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-FAIL_CODES = re.compile(r"context_length_exceeded|content_\w+|invalid_\w+|\w*_parse_error")
-RETRY_CODES = re.compile(r"server_error|rate_limit_exceeded|slow_down|server_is_overloaded|overloaded_error|timeout")
 TEXT_MOST = 8 * core.ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
-
 
 
 class Api:
@@ -63,6 +51,9 @@ class Api:
     """
 
     PATIENCE = 10.0  # seconds in which a server that is there says something
+    FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two looks at what is made in the background, growing
+    MISSES = 5  # such looks in a row that may fail
+    sleep = staticmethod(asyncio.sleep)
     loop: Any = None  # what takes the place of the run's own
     clocked, parting = True, ""  # whether latencies mean something; what Ctrl-C does, if it is not the usual
 
@@ -106,7 +97,7 @@ class Api:
         self.headers = request_headers(self.base_url, self._key)
         self.secrets = secrets_of(self.headers, self._login)
         self.conceal = concealer(self._key, self.secrets.values())
-        self._exposure = ""
+        self._exposure = self._proxy = ""
         self._continued = bytearray()  # by a prompt's number, 1 if it is a conversation that ends with the assistant
         self._check_network()
 
@@ -139,6 +130,7 @@ class Api:
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[core.Ask]:
         """Open the backend; yield the function that sends a prompt's request and returns the answer."""
+        self._proxy = proxy_name(self.base_url)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
@@ -152,13 +144,51 @@ class Api:
                     if self._login:
                         path += ("&" if "?" in path else "?") + self._login
                     try:
-                        return self.read(prompt, *await post(path, prompt.body))
+                        try:
+                            return self.read(prompt, *await post(path, prompt.body))
+                        except Unfinished as unfinished:
+                            return await self.poll(post, prompt, unfinished)
                     except Exception as failure:
-                        self.raise_discreetly(failure)
+                        self.raise_discreetly(self.through_proxy(failure))
 
                 yield call
         except Exception as failure:
             self.raise_discreetly(failure)
+
+    async def poll(self, post: Post, prompt: core.Prompt, unfinished: Unfinished) -> core.Reply:
+        """Look at a response that is made in the background until it is there; raises PromptError where it fails."""
+        if prompt.path.partition("?")[0] != core.ENDPOINTS["responses"] or not unfinished.id:
+            raise unfinished
+        query = f"?{self.whole_query()}" if self.whole_query() else ""
+        path, wait, missed = f"{core.ENDPOINTS['responses']}/{unfinished.id}{query}", self.FIRST_POLL, 0
+        while True:
+            await self.sleep(wait)
+            wait = min(self.LAST_POLL, 1.5 * wait)
+            try:
+                return self.read(prompt, *await post(path, b""))
+            except Unfinished:
+                missed = 0
+            except Exception as failure:  # of the look, which may pass, or of the response itself
+                error, missed = core.as_prompt_error(failure), missed + 1
+                if error.verdict != "retry" or error.error.status == 200 or missed > self.MISSES:
+                    raise
+
+    def through_proxy(self, failure: Exception) -> Exception:
+        """Return the failure with the proxy's name in it, if what is said may be the proxy's own."""
+        if not self._proxy or "proxy" in core.text_of(failure):
+            return failure
+        note = f" (through the proxy {self._proxy})"
+        if isinstance(failure, core.PromptError):
+            page = failure.http and failure.http[0] >= 400 and failure.http[2] is None  # no API's own words
+            if self.base_url.startswith("http:") and (page or failure.error.type == "web_page"):
+                retell(failure, failure.error.message + note)
+            return failure
+        for kind in (TimeoutError, ConnectionRefusedError, ConnectionError):
+            if isinstance(failure, kind):
+                named = kind(core.text_of(failure) + note)
+                named.__cause__ = failure
+                return named
+        return failure
 
     async def is_there(self, call: core.Ask) -> bool:
         """Whether the server says anything, be it an error, to a request that no prompt is part of."""
@@ -299,7 +329,8 @@ class Api:
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content
         url, body = row.get("url"), row["body"]
-        if not isinstance(url, str) or not re.fullmatch("/v1/[!-~]+", url) or row.get("method", "POST") != "POST":
+        known = isinstance(url, str) and (url in READERS or re.fullmatch("/v1/[!-~]+", url))  # Azure has the path alone
+        if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
         if not isinstance(body, dict):
             raise ValueError("the body of a Batch request is an object")
@@ -321,10 +352,28 @@ class Api:
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
-            missing = failure.error.status == 404 or failure.error.type == "model_not_found"
+            kind = failure.error.type
+            if (failure.error.status in (404, 405) and kind != "model_not_found") or kind == "wrong_path":
+                asked = f"{'POST' if prompt.body else 'GET'} {self.base_url}{prompt.path}"
+                retell(failure, self.conceal(f"{failure.error.message} ({asked})"))
+            missing = failure.error.status == 404 or kind in ("model_not_found", "wrong_path")
             if missing and prompt.kind == "batch" and not self.model:
                 failure.verdict = "fail"  # the line's own model or path, not everybody's
             raise
+
+
+def retell(failure: core.PromptError, message: str) -> None:
+    """Give an error another message."""
+    failure.error = failure.error._replace(message=message)
+    failure.args = (message,)
+
+
+def proxy_name(base_url: str) -> str:
+    """Return host and port of the proxy that the environment names for a base URL, '' if it names none."""
+    try:
+        return urllib.parse.urlsplit(named_proxy(base_url) or "").netloc.rpartition("@")[2]
+    except ValueError:  # which the backend will say
+        return ""
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -345,166 +394,80 @@ def split_url(url: str) -> tuple[str, str]:
     return base, mark + query
 
 
-def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
-    """Return the answer that a server has given. Raises PromptError where it is none."""
-    if 200 <= status < 300:
-        return read_reply(path, headers, body)
-    raise core.http_error(status, headers, body) if status else error_without_call(body)
-
-
-def read_reply(path: str, headers: Mapping[str, str], body: bytes) -> core.Reply:
-    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_reply(body)
-    if not isinstance(data, dict):
-        if "html" in core.header(headers, "content-type"):
-            raise core.PromptError("web_page", core.page_title(body) or "a web page", "stop", 200)
-        raise core.PromptError("malformed_reply", f"not JSON: {core.page_title(body) or 'an empty body'}", "retry", 200)
-    if data.get("error"):
-        raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else TOO_LONG)
-    reader = READERS.get(path.partition("?")[0], other_reply)
-    http = 200, core.header(headers, "x-request-id"), data
-    try:
-        text, reason, extra = reader(data)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
-        kept = (*http[:2], core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else None)
-        raise core.PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200, kept) from None
-    if tier := tier_of(data):
-        extra = extra | {"service_tier": tier}
-    return core.Reply(text, reason, data.get("model"), usage_of(data), extra, http, headers)
-
-
-TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
-
-
-# ---- Replies ---------------------------------------------------------------------------------------------------
-
-
-def error_in_answer(data: dict[str, Any]) -> core.PromptError:
-    """Classify an error that came with HTTP 200, by its code; where that says nothing, it is worth another try."""
-    inner = data["error"]
-    number = inner.get("code") if isinstance(inner, dict) else None
-    if isinstance(number, int) and 400 <= number < 600:
-        return core.http_error(number, {}, data)
-    code, message = core.error_of(data)
-    verdict = "stop" if core.STOP_CODES.fullmatch(code) else "fail" if FAIL_CODES.fullmatch(code) else "retry"
-    if code and data.get("status") == "failed" and verdict == "retry" and not RETRY_CODES.fullmatch(code):
-        verdict = "fail"  # the Responses API means it
-    message = core.short(message) or "HTTP 200 with an error in it"
-    error = core.PromptError(code or "no_answer", message, verdict, 200, (200, "", data))
-    error.slow = code in ("rate_limit_exceeded", "slow_down")
-    return error
-
-
-def error_without_call(body: bytes) -> core.PromptError:
-    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = core.error_of(core.shallow(core.parse_json(body[:core.ERROR_MOST]), core.DEEPEST))
-    passing = RETRY_CODES.fullmatch(code) or re.fullmatch(r"request_timeout|batch_\w+", code)
-    verdict = "stop" if core.STOP_CODES.fullmatch(code) else "retry" if passing else "fail"
-    error = core.PromptError(code or "no_answer", core.short(message) or "no answer", verdict)
-    error.heard = True
-    return error
-
-
-def chat_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a chat completion."""
-    texts = [message_text(choice["message"]) for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def message_text(message: dict[str, Any]) -> str:
-    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
-    content = message.get("content")
-    if content and isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content)
-    if not content and message.get("tool_calls"):
-        content = encode_text(message["tool_calls"])
-    return str(content if content is not None else message.get("refusal") or "")
-
-
-def response_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text and the finish reason of a Responses API object; calls of tools are kept as JSON."""
-    output = data["output"]
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
-    text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
-    calls = [item for item in output if str(item.get("type")).endswith("_call")]
-    reason = (data.get("incomplete_details") or {}).get("reason") or data.get("status")
-    if not output and reason in ("completed", "failed"):
-        raise KeyError("output")
-    return text or (encode_text(calls) if calls else ""), reason, {}
-
-
-def completion_text(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the text, the finish reason and what else there is of a completion."""
-    texts = [choice["text"] or "" for choice in data["choices"]]
-    return texts[0], data["choices"][0].get("finish_reason"), {"texts": texts} if len(texts) > 1 else {}
-
-
-def embedding(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
-    vectors = [item["embedding"] for item in data["data"]]
-    return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
-
-
-def other_reply(data: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
-    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
-    return None, None, {"reply": data}
-
-
-READERS = {
-    "/chat/completions": chat_text,
-    "/responses": response_text,
-    "/completions": completion_text,
-    "/embeddings": embedding,
-}
-
-
 # ---- Limits ----------------------------------------------------------------------------------------------------
 
 
 LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
 LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}"),
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
 }
+# A limit that names no kind holds for a window of time, after which all of it is there again: OpenRouter's, Together's,
+# https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+WINDOWS = {"x-ratelimit-{}", "ratelimit-{}"}
+# These are buckets, refilled all the time, though the reset is a date: https://docs.claude.com/en/api/rate-limits
+BUCKETS = {"anthropic-ratelimit-requests-{}", "anthropic-ratelimit-tokens-{}"}
+PERIODS = 1, 60, 3600, 86400, 7 * 86400, 31 * 86400  # seconds
+NUMBER_TEXT = re.compile(r"\d{1,15}+")  # "100, 100;window=60, 10000;window=86400", "100;w=60"
+WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
 
 
-def limits_in(headers: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
-    """Return the rate (a second), what is left and what there can be at most, of requests or tokens; None if unsaid."""
+class Told(NamedTuple):
+    """A limit as the headers tell it: the rate (a second), what is left, and the most that there can be at once.
+
+    `reset` is in how many seconds the window is over, or a bucket is full; 0.0 if that is not said.
+    """
+
+    rate: float
+    left: float
+    size: float
+    reset: float
+
+
+def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
+    """Return what the headers of a reply tell of the limit of requests or tokens; None if they tell nothing."""
     for form in LIMIT_FORMS[name]:
+        if not (text := core.header(headers, form.format("limit"))):
+            continue
         try:
-            limit, left = (float(core.header(headers, form.format(part))) for part in ("limit", "remaining"))
+            limit, window = float(text), 0
+        except ValueError:
+            limit, window = limit_in_words(text)
+        try:
+            left = float(core.header(headers, form.format("remaining")))
         except ValueError:
             continue
         if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
-        wait = reset_wait(core.header(headers, form.format("reset")))
-        period = period_of(limit, left, wait, 1 if form == "x-ratelimit-{}" else 60)  # Together's is per second
-        return limit / period, left, max(1.0, min(limit, left + wait * limit / period))
+        wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
+        if form in WINDOWS or (is_date and form not in BUCKETS):
+            return Told(limit / (window or window_of(wait, 60 if is_date else 1)), left, limit, wait)
+        period = period_of(limit, left, wait)
+        return Told(limit / period, left, max(1.0, min(limit, left + wait * limit / period)), wait)
     return None
 
 
-def period_of(limit: float, left: float, wait: float, least: int) -> int:
+def limit_in_words(text: str) -> tuple[float, int]:
+    """Return the limit, and the seconds that it is for (0 if unsaid), of a list of them; the nearest comes first."""
+    if not (found := NUMBER_TEXT.match(text)):
+        return 0.0, 0
+    return float(found[0]), int(dict(WINDOW_TEXT.findall(text)).get(found[0], 0))
+
+
+def window_of(wait: float, least: int) -> int:
+    """Return the least usual period that so many seconds are left of; a minute if that is not said."""
+    if not wait:
+        return 60
+    return next((period for period in PERIODS if least <= period and wait <= 1.02 * period), PERIODS[-1])
+
+
+def period_of(limit: float, left: float, wait: float) -> int:
     """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
     wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
-    for period, slack in ((1, 0.1), (60, 0.1), (3600, 0.0), (86400, 0.0)):
-        if period >= least and left + wait * limit / period <= limit * (1 + slack) + 1:
+    for period, slack in ((60, 0.1), (3600, 0.0), (86400, 0.0)):
+        if left + wait * limit / period <= limit * (1 + slack) + 1:
             return period
     return 60
-
-
-def reset_wait(text: str) -> float:
-    """Return the seconds until a limit is whole again: of '6m0s', '12' or '2026-11-21T00:00:00Z'; 0.0 if unsaid."""
-    wait = core.seconds(text) or 0.0
-    with contextlib.suppress(ValueError, OverflowError):
-        if ":" in text:
-            import datetime
-
-            wait = datetime.datetime.fromisoformat(text).timestamp() - time.time()
-        elif not wait:
-            wait = float(text)
-    return wait if 0 < wait < 1e6 else 0.0
 
 
 # ---- Batch lines -----------------------------------------------------------------------------------------------
@@ -567,6 +530,6 @@ def batch_result(row: dict[str, Any], prompt: core.Prompt, error: core.Error | N
         if error is None:
             text, _, extra = READERS.get(prompt.path.partition("?")[0], other_reply)(body)
             return core.Result(prompt, text, extra=extra)
-        message = row["error"]["message"] if row["error"] else core.error_of(body)[1]
+        message = row["error"]["message"] if row["error"] else error_of(body)[1]
         return core.Result(prompt, error=error._replace(message=message))
     return None

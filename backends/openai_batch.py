@@ -469,7 +469,9 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
             return name, (int(status[1]) if status else 0, {}, as_error(error.get("code"), error.get("message")))
         text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
         headers = {"x-request-id": str(response.get("request_id") or "")}
-        status_code = int(response["status_code"])
+        status_code = int(response.get("status_code") or 0)
+        if not status_code and not body:  # the server had nothing to put there
+            return name, (0, {}, as_error("batch_row_empty", "the batch has no answer for it (status 0)"))
         if not 100 <= status_code < 600:
             raise ValueError
         return name, (status_code, headers, text.encode())

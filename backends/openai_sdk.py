@@ -127,14 +127,24 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
         }
         known = {path: inspect.signature(call).parameters.keys() for path, call in create.items()}
 
+        async def other(url: str, arguments: dict[str, Any], options: Any) -> httpx2.Response:
+            """Call what the SDK has no typed function for here."""
+            if arguments:
+                return await client.post(url, cast_to=httpx2.Response, body=arguments, options=options)
+            return await client.get(url, cast_to=httpx2.Response, options=options)
+
         async def post(path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             url, _, query = path.partition("?")
             arguments: dict[str, Any] = json.loads(body or "{}")
             if url == "/embeddings":
                 arguments.setdefault("encoding_format", "float")  # the API's default; the SDK's own is base64
-            more = {name: arguments.pop(name) for name in arguments.keys() - known[url]}  # other servers' own
             extra = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
             try:
+                if url not in create:
+                    found = await other(url, arguments, {"params": extra, "headers": keyless})
+                    return found.status_code, found.headers, found.content
+                # Other servers' own; and `stream`, or else the SDK would leave the reply unread.
+                more = {name: arguments.pop(name) for name in arguments.keys() - (known[url] - {"stream"})}
                 reply = await create[url](
                     **arguments, extra_query=extra, extra_headers=keyless, extra_body=more or None
                 )

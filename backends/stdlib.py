@@ -35,7 +35,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from . import MAX_BODY, Post, proxy_for
+from . import MAX_BODY, Post, check_certificates, proxy_for
 
 __all__ = ["connect"]
 
@@ -508,6 +508,7 @@ class _Client:
         self._head = lru_cache(maxsize=64)(self._write_head)
         self._tls: ssl.SSLContext | None = None
         if secure or self._hop.scheme == "https":  # loading the certificates takes its time
+            check_certificates()
             self._tls = ssl.create_default_context()  # OpenSSL itself minds SSL_CERT_FILE and SSL_CERT_DIR
             self._tls.set_alpn_protocols(["http/1.1"])
         self._concurrency = concurrency

@@ -64,7 +64,10 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 )
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
-WHOLE = frozenset({None, "", "stop", "completed", "eos", "eos_token", "end_turn", "stop_sequence"})  # finish reasons
+WHOLE = core.WHOLE - {"tool_calls", "function_call", "tool_use"}  # finish reasons: a call is no answer
+# Parameters by which other servers are told what answers look like: llama.cpp's, vLLM's, SGLang's, Ollama's
+OWN_FORMS = {"response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "format"}
+OWN_FORMS |= {"guided_grammar", "structured_outputs", "regex", "ebnf"}
 LONGEST = 16 << 20  # bytes of a schema, characters of an answer that is checked
 # A schema, as encode_json writes it, with keywords that may take longer than in proportion to the answer.
 MAY_TAKE_LONG = re.compile(
@@ -105,6 +108,7 @@ class Schema:
         except Exception as failure:  # whatever a library finds wrong with it
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
             raise core.UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
+        self._told_form = False  # by the user, in the server's own way
         self.told = False  # that it finds nothing but what is no JSON
         self._runs = 0
         name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
@@ -140,14 +144,18 @@ class Schema:
         """Raise UsageError where an Api's other options leave no place for the schema."""
         if endpoint == "embeddings":
             raise core.UsageError("embeddings takes no schema (--schema)")
-        text = params.get("text", {})
-        if "response_format" in params or not isinstance(text, dict) or "format" in text:
-            name = "response_format" if "response_format" in params else "text"
-            raise core.UsageError(f"--schema and -p {name} both say what answers look like; leave out one of them")
+        if not isinstance(params.get("text", {}), dict):
+            raise core.UsageError("-p text is no object; leave it out")
+        self._told_form = bool(params.keys() & OWN_FORMS) or "format" in params.get("text", {})
 
     def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown."""
+        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown.
+
+        A form that the user gives (-p response_format=...) stays as it is: not every server takes the same.
+        """
         place = path.partition("?")[0]
+        if self._told_form:
+            return body
         if place == core.ENDPOINTS["responses"]:
             return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
         if place in (core.ENDPOINTS["chat"], core.ENDPOINTS["completions"]):  # the latter is vLLM's

@@ -569,3 +569,69 @@ def test_rows_that_are_made_to_hurt(row):
 @pytest.mark.parametrize("moment", [10**400, -1, None, "soon", 1e999])
 def test_times_that_cannot_be(moment):
     assert openai_batch.moment(moment, 7.0) == 7.0
+
+
+# ---- Rows as servers really write them -----------------------------------------------------------------------
+
+EMPTY_ROWS = [
+    {"response": {"status_code": 0, "body": {}}, "error": None},  # ellmer#830
+    {"response": {"status_code": 0, "request_id": "", "body": None}},
+    {"response": {"status_code": None, "body": ""}, "error": None},
+    {"response": {"status_code": "0", "body": []}},
+]
+
+
+@pytest.mark.parametrize("row", EMPTY_ROWS, ids=json.dumps)
+def test_a_row_with_nothing_in_it_goes_into_the_next_batch(ask, monkeypatch, row):
+    lines_of, emptied = openai_batch.lines_of, []
+
+    def emptying(file):
+        for line in lines_of(file):
+            if not emptied:
+                emptied.append(line)
+                line = json.dumps({"custom_id": json.loads(line)["custom_id"], **row}).encode()
+            yield line
+
+    monkeypatch.setattr(openai_batch, "lines_of", emptying)
+    call = ask()
+    assert call(count=5) == 0
+    assert sorted(row["attempts"] for row in answered(5)) == [1, 1, 1, 1, 2] and call.server.stats.batches == 2
+
+
+def test_a_row_that_cannot_be_read_is_called_that():
+    name, outcome = openai_batch.row_outcome(b'{"custom_id": "a", "response": {"status_code": 0, "body": {"x": 1}}}')
+    assert name == "a" and b"row_unreadable" in outcome[2]
+
+
+FIELD_ROWS = {
+    "flagged": ((403, {"error": {"message": "m", "metadata": {"reasons": ["x"]}}}), "fail", "content_filter"),
+    "cancelled": ((499, {"error": {"status": "CANCELLED", "message": "x"}}), "retry", "CANCELLED"),
+    "context": ((500, {"error": {"message": "Context size has been exceeded."}}), "fail", "context_length_exceeded"),
+    "half": (
+        (200, {"choices": [{"message": {"content": "Half"}, "finish_reason": "error", "error": {"code": 502}}]}),
+        "retry", "http_502",
+    ),
+    "not done": ((200, {"id": "r", "status": "queued", "output": []}), "fail", "unfinished"),
+    "key": ((400, [{"error": {"message": "API key not valid."}}]), "stop", "invalid_api_key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("response", "verdict", "kind"), FIELD_ROWS.values(), ids=FIELD_ROWS)
+def test_a_row_means_what_the_same_reply_means(response, verdict, kind):
+    line = {"custom_id": "a", "response": {"status_code": response[0], "body": response[1]}, "error": None}
+    _, outcome = openai_batch.row_outcome(json.dumps(line).encode())
+    with pytest.raises(PromptError) as caught:
+        reply_of("/responses" if kind == "unfinished" else "/chat/completions", *outcome)
+    assert (caught.value.verdict, caught.value.error.type) == (verdict, kind)
+
+
+@pytest.mark.parametrize("backend", ["stdlib", "raw-aiohttp", "openai-sdk", "openai-batch"])
+def test_azures_lines_are_taken(ask, backend):
+    """Their `url` is the path alone (litellm#7402)."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    urls = ("/chat/completions", "/v1/chat/completions")
+    lines = [{"custom_id": url, "method": "POST", "url": url, "body": body} for url in urls]
+    pathlib.Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    call = ask()
+    assert main(["in.jsonl", "-b", backend, "--base-url", call.server.url]) == 0
+    assert [row["custom_id"] for row in rows("in.results.jsonl") if row["response"]["status_code"] == 200] == [*urls]

@@ -1,6 +1,7 @@
 """Replies made to hold up the run: every text of a server's is bounded, and every pattern takes linear time."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import itertools
@@ -12,9 +13,12 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import ERROR_MOST, PromptError, asked_wait, http_error
+from concurrent_prompts import ERROR_MOST, PromptError, http_error
 from concurrent_prompts.backends import api as api_file
-from concurrent_prompts.backends.api import limits_in, read_reply
+from concurrent_prompts.backends import meanings
+from concurrent_prompts.backends.api import limits_in
+from concurrent_prompts.backends.failures import asked_wait
+from concurrent_prompts.backends.replies import read_reply
 from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
 
 OTHERS = "plot", "plot_page", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # hear no server
@@ -34,11 +38,18 @@ BITS = (
 
 METHODS = "search|match|fullmatch|findall|finditer|sub|split"
 MADE = "pattern_of(words) if words else '(?!)'"  # by concealer, of the key
+JOINED = "'|'.join(map(str.strip, text.strip().splitlines()))"  # by meanings.py: its tables are looked through
 
 
 def patterns():
     """Yield every pattern in the source, in a constant or in a call, with where it stands and how it is used."""
     sources = {name: pathlib.Path(importlib.import_module(name).__file__).read_text() for name in MODULES}
+    for number, meaning in enumerate(meanings.MEANINGS):
+        yield f"codes of meaning {number}", meaning.codes, {"fullmatch"}
+        yield f"words of meaning {number}", meaning.words, {"search"}
+    for name, pattern in vars(meanings).items():
+        if isinstance(pattern, re.Pattern):
+            yield f"{name} of meanings", pattern, {"fullmatch"} if "CODES" in name else {"match", "search", "finditer"}
     for name, source in sources.items():
         tree = ast.parse(source)
         over = {below: node for node in ast.walk(tree) for below in ast.iter_child_nodes(node)}
@@ -46,7 +57,7 @@ def patterns():
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if used := re.fullmatch(rf"re\.(compile|{METHODS})", called):
                 text, *more = [ast.unparse(one) for one in (*node.args, *(one.value for one in node.keywords))]
-                if text != MADE:
+                if text not in (MADE, JOINED):
                     flags = "|".join(one for one in more if re.fullmatch(r"[re.|A-Z ]+", one))
                     known = dict(vars(importlib.import_module(name)), place=1, shards=1)
                     pattern = re.compile(eval(text, known), eval(flags or "0", known))
@@ -59,6 +70,8 @@ def uses(function, above, source):
         return {function}
     if isinstance(above, ast.Attribute):
         return {above.attr}
+    if not isinstance(above, ast.Assign):  # a part of a table
+        return set(METHODS.split("|"))
     return set(re.findall(rf"\b{ast.unparse(above.targets[0])}\.({METHODS})\b", source)) or set(METHODS.split("|"))
 
 
@@ -108,10 +121,30 @@ def test_messages(message, status):
     began = time.perf_counter()
     for body in ({"error": {"message": message}}, {"error": message}, {"error": {"code": message, "type": message}}):
         error = http_error(status, {"retry-after": message}, body)
-        assert (error.error.status, error.verdict) == (status, "fail" if status == 400 else "retry")
+        passing = status == 429 or message.startswith("try again in")
+        assert (error.error.status, error.verdict) == (status, "retry" if passing else "fail")
         assert len(error.error.message) <= 300 and len(error.error.type) <= 60
         http_error(status, {}, json.dumps(body).encode())
     assert time.perf_counter() - began < 1
+
+
+STREAMS = {
+    "parts without end": b'data: {"choices": [{"index": 0, "delta": {"content": "word "}}]}\n\n' * 20_000,
+    "line ends": b"data: \n" * 6_000_000,
+    "parts of a call": b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"name": "a"}}]}}]}\n\n' * 20_000,
+    "depth": b'data: {"choices": [{"delta": ' + b'{"a": ' * 300 + b"1" + b"}" * 300 + b"}]}\n\ndata: [DONE]\n\n",
+    "no parts": b'data: {"choices": [1]}\n\n',
+    "choices that are none": b'data: {"choices": {"a": 1}}\n\n',
+    "an index that is none": b'data: {"choices": [{"index": "x", "delta": {"tool_calls": [1]}}]}\n\n',
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_streams(stream):
+    began = time.perf_counter()
+    with contextlib.suppress(PromptError):
+        read_reply("/chat/completions", {"content-type": "text/event-stream"}, stream)
+    assert time.perf_counter() - began < 2
 
 
 PAGES = {

@@ -392,6 +392,44 @@ def test_a_copied_file_alone(here):
     assert done.stdout == "['A', 'B']\n2 2\n" and done.stderr.count("the folder ") == 2
 
 
+LONE = """
+import asyncio, concurrent_prompts as c
+class SDKError(Exception):
+    def __init__(self, status, headers=()):
+        super().__init__("boom")
+        self.status_code, self.response = status, type("R", (), {"status_code": status, "headers": dict(headers)})
+class Lost(Exception):
+    pass
+def lost():
+    error = Lost("gone")
+    error.__cause__ = ConnectionResetError("reset")
+    return error
+left = {"limited": [SDKError(429, {"retry-after": "0.001"})], "broken": [SDKError(503)], "gone": [lost()],
+        "late": [TimeoutError()], "bad": [SDKError(400)] * 9, "a bug": [ValueError("boom")] * 9}
+async def send(prompt):
+    if left.get(prompt):
+        raise left[prompt].pop()
+    return prompt.upper()
+c.BACKOFF_BASE = 0.001
+for result in c.run([*left], send, concurrency=1, max_attempts=3):
+    print(result.id, result.text or result.error.type, result.attempts)
+async def keyless(prompt):
+    raise SDKError(401)
+print([result.error.type for result in c.run(["a", "b"], keyless, concurrency=1)])
+"""
+
+
+def test_a_lone_copy_goes_by_the_status(here):
+    """What servers say is in backends/; without that, a 429, a 5xx and a lost connection pass, and a 401 stops."""
+    (here / "concurrent_prompts.py").write_bytes(pathlib.Path(SCRIPT).read_bytes())
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", LONE], capture_output=True, text=True, env=environment, cwd=here)
+    assert done.stdout.splitlines() == [
+        "1 LIMITED 2", "2 BROKEN 2", "3 GONE 2", "4 LATE 2", "5 http_400 1", "6 ValueError 1",
+        "['http_401', 'not_sent']",
+    ], done.stderr  # fmt: skip
+
+
 def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
         return "".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
@@ -400,6 +438,30 @@ def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     assert concurrent_prompts.__doc__.strip() in help_text
     options = help_text[help_text.index("positional arguments:") :]
     assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
+
+
+def test_answers_that_are_not_whole_are_named_in_the_report():
+    tally = concurrent_prompts.Tally()
+    reasons = ["length", "max_output_tokens", "content_filter", "STOP", "stop", None, "pause_turn", "tool_calls"]
+    for number, reason in enumerate(reasons):
+        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(number, ""), "a", finish_reason=reason))
+    thought = {"more": {"reasoning_content": "Hm."}}
+    for more in ({}, {"tokens": (5, 9, 0, 9)}, {"extra": thought}, {"finish_reason": "length", "tokens": (5, 9, 0, 9)}):
+        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), "", **{"finish_reason": "stop"} | more))
+    others = {"text": None, "extra": {"embedding": [1.0]}}, {"text": "", "extra": {"texts": ["", "b"]}}, {"text": None}
+    for more in others:
+        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), **more))
+    assert sorted(tally.warnings()) == [
+        "1 answered but empty",
+        "1 answered but ended by content_filter: see their text",
+        "1 answered but ended by max_output_tokens: raise max_completion_tokens (-p)",
+        "1 answered but ended by pause_turn: see their text",
+        "2 answered but empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning",
+        "2 answered but ended by length: raise max_completion_tokens (-p)",
+    ]
+    for number in range(1000):
+        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), "a", finish_reason=f"r{number}"))
+    assert len(tally.marked) <= tally.KINDS + 1, "a server may name as many as it likes"
 
 
 def test_the_report_fits_into_80_columns(capsys):

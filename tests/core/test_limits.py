@@ -9,6 +9,7 @@ import email.message
 import heapq
 import math
 import random
+import time
 
 import pytest
 
@@ -229,21 +230,33 @@ def loop_time():
     return asyncio.get_running_loop().time()
 
 
+def fields(kind, limit, left, reset):
+    """Return the headers of a limit, without x-ratelimit-."""
+    told = {"limit": limit, "remaining": left, "reset": reset}
+    return {f"{name}{kind}": value for name, value in told.items() if value}
+
+
 HEADERS = {
-    "OpenAI's": ({"limit-requests": "600", "remaining-requests": "44", "reset-requests": "1.6s"}, (10, 44, 60)),
-    "a day's": ({"limit-requests": "10000", "remaining-requests": "9999", "reset-requests": "9s"}, (0.1157, 9999, 1e4)),
-    "many": ({"limit-requests": "5000", "remaining-requests": "4999", "reset-requests": "1"}, (5000 / 60, 4999, 5000)),
-    "Azure's": ({"limit-requests": "60", "remaining-requests": "59", "reset-requests": "1"}, (1, 59, 60)),
-    "nonsense": ({"limit-requests": "-1", "remaining-requests": "-1"}, None),
-    "zeros": ({"limit-requests": "0", "remaining-requests": "0"}, None),
-    "words": ({"limit-requests": "many", "remaining-requests": "5"}, None),
-    "not a number": ({"limit-requests": "nan", "remaining-requests": "5"}, None),
-    "half": ({"limit-requests": "600"}, None),
-    "a debt": ({"limit-requests": "600", "remaining-requests": "0", "reset-requests": "1m5s"}, (10, 0, 600)),
-    "for ever": ({"limit-requests": "600", "remaining-requests": "5", "reset-requests": "inf"}, (10, 5, 5)),
-    "for long": ({"limit-requests": "600", "remaining-requests": "5", "reset-requests": "9" * 400}, (10, 5, 5)),
-    "not per second": ({"limit": "600", "remaining": "0", "reset": "6"}, (10, 0, 60)),
-    "Together's": ({"limit": "10", "remaining": "9", "reset": "1"}, (10, 9, 10)),
+    "OpenAI's": (fields("-requests", "600", "44", "1.6s"), (10, 44, 60, 1.6)),
+    "a day's": (fields("-requests", "10000", "9999", "9s"), (0.1157, 9999, 1e4, 9)),
+    "many": (fields("-requests", "5000", "4999", "1"), (5000 / 60, 4999, 5000, 1)),
+    "Azure's": (fields("-requests", "60", "59", "1"), (1, 59, 60, 1)),
+    "nonsense": (fields("-requests", "-1", "-1", ""), None),
+    "zeros": (fields("-requests", "0", "0", ""), None),
+    "words": (fields("-requests", "many", "5", ""), None),
+    "not a number": (fields("-requests", "nan", "5", ""), None),
+    "half": (fields("-requests", "600", "", ""), None),
+    "a debt": (fields("-requests", "600", "0", "1m5s"), (10, 0, 600, 65)),
+    "for ever": (fields("-requests", "600", "5", "inf"), (10, 5, 5, 0)),
+    "for long": (fields("-requests", "600", "5", "9" * 400), (10, 5, 5, 0)),
+    "not per second": (fields("", "600", "0", "6"), (10, 0, 600, 6)),
+    "Together's": (fields("", "10", "9", "1"), (10, 9, 10, 1)),
+    "no period": (fields("", "20", "19", ""), (20 / 60, 19, 20, 0)),
+    "an hour's": (fields("", "3600", "9", "61m"), (1, 9, 3600, 3660)),
+    "a list": (fields("", "100, 100;window=60, 10000;window=86400", "98", "3"), (100 / 60, 98, 100, 3)),
+    "a list without windows": (fields("", "100, 10000", "98", "3"), (100 / 60, 98, 100, 3)),
+    "a window that cannot be": (fields("", "100;w=0", "98", "3"), (100 / 60, 98, 100, 3)),
+    "a date that is none": (fields("", "20", "19", "Wed, 99 Foo 2026 99:99:99 GMT"), (20 / 60, 19, 20, 0)),
 }
 
 
@@ -252,13 +265,49 @@ def test_headers(name):
     headers, expected = HEADERS[name]
     found = limits_in({f"x-ratelimit-{key}": value for key, value in headers.items()}, "requests")
     assert found == (expected and pytest.approx(expected, rel=1e-3))
+    if expected and "limit" in headers:  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+        assert limits_in({f"ratelimit-{key}": value for key, value in headers.items()}, "requests") == found
 
 
-def test_anthropics_headers():
-    names = {"limit": "50", "remaining": "49", "reset": "2020-01-01T00:00:00Z"}
-    assert limits_in({f"anthropic-ratelimit-requests-{key}": value for key, value in names.items()}, "requests") == (
-        pytest.approx(50 / 60), 49, 49,
-    )  # fmt: skip
+MOMENT = 1_795_901_100.0  # which is 2026-11-28T21:25:00Z
+DATES = {
+    "seconds": "1795901100",
+    "seconds, float": "1795901100.0",
+    "milliseconds": "1795901100000",
+    "microseconds": "1795901100000000",
+    "ISO": "2026-11-28T21:25:00Z",
+    "ISO, another zone": "2026-11-28T22:25:00+01:00",
+    "ISO, no zone": "2026-11-28T21:25:00",
+    "HTTP": "Sat, 28 Nov 2026 21:25:00 GMT",
+}
+
+
+@pytest.mark.parametrize("left", [(45.5, 60), (0.5, 60), (60.9, 60), (61.5, 3600), (9000, 86400), (-5, 60)], ids=str)
+@pytest.mark.parametrize("date", DATES.values(), ids=DATES)
+@pytest.mark.parametrize("kind", ["", "-requests", "-tokens"])
+def test_a_reset_that_is_a_date_is_one(monkeypatch, kind, date, left):
+    wait, period = left
+    monkeypatch.setattr(time, "time", lambda: MOMENT - wait)
+    headers = {f"x-ratelimit-{key}": value for key, value in fields(kind, "20", "3", date).items()}
+    found = limits_in(headers, kind.removeprefix("-") or "requests")
+    assert found == pytest.approx((20 / period, 3, 20, max(0.0, wait)))
+    assert found.reset == found[3] and found.size == 20
+
+
+def test_a_date_is_read_by_the_servers_own_clock():
+    """Ours may be hours away; what the reply says of the time is by the same clock as the reset."""
+    headers = {f"x-ratelimit-{key}": value for key, value in fields("", "20", "3", "1795901100").items()}
+    found = limits_in(headers | {"date": "Sat, 28 Nov 2026 21:24:20 GMT"}, "requests")
+    assert found == pytest.approx((20 / 60, 3, 20, 40))
+
+
+def test_anthropics_headers(monkeypatch):
+    """A bucket, although the reset is a date: that of when it will be full."""
+    names = {"limit": "50", "remaining": "49", "reset": "2026-11-28T21:25:00Z"}
+    headers = {f"anthropic-ratelimit-requests-{key}": value for key, value in names.items()}
+    for now, left in ((MOMENT + 60, 0), (MOMENT - 1.2, 1.2)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert limits_in(headers, "requests") == pytest.approx((50 / 60, 49, 49 + left * 50 / 60, left))
 
 
 @pytest.mark.parametrize("name", ["requests", "tokens"])

@@ -119,6 +119,24 @@ def test_each_endpoint_gets_the_schema_in_its_own_form(endpoint, answer, params,
     assert [{key: body[key] for key in form} for body in bodies] == [form]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "params"),
+    [
+        ("chat", {"response_format": {"type": "json_object", "schema": {"type": "object"}}}),  # Together
+        ("chat", {"guided_json": {"type": "object"}}),  # older vLLM
+        ("completions", {"json_schema": {"type": "object"}}),  # llama.cpp
+        ("responses", {"text": {"format": {"type": "json_object"}}}),
+    ],
+)
+def test_a_form_of_the_users_own_is_sent_and_the_answer_checked(endpoint, params):
+    make = {"chat": chat, "completions": completion, "responses": lambda text: response({"text": text})}[endpoint]
+    for text, error in ((GOOD, None), ("no JSON", "schema_mismatch")):
+        result, bodies = ask(make(text), settings={"endpoint": endpoint, "params": params})
+        assert (result.error and result.error.type) == error
+        assert {key: bodies[0][key] for key in params} == params
+        assert not bodies[0].keys() & {"response_format", "text"} - params.keys()
+
+
 def test_a_batch_line_gets_the_form_of_its_own_url():
     def line(url, **body):
         return {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "m", **body}}
@@ -141,8 +159,6 @@ def test_a_batch_line_gets_the_form_of_its_own_url():
     ("settings", "named"),
     [
         ({"endpoint": "embeddings"}, "embeddings takes no schema"),
-        ({"params": {"response_format": {"type": "text"}}}, "-p response_format"),
-        ({"endpoint": "responses", "params": {"text": {"format": {"type": "text"}}}}, "-p text"),
         ({"endpoint": "responses", "params": {"text": "low"}}, "-p text"),
         ({"schema": True}, "the schema is no JSON object"),
         ({"schema": "schema.json"}, "the schema is no JSON object"),

@@ -1,0 +1,389 @@
+"""What a failure means: this prompt has failed, asking again may help, or every prompt would fail.
+
+`http_error` judges a reply that is no answer by its code, its words and its status; `x-should-retry` has the last word
+but for what stops the run. `classified` judges an exception. What servers and libraries say is in the tables of
+`meanings.py`. The core asks here; a lone copy of it goes by the status alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import email.utils
+import errno
+import functools
+import itertools
+import json
+import math
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from . import core, meanings
+
+LONGEST_WAIT = 1e9  # seconds
+STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
+TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>]{,1000}+>")
+
+
+# ---- Replies -------------------------------------------------------------------------------------------------
+
+
+def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> core.PromptError:
+    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
+
+    What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
+    """
+    if isinstance(body, bytes | str):
+        data = core.shallow(core.parse_json(body[: core.ERROR_MOST]), core.DEEPEST)
+    else:
+        body = data = core.shallow(body, core.DEEPEST)
+    code, message = error_of(data)
+    message = message or page_title(body) or f"HTTP {status}"
+    meaning = meaning_of(status, code, message, data)
+    verdict = judged(status, meaning, core.header(headers, "x-should-retry"))
+    kind = kind_of(meaning, code) or f"http_{status}"
+    if verdict != "stop" and exceeds(message):
+        verdict, kind = "fail", "larger_than_limit"
+    if 300 <= status < 400:
+        kind, message = "redirect", f"HTTP {status}, redirected to {core.header(headers, 'location') or 'nowhere'}"
+    told, message = message, core.short(message)
+    if status == 401 and core.header(headers, "www-authenticate").lower().startswith("basic"):
+        message += " (WWW-Authenticate: Basic)"
+    error = core.PromptError(kind, message, verdict, status, (status, core.header(headers, "x-request-id"), data))
+    error.headers = headers
+    return passing(error, meaning, told, status in meanings.SLOW_STATUSES)
+
+
+def passing(
+    error: core.PromptError, meaning: meanings.Meaning | None, message: str, slow: bool = False
+) -> core.PromptError:
+    """Fill in what a failure that may pass says of when, and of whether it has to do with a limit."""
+    if error.verdict == "retry":
+        data = error.http[2] if error.http else None
+        error.loading = meaning is meanings.LOADING
+        error.slow = (slow or meaning is meanings.RATE) and meaning not in (meanings.LOADING, meanings.FLEX)
+        error.scope = "tokens" if meanings.TOKENS_TEXT.search(f"{data}{message}") else "requests"
+        error.wait = asked_wait(error.headers, message, data)
+    return error
+
+
+def meaning_of(status: int, code: str, message: str, data: Any = None) -> meanings.Meaning | None:
+    """Return what a code and a message mean; None if the status is all that there is to go by."""
+    for meaning in meanings.MEANINGS:
+        told = status in meaning.statuses
+        if code and (told or meaning.anywhere) and meaning.codes.fullmatch(code):
+            return meaning
+        if told and meaning.words.search(message):
+            return meaning
+    return meanings.CONTENT if status == 403 and has_reasons(data) else None
+
+
+def kind_of(meaning: meanings.Meaning | None, code: str) -> str:
+    """Return the type of an error with that meaning; '' if there is only the status to name it by."""
+    if meaning is None or not meaning.kind or meaning.own.fullmatch(code):
+        return core.short(code, 60)
+    return meaning.kind
+
+
+def has_reasons(data: Any) -> bool:
+    """Tell whether a refusal names what is wrong with this input, as OpenRouter's moderation does."""
+    inner = data.get("error") if isinstance(data, dict) else None
+    metadata = inner.get("metadata") if isinstance(inner, dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("reasons") or metadata.get("flagged_input"))
+
+
+def judged(status: int, meaning: meanings.Meaning | None, should_retry: str) -> str:
+    """Return "fail", "retry" or "stop"; the server's x-should-retry overrides all but what stops the run."""
+    if meaning and not 300 <= status < 400 and (meaning.verdict == "stop" or should_retry not in ("true", "false")):
+        return meaning.verdict
+    return verdict_of(status, should_retry)
+
+
+def verdict_of(status: int, should_retry: str = "") -> str:
+    """Return what a status alone means."""
+    if 300 <= status < 400 or (status in meanings.STOP_STATUSES and should_retry != "true"):
+        return "stop"
+    passing = (status in meanings.RETRY_STATUSES or status >= 500) and should_retry != "false"
+    return "retry" if passing or should_retry == "true" else "fail"
+
+
+def exceeds(message: str) -> bool:
+    """Tell whether a message has numbers by which a request can never fit into a limit."""
+    if found := meanings.LIMIT_TEXT.search(message):
+        limit, requested = found[1], found[2]
+    elif found := meanings.REQUESTED_TEXT.search(message):
+        requested, limit = found[1], found[2]
+    else:
+        return False
+    return as_number(requested) > as_number(limit)
+
+
+def as_number(text: str) -> int:
+    """Return the number in a text of digits, with thousands apart or in a "k"."""
+    digits = re.sub("[,_]", "", text.lower())
+    return int(digits.removesuffix("k")) * (1000 if digits.endswith("k") else 1)
+
+
+def error_in_answer(data: Any) -> core.PromptError:
+    """Classify an error that came with HTTP 200, by what it says; where that is nothing, it is worth another try."""
+    code, message = error_of(data)
+    meaning = meaning_of(200, code, message, data)
+    if meaning is not meanings.PATH and (status := status_in(data)):  # Zhipu's names another status for a wrong path
+        return http_error(status, {}, data)
+    verdict = meaning.verdict if meaning else "retry"
+    if meaning is None and code and isinstance(data, dict) and data.get("status") == "failed":
+        verdict = "fail"  # the Responses API means it
+    told = core.short(message) or "HTTP 200 with an error in it"
+    error = core.PromptError(kind_of(meaning, code) or "no_answer", told, verdict, 200, (200, "", data))
+    return passing(error, meaning, message)
+
+
+def error_without_call(body: bytes) -> core.PromptError:
+    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
+    code, message = error_of(core.shallow(core.parse_json(body[: core.ERROR_MOST]), core.DEEPEST))
+    meaning = meaning_of(200, code, message)
+    verdict = meaning.verdict if meaning else "fail"
+    error = core.PromptError(kind_of(meaning, code) or "no_answer", core.short(message) or "no answer", verdict)
+    error.heard = True
+    return error
+
+
+def is_error(data: Any) -> bool:
+    """Tell whether a reply says that it is an error, or has the form of nothing else."""
+    return bool(data.get("error") or data.get("object") == "error" or data.get("type") == "error")
+
+
+def status_in(data: Any) -> int:
+    """Return the HTTP status that an error in an HTTP 200 names, in one of the usual ways; 0 if it names none."""
+    outer = data if isinstance(data, dict) else {}
+    inner = inner_of(data)
+    base = outer.get("base_resp")
+    if isinstance(base, dict):
+        return meanings.MINIMAX.get(as_int(base.get("status_code")), 0)
+    names = "code", "status_code", "statusCode", "status"
+    for number in map(as_int, (*(inner.get(name) for name in names), outer.get("code"))):
+        if 400 <= number < 600:
+            return number
+        if 40000 <= number < 60000:  # FastChat's: of the five digits the first three
+            return {40301: 404, 40302: 400, 40303: 400}.get(number, number // 100)
+    return 0
+
+
+def as_int(value: Any) -> int:
+    """Return a whole number, or a text of a few digits, as one; 0 for everything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    return value if type(value) is int else 0
+
+
+def inner_of(data: Any) -> dict[str, Any]:
+    """Return the object of an error body that has the code and the message, in all the shapes seen in the wild."""
+    data = data[0] if isinstance(data, list) and data else data  # Gemini's
+    if not isinstance(data, dict):
+        return {}
+    several = data.get("errors")
+    first = several[0] if isinstance(several, list) and several else several
+    for inner in (data.get("error"), first, data.get("fault")):
+        if isinstance(inner, dict) and inner:
+            below = inner.get("error")
+            return below if isinstance(below, dict) and below else inner  # one gateway's error in another's
+    base = data.get("base_resp")
+    return {"message": base.get("status_msg")} if isinstance(base, dict) else data
+
+
+def error_of(data: Any) -> tuple[str, str]:
+    """Return the code and the message of an error body."""
+    inner = inner_of(data)
+    outer = data[0] if isinstance(data, list) and data else data
+    plain = outer.get("error") if isinstance(outer, dict) else None
+    if plain and not isinstance(plain, dict | bool) and inner is outer:
+        more = inner.get("message") or inner.get("error_description")
+        text = plain if isinstance(plain, str) else str(core.shallow(plain, core.DEEPEST))
+        code = plain if more and isinstance(plain, str) and re.fullmatch(r"\w{1,60}", plain) else code_in(inner)
+        return code, f"{text}: {more}"[: core.MESSAGE_MOST] if isinstance(more, str) else text[: core.MESSAGE_MOST]
+    message = next((inner[name] for name in meanings.MESSAGES if inner.get(name)), "")
+    text = message if isinstance(message, str) else json.dumps(core.shallow(message, core.DEEPEST))
+    metadata = inner.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None  # what OpenRouter's provider said
+    text = f"{text}: {raw}" if raw and isinstance(raw, str) else text
+    return code_in(inner), text[: core.MESSAGE_MOST]
+
+
+def code_in(inner: Mapping[str, Any]) -> str:
+    """Return the code of an error: one of those given that stops the run, else the first that is no number."""
+    details = inner.get("details")
+    reasons = [one.get("reason") for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+    status = inner.get("status")
+    google = status if isinstance(status, str) and re.fullmatch("[A-Z_]{4,40}", status) else None
+    given = inner.get("code"), inner.get("type"), *reasons[:3], google, inner.get("error_type")
+    codes = [str(code)[: core.HEADER_MOST] for code in given if code and isinstance(code, str | int)]
+    codes = [code for code in codes if not code.isdigit() and code != "error"]
+    stopping = (code for code in codes for meaning in STOPPING if meaning.codes.fullmatch(code))
+    return next(stopping, codes[0] if codes else "")
+
+
+def asked_wait(
+    headers: Mapping[str, str], message: str, data: Any = None, now: Callable[[], float] = time.time
+) -> float | None:
+    """Return the seconds that a reply asks to wait, from its headers or else its body; None where it does not say.
+
+    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
+    is taken for that.
+    """
+    return next((min(wait, LONGEST_WAIT) for wait in waits(headers, message, data, now) if 0 < wait < math.inf), None)
+
+
+def waits(headers: Mapping[str, str], message: str, data: Any, now: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds that each part of a reply tells, the surest first."""
+    with contextlib.suppress(ValueError):
+        yield float(core.header(headers, "retry-after-ms")) / 1000
+    after = core.header(headers, "retry-after")
+    try:
+        yield float(after)
+    except ValueError:
+        yield (moment_of(after) or now()) - now()
+    for name, left in meanings.RESETS.items():
+        if core.header(headers, left) in ("", "0"):
+            yield reset_wait(core.header(headers, name), headers)[0]
+    yield from waits_in(inner_of(data))
+    for found in meanings.WAIT_TEXT.finditer(message):
+        yield span_at(message, found.end())
+    if one := meanings.ONE_TEXT.search(message):
+        yield meanings.UNITS[one[1][0].lower()]
+    if chinese := meanings.CHINESE_WAIT.search(message):
+        yield int(chinese[1]) * meanings.UNITS[chinese[2][0]]
+    if date := meanings.DATE_TEXT.search(message):
+        yield moment_of(date[1]) - now()
+
+
+def waits_in(inner: Mapping[str, Any]) -> Iterator[float]:
+    """Yield the seconds under the usual names in an error, and in its details."""
+    details = inner.get("details")
+    for part in (inner, inner.get("metadata"), *(details[:10] if isinstance(details, list) else ())):
+        for name in part.keys() & meanings.WAIT_KEYS.keys() if isinstance(part, dict) else ():
+            value = part[name]
+            with contextlib.suppress(ValueError, OverflowError):
+                if isinstance(value, str):
+                    value = value[: core.HEADER_MOST]
+                    yield seconds(value) or meanings.WAIT_KEYS[name] * float(value)
+                elif type(value) in (int, float):
+                    yield meanings.WAIT_KEYS[name] * float(value)
+
+
+def span_at(text: str, start: int) -> float:
+    """Return the seconds that a text tells from there on, in all its parts ("2 hours and 5 minutes"); 0.0 if none."""
+    total = 0.0
+    for _ in range(6):
+        if not (found := meanings.SPAN.match(text, start)):
+            break
+        unit = found[2].lower()
+        total += float(found[1].replace(",", "")) * meanings.UNITS["ms" if unit.startswith(("ms", "mil")) else unit[0]]
+        start = found.end()
+    return total
+
+
+def seconds(text: str) -> float | None:
+    """Return the seconds in a Go duration such as '6m0s' or '599ms', or None."""
+    parts = meanings.DURATION.findall(text)
+    try:
+        return sum(float(number) * meanings.UNITS[unit] for number, unit in parts) if parts else None
+    except ValueError:
+        return None
+
+
+def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
+    """Return the seconds until a limit is whole again, and whether a date said so; 0.0 if nothing does.
+
+    It is written '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', or in seconds since 1970 or
+    thousandths of them.
+    """
+    wait = seconds(text) or 0.0
+    moment = 0.0
+    if not wait and text:
+        try:
+            wait = float(text)
+        except ValueError:
+            moment = moment_of(text)
+        if meanings.DATE_LEAST < wait < meanings.DATE_MOST:
+            moment, wait = wait, 0.0
+            while moment > 1000 * meanings.DATE_LEAST:
+                moment /= 1000
+    if moment:
+        # By the clock of the server, if it shows it: ours may be another.
+        wait = moment - (moment_of(core.header(headers, "date")) or time.time())
+    return (wait if 0 < wait < meanings.RESET_MOST else 0.0), moment > 0
+
+
+@functools.lru_cache(maxsize=16)
+def moment_of(text: str) -> float:
+    """Return the Unix time of a date as ISO 8601 or HTTP writes it, 0.0 if it is none; without a zone it is UTC."""
+    for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
+        with contextlib.suppress(ValueError, OverflowError, TypeError):
+            found = parse(text)
+            return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+    return 0.0
+
+
+def page_title(body: bytes | str | Any) -> str:
+    """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
+    start = body[: core.ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
+    text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
+    title = TITLE.search(text)
+    return core.short(title[1] if title else TAG.sub(" ", text[:2000]), 120)
+
+
+# ---- Exceptions ----------------------------------------------------------------------------------------------
+
+
+def classified(failure: Exception, text: str) -> core.PromptError:
+    """Return the error for an exception with that text."""
+    said, text = text, text or core.short(type(failure).__name__, 60)
+    causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
+    if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
+        return core.PromptError("certificate", text, "stop")
+    if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
+        return core.PromptError("too_many_files", text, "retry")
+    reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
+    status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
+    if isinstance(status, int) and 100 <= status < 600:
+        headers: Any = getattr(reply, "headers", None)
+        return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
+    names = class_names(failure)
+    lost = names & meanings.LOST_CONNECTIONS or getattr(failure, "errno", None) in meanings.NO_ROUTE
+    if lost and (kind := lasting(causes, text)):
+        return core.PromptError(kind, text, "stop")
+    if names & meanings.TIMEOUTS:
+        return core.PromptError("timeout", said or "no answer in time", "retry")
+    if isinstance(failure, ConnectionRefusedError):
+        return core.PromptError("unreachable", text, "retry")
+    if lost:
+        return core.PromptError("connection_error", text, "retry")
+    if isinstance(failure, json.JSONDecodeError):
+        return core.PromptError("malformed_reply", text, "retry")
+    return core.PromptError(core.short(type(failure).__name__, 60), text)
+
+
+def lasting(causes: list[BaseException], text: str) -> str:
+    """Return what is wrong with a connection if that will not pass: the URL's scheme, or a proxy's refusal; else ''."""
+    texts = [text, *(core.text_of(cause)[: core.MESSAGE_MOST] for cause in causes if isinstance(cause, ssl.SSLError))]
+    if any(map(meanings.NOT_TLS.search, texts)):
+        return "plain_https"
+    if meanings.TLS_ALERT.search(text):
+        return "plain_http"
+    return "proxy_refused" if meanings.PROXY_REFUSAL.search(text) else ""
+
+
+def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception and those that it was raised from."""
+    while failure is not None:
+        yield failure
+        failure = failure.__cause__
+
+
+def class_names(failure: BaseException) -> set[str]:
+    """Return the names of an exception's class and its bases, each behind its top-level package: httpx.ReadTimeout."""
+    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(failure).__mro__}

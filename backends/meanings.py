@@ -1,0 +1,314 @@
+"""Tables of what servers say when they give no answer, and what that means; `failures.py` reads replies by them.
+
+Whatever a server writes is read only so far, and each pattern takes linear time: every repetition is bounded or
+possessive.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import NamedTuple
+
+# What the statuses mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do. 501, 505 and
+# 511 are as lasting as 405 and 407. 420 and 449 are old forms of 429; 421, 423, 425 and 444 pass; 424 is Bedrock's and
+# TGI's for a model that broke down, 498 Groq's for a full flex tier, 499 Google's and nginx's for a cancelled call, as
+# 460 is AWS's.
+STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407, 501, 505, 511})
+RETRY_STATUSES = frozenset({408, 409, 420, 421, 423, 424, 425, 429, 444, 449, 460, 498, 499})  # and all from 500 on
+SLOW_STATUSES = frozenset({420, 429, 449, 503, 529})
+OK = frozenset({200})
+FAULTS = frozenset(range(500, 600))  # by which a server says that it is its own fault
+NEVER = re.compile(r"(?!)")
+QUOTA_CODES = re.compile(
+    r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
+    r"billing_not_active|billing_hard_limit_reached"
+)
+
+
+def forms(text: str) -> re.Pattern[str]:
+    """Return a pattern of the forms that stand in the lines of a text, in whatever letters."""
+    return re.compile("|".join(map(str.strip, text.strip().splitlines())), re.IGNORECASE | re.DOTALL)
+
+
+class Meaning(NamedTuple):
+    """What a code, or words in the message of some statuses mean.
+
+    `kind` becomes the error's type, unless it is "" or the code has its own hint (`own`). A code counts with every
+    status, or (not `anywhere`) with those of the words.
+    """
+
+    kind: str
+    verdict: str
+    codes: re.Pattern[str]
+    words: re.Pattern[str]
+    statuses: frozenset[int]
+    own: re.Pattern[str] = NEVER
+    anywhere: bool = True
+
+
+# llama.cpp 503 "Loading model" (ramalama#2343), Hugging Face's "is currently loading", Bedrock, LM Studio, vLLM
+LOADING = Meaning(
+    "model_loading", "retry", forms("model_loading|model_not_ready|ModelNotReady(?:Exception)?"),
+    forms(r"""
+        \bloading (?:the )?model\b
+        \bmodel\b.{,200}?\bis (?:currently |still |now )?(?:being )?(?:load|start|deploy)
+        \bmodel\b.{,200}?\bnot (?:yet )?(?:ready|loaded yet)\b
+        \bwarming up\b
+        \bstill (?:loading|starting)\b
+        \b(?:is|are) starting up\b
+    """),
+    OK | {409, 424, 425, 429} | FAULTS,
+)  # fmt: skip
+# OpenAI's flex tier, which charges nothing for it; Groq's 498: https://platform.openai.com/docs/guides/flex-processing
+FLEX = Meaning(
+    "", "retry", forms("resource_unavailable|capacity_exceeded"), forms("resources?[ _](?:is |are )?unavailable"),
+    frozenset({429, 498, 503}), anywhere=False,
+)  # fmt: skip
+# Gemini's 400 API_KEY_INVALID, xAI's 400, DashScope's InvalidApiKey, MiniMax' and Baidu's 200, LiteLLM's 400 and 500
+KEY = Meaning(
+    "invalid_api_key", "stop",
+    forms(r"""
+        invalid_?api_?key|api_key_\w+|missing_api_key|expired_api_key
+        invalid_?(?:authentication|iam_token|token)\w*|token_expired|invalid_credentials|InvalidAccessKeyId
+        authentication_?error|auth_error|unauthenticated|unauthorized
+    """),
+    forms(r"""
+        \bapi[ _-]?(?:key|token)\b.{,60}?\b(?:not valid|invalid|expired|incorrect|missing|not found|required|revoked)
+        \b(?:invalid|incorrect|expired|missing|no|wrong|bad|unknown|revoked)(?: or \w{1,20})? api[ _-]?keys?\b
+        \b(?:invalid|incorrect|expired|missing) (?:access|bearer|auth\w{,20}|security|proxy server|virtual)[ _]?token\b
+        \b(?:access|bearer|security) token\b.{,60}?\b(?:invalid|expired|no longer valid)
+        \b(?:invalid|incorrect|expired|missing) credentials?\b
+        \b(?:authentication|authorization) (?:error|failed|required)\b
+        \bauthori[sz]ation\b.{,60}?\btoken\b.{,20}?\b(?:invalid|expired)
+        \bdid(?:n't| not) provide an? api key\b
+        ^\W{,3}unauthori[sz]ed\b
+        \berror code: 401\b
+        \blogin fail
+    """),
+    OK | {400, 412, 422} | FAULTS, own=re.compile("invalid_api_key"),
+)  # fmt: skip
+# Anthropic's 400, DashScope's Arrearage, Moonshot's exceeded_current_quota_error, MiniMax' 1008, Fireworks' 412. The
+# word "quota" says nothing: Azure's rate limits have it too.
+QUOTA = Meaning(
+    "insufficient_quota", "stop",
+    forms(QUOTA_CODES.pattern + "|arrearage|exceeded_current_quota_error|insufficient_?(?:balance|credits?|funds)|"
+          "payment_required|account_?overdue(?:error)?|budget_exceeded"),
+    forms(r"""
+        \bcredit balance is too low\b
+        \b(?:insufficient|not enough|no|out of) (?:\w{1,20} )?(?:balance|credits?|funds)\b
+        \baccount\b.{,80}?\b(?:overdue|in arrears|suspended)
+        \b(?:key|credit|spend|spending|budget) limit (?:has been |was )?(?:exceeded|reached)\b
+        \bbudget has been exceeded\b
+    """),
+    OK | {400, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
+)  # fmt: skip
+CLOSED = Meaning("", "stop", forms("account_deactivated"), NEVER, frozenset())
+# llama.cpp#19774 and #15780, llama-cpp-python, TGI, vLLM, SGLang, Ollama, Gemini, Anthropic, LiteLLM, DashScope
+CONTEXT = Meaning(
+    "context_length_exceeded", "fail",
+    forms(r"""
+        context_length_exceeded|exceed_context_size_error|prompt_too_long|input_too_long|string_above_max_length
+        \w{,40}context_?(?:window|size|length|limit)_?(?:exceed\w{,40}|error|limit)
+    """),
+    forms(r"""
+        \bcontext (?:size|length|window|limit)\b.{,80}?\bexceed
+        \bexceed\w{,3}\b.{,80}?\bcontext\b
+        \b(?:maximum|model's|max) context (?:length|size|window)\b
+        \b(?:longer|larger|greater|more) than\b.{,80}?\bcontext\b
+        \b(?:longer|larger|greater) than\b.{,40}?\bmax\w{,8} (?:model|sequence) len
+        \b(?:prompt|input|message|request)s?(?: text)? (?:is|are) too (?:long|large)\b
+        \b(?:prompt|input) too (?:long|large)\b
+        \btoo many (?:input |prompt )?tokens\b
+        \bcontext (?:window )?overflow
+        \b(?:input|prompt)s?\b.{,60}?\b(?:tokens?|length)\b.{,80}?(?:\bexceed|\bmust be <=)
+        \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq)
+        \bmust have less than \d{1,9} tokens\b
+        \brange of input length\b
+        \breduce the length of the (?:messages|prompt|input)
+    """),
+    OK | {400, 413, 422} | FAULTS,
+)  # fmt: skip
+# LiteLLM's proxy, Groq and others have no 404 for it; one-api's is a 503
+MODEL = Meaning(
+    "model_not_found", "stop", forms("model_?not_?(?:found|exist)(?:error)?|model_decommissioned|DeploymentNotFound"),
+    forms(r"""
+        \binvalid model name
+        \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned)
+        \b(?:unknown|no such) model\b
+        \bno models? (?:is |are )?loaded\b
+        \bmodel (?:is )?not loaded\b
+    """),
+    OK | {400, 404, 422, 500},
+)  # fmt: skip
+# LM Studio without /v1, Zhipu's 200 for a path that is not there, OpenAI's "Unrecognized request URL"
+PATH = Meaning(
+    "wrong_path", "stop", NEVER,
+    forms(r"""
+        \bunexpected endpoint\b
+        \bunrecogni[sz]ed request url\b
+        \binvalid url \((?:post|get)\b
+        \b(?:unknown|no such) (?:path|endpoint|route)\b
+        \b(?:path|endpoint|route) (?:was )?not found\b
+        \bcannot (?:post|get) /
+        \b404\b.{,3}?\bnot.found\b
+        ^\W{,3}not found\W{,3}$
+        \bmethod not allowed\b
+    """),
+    OK,
+)  # fmt: skip
+# nginx (its own 497 too), Go, Apache
+PLAIN_HTTP = Meaning(
+    "plain_http", "stop", NEVER,
+    forms(r"""
+        \bplain http request\b.{,40}?\bhttps\b
+        \bhttp request to an https\b
+        \bspeaking plain http\b
+    """),
+    frozenset({400, 403, 426, 497}),
+)  # fmt: skip
+# OpenRouter's 403, which may give its reasons; DashScope, Azure, Gemini: of this prompt alone
+CONTENT = Meaning(
+    "content_filter", "fail",
+    forms(r"""
+        content_(?!length)\w+|data_?inspection_?failed|ContentPolicyViolationError|ResponsibleAIPolicyViolation
+        moderation_blocked|prohibited_content
+    """),
+    forms(r"""
+        \b(?:input|prompt|request|message|content|text|image)s?\b.{,60}?\bflagged\b
+        \brequires moderation\b
+        \bcontent (?:management |usage |safety )?(?:policy|policies|filter)
+        \bsafety (?:system|filter|polic)
+        \b(?:prohibited|inappropriate|sensitive) (?:content|words?)\b
+    """),
+    OK | {400, 403, 451} | FAULTS, own=re.compile(r"content_\w+"),
+)  # fmt: skip
+# llama.cpp's 500 for a template, a grammar or a picture; others' for a request that is not right
+REQUEST = Meaning(
+    "", "fail",
+    forms(r"""
+        invalid_(?:request|prompt|argument|parameter|value|type|image|file|base64|schema)\w*|\w{,40}_parse_error
+        bad_?request\w*|unsupported_\w+|validation_?error|unprocessable_?entity\w*|request_too_large
+    """),
+    forms(r"""
+        \broles must alternate\b
+        \bnot support(?:ed)?\b
+        \brequires more (?:system |gpu )?memory\b
+        \b(?:error|status)[ _]code:? 4(?:00|13|15|22)\b
+        \bunsupported (?:parameter|value|content|image|file)
+        \bsurrogates not allowed\b
+        \bfailed to parse (?:the )?(?:grammar|messages|input|tools|json|schema)
+        \bunknown (?:parameter|field|argument)\b
+        \bmust be (?:a|an|one of|of type)\b
+        \bvalidation errors?\b
+        \bmissing (?:a )?required\b
+        \brequest (?:body )?(?:is )?too large\b
+    """),
+    OK | FAULTS, anywhere=False,
+)  # fmt: skip
+# GitHub's and Google's 403, gateways' 200 and 400
+RATE = Meaning(
+    "", "retry",
+    forms(r"\w{,40}rate_?limit\w*|too_?many_?requests\w*|slow_down|throttl\w*(?:\.\w+)?|resource_exhausted"),
+    forms(r"\brate.?limit|\btoo many requests\b|\bthrottl(?:ed|ing)\b"),
+    OK | {400, 403, 500}, anywhere=False,
+)  # fmt: skip
+# Codes by which a Responses object or a row of a Batch says that the fault was the server's
+SERVER = Meaning(
+    "", "retry", forms(r"server_error|\w{,40}timeout|batch_\w+|internal_(?:server_)?error|\w{,40}overloaded\w*"),
+    NEVER, OK, anywhere=False,
+)  # fmt: skip
+PASSING = Meaning(
+    "", "retry", NEVER,
+    forms(r"""
+        \btry (?:your request |this )?again (?:later|shortly|soon)
+        \btry (?:your request |this )?again in (?:an? )?(?:\d|few|moment|while|minute|second|hour)
+        \btry your request again\b
+        \btemporar(?:y|ily) (?:unavailable|overloaded|failure|error)
+        \b(?:is|are) (?:currently )?overloaded\b
+        \bserver (?:is )?(?:too )?busy\b
+        \bmodel (?:has |was )?(?:crashed|unloaded|reloaded)\b
+        \bupstream (?:error|timeout|timed out|connect error)
+    """),
+    OK | {400, 410, 412},
+)  # fmt: skip
+# The first that is met counts: what is said of the key, the account or the address is more than a code for everything.
+MEANINGS = (
+    LOADING, FLEX, KEY, QUOTA, CLOSED, CONTEXT, MODEL, PATH, PLAIN_HTTP, CONTENT, REQUEST, RATE, SERVER, PASSING,
+)  # fmt: skip
+
+# ---- Answers that are none -----------------------------------------------------------------------------------
+
+# Finish reasons, in small letters, that are the server's fault: OpenRouter's and Mistral's "error", Zhipu's
+# network_error, DeepSeek's insufficient_system_resource, vLLM's and SGLang's "abort", Cohere's error_limit
+BROKEN = {
+    "error", "network_error", "insufficient_system_resource", "abort", "aborted", "server_error", "internal_error",
+    "cancelled", "canceled", "timeout", "overloaded", "engine_error", "error_limit",
+}  # fmt: skip
+# Of an object that the server has only taken on: the Responses API's, DashScope's and others'
+UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PENDING", "RUNNING"}
+
+# ---- Numbers in words ----------------------------------------------------------------------------------------
+
+LIMIT_TEXT = forms(
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
+)
+REQUESTED_TEXT = forms(
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
+)
+TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
+# "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
+WAIT_TEXT = forms(
+    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|cool ?down|"
+    r"next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
+)
+ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")
+CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)")
+SPAN = forms(
+    r"(\d{1,12}+(?:,\d{3}){,3}+(?:\.\d{1,12}+)?) ?"
+    r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])(?:, and |, | and | )?"
+)
+DATE_TEXT = forms(
+    r"\b(?:again|retry|until|resets?|available|after|at)\b[^.\d]{,40}+"
+    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)"
+)
+DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "秒": 1.0, "分": 60.0, "小": 3600.0}
+# Headers of a 429 that tell when a window is over, by a span or a date
+RESETS = {"x-ratelimit-reset": "x-ratelimit-remaining", "ratelimit-reset": "ratelimit-remaining"}
+DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
+RESET_MOST = 32 * 86400.0  # seconds of a reset that is believed
+# Where a body tells the wait, and in what: Google's RetryInfo, Hugging Face's, Cloudflare's and others'
+WAIT_KEYS = {
+    "retryDelay": 1.0, "retry_after": 1.0, "retryAfter": 1.0, "retry_after_seconds": 1.0, "estimated_time": 1.0,
+    "retry_after_ms": 0.001, "retryAfterMs": 0.001,
+}  # fmt: skip
+# Where a body has its message, in this order: OpenAI's, AWS', FastAPI's, Zhipu's, Baidu's, OAuth's, Apigee's, RFC 9457
+MESSAGES = (
+    "message", "Message", "detail", "msg", "error_msg", "error_message", "error_description", "reason", "description",
+    "faultstring", "title",
+)  # fmt: skip
+# MiniMax' codes as statuses: https://www.minimax.io/platform/document/error_code
+MINIMAX = {1001: 408, 1002: 429, 1004: 401, 1008: 402, 1026: 400, 1027: 400, 1039: 429, 1041: 429, 2013: 400, 2049: 401}
+
+# ---- Exceptions ----------------------------------------------------------------------------------------------
+
+# What a call raised, by its class: a built-in one, or one of a library that is known, "package.Class" to the letter.
+TIMEOUTS = {
+    "builtins.TimeoutError", "httpx.TimeoutException", "httpx2.TimeoutException", "httpcore.TimeoutException",
+    "openai.APITimeoutError", "anthropic.APITimeoutError", "requests.Timeout", "urllib3.TimeoutError",
+}  # fmt: skip
+LOST_CONNECTIONS = {
+    "builtins.ConnectionError", "asyncio.IncompleteReadError", "socket.gaierror", "ssl.SSLError", "http.HTTPException",
+    "urllib.URLError", "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError",
+    "httpx2.TransportError", "httpcore.NetworkError", "httpcore.ProtocolError", "openai.APIConnectionError",
+    "anthropic.APIConnectionError", "requests.ConnectionError", "requests.ChunkedEncodingError",
+    "urllib3.ProtocolError", "urllib3.NewConnectionError",
+}  # fmt: skip
+NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSErrors
+# What the backends say of a proxy that does not connect: stdlib, aiohttp, httpx2
+PROXY_REFUSAL = forms(r"\bCONNECT with status (4\d\d)|ClientHttpProxyError: (4\d\d)|ProxyError: (4\d\d)")
+NOT_TLS = forms(r"wrong.version.number|record.layer.failure|\bhttp.request\b.{,20}?_ssl")  # https:// to plain HTTP
+TLS_ALERT = forms(r"\\{1,4}x15\\{1,4}x03")  # http:// to TLS: the alert that comes instead of a status line

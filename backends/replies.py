@@ -1,0 +1,281 @@
+"""What a reply holds: the text, why it ended, and what else there is; or the error that it is instead.
+
+An answer is one if it is whole as far as the server is concerned: an object that is not finished, an answer that broke
+off and an HTTP 200 that holds an error raise PromptError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import core
+from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
+from .meanings import BROKEN, UNFINISHED
+from .streams import is_stream, joined
+from .usage import tier_of, usage_of
+
+VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
+encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+# What ordinary replies hold besides the text: it is in no result line. All else is, under `more`, if it is not empty.
+ORDINARY = {
+    "index", "message", "text", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "seed", "role",
+    "content", "refusal", "tool_calls", "function_call", "content_filter_results", "reasoning_details", "name",
+}  # fmt: skip
+PLAIN = {"index", "message", "finish_reason", "role", "content"}
+BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}  # the choices
+
+Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, what else there is
+
+
+class Unfinished(core.PromptError):
+    """A reply that is to be fetched later: by its `id`, if the API offers that."""
+
+    def __init__(self, status: str, id: Any = None) -> None:
+        way = "ask without background, deferred or async (-p, or in the line)"
+        told = f"the server has only taken it on ({core.short(status, 30)}): {way}"
+        super().__init__("unfinished", told, "fail", 200)
+        self.id = id if isinstance(id, str) and 0 < len(id) < 200 and id.replace("-", "_").isidentifier() else ""
+
+
+def parse_reply(body: bytes) -> Any:
+    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
+    if len(body) <= VALUES_MOST:
+        return core.parse_json(body)
+    with contextlib.suppress(ValueError, RecursionError):
+        return core.load(body) if has_few_values(body) else None
+    return None
+
+
+def has_few_values(body: bytes) -> bool:
+    """Tell whether a body can be of no more values than an answer may have."""
+    return len(body) <= VALUES_MOST or sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST
+
+
+def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
+    """Return the answer that a server has given. Raises PromptError where it is none."""
+    if 200 <= status < 300:
+        return read_reply(path, headers, body, status)
+    raise core.http_error(status, headers, body) if status else error_without_call(body)
+
+
+def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int = 200) -> core.Reply:
+    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
+    data = parse_reply(body)
+    if not isinstance(data, dict):
+        data = other_form(data, headers, body)
+    if is_error(data):
+        raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else TOO_LONG)
+    reader = READERS.get(path.partition("?")[0], other_reply)
+    http = 200, core.header(headers, "x-request-id"), data
+    try:
+        text, reason, extra = reader(data)
+    except core.PromptError as failure:
+        failure.http = (failure.error.status or 200, http[1], for_keeping(data, body))
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
+        raise no_answer(data, status, (*http[:2], for_keeping(data, body))) from None
+    if tier := tier_of(data):
+        extra = extra | {"service_tier": tier}
+    return core.Reply(text, reason, data.get("model"), usage_of(data), extra, http, headers)
+
+
+TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
+
+
+def for_keeping(data: Any, body: bytes) -> Any:
+    """Return what a failure keeps of a body: nothing of a long one but the usage."""
+    if len(body) <= core.ERROR_MOST:
+        return core.shallow(data, core.DEEPEST)
+    return {"usage": core.shallow(data["usage"], 3)} if isinstance(data.get("usage"), dict) else None
+
+
+def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """Return the object in a reply that is none as it stands: events, or a list with an error in it."""
+    if isinstance(data, list) and data and isinstance(data[0], dict) and is_error(data[0]):
+        return data[0]
+    if data is None and is_stream(headers, body) and has_few_values(body):
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            return joined(body)
+    if "html" in core.header(headers, "content-type"):
+        raise core.PromptError("web_page", page_title(body) or "a web page", "stop", 200)
+    text = page_title(body)
+    if data is None and len(body) < 1000 and not body.lstrip().startswith((b"{", b"[")) and meaning_of(200, "", text):
+        raise error_in_answer({"error": text})  # a gateway's sentence
+    raise core.PromptError("malformed_reply", f"not JSON: {text or 'an empty body'}", "retry", 200)
+
+
+def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.PromptError:
+    """Return the error for an object without an answer: what it says, in whatever form, or that it says nothing."""
+    state = data.get("status") or data.get("task_status") or ("accepted" if status == 202 else "")
+    if status == 202 or state in UNFINISHED or data.keys() == {"request_id"}:  # xAI's deferred completions
+        return Unfinished(str(state or "deferred"))
+    if error_of(data)[1]:
+        error = error_in_answer(data)
+    else:
+        error = core.PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200)
+    error.http = (error.error.status or 200, *http[1:])
+    if error.usage and any(core.token_counts(error.usage)):
+        error.useless = 1  # twice at the most: it was work, and is billed each time
+    return error
+
+
+# ---- Readers, by endpoint ------------------------------------------------------------------------------------
+
+
+def chat_text(data: dict[str, Any]) -> Read:
+    """Return the text, the finish reason and what else there is of a chat completion."""
+    choices = data["choices"]
+    if len(choices) == 1 and BESIDE.isdisjoint(data):
+        choice, message = choices[0], choices[0].get("message") or {}
+        text = message.get("content")
+        if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
+            return text, "stop", {}  # as most are: this is on the path of every answer
+    choices = in_order(choices)
+    reasons = [reason_of(choice) for choice in choices]  # first: what broke off may have no message
+    return of_choices(data, choices, reasons, [choice["message"] for choice in choices])
+
+
+def is_plain(*parts: dict[str, Any]) -> bool:
+    """Tell whether a message and its choice hold nothing but what all have."""
+    for part in parts:
+        for name in part:
+            if name not in PLAIN and part[name]:
+                return False
+    return True
+
+
+def completion_text(data: dict[str, Any]) -> Read:
+    """Return the text, the finish reason and what else there is of a completion."""
+    choices = in_order(data["choices"])
+    reasons = [reason_of(choice) for choice in choices]
+    return of_choices(data, choices, reasons, [{"content": choice["text"]} for choice in choices])
+
+
+def of_choices(data: dict[str, Any], choices: list[Any], reasons: list[str | None], messages: list[Any]) -> Read:
+    """Return what several choices come to; the reason is that of the first one that is not whole."""
+    texts = [message_text(message) for message in messages]
+    reason = next((one for one in reasons if one not in core.WHOLE), reasons[0])
+    extra: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
+    more = [besides(choice, message, text) for choice, message, text in zip(choices, messages, texts, strict=True)]
+    more[0] |= {name: data[name] for name in data if name in BESIDE and data[name]}
+    if any(more):
+        extra["more"] = more if len(more) > 1 else more[0]
+    return texts[0], reason, extra
+
+
+def in_order(items: list[Any]) -> list[Any]:
+    """Return the items by their `index`, if they all have one; a server may send them as they were done."""
+    if len(items) > 1 and len({item["index"] for item in items if type(item.get("index")) is int}) == len(items):
+        return sorted(items, key=lambda item: item["index"])
+    return items
+
+
+def reason_of(choice: dict[str, Any]) -> str | None:
+    """Return why a choice ended. Raises PromptError if that was the server's fault, by the error that it names."""
+    reason, error = choice.get("finish_reason"), choice.get("error")
+    reason = reason.get("type") if isinstance(reason, dict) else reason  # SGLang's
+    if error or (reason is not None and str(reason).lower() in BROKEN):
+        raise broken_off(str(reason), error)
+    return reason if reason is None or isinstance(reason, str) else str(reason)
+
+
+def broken_off(reason: str, error: Any) -> core.PromptError:
+    """Return the error for an answer that ended before its time."""
+    if error:
+        found = error_in_answer({"error": error})
+        found.error = found.error._replace(message=f"the answer broke off: {found.error.message}")
+        found.args = found.error[1:2]
+        return found
+    return core.PromptError("broken_off", f"the answer broke off, ended by {core.short(reason, 60)}", "retry", 200)
+
+
+def besides(choice: dict[str, Any], message: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return what a choice and its message hold besides the text, and is not in every reply."""
+    found: dict[str, Any] = {}
+    for part in (message, choice):
+        for name, value in part.items():
+            if value and name not in ORDINARY and value not in found.values():  # some say the same under two names
+                found[name] = value
+    content, calls = message.get("content"), message.get("tool_calls") or message.get("function_call")
+    if isinstance(content, list) and not all(isinstance(part, dict) and part.get("text") for part in content):
+        found["content"] = content
+    if content and calls:  # or else they are the text
+        found["tool_calls" if message.get("tool_calls") else "function_call"] = calls
+    if (refusal := message.get("refusal")) and refusal != text:
+        found["refusal"] = refusal
+    details = message.get("reasoning_details") or ()
+    told = "".join(str(one.get("text") or one.get("summary") or "") for one in details)  # OpenRouter's, mostly twice
+    if details and told != found.get("reasoning"):
+        found["reasoning_details"] = details
+    filters = choice.get("content_filter_results")
+    if isinstance(filters, dict) and any(map(has_found, filters.values())):
+        found["content_filter_results"] = filters
+    return found
+
+
+def has_found(verdict: Any) -> bool:
+    """Tell whether one of Azure's filters has found anything."""
+    if not isinstance(verdict, dict):
+        return False
+    return bool(verdict.get("filtered") or verdict.get("detected") or verdict.get("severity", "safe") != "safe")
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
+    content = message.get("content")
+    if content and isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    if not content and (calls := message.get("tool_calls") or message.get("function_call")):
+        content = encode_text(calls)
+    return str(content if content is not None else message.get("refusal") or "")
+
+
+def response_text(data: dict[str, Any]) -> Read:
+    """Return the text, the finish reason and what else there is of a Responses object; calls of tools are JSON."""
+    status = data.get("status")
+    if status in UNFINISHED:
+        raise Unfinished(status, data.get("id"))
+    if status in ("failed", "cancelled"):  # an error that is named has been found before
+        raise core.PromptError("no_answer", f"the response was {status}, and the server does not say why", "retry", 200)
+    output = data["output"]
+    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
+    text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
+    calls = [item for item in output if str(item.get("type")).endswith("_call")]
+    reason = (data.get("incomplete_details") or {}).get("reason") or status
+    if not output and reason == "completed":
+        raise KeyError("output")
+    more = {name: list(found) for name in ("annotations", "logprobs") if (found := all_of(parts, name))}
+    thoughts = [item for item in output if item.get("type") == "reasoning"]
+    thoughts = [item for item in thoughts if item.get("summary") or item.get("content")]
+    more |= {"reasoning": thoughts} if thoughts else {}
+    more |= {"calls": calls} if calls and text else {}
+    return text or (encode_text(calls) if calls else ""), reason, {"more": more} if more else {}
+
+
+def all_of(parts: list[Any], name: str) -> list[Any]:
+    """Return the values that the parts of an answer have in a list of that name, one after the other."""
+    return [value for part in parts for value in part.get(name) or ()]
+
+
+def embedding(data: dict[str, Any]) -> Read:
+    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
+    vectors = [item["embedding"] for item in in_order(data["data"])]
+    return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
+
+
+def other_reply(data: dict[str, Any]) -> Read:
+    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
+    return None, None, {"reply": data}
+
+
+READERS: dict[str, Callable[[dict[str, Any]], Read]] = {
+    "/chat/completions": chat_text,
+    "/responses": response_text,
+    "/completions": completion_text,
+    "/embeddings": embedding,
+}
