@@ -150,7 +150,8 @@ class Prompt:
 
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
-NO_TOKENS: Sequence[int] = (0, 0, 0, 0)
+NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
+LONG_INPUT = 272_000  # tokens in; above it some models cost more
 
 
 class Reply(NamedTuple):
@@ -189,7 +190,7 @@ class Result:
     tries: list[tuple[float, float]] | None = None
     limit: float | None = None
     usage: dict[str, Any] | None = None
-    tokens: Sequence[int] = NO_TOKENS  # in, out, cached and for reasoning, as the usage has them
+    tokens: Sequence[int] = NO_TOKENS  # in, out, cached, for reasoning, and written to a cache
     unanswered: int = 0  # calls whose replies were lost: they may have been billed
     lost_tokens: Sequence[int] = NO_TOKENS  # of the attempts that failed, where the server has told them
     finish_reason: str | None = None
@@ -262,7 +263,7 @@ class Result:
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
-AT_TIMES = "tries", "limit", "more"  # fields that not every line has
+AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
 # Finish reasons of an answer that is whole: OpenAI's, and what others call the same
 WHOLE = frozenset(
     {None, "", "stop", "completed", "complete", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
@@ -274,25 +275,18 @@ Ask = Callable[[Prompt], Awaitable[Reply]]
 Attempt = Ask  # what the extras wrap
 
 
+@functools.cache
+def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
+    """Return what reads all forms of usage; a lone copy counts no tokens."""
+    try:
+        return sibling("backends", "usage").token_counts  # type: ignore[no-any-return]
+    except UsageError:
+        return lambda usage: [*NO_TOKENS]
+
+
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
-    """Return the tokens in, out, cached and for reasoning of a usage object, whichever endpoint's; 0 where unsaid."""
-    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-    counts = (
-        usage.get("prompt_tokens") or usage.get("input_tokens"),
-        usage.get("completion_tokens") or usage.get("output_tokens"),
-        given.get("cached_tokens") if isinstance(given, dict) else 0,
-        made.get("reasoning_tokens") if isinstance(made, dict) else 0,
-    )
-    found = [count if type(count) is int and 0 <= count < 2**53 else whole(count) for count in counts]
-    if found[2] > found[0]:  # what is cached is of what goes in
-        found[2] = found[0]
-    return found
-
-
-def whole(count: Any) -> int:
-    """Return what is no plain count as one: 12.0 is, True is not."""
-    return int(count) if isinstance(count, float) and 0 <= count < 2**53 else 0
+    """Return a usage object's tokens in, out, cached, for reasoning, written to a cache; 0 where unsaid."""
+    return usage_reader()(usage)
 
 
 def beside(row: Mapping[str, Any] | Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
@@ -554,6 +548,7 @@ DEEPEST = 200  # levels of nesting that are certain to be written as well as rea
 LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
 SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
 OVERLONG = b"\0\n"  # this very object stands for a line that is too long
+NOT_UTF8 = "not UTF-8 (of Windows: iconv -f cp1252 -t utf-8)"
 TOO_LONG_LINE = f"longer than {LINE_MOST >> 20} MiB"
 START = 4096  # bytes by which a file's form is known
 
@@ -639,10 +634,8 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
             file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UsageError(f"{name} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-        if is_binary(start):
-            raise UsageError(f"{name} holds binary data or UTF-16; PROMPTS is a text, JSON Lines or CSV file in UTF-8")
+        if why := no_text(name, start):
+            raise UsageError(why)
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
 
 
@@ -680,13 +673,14 @@ def spooled() -> Iterator[str]:
         yield path
 
 
-def is_binary(start: bytes) -> bool:
-    """Tell whether this is no text: it has NULs in plenty, as UTF-16 has, or NULs and what is not UTF-8."""
-    try:
-        codecs.utf_8_decode(start)  # a character may be cut off at the end
-    except UnicodeDecodeError:
-        return b"\0" in start
-    return start.count(0) * 8 > len(start)
+def no_text(name: str, start: bytes) -> str:
+    """Return why a file that begins so is not read as text, and what to do; '' if it is."""
+    bad = "\ufffd" in start.decode(errors="replace")
+    if not bad and b"\0" not in start and (b"\n" in start or b"\r" not in start):
+        return ""
+    with contextlib.suppress(UsageError):
+        return str(sibling("extras", "inputs").unreadable(name, start))
+    return f"{name} holds binary data or UTF-16" if start.count(0) * (len(start) if bad else 8) >= len(start) else ""
 
 
 def form_of(name: str, start: bytes) -> str:
@@ -748,10 +742,12 @@ def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
             if line is OVERLONG:
                 raise ValueError(TOO_LONG_LINE)
             text = line.decode().rstrip("\r\n")
-            if text and not text.isspace():
+            if "\r" in text and form != ".jsonl":
+                yield number, Error("unreadable", "a carriage return stands alone (tr '\\r' '\\n')")
+            elif text and not text.isspace():
                 yield number, decode(text.strip() if form == ".jsonl" else text)
         except UnicodeDecodeError:
-            yield number, Error("unreadable", "not UTF-8")
+            yield number, Error("unreadable", NOT_UTF8)
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
@@ -2479,6 +2475,7 @@ class Journal:
         if kind := other_than_file(path):
             what = f"{path} is not a file that can be continued but {kind}"
             raise UsageError(f"{what}; choose another with -o (- is stdout)")
+        self._new = not look and not path.exists()
         if not look:
             check_beside(path)
         try:
@@ -2494,7 +2491,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(self, kind: Any = None, *failure: Any) -> None:
         if not self._file.closed and self._file.writable():
             try:
                 self.attend()
@@ -2503,6 +2500,8 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.sync()
         self._file.close()
+        if self._new and kind is UsageError and not self._size:
+            self.path.unlink()
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -3131,8 +3130,8 @@ class Tally:
         self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
         self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
         self.hopeful = 0  # failures that another run may not meet
-        # Tokens in, out, cached and for reasoning by the model asked and the one that the replies name.
-        self.bills: dict[tuple[str | None, str | None], list[int]] = {}
+        # Tokens by what their price depends on: model asked, that of the reply, its service tier, a long input.
+        self.bills: dict[tuple[str | None, str | None, str, bool], list[int]] = {}
         self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
         self.unanswered = 0  # calls whose replies were lost
         self._model_of = model_of
@@ -3154,11 +3153,10 @@ class Tally:
         self.retry_wait += result.retry_wait
         self.lost += result.lost
         self.unanswered += result.unanswered
-        if result.tokens is not NO_TOKENS:
-            self._bill(result, result.tokens)
-        if result.lost_tokens is not NO_TOKENS:
-            self._bill(result, result.lost_tokens)
-            self.wasted += sum(result.lost_tokens[:2])
+        for tokens in (result.tokens, result.lost_tokens):
+            if tokens is not NO_TOKENS:
+                self._bill(result, tokens)
+        self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.failed += 1
             self.note(result.error)
@@ -3174,19 +3172,19 @@ class Tally:
         """Count an answer that is not whole, by what ended it, or that has nothing in it."""
         reason = str(result.finish_reason or "")
         if reason.lower() in WHOLE:
-            if result.text or result.extra.keys() - {"more"}:
+            if result.text or result.extra.keys() - {"more", "service_tier"}:
                 return
             reason = EMPTY_THOUGHT if result.tokens[3] or "more" in result.extra else EMPTY
         self.marked[reason if reason in self.marked or len(self.marked) < self.KINDS else "others"] += 1
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
-        key = self._model_of(result.prompt), result.model if type(result.model) is str else None
+        model = result.model if type(result.model) is str else None
+        key = self._model_of(result.prompt), model, result.extra.get("service_tier", ""), tokens[0] > LONG_INPUT
         bill = self.bills.get(key)
         if bill is None:  # a server may name what it likes
-            bill = self.bills.setdefault(key if len(self.bills) < 100 else (key[0], None), [0, 0, 0, 0])
-        for place, count in enumerate(tokens):
-            if count:
-                bill[place] += count
+            key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
+            bill = self.bills.setdefault(key, [*NO_TOKENS])
+        bill[:] = map(int.__add__, bill, tokens)
 
     def note(self, error: Error) -> None:
         """Count a failure by its kind."""
@@ -3197,8 +3195,8 @@ class Tally:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens in, out, cached and for reasoning of all attempts."""
-        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [0, 0, 0, 0]
+        """The tokens in, out, cached, for reasoning and written to a cache of all attempts."""
+        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [*NO_TOKENS]
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report."""
@@ -3211,7 +3209,7 @@ class Tally:
         if spread:
             yield f"latency {', '.join(spread)}"
         if any(self.tokens):
-            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning"), strict=True)
+            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning", "cache writes"), strict=True)
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
         lost = self.attempts - self.answered - self.unwritten
@@ -3270,7 +3268,7 @@ class Progress:
         self._terminal = obeys(sys.stderr)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
-        self._began = time.monotonic()
+        self._began, self._last = time.monotonic(), (time.monotonic(), 0)
         if self._terminal and not quiet:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
@@ -3283,7 +3281,12 @@ class Progress:
         """Write what there is to say, and set the timer for the next time."""
         kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
         new = self._tally.answered + self._tally.failed
+        now, lost = time.monotonic(), 0.0
+        if self._run.limiter.away_since and new == self._last[1]:  # outage
+            lost = now - self._last[0]
+        self._began, self._last = self._began + lost, (now, new)
         if self._bar is not None:
+            self._bar.start_t += lost
             self._bar.initial, self._bar.n = kept, kept + new
             self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
             self._bar.set_postfix_str(", ".join(self._state()))
@@ -3374,16 +3377,8 @@ def verdicts(ran: list[Ran]) -> Iterator[str]:
             slow, fast = (one.tally.wall for one in runs)
             won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
             yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
-    yield from cpu_verdict(ran)
-
-
-def cpu_verdict(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentence that names the backend which used the least CPU time, if there are several."""
-    known = [one for one in {one.api.name: one for one in ran}.values() if one.tally.answered >= 100]
-    if len(known) > 1:  # CPU time of fewer is mostly chance
-        cheap, *_, dear = sorted(known, key=lambda one: one.cpu)
-        less = times(dear.cpu / cheap.cpu)
-        yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."
+    with contextlib.suppress(UsageError):
+        yield from sibling("extras", "sweep").cheapest(ran)
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
@@ -3417,7 +3412,9 @@ def extra_files(argv: Sequence[str]) -> list[Any]:
         return []
     index = extra_index()
     signs = {"", *(word.partition("=")[0] for word in argv)}
-    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in argv}
+    texts = "-t", "--template", "-s", "--system", "-p", "--param"
+    words = [word for flag, word in itertools.pairwise(("", *argv)) if flag not in texts and not word.startswith(texts)]
+    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in words}
     found = []
     for name, own in index.items():
         asked = next((sign for sign in own if sign and sign in signs), "")
@@ -3877,6 +3874,7 @@ async def answer_file(args: argparse.Namespace) -> int:
                 progress.close()
         ran.tally.stop()
         finish(args, run, sink)
+    api.warn_of_input()
     return report(args, ran, sink)
 
 

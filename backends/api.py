@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import json
 import os
 import re
@@ -21,7 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from . import core, named_proxy
 from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
-from .replies import READERS, Unfinished, encode_text, other_reply, reply_of
+from .prompts import (
+    asked_in,
+    content_of,
+    endpoint_of,
+    is_blank,
+    is_continued,
+    is_templated,
+    whole_request,
+)
+from .replies import READERS, Unfinished, other_reply, reply_of
 
 if TYPE_CHECKING:
     from . import Post
@@ -90,6 +98,7 @@ class Api:
         self.secrets = secrets_of(self.headers, self._login)
         self.conceal = concealer(self._key, self.secrets.values())
         self._exposure = self._proxy = ""
+        self._continued = bytearray()  # by a prompt's number, 1 if it is a conversation that ends with the assistant
         self._check_network()
 
     def __repr__(self) -> str:
@@ -215,11 +224,16 @@ class Api:
         error.http = error.http if http == texts[-1] else None
         raise error from None
 
+    def model_given(self) -> Any:
+        """Return the model that all prompts are asked of, None if nobody has said."""
+        return self.params.get("model") or self.model
+
     def model_of(self, prompt: core.Prompt) -> str | None:
         """Return the model that a prompt is asked of; None where the server is to choose."""
-        model = self.params.get("model") or self.model
+        model = self.model_given()
         if prompt.kind != "batch":
-            model = model or core.DEFAULT_MODEL
+            named = prompt.columns.get("model") if self._is_request(prompt) else None
+            model = model or named or core.DEFAULT_MODEL
         elif not model and isinstance(prompt.content["body"], dict):
             model = prompt.content["body"].get("model")
         return model if isinstance(model, str) else None
@@ -246,11 +260,23 @@ class Api:
                 prompt.error = core.Error(kind, f"{prompt.where}: {reason}")
         return prompt
 
+    def _is_request(self, prompt: core.Prompt) -> bool:
+        """Whether a row names its own model, and is sent as it is."""
+        return bool(prompt.columns) and not is_templated(prompt, self.template) and bool(whole_request(prompt))
+
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":
-            return self._batch_request(prompt.content)
-        content = self._content(prompt)
+            return self._batch_request(prompt)
+        body = whole_request(prompt) if prompt.columns and not is_templated(prompt, self.template) else None
+        if body is not None:
+            return self._whole_request(prompt, body)
+        if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):
+            model = core.short(prompt.columns["model"], 60)
+            raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
+        content = content_of(prompt, self.endpoint, self.template)
         single = isinstance(content, str)
+        if not single:
+            self._look_at(prompt, content)
         if not single and self.endpoint == "chat" and self.system is not None:
             content = [{"role": "system", "content": self.system}, *content]
         before, hole, after = self._frame(single)
@@ -277,21 +303,32 @@ class Api:
     def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._form(path, body) if self._form else body
 
-    def _content(self, prompt: core.Prompt) -> Any:
-        content = prompt.content
-        if self.template is not None:
-            if prompt.kind == "messages":
-                raise ValueError("a template (-t) and `messages` do not go together")
-            return fill(self.template, {**prompt.columns, prompt.kind: content} if prompt.kind else prompt.columns)
-        if not prompt.kind:
-            raise LookupError(f"no column is called prompt, messages or input; make one of {say(prompt.columns)} (-t)")
-        lists = {"messages": ("chat", "responses"), "input": ("responses", "embeddings")}.get(prompt.kind, ())
-        fits = prompt.kind != "messages" if isinstance(content, str) else self.endpoint in lists
-        if not fits or not isinstance(content, str | list) or content == []:
-            raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {self.endpoint} takes")
-        return content
+    def _whole_request(self, prompt: core.Prompt, body: dict[str, Any]) -> tuple[str, bytes]:
+        if self.system is not None or self.template is not None:
+            raise LookupError("this is a whole request, which takes no system text (-s) and no template (-t)")
+        body = {"model": core.DEFAULT_MODEL} | body | ({"model": self.model} if self.model else {})
+        path = endpoint_of(body, self.endpoint)
+        self._look_at(prompt, asked_in(body))
+        return path + self.query, core.encode_json(self._formed(path, body | self.params)).encode()
 
-    def _batch_request(self, row: dict[str, Any]) -> tuple[str, bytes]:
+    def _look_at(self, prompt: core.Prompt, content: Any) -> None:
+        """Note a conversation that ends with the assistant. Raises ValueError if nothing is asked."""
+        if content is not None and is_blank(content):
+            raise ValueError("the request is empty: nothing is asked")
+        if is_continued(content) and "continue_final_message" not in self.params:
+            self._continued.extend(bytes(max(0, prompt.number + 1 - len(self._continued))))
+            self._continued[prompt.number] = 1
+
+    def warn_of_input(self) -> None:
+        """Warn of conversations that end with the assistant: the model goes on from there."""
+        if count := self._continued.count(1):
+            what = "conversation ends" if count == 1 else "conversations end"
+            command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
+            text = f"{count:,} {what} with the assistant's own words, which the model is asked to go on with"
+            core.log.warning("%s; to have them written anew: %s", text, command)
+
+    def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
+        row = prompt.content
         url, body = row.get("url"), row["body"]
         known = isinstance(url, str) and (url in READERS or re.fullmatch("/v1/[!-~]+", url))  # Azure has the path alone
         if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
@@ -300,6 +337,7 @@ class Api:
             raise ValueError("the body of a Batch request is an object")
         if self.system is not None or self.template is not None:
             raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
+        self._look_at(prompt, asked_in(body))
         model = {"model": self.model} if self.model else {}
         path = url.removeprefix("/v1")
         return path + self.query, core.encode_json(self._formed(path, body | model | self.params)).encode()
@@ -337,25 +375,6 @@ def proxy_name(base_url: str) -> str:
         return urllib.parse.urlsplit(named_proxy(base_url) or "").netloc.rpartition("@")[2]
     except ValueError:  # which the backend will say
         return ""
-
-
-def say(names: Iterable[str]) -> str:
-    """Return the column names for a message: {a}, {b}."""
-    return ", ".join(f"{{{core.short(str(name), 30)}}}" for name in itertools.islice(names, 8))
-
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
-        found = values[match[1]]
-        return found if isinstance(found, str) else encode_text(found)
-
-    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -42,7 +42,8 @@ from typing import Any
 import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
-FILES = "keys", "meanings", "failures", "hints", "streams", "replies", "api"  # what every live backend needs, in order
+# What every live backend needs, in this order.
+FILES = "keys", "meanings", "failures", "hints", "streams", "usage", "replies", "prompts", "api"
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 

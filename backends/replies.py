@@ -15,6 +15,7 @@ from . import core
 from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
 from .meanings import BROKEN, UNFINISHED
 from .streams import is_stream, joined
+from .usage import tier_of, usage_of
 
 VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -76,9 +77,9 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int =
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
         raise no_answer(data, status, (*http[:2], for_keeping(data, body))) from None
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else None
-    return core.Reply(text, reason, data.get("model"), usage, extra, http, headers)
+    if tier := tier_of(data):
+        extra = extra | {"service_tier": tier}
+    return core.Reply(text, reason, data.get("model"), usage_of(data), extra, http, headers)
 
 
 TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}

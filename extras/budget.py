@@ -19,8 +19,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
-from .prices import Price, as_price, cost_of, known_price, money, usage_in
+from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in
 
+STANDARD, tier_of = (getattr(core.sibling("backends", "usage"), name) for name in ("STANDARD", "tier_of"))
+WORST = max(TIERS.values())  # times the ordinary price: what a tier of which nothing is known may cost
 HINTS = core.sibling("backends", "hints").HINTS
 HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
 HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
@@ -44,13 +46,15 @@ def max_output_tokens(request: dict[str, Any]) -> tuple[int, int]:
 class Budget:
     """What a job may cost, in USD: a call goes out where that holds even if it and those under way cost the most.
 
-    The most is a token for each byte that it sends, PART for each picture or file, and the answer's maximum where the
-    request tells one. Where it does not, it is the longest answer so far and, while few are known, more; the first call
-    goes out alone, and then half as many as there are answers (of those under way, the short ones come first), unless
-    there is room for answers ROOM times as long. What a call has cost instead is taken from its usage; a reply that was
-    lost, or that tells none, is counted at the most: it may have been billed. What is spent is kept in a small file
-    beside the results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted
-    in it like the mean.
+    The most is a token for each byte that it sends (at the price of a cache write, if that is higher), PART for each
+    picture or file, and the answer's maximum where the request tells one. Where it does not, it is the longest answer
+    so far and, while few are known, more; the first call goes out alone, and then half as many as there are answers (of
+    those under way, the short ones come first), unless there is room for answers ROOM times as long. A request that
+    asks for no service tier is reserved at the dearest one so far, and at "priority" until a reply has told: a project
+    may have it for all. What a call has cost instead is taken from its usage and tier; a reply that was lost, or that
+    tells none, is counted at the most: it may have been billed. What is spent is kept in a small file beside the
+    results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted in it like
+    the mean.
     """
 
     PART, ROOM = 3000, 16
@@ -66,6 +70,7 @@ class Budget:
         self._calls, self._fixed, self._open = 0, 0.0, 0.0  # under way: how many, and the sums of what they may cost
         self._answers = self._ended = 0
         self._dearest, self._longest, self._beyond = 1.0, 0.0, 0.0  # tokens: a byte, an answer, one beyond its maximum
+        self._tier: float | None = None  # what the dearest tier so far costs of the ordinary one
         self._lines, self._later = 0.0, 0.0  # what the lines of the results file cost, and those after the last account
         # That: what was spent, the most that the calls under way might cost, their number, the results file's length.
         self._account = 0.0, 0.0, 0, sys.maxsize
@@ -75,10 +80,23 @@ class Budget:
 
     def most_of(self, body: bytes, price: Price) -> tuple[float, float]:
         """Return the most that a request may cost, and for each token of the longest answer if it tells no maximum."""
-        most, answers = max_output_tokens(core.parse_json(body))
+        request = core.parse_json(body)
+        most, answers = max_output_tokens(request)
         told = max(most, self._beyond) * answers if most else 0
         given = len(body) * self._dearest + self.PART * len(self.PARTS.findall(body))
-        return cost_of((given, told, 0), price), 0.0 if most else price[2] * answers / 1e6
+        tier = self._tier_asked(request, price)
+        price = price.times(tier, tier).served("", given > core.LONG_INPUT)
+        # Of a price that was told nobody knows whether caches are written; a reply will say so.
+        written = given if price.date and price.written > price.given else 0
+        return cost_of((given, told, 0, 0, written), price), 0.0 if most else price.made * answers / 1e6
+
+    def _tier_asked(self, request: dict[str, Any], price: Price) -> float:
+        """Return what the service tier may cost of the ordinary one: a project may have another than the request."""
+        tier = request.get("service_tier")
+        if tier in (None, "auto") or not isinstance(tier, str):
+            return (price.fast if price.date and price.tiers else 1.0) if self._tier is None else self._tier
+        factor = price.of_tier("" if tier in STANDARD else tier)
+        return WORST if factor is None else factor
 
     def in_all(self, fixed: float, per_token: float) -> float:
         """Return what that comes to, with more than the longest answer so far while few are known."""
@@ -120,6 +138,12 @@ class Budget:
         self.spent += cost
         self.assumed += cost if assumed else 0.0
         self._changed.set()
+
+    def as_served(self, price: Price, asked: float, tier: str) -> Price:
+        """Return the price of a call with so many tokens in, of the tier that the reply names."""
+        factor = price.of_tier(tier)
+        self._tier = max(self._tier or 0.0, WORST if factor is None else factor)
+        return price.served(tier, asked > core.LONG_INPUT, unknown=WORST)
 
     def learn(self, body: bytes, asked: float, answered: float) -> None:
         """Learn from the tokens of an answer."""
@@ -168,12 +192,13 @@ class Budget:
 
     def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
         """Count what a line of the results file has cost, by its usage."""
-        tokens = usage_in(row)[1]
+        _, tokens, tier = usage_in(row)
         self._answers += tokens[1] > 0
         self._ended += any(tokens)
         self._longest = max(self._longest, tokens[1])
-        self._lines += cost_of(tokens, price)
-        self._later += cost_of(tokens, price) if offset >= self._account[3] else 0.0
+        cost = cost_of(tokens, self.as_served(price, tokens[0], tier)) if any(tokens) else 0.0
+        self._lines += cost
+        self._later += cost if offset >= self._account[3] else 0.0
         self._take_over()
 
     def _take_over(self) -> None:
@@ -281,7 +306,8 @@ class Budget:
         """Return what a call that failed has cost, in USD, and whether that had to be assumed."""
         tokens = core.token_counts(failure.usage or {})
         if tokens[0]:
-            return cost_of(tokens, price), False
+            tier = tier_of(failure.http[2]) if failure.http else ""
+            return cost_of(tokens, self.as_served(price, tokens[0], tier)), False
         lost = failure.error.status == 200 or not (failure.heard or failure.kind in core.NEVER_THERE)
         return (self.in_all(*most), True) if lost else (0.0, False)
 
@@ -290,7 +316,7 @@ class Budget:
     ) -> tuple[float, bool]:
         """Return what an answer has cost, in USD, and whether that had to be assumed, and learn from it."""
         tokens = reply.tokens if isinstance(reply, core.Result) else core.token_counts(reply.usage or {})
-        asked, answered, cached, _ = tokens
+        asked, answered, *kinds = tokens
         told = asked and (answered or not reply.text)
         if not told:
             text = "the server does not tell the usage: --max-cost counts a token for each byte"
@@ -298,7 +324,7 @@ class Budget:
             asked = asked or len(prompt.body)
             answered = len(str(reply.extra.get("texts") or reply.text or "").encode(errors="replace"))
         self.learn(prompt.body, asked, answered)
-        cost = cost_of((asked, answered, cached), price)
+        cost = cost_of((asked, answered, *kinds), self.as_served(price, asked, reply.extra.get("service_tier", "")))
         return (cost, False) if told else (max(most[0], cost), True)
 
     def status(self, ran: core.Ran) -> str:

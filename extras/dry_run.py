@@ -45,6 +45,9 @@ class DryRun:
         return dry_run(self._args)
 
 
+CACHED_LEAST = 1024  # tokens in, below which nothing is cached: https://platform.openai.com/docs/guides/prompt-caching
+
+
 class Plan:
     """What a run would ask and what that costs, for a dry run."""
 
@@ -68,7 +71,7 @@ class Plan:
 
     def count(self, row: dict[str, Any]) -> Price | None:
         """Count a line that the results file holds; return its price."""
-        model, tokens = usage_in(row)
+        model, tokens, _ = usage_in(row)
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
         return self._known(model)[1] or self._usual
@@ -90,11 +93,15 @@ class Plan:
         tokens = (given + 3 * ("messages" in request), most * answers, 0 if most else answers)
         name, price = self._known(self._api.model_of(prompt))
         self.prices[name] = price
+        tier = request.get("service_tier")
+        served = price and price.served(tier if isinstance(tier, str) else "", given > core.LONG_INPUT)
         for kind, count in enumerate(tokens):
             self.tokens[kind] += count
-            self.costs[kind] += count * price[2 if kind else 0] / 1e6 if price else 0.0
-        if price:
-            self._reserve = max(self._reserve, self.earlier.most_of(prompt.body, price)[0] - given * price[0] / 1e6)
+            self.costs[kind] += count * (served.made if kind else served.given) / 1e6 if served else 0.0
+        self._left_out |= {"cache hits and writes"} if served and given >= CACHED_LEAST else set()
+        if price and served:
+            most_in = self.earlier.most_of(prompt.body, price)[0] - most * answers * served.made / 1e6
+            self._reserve = max(self._reserve, most_in - given * served.given / 1e6)
 
     def _tokens(self, value: Any) -> float:
         """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
@@ -142,7 +149,7 @@ class Plan:
         if token and self._answers:
             alike = given + most + token * self._answered / self._answers
             text += f", {money(alike)} if they are like those there"
-        yield "cost", say_cost(f"{text}, without retries", self.prices, bool(self._told))
+        yield "cost", say_cost(f"{text}, without retries", self.prices)
         if budget and not all(self.prices.values()):
             yield "--max-cost", "cannot be kept without a price"
         elif budget:
@@ -200,6 +207,7 @@ def dry_run(args: argparse.Namespace) -> int:
         sink.check(map(api.prepare, core.prompts_of(args)), args.name)
         for prompt in sink.left(prompts):
             plan.add(prompt)
+    api.warn_of_input()
     kept, failed, bad = sink.kept, len(sink.kept_errors), sum(count for count, _ in plan.errors.values())
     runs = len(args.backends) * max(2, len(args.calls)) if args.compare else 1
     shard = next((f"{extra} of " for extra in args.extras if hasattr(extra, "select") and hasattr(extra, "count")), "")

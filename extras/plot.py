@@ -403,9 +403,10 @@ def summary(run: Run) -> str:
     """Return a run in a sentence."""
     failed = f", {run.failed.sum():,} failed" if run.failed.any() else ""
     total = float(run.answers.sum())
-    faster = f"latencies add up to {core.duration(total)}: {core.times(total / run.wall)} faster than one after another"
+    # Not "faster than one after another": a latency holds the wait in the server's queue, which that way has none of.
+    times = f"latencies add up to {core.duration(total)}, {core.times(total / run.wall)} the time that it took"
     begin = f"{core.plural(len(run.begin), 'prompt')} in {core.duration(run.wall)}{failed}"
-    return f"{begin}, {faster}" if total > 1.05 * run.wall else begin
+    return f"{begin}, {times}" if total > 1.05 * run.wall else begin
 
 
 def against(run: Run, first: Run) -> str:

@@ -1,7 +1,8 @@
 """What a run costs: the report's line and the progress, from the tokens that the core counts by model.
 
 `--price IN,OUT` gives the price in USD per million tokens for models that the table lacks, or instead of it; a third
-number is for input that the provider has cached.
+number is for input that the provider has cached, a fourth for what it has written to its cache. It is the price of the
+service tier that is asked for (`-p service_tier=`). What a reply says counts: its tier, and whether the input was long.
 """
 
 from __future__ import annotations
@@ -12,37 +13,99 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import core
 
-# USD per million tokens: in, in from the cache, out. Standard prices of https://developers.openai.com/api/docs/pricing;
-# what comes on top of them or off (long contexts, service tiers, cache writes, tools) is not counted.
-PRICES_DATE = "2026-11-05"
-Price = tuple[float, float, float]
+PRICES_DATE = "2026-11-05"  # of the prices that name no date of their own
+# Times the ordinary tier's price; "ultrafast" until 2027-02-28: https://developers.openai.com/api/docs/models/gpt-6.2-sol
+TIERS = {"flex": 0.5, "batch": 0.5, "ultrafast": 3.0}
+FAST_TIERS = "priority", "fast"  # two names of one, whose price is the model's own
+LONG_IN, LONG_OUT = 2.0, 1.5  # times the price of all of a call, if more than core.LONG_INPUT tokens go in
+WRITTEN = 1.25  # times the input's price for what is written to a cache: OpenAI from gpt-5.6 on, Anthropic's 5 minutes
+
+
+class Price(NamedTuple):
+    """USD per million tokens: in, in from a cache, out, in that is written to a cache; and what makes them dearer.
+
+    `fast` is what the tier "priority" costs of the ordinary one, `long` whether long inputs cost more, `tiers` whether
+    service tiers have a price of their own, `date` when it was looked up, "" if the user has told it, and `base` which
+    tier's price that is, as a factor.
+    """
+
+    given: float
+    cached: float
+    made: float
+    written: float
+    fast: float = 2.0
+    long: bool = False
+    tiers: bool = True
+    date: str = PRICES_DATE
+    base: float = 1.0
+
+    def times(self, given: float, made: float) -> Price:
+        """Return so many times the price of what goes in, and of what comes out."""
+        return self._replace(
+            given=given * self.given, cached=given * self.cached, written=given * self.written, made=made * self.made
+        )
+
+    def of_tier(self, tier: str) -> float | None:
+        """Return how many times this price a service tier costs, "" once; None if that is not known."""
+        if not tier or not self.tiers:
+            return 1.0
+        factor = TIERS.get(tier, self.fast if tier in FAST_TIERS else None)
+        return factor and factor / self.base
+
+    def served(self, tier: str, long: bool, unknown: float = 1.0) -> Price:
+        """Return the price of a call that was served so; `unknown` is for a tier of which nothing is known."""
+        factor = self.of_tier(tier)
+        factor = unknown if factor is None else factor
+        if long and self.long:
+            return self.times(LONG_IN * factor, LONG_OUT * factor)
+        return self if factor == 1 else self.times(factor, factor)
+
+
+def recent(given: float, cached: float, made: float, date: str = PRICES_DATE) -> Price:
+    """Return the price of a model from gpt-5.6 on: cache writes and long inputs cost more."""
+    return Price(given, cached, made, WRITTEN * given, long=True, date=date)
+
+
+def older(given: float, cached: float, made: float, fast: float = 2.0, long: bool = False) -> Price:
+    """Return the price of a model before gpt-5.6: what is written to the cache costs what goes in."""
+    return Price(given, cached, made, given, fast, long)
+
+
+# Standard prices of https://developers.openai.com/api/docs/pricing and of the models' own pages (those with a date);
+# what "priority" costs is from https://openai.com/api-priority-processing/, and 2 where that page says nothing. Tools
+# and the 10 % for regional processing are not counted.
 PRICES: dict[str, Price] = {
-    "gpt-6.1-sol": (2.00, 0.10, 10.00),
-    "gpt-6-astra": (10.00, 1.00, 50.00),
-    "gpt-6-sol": (2.00, 0.20, 10.00),
-    "gpt-6-luna": (0.10, 0.01, 0.50),
-    "gpt-5.6-sol": (4.00, 0.40, 20.00),
-    "gpt-5.6-terra": (2.00, 0.20, 12.00),
-    "gpt-5.6-luna": (0.20, 0.02, 1.20),
-    "gpt-5.5": (5.00, 0.50, 30.00),
-    "gpt-5.4": (2.50, 0.25, 15.00),
-    "gpt-5.4-mini": (0.75, 0.075, 4.50),
-    "gpt-5.4-nano": (0.20, 0.02, 1.25),
-    "gpt-5.2": (1.75, 0.175, 14.00),
-    "gpt-5": (1.25, 0.125, 10.00),
-    "gpt-5-mini": (0.25, 0.025, 2.00),
-    "gpt-5-nano": (0.05, 0.005, 0.40),
-    "gpt-4.1": (2.00, 0.50, 8.00),
-    "gpt-4.1-mini": (0.40, 0.10, 1.60),
-    "gpt-4o": (2.50, 1.25, 10.00),
-    "gpt-4o-2024-05-13": (5.00, 5.00, 15.00),
-    "gpt-4o-mini": (0.15, 0.075, 0.60),
-    "text-embedding-3-small": (0.02, 0.02, 0.00),
-    "text-embedding-3-large": (0.13, 0.13, 0.00),
+    "gpt-6.2-astra": recent(8.00, 0.40, 40.00, "2026-11-18"),
+    "gpt-6.2-sol": recent(2.00, 0.10, 10.00, "2026-11-18"),
+    "gpt-6.1-terra": recent(1.00, 0.05, 5.00, "2026-11-18"),
+    "gpt-6.1-sol": recent(2.00, 0.10, 10.00),
+    "gpt-6-astra": recent(10.00, 1.00, 50.00),
+    "gpt-6-sol": recent(2.00, 0.20, 10.00),
+    "gpt-6-luna": recent(0.10, 0.01, 0.50),
+    "gpt-5.6-sol": recent(4.00, 0.40, 20.00),
+    "gpt-5.6-terra": recent(2.00, 0.20, 12.00),
+    "gpt-5.6-luna": recent(0.20, 0.02, 1.20),
+    "gpt-5.5": older(5.00, 0.50, 30.00, 2.5, long=True),
+    "gpt-5.4": older(2.50, 0.25, 15.00, long=True),
+    "gpt-5.4-mini": older(0.75, 0.075, 4.50),
+    "gpt-5.4-nano": older(0.20, 0.02, 1.25),
+    "gpt-5.2": older(1.75, 0.175, 14.00),
+    "gpt-5.1": older(1.25, 0.125, 10.00),
+    "gpt-5": older(1.25, 0.125, 10.00),
+    "gpt-5-mini": older(0.25, 0.025, 2.00, 1.8),
+    "gpt-5-nano": older(0.05, 0.005, 0.40),
+    "gpt-4.1": older(2.00, 0.50, 8.00, 1.75),
+    "gpt-4.1-mini": older(0.40, 0.10, 1.60, 1.75),
+    "gpt-4.1-nano": older(0.10, 0.025, 0.40),
+    "gpt-4o": older(2.50, 1.25, 10.00, 1.7),
+    "gpt-4o-2024-05-13": older(5.00, 5.00, 15.00, 1.75),
+    "gpt-4o-mini": older(0.15, 0.075, 0.60),
+    "text-embedding-3-small": older(0.02, 0.02, 0.00),
+    "text-embedding-3-large": older(0.13, 0.13, 0.00),
 }
 
 
@@ -54,8 +117,8 @@ def price_of(model: str | None, share: float = 1.0) -> Price | None:
     """
     name = (model or "").rpartition("/")[2]
     price = PRICES.get(name) or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
-    price = price or (None if share else (0.0, 0.0, 0.0))
-    return price and (share * price[0], share * price[1], share * price[2])
+    price = price or (None if share else older(0.0, 0.0, 0.0))
+    return price if price is None or share == 1 else price.times(share, share)._replace(tiers=False)
 
 
 def known_price(told: Price | None, *models: str | None, share: float = 1.0) -> tuple[str, Price | None]:
@@ -66,20 +129,34 @@ def known_price(told: Price | None, *models: str | None, share: float = 1.0) -> 
 
 
 def as_price(numbers: Iterable[float | str]) -> Price:
-    """Return the price that IN, OUT and perhaps CACHED make. Raises ValueError where they make none."""
+    """Return the price that IN, OUT and perhaps CACHED and WRITTEN make. Raises ValueError where they make none."""
+    if isinstance(numbers, Price):
+        return numbers
     with contextlib.suppress(TypeError, ValueError):
-        asked, answered, *cached = map(float, numbers)
-        price = asked, *(cached or [asked]), answered
-        if len(price) == 3 and all(0 <= part < math.inf for part in price):
-            return price
-    raise ValueError("a price is (in, out) or (in, out, cached), in USD per million tokens")
+        given, made, *more = map(float, numbers)
+        cached, written = [*more, *(given, WRITTEN * given)[len(more) :]]
+        if all(0 <= part < math.inf for part in (given, made, cached, written)):
+            return Price(given, cached, made, written, date="")
+    raise ValueError("a price is (in, out), (in, out, cached) or (in, out, cached, written), in USD per million tokens")
+
+
+def told_price(numbers: Iterable[float | str], asked_tier: Any) -> Price:
+    """Return the price that the user has told: that of the service tier which is asked for. Raises ValueError."""
+    price = as_price(numbers)
+    factor = price.of_tier(asked_tier) if isinstance(asked_tier, str) else None
+    return price._replace(base=factor) if factor else price
 
 
 def cost_of(tokens: Sequence[float], price: Price) -> float:
-    """Return what so many tokens in, out and cached (of those in) cost, in USD."""
+    """Return what so many tokens in, out, cached, for reasoning and written to a cache cost, in USD.
+
+    Those cached and written are of those in, those for reasoning of those out.
+    """
     asked, answered, cached = tokens[:3]
     cached = min(asked, cached)
-    return ((asked - cached) * price[0] + cached * price[1] + answered * price[2]) / 1e6
+    written = min(asked - cached, tokens[4]) if len(tokens) > 4 else 0
+    plain = (asked - cached - written) * price.given + answered * price.made
+    return (plain + cached * price.cached + written * price.written) / 1e6
 
 
 def money(dollars: float) -> str:
@@ -89,32 +166,31 @@ def money(dollars: float) -> str:
     return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
 
 
-def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
-    """Return the model and the tokens that a line of a results file names."""
+def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int], str]:
+    """Return the model, the tokens and the service tier that a line of a results file names."""
     reply = row if "request" in row else (row.get("response") or {}).get("body")  # of a Batch output line
     if not isinstance(reply, dict) or not isinstance(reply.get("usage"), dict):
-        return None, core.NO_TOKENS
+        return None, core.NO_TOKENS, ""
     model = reply.get("model")
-    return model if isinstance(model, str) else None, core.token_counts(reply["usage"])
+    tier = core.sibling("backends", "usage").tier_of(reply)
+    return model if isinstance(model, str) else None, core.token_counts(reply["usage"]), tier
 
 
-def say_cost(amount: str, prices: Mapping[str, Price | None], told: bool) -> str:
+def say_cost(amount: str, prices: Mapping[str, Price | None]) -> str:
     """Return the amount with the prices that it comes from, or else why it is unknown and what to do."""
-    known, unknown = [], []
+    known, unknown, dates = [], [], set()
     for name, price in prices.items():
         if price is None:
             unknown.append(core.short(name, 60))
         else:
-            out = f", {money(price[2])} out" if price[2] else ""
-            known.append(f"{core.short(name, 60)} at {money(price[0])} in{out}")
+            out = f", {money(price.made)} out" if price.made else ""
+            known.append(f"{core.short(name, 60)} at {money(price.given)} in{out}")
+            dates.add(f"prices of {price.date}" if price.date else "as told")
     way_out = f"no price for {', '.join(unknown)}; give --price IN,OUT"
     if not known:
         return f"unknown: {way_out}"
-    source = "as told" if told else f"prices of {PRICES_DATE}"
+    source = " and ".join(sorted(dates)).replace("and prices of", "and")
     return f"{amount} ({', '.join(known)} per million, {source})" + (f"; {way_out}" if unknown else "")
-
-
-Models = tuple[str | None, str | None]  # the one that was asked for, and the one that the replies name
 
 
 class Prices:
@@ -123,14 +199,31 @@ class Prices:
     def __init__(self, told: Price | None = None, hidden: bool = False) -> None:
         self.told, self._hidden = told, hidden
 
+    def parts(self, ran: core.Ran) -> Iterator[tuple[str, Price | None, float, str, bool]]:
+        """Yield each bill's model, its price, the cost in USD, the service tier and whether long inputs cost more."""
+        for (*models, tier, long), tokens in ran.tally.bills.items():
+            name, price = known_price(self.told, *models, share=ran.api.price_share)
+            cost = cost_of(tokens, price.served(tier, long)) if price else 0.0
+            yield name, price, cost, tier, bool(price and price.long and long)
+
     def bill(self, ran: core.Ran) -> tuple[float, dict[str, Price | None]]:
         """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
-        spent, prices = 0.0, {}
-        for models, tokens in ran.tally.bills.items():
-            name, price = known_price(self.told, *models, share=ran.api.price_share)
-            prices[name] = price
-            spent += cost_of(tokens, price) if price else 0.0
-        return spent, prices
+        parts = list(self.parts(ran))
+        return sum(part[2] for part in parts), {name: price for name, price, *_ in parts}
+
+    def remarks(self, ran: core.Ran) -> Iterator[str]:
+        """Yield what of the cost comes from other prices than those that are named."""
+        sums: dict[str, float] = {}
+        for _, price, cost, tier, long in self.parts(ran):
+            factor = price.of_tier(tier) if price else 1
+            at = f"at {factor:.3g} times that" if factor else "counted so: its own price is not known"
+            if factor != 1:
+                text = f"in the tier {core.short(tier, 40)}, {at}"
+                sums[text] = sums.get(text, 0.0) + cost
+            if long:
+                text = f"for inputs above {core.LONG_INPUT:,} tokens, {LONG_IN:g} times that in, {LONG_OUT:g} out"
+                sums[text] = sums.get(text, 0.0) + cost
+        yield from (f"{money(cost)} of it {text}" for text, cost in sums.items())
 
     def cost(self, ran: core.Ran) -> float | None:
         """Return what all has cost, in USD; None where that is not known of all."""
@@ -155,19 +248,22 @@ class Prices:
         without = f"; {core.plural(tally.silent, 'answer')} without usage not counted" if tally.silent else ""
         lost = core.plural(tally.unanswered, "lost call")
         without += f"; {lost} may have been billed, too" if tally.unanswered else ""
-        return f"cost {say_cost(money(spent), prices, self.told is not None)}{without}"
+        return "; ".join([f"cost {say_cost(money(spent), prices)}", *self.remarks(ran)]) + without
 
     def as_dict(self, ran: core.Ran) -> dict[str, Any]:
         """Return what --report says of a run's cost."""
         spent, prices = self.bill(ran)
-        date = None if self.told else PRICES_DATE
-        return {"cost_usd": self.cost(ran), "cost_known_usd": spent, "prices": prices, "prices_date": date}
+        dates = [price.date for price in prices.values() if price and price.date] or [PRICES_DATE]
+        told = {name: price and price[:3] for name, price in prices.items()}
+        date = None if self.told else min(dates)
+        return {"cost_usd": self.cost(ran), "cost_known_usd": spent, "prices": told, "prices_date": date}
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
     option("--price", metavar="IN,OUT",
-           help="USD per million tokens instead of the table's; a third number is for cached input")  # fmt: skip
+           help="USD per million tokens instead of the table's; a third number is for cached input, a fourth for what "
+           "is written to a cache")  # fmt: skip
 
 
 def create(args: argparse.Namespace) -> Prices:
@@ -175,9 +271,9 @@ def create(args: argparse.Namespace) -> Prices:
     told = None
     if args.price is not None:
         try:
-            told = as_price(args.price.split(","))
+            told = told_price(args.price.split(","), args.params.get("service_tier"))
         except ValueError:
             what = f"--price {core.short(args.price, 40)} is not IN,OUT in USD per million tokens"
             raise core.UsageError(what) from None
-        args.price = args.price.split(",")
+        args.price = told
     return Prices(told, hidden=told is None and bool(getattr(args, "demo", False)))

@@ -79,7 +79,7 @@ class Report:
 
 def counted(tally: core.Tally) -> dict[str, Any]:
     """Return what was counted of a run; times are in seconds."""
-    names = ("in", "out", "cached", "reasoning")
+    names = ("in", "out", "cached", "reasoning", "cache_written")
     return {
         "wall_seconds": tally.wall,
         "cpu_seconds": tally.cpu,

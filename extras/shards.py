@@ -125,6 +125,8 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
         if path.suffix.lower() in core.TABLES:
             raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
         name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
+        if not name and not path.exists():
+            raise core.UsageError(f"there is no file {path}; name the shards' results, after all other options")
         place, shards = map(int, name.groups()) if name else (0, 0)
         if not 0 < place <= shards:
             raise core.UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")

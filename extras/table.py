@@ -1,7 +1,8 @@
 """Tables: .csv and .tsv files of prompts, and `-o answers.csv` for a spreadsheet.
 
-The table is written at each end of a run but a kill or a second Ctrl-C; what a run continues from is
-answers.csv.results.jsonl beside it.
+The columns' names are stripped, and what separates them is found from the header. The table is written at each end of a
+run but a kill or a second Ctrl-C; what a run continues from is answers.csv.results.jsonl beside it. A text in which a
+spreadsheet would see a formula gets a ' before it in the table, but not there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from typing import Any
 from . import core
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons
+EMPTY = b',;|" \t\r\n'  # all that is in a row with nothing in it
+# What a spreadsheet takes for a formula: https://owasp.org/www-community/attacks/CSV_Injection
+FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 LONGEST = 16 << 20  # bytes of the lines that one record may cover: longer than any model's context
 
 
@@ -95,7 +100,7 @@ class Table:
         return self._line([*map(row.get, self._names), core.answer_of(result), reason])
 
     def _line(self, values: Iterable[Any]) -> bytes:
-        record: Any = self._record(map(core.cell, values))  # ends with \r\n, so that either is quoted where it is data
+        record: Any = self._record(map(harmless, values))  # ends with \r\n, so that either is quoted where it is data
         return f"{record[:-2]}\n".encode(errors="backslashreplace")
 
     async def write(self, path: pathlib.Path, results: Iterable[core.Result], *like: pathlib.Path) -> None:
@@ -106,6 +111,12 @@ class Table:
                 file.write(self.line(result))
                 if number % 1000 == 0:
                     await asyncio.sleep(0)  # a second Ctrl-C ends this, too
+
+
+def harmless(value: Any) -> str:
+    """Return a value as a field that no spreadsheet takes for a formula; numbers stay as they are."""
+    text: str = core.cell(value)
+    return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
 OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
@@ -162,19 +173,49 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
 # ---- Reading ---------------------------------------------------------------------------------------------------
 
 
+class Record(dict[str, str]):
+    """A row of a table: all its values are texts, and none is a parameter of a request."""
+
+
 def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line number and the columns, as a dict, of each record below the header."""
-    separator = SEPARATORS[suffix]
+    """Yield the line number and the columns of each record below the header that has anything in it."""
+    before, separator, lines = found_separator(lines, SEPARATORS[suffix])
     records = csv_records(lines, separator)
     for line, header in itertools.islice(records, 1):
-        check_header(header, separator, name, line)
+        names = checked_header(header, name, before + line)
     for line, record in records:
         if isinstance(record, core.Error):
-            yield line, record
-        elif len(record) != len(header):
-            yield line, core.Error("unreadable", f"{len(record)} fields, the header has {len(header)}")
+            yield before + line, record
+        elif not "".join(record).strip():
+            continue
+        elif len(record) != len(names):
+            text = f"{len(record)} fields, the header has {len(names)}"
+            yield before + line, core.Error("unreadable", text)
         else:
-            yield line, dict(zip(header, record, strict=True))
+            trailing = separator.endswith("  ")
+            yield before + line, Record(zip(names, map(str.rstrip, record) if trailing else record, strict=True))
+
+
+def found_separator(lines: Iterator[bytes], usual: str) -> tuple[int, str, Iterator[bytes]]:
+    """Return how many lines stand before the header, what separates its columns, and the lines from it on.
+
+    Excel's own line "sep=;" says it. Else it is what stands outside quotes most often, and the usual one if that is a
+    tie. One blank after it means that blanks follow it which are part of no field, two that they come before it, too.
+    """
+    before, first = 0, b""
+    for first in lines:
+        if first.strip():
+            break
+        before += 1
+    if told := re.fullmatch(rb'"?sep=([,;|\t])"?\s*', first, re.IGNORECASE):
+        return before + 1, told[1].decode(), lines
+    bare = re.sub(r'"[^"]*"', "", first.decode(errors="replace"))
+    best = max(KNOWN, key=lambda one: (bare.count(one), one == usual))
+    parts = bare.split(best) if bare.count(best) else [bare]
+    after = len(parts) > 1 and all(part.startswith(" ") for part in parts[1:])
+    around = after and all(part.endswith(" ") for part in parts[:-1])
+    separator = best if len(parts) > 1 else usual
+    return before, separator + " " * (after + around), itertools.chain([first], lines)
 
 
 def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
@@ -185,7 +226,7 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
     too; none looks for its end again, and no line is read more than a few times.
     """
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
-    number, bad, reason = 1, 0, ""  # `bad` is the line in which a quote ended badly
+    blanks, number, bad, reason = " " in separator, 1, 0, ""  # `bad` is the line in which a quote ended badly
     again: Iterator[bytes] = iter(())  # what a record has swallowed
     record: list[bytes] = []
 
@@ -205,12 +246,12 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
     while True:
         record.clear()
         try:
-            fields: Any = next(csv.reader(wanted(), delimiter=separator, strict=True))
+            fields: Any = next(csv.reader(wanted(), delimiter=separator[0], skipinitialspace=blanks, strict=True))
             "".join(fields).encode()
         except StopIteration:
             return
         except UnicodeEncodeError:
-            fields = core.Error("unreadable", "not UTF-8")
+            fields = core.Error("unreadable", core.NOT_UTF8)
         except csv.Error as failure:
             last = number + len(record) - 1
             fields = core.Error("unreadable", csv_reason(str(failure), number, last))
@@ -231,14 +272,14 @@ def csv_reason(failure: str, first: int, last: int) -> str:
     return failure if first == last or "opened" in failure else f"a quote is opened here; in line {last}, {failure}"
 
 
-def check_header(header: list[str] | core.Error, separator: str, name: str, line: int) -> None:
-    """Raise UsageError where the columns' names cannot be told."""
+def checked_header(header: list[str] | core.Error, name: str, line: int) -> list[str]:
+    """Return the columns' names. Raises UsageError where they cannot be told."""
     if isinstance(header, core.Error):
         raise core.UsageError(f"{name} line {line}, the header: {header.message}")
-    if twice := [name for name, count in collections.Counter(header).items() if count > 1]:
+    names = [column.strip() for column in header]
+    if twice := [column for column, count in collections.Counter(names).items() if count > 1]:
         raise core.UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
-    if len(header) == 1 and separator not in header[0] and re.search("[;\\t|]", header[0]):
-        raise core.UsageError(f"{name} is not separated by {separator!r}; save it so (tabs: with the suffix .tsv)")
+    return names
 
 
 def count(lines: Iterable[bytes]) -> int:
@@ -246,5 +287,5 @@ def count(lines: Iterable[bytes]) -> int:
     records, quotes = -1, 0
     for line in lines:
         quotes += line.count(b'"')
-        records += not quotes % 2 and not line.isspace()
+        records += not quotes % 2 and bool(line.strip(EMPTY))
     return records

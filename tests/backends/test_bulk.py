@@ -302,14 +302,14 @@ def test_a_share_of_the_price(here, bulk, capsys):
     async def submit(job):
         while requests := await job.take(100):
             for request in requests:
-                yield request, answer("Yes.", {"prompt_tokens": 1_000_000, "completion_tokens": 0})
+                yield request, answer("Yes.", {"prompt_tokens": 200_000, "completion_tokens": 0})
 
     submit.price_share = 0.5
     bulk(submit)
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY, "--dry-run"]) == 0
     assert "gpt-6-luna at $0.05 in, $0.25 out per million" in " ".join(capsys.readouterr().out.split())
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY]) == 0
-    assert "cost $0.15 (gpt-6-luna at $0.05 in, $0.25 out per million" in " ".join(capsys.readouterr().err.split())
+    assert "cost $0.03 (gpt-6-luna at $0.05 in, $0.25 out per million" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

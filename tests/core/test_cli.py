@@ -229,7 +229,6 @@ UNUSABLE = {
     "a nameless backend": (["prompts.txt", "-b", "stdlib,", "--compare"], "-b has an empty name"),
     "an impossible port": (["prompts.txt", "--base-url", "http://h:99999/v1"], "not of the form https://host/v1"),
     "a column twice": (["twice.csv"], "twice.csv has the column 'a' twice"),
-    "a semicolon": (["semicolon.csv"], "semicolon.csv is not separated by ','"),
     "a device": (["prompts.txt", "-o", os.devnull], "is not a file that can be continued"),
     "a report elsewhere": (
         ["prompts.txt", "--report", "no/r.json"],
@@ -260,7 +259,6 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_sent(here, stand_in, cap
     (here / "utf16.txt").write_text("hello", "utf-16")
     (here / "table.csv").write_text("city,word\nParis,hello\n")
     (here / "twice.csv").write_text("prompt,a,a\nx,1,2\n")
-    (here / "semicolon.csv").write_text("prompt;lang\nx;fr\n")
     other = {"id": 1, "text": "x", "error": None, "request": "0" * 24}
     (here / "others.jsonl").write_text(json.dumps(other) + "\n")
     server = stand_in()

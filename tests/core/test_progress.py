@@ -30,3 +30,44 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
     else:
         assert "\r" not in text and "\x1b" not in text and text.startswith("0 of 3 done, 0 in flight")
         assert text.endswith("/s\nnoted\n")
+
+
+async def test_the_time_that_is_left_counts_no_outage(monkeypatch):
+    """100 of 200 in 10 s, then two minutes in which nobody is there: the other 100 take 10 s."""
+    now, tally = [1000.0], Tally()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    run = Run(lambda prompt: None)
+    progress = Progress(200, Ran(None, run, 1, tally), None, False)
+
+    def tick(seconds):
+        now[0] += seconds
+        progress._timer.cancel()
+        progress._tick()
+
+    tally.answered = 100
+    tick(10)
+    run.limiter.away_since = now[0]
+    for _ in range(120):
+        tick(1)
+    run.limiter.away_since = None
+    tick(0.001)
+    progress.close()
+    assert "100 of 200 done, 0 in flight, 10.0/s, 10.0 s left" in sys.stderr.buffer.getvalue().decode()
+
+
+async def test_tqdm_counts_no_outage_either(monkeypatch):
+    pytest.importorskip("tqdm")
+    now = [1000.0]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
+    run = Run(lambda prompt: None)
+    progress = Progress(200, Ran(None, run, 1, Tally()), None, False)
+    began, run.limiter.away_since = progress._bar.start_t, now[0]
+    now[0] += 30
+    progress._timer.cancel()
+    progress._tick()
+    progress.close()
+    assert progress._bar.start_t == began + 30

@@ -119,8 +119,8 @@ REFUSED = {
     "missing": (None, "cannot read"),
     "UTF-16": ("a\n".encode("utf-16"), "UTF-16"),
     "UTF-16, big end first": (b"\xfe\xff\0a", "UTF-16"),
-    "UTF-16 without a mark": ("prompt".encode("utf-16-le"), "binary"),
-    "NUL": (b"PK\x03\x04\0\0", "binary"),
+    "UTF-16 without a mark": ("prompt".encode("utf-16-le"), "binary|iconv -f utf-16le -t utf-8"),
+    "NUL": (b"PK\x03\x04\0\0", "binary|spreadsheet"),
     "UTF-16 without a mark, hardly any ASCII": ("\u3053\u3093\n".encode("utf-16-be"), "binary"),
     "NUL and not UTF-8": (b"a" * 4000 + b"\0\xff\n", "binary"),
     "UTF-16 in gzip": (gzip.compress("a".encode("utf-16")), "UTF-16"),
@@ -423,7 +423,6 @@ TEMPLATES = {
     "not a text": ("{x} {y} {z}", {"x": [1, "é"], "y": None, "z": True}, '[1, "é"] null true'),
     "a name with spaces": ("{my name}", {"my name": "a"}, "a"),
     "nothing to fill": ("hello", "a", "hello"),
-    "empty": ("", "a", ""),
 }
 
 

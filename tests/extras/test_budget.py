@@ -10,7 +10,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import Run, UsageError, main, run
 from concurrent_prompts.extras.budget import Budget
-from concurrent_prompts.extras.prices import as_price, cost_of
+from concurrent_prompts.extras.prices import as_price, cost_of, price_of
 from tests.helpers import PRICE, api_of, completion, constant
 
 
@@ -300,7 +300,7 @@ def test_lines_that_came_after_the_last_account_count_besides(tmp_path):
     budget.load(tmp_path / "r.jsonl")
     row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 50_000}, "request": "r"}
     for offset, spent in ((0, 0.5), (99, 0.5), (100, 0.55), (200, 0.6)):
-        budget.count(row, (1.0, 1.0, 1.0), offset)
+        budget.count(row, as_price((1, 1)), offset)
         assert budget.spent == budget.earlier == pytest.approx(spent)
 
 
@@ -318,12 +318,77 @@ def test_calls_that_are_killed_count_like_the_mean(tmp_path):
     assert again.spent == pytest.approx(4 * 0.25 + 8 * 10), "at the most, as long as no line tells a mean"
     row = {"id": 1, "usage": {"prompt_tokens": 0, "completion_tokens": 250_000}, "request": "r"}
     for _ in range(4):
-        again.count(row, (1.0, 1.0, 1.0))
+        again.count(row, as_price((1, 1)))
     assert again.spent == pytest.approx(4 * 0.25 + 8 * 0.25)
 
 
 def test_pictures_are_counted_before_they_are_known():
     budget = Budget(1)
     parts = b'[{"type":"image_url","image_url":{"url":"https://x"}},{"type":"text","text":"?"}]'
-    most, _ = budget.most_of(b'{"max_tokens":10.0,"messages":[{"content":' + parts + b"}]}", (1.0, 1.0, 1.0))
+    most, _ = budget.most_of(b'{"max_tokens":10.0,"messages":[{"content":' + parts + b"}]}", as_price((1, 1)))
     assert 3000 < most * 1e6 < 3200
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+@pytest.mark.parametrize(("tier", "factor"), [("priority", 2), ("ultrafast", 3), ("flex", 0.5), ("turbo", 3)])
+def test_a_dearer_tier_passes_no_budget(tier, factor, concurrency):
+    """What a project is served without asking for it, or of which nobody knows the price, is reserved at its worst."""
+    answer, requests = constant(completion(service_tier=tier, model="gpt-6-luna"))
+    params = {"max_completion_tokens": 200} | ({"service_tier": tier} if factor == 3 else {})
+    results = run(
+        ["?"] * 200, api_of(answer, model="gpt-6-luna", params=params), max_cost=0.008, concurrency=concurrency
+    )
+    each = factor * (20 * 0.10 + 200 * 0.50) / 1e6
+    assert 0.85 * 0.008 < len(requests) * each <= 0.008
+    assert {result.extra["service_tier"] for result in results if result.error is None} == {tier}
+
+
+@pytest.mark.parametrize("asked", ["default", "flex"])
+def test_a_tier_that_is_asked_for_is_reserved_at_its_own_price(asked):
+    params = {"max_completion_tokens": 200, "service_tier": asked}
+    answer, requests = constant(completion(service_tier=asked))
+    api = api_of(answer, model="gpt-6-luna", params=params)
+    run(["?"], api, max_cost=0.00014)  # not at "priority", which would not fit
+    assert len(requests) == 1
+
+
+def test_reasoning_beside_the_answer_passes_no_budget():
+    usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 1041}
+    answer, requests = constant(completion(usage=usage | {"completion_tokens_details": {"reasoning_tokens": 1000}}))
+    run(["?"] * 300, api_of(answer), max_cost=0.5, price=PRICE, concurrency=64)
+    assert 0.9 * 0.5 < len(requests) * (32 * 1 + 1009 * 4) / 1e6 <= 0.5
+
+
+def test_the_dearest_tier_is_known_from_an_earlier_run(tmp_path):
+    budget = Budget(1)
+    price = price_of("gpt-6-luna")
+    row = {
+        "id": 1,
+        "request": "r",
+        "service_tier": "ultrafast",
+        "usage": {"prompt_tokens": 100, "completion_tokens": 1},
+    }
+    before, _ = budget.most_of(b'{"max_tokens":100}', price)
+    budget.count(row, price)
+    after, _ = budget.most_of(b'{"max_tokens":100}', price)
+    assert after / before == pytest.approx(3 / 2) and budget.spent == pytest.approx(3 * (100 * 0.1 + 0.5) / 1e6)
+
+
+def test_long_inputs_and_cache_writes_are_reserved_at_their_price():
+    budget, price = Budget(1), price_of("gpt-6-luna")
+    body = b'{"max_tokens":1000,"service_tier":"default","x":"%s"}'
+    short, long = (budget.most_of(body % (b"x" * size), price)[0] for size in (1000, 300_000))
+    assert short == pytest.approx((len(body % (b"x" * 1000)) * 0.125 + 1000 * 0.5) / 1e6)
+    assert long == pytest.approx((len(body % (b"x" * 300_000)) * 0.25 + 1000 * 0.75) / 1e6)
+
+
+@pytest.mark.parametrize("output", ["r.jsonl", "r.csv"])
+def test_a_budget_without_a_price_leaves_no_file(prompts, backend, capsys, tmp_path, output):
+    answer, _ = constant(completion())
+    path = tmp_path / output
+    command = [prompts, *backend(answer), "-m", "llama", "-o", str(path)]
+    assert main([*command, "--max-cost", "1"]) == 2 and "no price is known for llama" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["prompts.txt"]
+    kept = path if output == "r.jsonl" else tmp_path / "r.csv.results.jsonl"
+    kept.touch()  # one that was there stays, as it may have been given its permissions
+    assert main([*command, "--max-cost", "1"]) == 2 and kept.exists()

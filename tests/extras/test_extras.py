@@ -17,7 +17,7 @@ from concurrent_prompts.extras import INDEX
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
-PARTS = "__init__", "stand_in", "plot_page"  # what no flag loads: the contract, and parts of other files
+PARTS = "__init__", "stand_in", "plot_page", "inputs"  # what no flag loads: the contract, and parts of other files
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -378,3 +378,25 @@ def test_the_short_forms(stand_in):
 
 def backend(url, **settings):
     return load_backend("stdlib", base_url=url, **settings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["p.txt", "-t", "{prompt}.csv"],
+        ["p.txt", "--template", "{prompt}.tsv"],
+        ["p.txt", "--template={prompt}.csv"],
+        ["p.txt", "-t{prompt}.csv"],
+        ["p.txt", "-s", "Answer as in x.csv"],
+        ["p.txt", "-p", 'user="a.csv'],
+    ],
+)
+def test_a_text_that_ends_like_a_file_loads_nothing(words):
+    assert "table" not in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]
+
+
+@pytest.mark.parametrize(
+    "words", [["-t", "{a}", "p.csv"], ["p.txt", "-o", "a.csv"], ["-o=a.tsv"], ["p.csv.gz"], ["-tx", "p.csv"]]
+)
+def test_a_file_by_its_suffix_is_loaded(words):
+    assert "table" in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]

@@ -243,7 +243,7 @@ def test_words(np):
     fast = plot.Run.of("fast", [row(latency=0.25 * number + 0.25) for number in range(8)])
     assert plot.summary(slow) == "8 prompts in 8.00 s"
     assert plot.summary(fast) == (
-        "8 prompts in 2.00 s, latencies add up to 9.00 s: 4.5 times faster than one after another"
+        "8 prompts in 2.00 s, latencies add up to 9.00 s, 4.5 times the time that it took"
     )
     assert plot.against(slow, slow) == "slow: 8.00 s"
     assert plot.against(fast, slow) == "fast: 2.00 s, 4.0 times faster"

@@ -33,18 +33,18 @@ def test_no_price_is_guessed(model):
 
 
 def test_an_own_snapshot_has_its_own_price():
-    assert price_of("gpt-4o-2024-05-13") == (5, 5, 15) != price_of("gpt-4o")
+    assert price_of("gpt-4o-2024-05-13")[:3] == (5, 5, 15) != price_of("gpt-4o")
 
 
 def test_cached_tokens_are_part_of_those_in():
     price = as_price((10, 50, 1))
     assert cost_of([1000, 100, 400, 0], price) == pytest.approx((600 * 10 + 400 + 5000) / 1e6)
     assert cost_of([10, 0, 400, 0], price) == pytest.approx(10 / 1e6)  # nonsense
-    assert as_price(["2", " 8"]) == (2, 2, 8)
+    assert as_price(["2", " 8"])[:4] == (2, 2, 8, 2.5) and as_price((2, 8, 1, 4))[:4] == (2, 1, 8, 4)
 
 
 @pytest.mark.parametrize(
-    "numbers", [["1"], ["1", "2", "3", "4"], ["-1", "2"], ["nan", "1"], ["inf", "1"], ["", ""], ["x", "y"]]
+    "numbers", [["1"], ["1", "2", "3", "4", "5"], ["-1", "2"], ["nan", "1"], ["inf", "1"], ["", ""], ["x", "y"]]
 )
 def test_what_is_no_price(numbers):
     with pytest.raises(ValueError):
@@ -68,11 +68,11 @@ def test_amounts(dollars, text):
 
 @pytest.mark.parametrize("count", ["12", -1, True, 2**60, math.nan, math.inf, None, [1], {}])
 def test_counts_that_are_none(count):
-    assert token_counts({"prompt_tokens": count, "prompt_tokens_details": {"cached_tokens": count}}) == [0, 0, 0, 0]
+    assert token_counts({"prompt_tokens": count, "prompt_tokens_details": {"cached_tokens": count}}) == [0] * 5
 
 
 def test_a_whole_float_is_a_count():
-    assert token_counts({"input_tokens": 12.0, "output_tokens": 3}) == [12, 3, 0, 0]
+    assert token_counts({"input_tokens": 12.0, "output_tokens": 3}) == [12, 3, 0, 0, 0]
 
 
 def test_the_report_says_what_it_cost(prompts, backend, capsys):
@@ -150,4 +150,65 @@ def test_what_was_lost_or_not_told_is_said(prompts, backend, capsys):
 
 def test_one_wrong_count_makes_no_other_cheaper():
     usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 10**9}}
-    assert concurrent_prompts.token_counts(usage) == [5, 1, 5, 0]
+    assert concurrent_prompts.token_counts(usage) == [5, 1, 5, 0, 0]
+
+
+def charged(words):
+    """Return what the report says of the cost, in a line."""
+    return " ".join(words.split()).partition("cost ")[2]
+
+
+# What the reply says besides a plain usage of a million tokens in and none out; and the cost with gpt-6-luna.
+MILLION = {"prompt_tokens": 1_000_000, "completion_tokens": 1, "total_tokens": 1_000_001}
+SHORT = {"prompt_tokens": 200_000, "completion_tokens": 0, "total_tokens": 200_000}
+SERVED = {
+    "ordinary": ({"usage": SHORT, "service_tier": "default"}, "$0.02 (", None),
+    "priority": (
+        {"usage": SHORT, "service_tier": "priority"},
+        "$0.04 (",
+        "$0.04 of it in the tier priority, at 2 times",
+    ),
+    "flex": ({"usage": SHORT, "service_tier": "flex"}, "$0.01 (", "in the tier flex, at 0.5 times that"),
+    "ultrafast": ({"usage": SHORT, "service_tier": "ultrafast"}, "$0.06 (", "ultrafast, at 3 times"),
+    "unknown": (
+        {"usage": SHORT, "service_tier": "turbo"},
+        "$0.02 (",
+        "the tier turbo, counted so: its own price is not",
+    ),
+    "long": ({"usage": MILLION}, "$0.20 (", "for inputs above 272,000 tokens, 2 times that in, 1.5 out"),
+    "long and fast": ({"usage": MILLION, "service_tier": "priority"}, "$0.40 (", "of it for inputs above 272,000"),
+    "cache hits": ({"usage": SHORT | {"prompt_cache_hit_tokens": 100_000}}, "$0.011 (", None),
+    "cache writes": ({"usage": SHORT | {"cache_creation_input_tokens": 100_000}}, "$0.0225 (", None),
+    "another model": ({"usage": SHORT, "service_tier": "priority", "model": "gpt-5.5"}, "$0.04 (", None),
+}
+
+
+@pytest.mark.parametrize(("reply", "cost", "remark"), SERVED.values(), ids=SERVED)
+def test_what_was_served_is_what_it_costs(reply, cost, remark, prompts, backend, capsys):
+    answer, _ = constant(completion("", **reply))
+    assert main([prompts, *backend(answer), "-m", "gpt-6-luna", "-n", "1", "-o", "-"]) == 0
+    out, err = capsys.readouterr()
+    said = charged(err)
+    assert said.startswith(cost) and (remark or "") in said
+    tier = reply.get("service_tier", "default")
+    assert json.loads(out).get("service_tier") == (tier if tier != "default" else None)
+
+
+@pytest.mark.parametrize(
+    ("options", "tier", "cost"),
+    [
+        (["--price", "1,4"], "priority", "$0.40 ("),  # of the ordinary tier, since no other is asked for
+        (["--price", "2,8", "-p", 'service_tier="priority"'], "priority", "$0.40 ("),
+        (["--price", "2,8,1,5", "-p", 'service_tier="priority"'], "flex", "$0.10 ("),
+    ],
+)
+def test_a_told_price_is_that_of_the_tier_that_is_asked_for(options, tier, cost, prompts, backend, capsys):
+    answer, _ = constant(completion("", usage=SHORT, service_tier=tier))
+    assert main([prompts, *backend(answer), "-n", "1", *options]) == 0
+    assert charged(capsys.readouterr().err).startswith(cost)
+
+
+def test_prices_of_several_dates(prompts, backend, capsys):
+    answer, _ = constant(completion(model="gpt-6-luna"), completion(model="gpt-6.2-sol"))
+    assert main([prompts, *backend(answer), "-m", "gpt-5-foo", "-n", "2", "--sequential"]) == 0
+    assert "per million, prices of 2026-11-05 and 2026-11-18)" in charged(capsys.readouterr().err)

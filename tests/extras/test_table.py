@@ -16,7 +16,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import Printer, Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
-from tests.helpers import SCRIPT
+from tests.helpers import SCRIPT, completion, jsonl, rows
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ HOSTILE = {
     "p.csv": (
         'id,text,prompt,error,request,,input_text\n"7","a\nb","=cmd()|\'x\'!A1","q""q,q","\0","\t","\r"\n,,two,,,,\n',
         ["id", "input_input_text", "prompt", "input_error", "request", "", "input_text"],
-        [["7", "a\nb", "=cmd()|'x'!A1", 'q"q,q', "\0", "\t", "\r"], ["", "", "two", "", "", "", ""]],
+        [["7", "a\nb", "'=cmd()|'x'!A1", 'q"q,q', "\0", "'\t", "'\r"], ["", "", "two", "", "", "", ""]],
     ),
     "p.jsonl": (
         '{"prompt": "one", "n": 1.50, "b": true, "o": {"a": ["é"]}, "none": null}\n"two"\nno JSON\n'
@@ -74,6 +74,47 @@ def test_a_table_has_the_inputs_own_columns_and_the_answers(here, stand_in, capf
     assert status == bool(failed) and all("made up" in record[-2] for record in found[1:] if not record[-1])
     assert [record[-2] for record in failed] == [""] * len(failed)
     assert all(record[-1].startswith("unreadable: p.jsonl line ") for record in failed)
+
+
+FORMULAS = {
+    '=HYPERLINK("http://x","y")': "'",
+    "+49 30 123": "'",
+    "-1+cmd|' /C calc'!A0": "'",
+    "@SUM(1)": "'",
+    "\t=1": "'",
+    "\r=1": "'",
+    "\n=1": "'",
+    "\uff1d1": "'",  # as wide as a Chinese letter
+    "\uff0b1": "'",
+    "\uff20x": "'",
+    "- a list": "'",
+    "1-2": "",
+    "a=b": "",
+    "'quoted": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("to", ["out.csv", "out.tsv", "-"])
+def test_no_field_of_a_table_is_a_formula(here, backend, capfdbinary, to):
+    """Not an answer, an id, a column of the input's, a column's name, nor what the error quotes."""
+
+    async def answer(request):
+        text = request["messages"][0]["content"]
+        return (400, {}, b'{"error": {"message": "=bad", "code": "@x"}}') if text == "bad" else completion(text[1:])
+
+    ask = [{"id": f"{text}{n}", "prompt": f"?{text}", "=x": text, "n": -5} for n, text in enumerate(FORMULAS)]
+    pathlib.Path("p.jsonl").write_text(jsonl(*ask, {"id": "e", "prompt": "bad", "=x": "", "n": 1}))
+    options = ["--format", "csv"] if to == "-" else []
+    assert main(["p.jsonl", "-o", to, "-q", *backend(answer), *options]) == 1
+    if to == "-":
+        pathlib.Path("out.csv").write_bytes(capfdbinary.readouterr().out)
+    header, *records, failed = table("out.csv" if to == "-" else to, "\t" if to == "out.tsv" else ",")
+    assert header == ["id", "prompt", "'=x", "n", "text", "error"] and failed[-1] == "'@x: =bad"
+    for number, (record, (text, mark)) in enumerate(zip(records, FORMULAS.items(), strict=True)):
+        assert record == [f"{mark}{text}{number}", f"?{text}", f"{mark}{text}", "-5", f"{mark}{text}", ""]
+    if to != "-":  # what a run goes on from has the answers as they were
+        assert [row["text"] for row in rows(f"{to}.results.jsonl")][: len(FORMULAS)] == [*FORMULAS]
 
 
 def test_what_is_no_text_is_json_in_a_table(here, stand_in):

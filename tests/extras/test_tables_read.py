@@ -68,7 +68,7 @@ def test_an_open_quote_does_not_read_all_of_a_large_file(read, monkeypatch):
 HEADERS = {
     "open quote": ('"prompt,x\na,1\n', "line 1, the header: a quote is opened here and never closed"),
     "bad quote": ('\n"prompt" ,x\na,1\n', "line 2, the header: ',' expected"),
-    "carriage returns for line ends": ("prompt,x\ra,1\r", "line 1, the header: a carriage return"),
+    "carriage returns for line ends": ("prompt,x\ra,1\r", "ends its lines with carriage returns alone; .*tr '"),
     "not UTF-8": (b"pr\xe9mpt,x\na,1\n", "line 1, the header: not UTF-8"),
     "two without a name": (",prompt,\na,1,2\n", "column '' twice"),
 }
@@ -78,6 +78,55 @@ HEADERS = {
 def test_headers_that_cannot_be_read(read, content, reason):
     with pytest.raises(UsageError, match=reason):
         read("p.csv", content)
+
+
+# What stands in a table with the columns id and prompt; the prompts are "a" and "b".
+SEPARATED = {
+    "commas": "id,prompt\n1,a\n2,b\n",
+    "blanks after commas": "id, prompt\n1, a\n2,  b\n",
+    "quotes after blanks": 'id, prompt\n1, "a"\n"2", b\n',
+    "names in quotes": '"id", "prompt"\n1, "a"\n2,b\n',
+    "blanks around names": " id ,prompt \n1,a\n2,b\n",
+    "semicolons": "id;prompt\r\n1;a\r\n2;b\r\n",
+    "semicolons and quotes": '"id";"prompt"\n"1";"a"\n"2";"b"\n',
+    "semicolons and blanks": "id; prompt\n1; a\n2; b\n",
+    "tabs": "id\tprompt\n1\ta\n2\tb\n",
+    "bars": "id|prompt\n1|a\n2|b\n",
+    "padded bars": "id | prompt\n1  | a\n2  | b\n",
+    "Excel says it": "sep=;\nid;prompt\n1;a\n2;b\n",
+    "Excel says tabs": '"sep=\t"\r\nid\tprompt\r\n1\ta\r\n2\tb\r\n',
+    "a comma in a quoted name": 'id;prompt;"x, y, z"\n1;a;\n2;b;\n',
+    "a byte order mark": "\ufeffid;prompt\n1;a\n2;b\n",
+    "rows with nothing": "id,prompt\n,\n1,a\n , \n,,,\n2,b\n" + ",\r\n" * 500,
+    "rows with nothing, of semicolons": "id;prompt\n;\n1;a\n2;b\n;\n",
+    "rows with nothing in quotes": 'id,prompt\n"",""\n1,a\n2,b\n',
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("content", SEPARATED.values(), ids=SEPARATED)
+def test_the_header_says_what_separates_the_columns(read, content, suffix):
+    prompts = read(f"p.{suffix}", content)
+    assert [(prompt.id, prompt.content) for prompt in prompts] == [("1", "a"), ("2", "b")]
+
+
+def test_lines_are_counted_from_the_files_first(read):
+    prompts = read("p.csv", "\n\nsep=;\nid;prompt\n1;a\n;;\n2;b;c\n")
+    assert [prompt.where for prompt in prompts] == [f"{prompts[0].where[:-1]}{line}" for line in (5, 7)]
+    assert prompts[1].error.message.endswith("line 7: 3 fields, the header has 2")
+
+
+def test_separators_in_a_text_separate_nothing(read):
+    (prompt,) = read("p.csv", "prompt,x\na; b| c\td,1\n")
+    assert prompt.content == "a; b| c\td"
+    (prompt,) = read("p.csv", "id;prompt\n1;a, b, c\n")
+    assert prompt.content == "a, b, c"
+
+
+def test_rows_with_nothing_are_not_counted():
+    from concurrent_prompts.extras.table import count
+
+    assert count([b"id,prompt\n", b"1,a\n", b",\r\n", b" , ,\n", b";;\n", b'2,"b\n', b'c"\n']) == 2
 
 
 def test_blank_lines_are_no_header(read):

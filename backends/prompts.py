@@ -1,0 +1,252 @@
+"""What a row of the input asks: a text, messages, or a whole request; and what would be half a prompt, or none.
+
+The tables of data sets that cannot be sent as they are stand in extras/inputs.py, which is loaded for a refusal alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import core
+
+encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+BLANK = " \t\r\n\f\v\xa0\u3000\ufeff\u200b\u200c\u200d\u2060\u3164"  # not seen; isspace() does not know all of them
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+# The parameters of a request, by which a line is known as one. OpenAI's: https://platform.openai.com/docs/api-reference
+# (chat, responses, completions, embeddings); vLLM's: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+PARAMETERS = words("""
+    audio background best_of conversation dimensions echo encoding_format frequency_penalty function_call functions
+    include input instructions logit_bias logprobs max_completion_tokens max_output_tokens max_tokens max_tool_calls
+    messages modalities moderation n parallel_tool_calls prediction presence_penalty previous_response_id prompt
+    prompt_cache_key prompt_cache_options prompt_cache_retention reasoning reasoning_effort response_format
+    safety_identifier seed service_tier stop store stream stream_options suffix temperature text tool_choice tools
+    top_logprobs top_p truncation user verbosity web_search_options
+
+    add_generation_prompt chat_template chat_template_kwargs continue_final_message extra_body guided_choice
+    guided_grammar guided_json guided_regex ignore_eos include_reasoning length_penalty min_p min_tokens models provider
+    repetition_penalty skip_special_tokens stop_token_ids structured_outputs thinking top_k transforms use_beam_search
+""")
+UNMISTAKABLE = words("""
+    frequency_penalty function_call functions logit_bias max_completion_tokens max_output_tokens max_tokens
+    presence_penalty response_format stream_options tool_choice tools top_p
+""")  # which nobody takes for a column of data
+BESIDE = words("id custom_id metadata model")  # what stands beside a request's parameters
+# Columns that hold another part of what is asked than `prompt`, `messages` or `input` do.
+INSTRUCTIONS = words(
+    "instruction instructions system system_prompt system_message developer preprompt task_description"
+)
+FOREIGN = words("from value speaker parts")  # keys of a turn that no API has: ShareGPT's, Gemini's
+BESIDE_PROMPT = INSTRUCTIONS | frozenset(core.CONTENT_KEYS)
+BESIDE_INPUT = BESIDE_PROMPT | words("question query problem")
+
+
+def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
+    """Return what a prompt asks, a text or a list.
+
+    Raises LookupError if the columns do not say what is asked, or only a part of it, and ValueError if that is nothing,
+    or nothing that the endpoint takes.
+    """
+    if template is not None:
+        return filled(prompt, template)
+    if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not half(prompt):
+        if is_blank(prompt.content):
+            raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+        return prompt.content
+    if not prompt.kind and not prompt.columns:
+        raise ValueError("an empty object: nothing is asked")
+    if not prompt.kind or half(prompt):
+        raise LookupError(way_out(prompt))
+    content = as_messages(prompt.content, prompt.kind) if endpoint in ("chat", "responses") else prompt.content
+    if is_conversation(content) or (prompt.kind == "messages" and isinstance(content, list)):
+        fits = endpoint in ("chat", "responses")
+    elif isinstance(content, str):
+        fits = prompt.kind != "messages"
+    else:
+        fits = prompt.kind == "input" and isinstance(content, list) and endpoint in ("responses", "embeddings")
+    if isinstance(content, list) and any(isinstance(one, dict) and FOREIGN & one.keys() for one in content):
+        raise LookupError(way_out(prompt))
+    if not fits or (isinstance(content, list) and not content):
+        raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {endpoint} takes")
+    if is_blank(content):
+        raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+    return content
+
+
+def filled(prompt: core.Prompt, template: str) -> str:
+    """Return the text that a template makes of a prompt. Raises LookupError and ValueError, as `content_of` does."""
+    if prompt.kind == "messages":
+        raise ValueError("a template (-t) and `messages` do not go together")
+    values = {**prompt.columns, prompt.kind: prompt.content} if prompt.kind else prompt.columns
+    text = fill(template, values)
+    named = [values[name] for name in names_in(template)]
+    if (named and all(map(is_blank, named))) or is_blank(text):
+        raise ValueError("the columns that the template (-t) names are empty: nothing is asked")
+    return text
+
+
+@functools.cache
+def names_in(template: str) -> list[str]:
+    """Return the columns that a template names."""
+    return [name for name in re.findall(r"\{\{|\}\}|\{([^{}]*)\}", template) if name]
+
+
+def say(names: Iterable[str]) -> str:
+    """Return the column names for a message: {a}, {b}."""
+    return ", ".join(f"{{{core.short(str(name), 30)}}}" for name in itertools.islice(names, 8))
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Return the template with each {column} filled in; {{ and }} are braces. Braces in the data mean nothing."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        if match[1] not in values:
+            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
+        found = values[match[1]]
+        return found if isinstance(found, str) else encode_text(found)
+
+    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", value, template)
+
+
+def is_blank(content: Any) -> bool:
+    """Whether nothing is asked: a text without a character, a list of such, or messages of which the last is one."""
+    if isinstance(content, str):
+        return not content.strip(BLANK) or content.isspace()
+    if content is None:
+        return True
+    if not isinstance(content, list):
+        return False
+    if is_conversation(content):
+        last = content[-1]
+        empty = "content" in last and not last.get("tool_calls") and is_blank(last["content"])
+        return empty and (last.get("role") in ("user", None) or all(is_blank(one.get("content")) for one in content))
+    return content != [] and all(is_blank(one.get("text", one) if isinstance(one, dict) else one) for one in content)
+
+
+def is_conversation(content: Any) -> bool:
+    """Whether it is a list of messages with roles."""
+    return isinstance(content, list) and any(isinstance(one, dict) and "role" in one for one in content)
+
+
+def as_messages(content: Any, kind: str) -> Any:
+    """Return messages that stand in another form as a list: one of them alone, or JSON in a table's field."""
+    if isinstance(content, str) and kind == "messages" and content.lstrip()[:1] in ("[", "{"):
+        content = core.parse_json(content)
+    return [content] if isinstance(content, dict) and "role" in content else content
+
+
+def half(prompt: core.Prompt) -> list[str]:
+    """Return the columns that hold another part of what is asked."""
+    columns = prompt.columns
+    return [name for name in other_parts(prompt.kind, tuple(columns)) if not is_blank(columns[name])] if columns else []
+
+
+@functools.lru_cache(1000)
+def other_parts(kind: str, names: tuple[str, ...]) -> list[str]:
+    """Return the columns that by their names hold another part of what is asked."""
+    others = BESIDE_INPUT if kind == "input" else BESIDE_PROMPT
+    return [name for name in names if name.lower() in others]
+
+
+@functools.lru_cache(1000)
+def parameters_in(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the columns that are no parameters of a request, and those that are nothing else."""
+    asked = set(names) - BESIDE
+    sure = sorted(asked & UNMISTAKABLE) or (["temperature"] if asked == {"temperature"} else [])
+    return sorted(asked - PARAMETERS), sure
+
+
+def way_out(prompt: core.Prompt) -> str:
+    """Return why a row is no prompt as it is, and the template or the command that makes it one."""
+    columns = [prompt.kind, *prompt.columns] if prompt.kind else prompt.columns
+    plain = f"make one prompt of {say(columns)} (-t)"
+    if prompt.kind and not half(prompt):
+        problem = f"`{prompt.kind}` holds turns that are no messages"
+    elif prompt.kind:
+        problem = f"`{prompt.kind}` alone would lose {say(half(prompt))}"
+    else:
+        problem, plain = "no column is called prompt, messages or input", f"make one of {say(columns)} (-t)"
+    try:
+        advice = core.sibling("extras", "inputs").advice(prompt)
+    except core.UsageError:
+        advice = ""
+    return f"{problem}; {advice or plain}"
+
+
+# ---- Whole requests --------------------------------------------------------------------------------------------
+
+
+def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
+    """Return the body of a row that is a request as the API takes it; None if it is none.
+
+    Raises LookupError if it is half a request: with columns that no API has, or without what makes it one.
+    """
+    row = prompt.row
+    if type(row) is not dict or not prompt.columns or not isinstance(prompt.content, str | list):  # a table's is none
+        return None
+    unknown, sure = parameters_in(tuple(prompt.columns))
+    model = isinstance(row.get("model"), str)
+    if not (model and not unknown) and not sure:
+        return None
+    chat = prompt.kind == "messages" and is_conversation(prompt.content)
+    if INSTRUCTIONS & {name.lower() for name in unknown}:
+        raise LookupError(way_out(prompt))
+    if unknown:
+        what = ", ".join(f"`{core.short(name, 30)}`" for name in unknown[:4])
+        command = f"jq -c 'del({', '.join(f'.[{core.encode_json(name)}]' for name in unknown[:8])})'"
+        raise LookupError(f"this is a request (`{sure[0]}`), but no API has {what}; take that out ({command})")
+    if not model and not chat:
+        value = core.short(encode_text(row[sure[0]]), 40)
+        advice = f"give it for all (-p '{sure[0]}={value}'), name it otherwise, or add a `model`: a whole request"
+        raise LookupError(f"`{sure[0]}` would not be sent with `{prompt.kind}`; {advice}")
+    left_out = {"id", "custom_id", "stream", "stream_options"} | ({"metadata"} if not row.get("store") else set())
+    return {name: value for name, value in row.items() if name not in left_out}
+
+
+def is_templated(prompt: core.Prompt, template: str | None) -> bool:
+    """Whether a row's columns are for a template: they may be called like a request's, but not by all its names."""
+    sure = template is not None and "model" in prompt.columns and parameters_in(tuple(prompt.columns))[1]
+    return template is not None and not sure
+
+
+def endpoint_of(body: Mapping[str, Any], endpoint: str) -> str:
+    """Return the endpoint of a whole request, by its keys. Raises LookupError if another one is asked for (-e)."""
+    model, text = str(body.get("model", "")).lower(), body.get("input")
+    if "messages" in body:
+        found = "chat"
+    elif "prompt" in body:
+        found = "completions"
+    elif "moderation" in model:
+        return "/moderations"
+    elif {"dimensions", "encoding_format"} & body.keys() or "embed" in model or endpoint == "embeddings":
+        found = "embeddings"
+    else:
+        plain = isinstance(text, list) and not any(isinstance(one, dict) for one in text)
+        found = "embeddings" if plain else "responses"
+    if endpoint not in ("chat", found):
+        raise LookupError(f"this is a whole request for {core.ENDPOINTS[found]}; leave out -e {endpoint}")
+    return core.ENDPOINTS[found]
+
+
+def asked_in(body: Mapping[str, Any]) -> Any:
+    """Return what a request's body asks; a list that says nothing where it names none of the usual keys."""
+    return next((body[name] for name in ("messages", "input", "prompt") if name in body), [0])
+
+
+def is_continued(messages: Any) -> bool:
+    """Whether messages end with the assistant's own, which it is not told to go on with."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    told = isinstance(last, dict) and (last.get("prefix") or last.get("partial"))  # DeepSeek and Mistral, Qwen
+    return isinstance(last, dict) and last.get("role") == "assistant" and not told

@@ -1,0 +1,208 @@
+"""Inputs that cannot be used as they are: what they hold, and the template or the command that helps.
+
+Nothing here is loaded before an input is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import core
+
+# ---- Rows of published data sets -------------------------------------------------------------------------------
+
+# The columns of a data set, and the template (-t) that asks all that it asks. The first that fits is named, so that
+# the one with more columns stands before the others. The names are those on https://huggingface.co/datasets
+FORMS: tuple[tuple[str, str], ...] = (
+    ("article question options", "{article} {question} {options}"),  # ehovy/race
+    ("passage question options", "{passage} {question} {options}"),
+    ("context question choices", "{context} {question} {choices}"),
+    ("input question", "{input} {question}"),
+    ("input query", "{input} {query}"),
+    ("input problem", "{input} {problem}"),
+    ("system_prompt question", "{system_prompt} {question}"),  # Open-Orca/OpenOrca
+    ("instruction input", "{instruction} {input}"),  # tatsu-lab/alpaca
+    ("instruction context", "{instruction} {context}"),  # databricks/databricks-dolly-15k
+    ("instruction question", "{instruction} {question}"),
+    ("instructions input", "{instructions} {input}"),
+    ("context question", "{context} {question}"),  # rajpurkar/squad
+    ("passage question", "{passage} {question}"),  # google/boolq
+    ("document question", "{document} {question}"),
+    ("story question", "{story} {question}"),
+    ("question opa opb opc opd", "{question} A) {opa} B) {opb} C) {opc} D) {opd}"),  # openlifescienceai/medmcqa
+    ("question a b c d", "{question} A) {a} B) {b} C) {c} D) {d}"),  # mmlu as a table, ceval
+    ("question option_a option_b option_c option_d",
+     "{question} A) {option_a} B) {option_b} C) {option_c} D) {option_d}"),
+    ("question_stem choices", "{question_stem} {choices}"),  # allenai/openbookqa
+    ("question choices", "{question} {choices}"),  # cais/mmlu, allenai/ai2_arc
+    ("question options", "{question} {options}"),  # TIGER-Lab/MMLU-Pro
+    ("query passages", "{query} {passages}"),  # microsoft/ms_marco
+    ("query document", "{query} {document}"),
+    ("query context", "{query} {context}"),
+    ("premise hypothesis", "{premise} {hypothesis}"),  # stanfordnlp/snli
+    ("sentence1 sentence2", "{sentence1} {sentence2}"),  # nyu-mll/glue
+    ("question1 question2", "{question1} {question2}"),
+    ("sentence option1 option2", "{sentence} 1) {option1} 2) {option2}"),  # allenai/winogrande
+    ("goal sol1 sol2", "{goal} 1) {sol1} 2) {sol2}"),  # ybisk/piqa
+    ("ctx endings", "{ctx} {endings}"),  # Rowan/hellaswag
+    ("system user", "{system} {user}"),
+    ("title body", "{title} {body}"),
+    ("title text", "{title} {text}"),  # BeIR
+    ("title content", "{title} {content}"),
+    ("instruction", "{instruction}"),
+    ("instructions", "{instructions}"),
+    ("question", "{question}"),  # openai/gsm8k
+    ("query", "{query}"),
+    ("problem", "{problem}"),  # hendrycks/competition_math
+    ("inputs", "{inputs}"),  # Muennighoff/P3, FLAN
+    ("input_text", "{input_text}"),
+    ("user_input", "{user_input}"),
+    ("user", "{user}"),
+    ("human", "{human}"),
+    ("goal", "{goal}"),  # AdvBench
+    ("act prompt", "{prompt}"),
+    ("task", "{task}"),
+    ("dialogue", "{dialogue}"),  # knkarthick/samsum
+    ("article", "{article}"),  # abisee/cnn_dailymail
+    ("document", "{document}"),  # EdinburghNLP/xsum
+    ("passage", "{passage}"),
+    ("context", "{context}"),
+    ("abstract", "{abstract}"),
+    ("review", "{review}"),
+    ("sentence", "{sentence}"),
+    ("source", "{source}"),
+    ("text", "{text}"),  # google-research-datasets/mbpp, stanfordnlp/imdb
+    ("content", "{content}"),
+    ("message", "{message}"),
+    ("body", "{body}"),
+    ("utterance", "{utterance}"),
+    ("request", "{request}"),
+    ("turns", "{turns}"),
+)  # fmt: skip
+SYSTEM = ["system", "system_prompt", "system_message", "developer", "preprompt"]
+ANSWERS_OFF = 'if .messages[-1].role == "assistant" then .messages |= .[:-1] else . end'  # what the set answers itself
+ROLES = '{human:"user",gpt:"assistant",chatgpt:"assistant",bot:"assistant",model:"assistant"}'
+
+
+def advice(prompt: core.Prompt) -> str:
+    """Return what makes prompts of rows like this one, '' if nothing is known of them."""
+    columns = ({prompt.kind: prompt.content} if prompt.kind else {}) | prompt.columns
+    found = next(itertools.chain(conversations(columns), with_system(columns), translations(columns)), "")
+    if found:
+        file = file_of(prompt.where.rpartition(" line ")[0] or "FILE")
+        return f"jq -c '{found} | {ANSWERS_OFF}' {file} > prompts.jsonl makes messages of it"
+    lower = {name.lower(): name for name in reversed(columns)}
+    if prompt.kind == "prompt":
+        first = [name for name in columns if name.lower() in (*SYSTEM, "instruction", "instructions")]
+        parts = " ".join(f"{{{name}}}" for name in (*first, "prompt", *({"input"} & columns.keys())))
+        both = f"-t '{parts}' asks both, " if parts != "{prompt}" else ""
+        return f"{both}-t '{{prompt}}' that alone"
+    for names, template in FORMS:
+        if lower.keys() >= set(names.split()):
+            text = re.sub(r"\{(\w+)\}", lambda match: f"{{{lower[match[1]]}}}", template)
+            return f"make one of {named(columns)}, such as -t '{text}'"
+    return ""
+
+
+def named(columns: Mapping[str, Any]) -> str:
+    """Return the columns' names for a message: {a}, {b}."""
+    return ", ".join(f"{{{core.short(str(name), 30)}}}" for name in itertools.islice(columns, 8))
+
+
+def conversations(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the jq program for a column that holds a dialogue: ShareGPT's from and value, Gemini's parts, roles."""
+    for name, value in columns.items():
+        turns = value if isinstance(value, list) else []
+        if not turns or not all(isinstance(turn, dict) for turn in turns) or not re.fullmatch(r"\w+", name):
+            continue
+        keys = set().union(*turns)
+        if {"from", "value"} <= keys:
+            message = f"{{role: (.from as $from | {ROLES}[$from] // $from), content: .value}}"
+        elif {"role", "parts"} <= keys:
+            message = f"{{role: ({ROLES}[.role] // .role), content: [.parts[].text] | add}}"
+        elif {"role", "value"} <= keys or {"role", "text"} <= keys:
+            message = f"{{role: ({ROLES}[.role] // .role), content: (.value // .text)}}"
+        elif {"speaker", "text"} <= keys:
+            message = f"{{role: (.speaker as $from | {ROLES}[$from] // $from), content: .text}}"
+        elif {"role", "content"} <= keys and name not in core.CONTENT_KEYS:
+            message = "{role, content}"
+        else:
+            continue
+        rest = "" if name == "messages" else f" | del(.{name})"
+        yield f".messages = [.{name}[] | {message}]{rest}"
+
+
+def with_system(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the jq program for a system text that stands beside messages."""
+    for name in SYSTEM:
+        if isinstance(columns.get("messages"), list) and columns.get(name):
+            yield f'.messages = [{{role: "system", content: .{name}}}] + .messages | del(.{name})'
+
+
+def translations(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the jq program for a text in several languages: {"translation": {"de": ..., "en": ...}} (wmt/wmt14)."""
+    value = columns.get("translation")
+    if isinstance(value, dict) and value and re.fullmatch(r"\w+", first := str(next(iter(value)))):
+        yield f'.messages = [{{role: "user", content: .translation.{first}}}] | del(.translation)'
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------
+
+# How a file begins that is no text, what it is, and what makes one of it:
+# https://en.wikipedia.org/wiki/List_of_file_signatures
+SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\xff\xfe\0\0", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > {new}"),
+    (b"\0\0\xfe\xff", "UTF-32", "iconv -f utf-32 -t utf-8 {name} > {new}"),
+    (b"\xff\xfe", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > {new}"),
+    (b"\xfe\xff", "UTF-16", "iconv -f utf-16 -t utf-8 {name} > {new}"),
+    (b"PK\x03\x04", "a spreadsheet or a zip archive", "save it as CSV UTF-8, or unzip -p {name} > {new}"),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet", "save the sheet as CSV UTF-8"),
+    (b"PAR1", "Parquet", "duckdb -c \"copy (from {name}) to 'prompts.jsonl'\""),
+    (b"ARROW1", "Arrow", "duckdb -c \"copy (from {name}) to 'prompts.jsonl'\""),
+    (b"SQLite format 3\0", "an SQLite database", "sqlite3 -csv -header {name} 'select * from TABLE' > prompts.csv"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {name} > {new}"),
+    (b"BZh", "bzip2", "bzip2 -dc {name} > {new}"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc {name} > {new}"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {name} > {new}"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} > {new}"),
+    (b"%PDF", "PDF", "pdftotext {name} {new}"),
+)  # fmt: skip
+
+
+def file_of(name: str) -> str:
+    """Return a file's name as a shell takes it; - for standard input."""
+    return "-" if name == "standard input" else shlex.quote(name)
+
+
+def unreadable(name: str, start: bytes) -> str:
+    """Return why a file that begins so cannot be read, and the command that helps; '' if it can be."""
+    file, packed = file_of(name), name.lower().endswith(".gz")
+    file, source = ("-", f"gzip -dc {file} | ") if packed else (file, "")
+    new = f"new{pathlib.PurePath(name.removesuffix('.gz')).suffix or '.txt'}"
+    for signature, what, command in SIGNATURES:
+        if start.startswith(signature):
+            return f"{name} is {what}: {source if '{name}' in command else ''}{command.format(name=file, new=new)}"
+    half = len(start) // 2
+    for encoding, first in (("utf-16le", 1), ("utf-16be", 0)):  # of ASCII every second byte is none
+        if half and start[first::2].count(0) * 2 > half and not start[1 - first :: 2].count(0) * 2 > half:
+            return f"{name} is UTF-16 without a mark: {source}iconv -f {encoding} -t utf-8 {file} > {new}"
+    if is_binary(start):
+        return f"{name} holds binary data or UTF-16; PROMPTS is a text, JSON Lines or CSV file in UTF-8"
+    if b"\r" in start.rstrip(b"\r") and b"\n" not in start:
+        return f"{name} ends its lines with carriage returns alone; pass it through tr '\\r' '\\n'"
+    return ""
+
+
+def is_binary(start: bytes) -> bool:
+    """Whether this is no text: it has NULs in plenty, as UTF-16 has, or NULs and what is not UTF-8."""
+    try:
+        codecs.utf_8_decode(start)  # a character may be cut off at the end
+    except UnicodeDecodeError:
+        return b"\0" in start
+    return start.count(0) * 8 > len(start)

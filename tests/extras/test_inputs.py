@@ -1,0 +1,212 @@
+"""Inputs that cannot be sent as they are: refused before the first call, with what helps if it is followed."""
+
+import gzip
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from concurrent_prompts import UsageError, main, read_prompts
+from concurrent_prompts.extras.inputs import FORMS
+from tests.helpers import completion, constant, jsonl, rows
+
+# A row of a published data set, and what a prompt made of it is to hold.
+SETS = {
+    "Alpaca": ({"instruction": "Translate.", "input": "Good day", "output": "Bonjour"}, ["Translate.", "Good day"]),
+    "Alpaca, no input": ({"instruction": "Sing.", "input": "", "output": "La"}, ["Sing."]),
+    "Dolly": ({"instruction": "Sum up.", "context": "Long.", "response": "L.", "category": "s"}, ["Sum up.", "Long."]),
+    "OpenOrca": ({"id": "a", "system_prompt": "Be brief.", "question": "Why?", "response": "B"}, ["Be brief.", "Why?"]),
+    "GSM8K": ({"question": "How many?", "answer": "5"}, ["How many?"]),
+    "SQuAD": (
+        {"id": "a", "title": "T", "context": "Text.", "question": "Who?", "answers": {"text": ["a"]}},
+        ["Text.", "Who?"],
+    ),
+    "MMLU": (
+        {"question": "Which?", "subject": "s", "choices": ["red", "blue"], "answer": 1},
+        ["Which?", "red", "blue"],
+    ),
+    "MedMCQA": ({"question": "Which?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1}, ["Which?", "x", "z"]),
+    "SNLI": ({"premise": "It rains.", "hypothesis": "It is wet.", "label": 0}, ["It rains.", "It is wet."]),
+    "PIQA": ({"goal": "Open it", "sol1": "push", "sol2": "pull", "label": 1}, ["Open it", "push", "pull"]),
+    "MBPP": ({"task_id": 1, "text": "Write a loop.", "code": "for", "test_list": []}, ["Write a loop."]),
+    "MS MARCO": ({"query": "what", "passages": {"passage_text": ["p"]}, "answers": []}, ["what", "passage_text"]),
+    "P3": ({"inputs": "Say it.", "targets": "It."}, ["Say it."]),
+    "XSum": ({"document": "Long.", "summary": "L.", "id": "1"}, ["Long."]),
+    "other letters": ({"Question": "Why?", "Answer": "B"}, ["Why?"]),
+    "system and prompt": ({"system": "Be brief.", "prompt": "Why?"}, ["Be brief.", "Why?"]),
+    "prompt and input": ({"prompt": "Translate:", "input": "Good day"}, ["Translate: Good day"]),
+    "input and question": ({"input": "Text.", "question": "Who?"}, ["Text.", "Who?"]),
+}
+
+
+@pytest.fixture
+def asks(backend, tmp_path, monkeypatch):
+    """Return a function that runs the command on a file; it returns the exit status and the requests' messages."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *options):
+        answer, requests = constant(completion())
+        status = main([name, *backend(answer), *options])
+        return status, [request["messages"] for request in requests]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(("row", "parts"), SETS.values(), ids=SETS)
+def test_a_data_set_is_refused_with_the_template_that_asks_all_of_it(asks, capsys, row, parts, kind):
+    if kind == "jsonl":
+        text = jsonl(row, row)
+    else:
+        quoted = ['"{}"'.format(str(value).replace('"', '""')) for value in row.values()]
+        text = f"{','.join(row)}\n{','.join(quoted)}\n"
+    name = f"set.{kind}"
+    pathlib.Path(name).write_text(text)
+    status, sent = asks(name)
+    said = capsys.readouterr().err
+    assert (status, sent) == (2, []) and f"{name} line " in said and said.count("\n") == 1
+    assert not pathlib.Path("set.results.jsonl").exists()
+    template = re.search(r"(?:such as )?(-t '[^']*')", said)
+    status, sent = asks(name, *shlex.split(template[1]))
+    assert status == 0 and all(part in sent[0][0]["content"] for part in parts)
+
+
+def test_a_template_that_leaves_columns_out_is_taken(asks):
+    pathlib.Path("a.jsonl").write_text(jsonl(SETS["Alpaca"][0]))
+    assert asks("a.jsonl", "-t", "{input}") == (0, [[{"role": "user", "content": "Good day"}]])
+
+
+HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "Hello"}
+USER = [{"role": "user", "content": "hi"}]
+SYSTEM = [{"role": "system", "content": "Be brief."}]
+DIALOGUES = {
+    "ShareGPT": ({"id": "x", "conversations": [HUMAN, GPT]}, USER),
+    "ShareGPT, two turns": (
+        {"conversations": [HUMAN, GPT, HUMAN]},
+        [*USER, {"role": "assistant", "content": "Hello"}, *USER],
+    ),
+    "ShareGPT with a system text": (
+        {"conversations": [{"from": "system", "value": "Be brief."}, HUMAN]},
+        SYSTEM + USER,
+    ),
+    "ShareGPT in messages": ({"messages": [HUMAN, GPT]}, USER),
+    "LMSYS": (
+        {"conversation_id": "x", "model": "vicuna", "conversation": [*USER, {"role": "assistant", "content": "a"}]},
+        USER,
+    ),
+    "a dialogue": ({"dialog": USER}, USER),
+    "Gemini": ({"contents": [{"role": "user", "parts": [{"text": "h"}, {"text": "i"}]}]}, USER),
+    "Gemini's answer": (
+        {"contents": [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+        USER,
+    ),
+    "Anthropic": ({"system": "Be brief.", "messages": USER}, SYSTEM + USER),
+    "WMT": ({"translation": {"de": "hi", "en": "hello"}}, USER),
+}
+
+
+@pytest.mark.parametrize(("row", "messages"), DIALOGUES.values(), ids=DIALOGUES)
+def test_a_dialogue_is_refused_with_the_command_that_makes_messages_of_it(asks, capsys, row, messages):
+    pathlib.Path("a set.jsonl").write_text(jsonl(row))
+    status, sent = asks("a set.jsonl")
+    said = capsys.readouterr().err
+    assert (status, sent) == (2, [])
+    command = re.search(r"jq -c .* > prompts\.jsonl", said)[0]
+    if not shutil.which("jq"):
+        pytest.skip("jq is not installed")
+    subprocess.run(command, shell=True, check=True)
+    status, sent = asks("prompts.jsonl", "-m", "m")
+    assert (status, sent) == (0, [messages])
+
+
+def test_the_table_of_forms_is_in_order():
+    """What has fewer columns never hides what has more."""
+    names = [set(columns.split()) for columns, _ in FORMS]
+    assert not [(one, other) for place, one in enumerate(names) for other in names[place + 1 :] if one <= other]
+    assert all(set(re.findall(r"\{(\w+)\}", template)) <= set(columns.split()) for columns, template in FORMS)
+
+
+def test_unknown_columns_are_named(asks, capsys):
+    pathlib.Path("a.jsonl").write_text(jsonl({"foo": 1, "bar": 2}))
+    assert asks("a.jsonl") == (2, [])
+    assert "a.jsonl line 1: no column is called prompt, messages or input; make one of {foo}, {bar} (-t)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_half_a_prompt_further_down_fails_alone(asks):
+    pathlib.Path("a.jsonl").write_text(
+        jsonl({"prompt": "one"}, {"prompt": "two", "system": "x"}, {"prompt": "3", "system": ""})
+    )
+    status, sent = asks("a.jsonl")
+    assert status == 1 and [messages[0]["content"] for messages in sent] == ["one", "3"]
+    assert [bool(row["error"]) for row in rows("a.results.jsonl")] == [False, True, False]
+
+
+def test_without_the_file_the_error_is_plain(asks, capsys, monkeypatch):
+    import concurrent_prompts
+
+    sibling = concurrent_prompts.sibling
+
+    def missing(folder, name, asked=""):
+        if name == "inputs":
+            raise UsageError("extras/inputs.py is missing")
+        return sibling(folder, name, asked)
+
+    monkeypatch.setattr(concurrent_prompts, "sibling", missing)
+    pathlib.Path("a.jsonl").write_text(jsonl(SETS["Alpaca"][0]))
+    assert asks("a.jsonl") == (2, [])
+    plain = "`input` alone would lose {instruction}; make one prompt of {input}, {instruction}"
+    assert plain in capsys.readouterr().err
+    pathlib.Path("a.txt").write_bytes("hello\n".encode("utf-16"))
+    assert asks("a.txt") == (2, [])
+    assert "a.txt holds binary data or UTF-16" in capsys.readouterr().err
+
+
+TEXT = "prompt\nWarum?\n日本\n"
+ENCODED = ["utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_other_encodings_are_refused_with_the_command_that_helps(asks, capsys, encoding, packed):
+    if packed:
+        pathlib.Path("p.txt.gz").write_bytes(gzip.compress(TEXT.encode(encoding)))
+    else:
+        pathlib.Path("p.txt").write_bytes(TEXT.encode(encoding))
+    name = f"p.txt{'.gz' * packed}"
+    assert asks(name) == (2, [])
+    command = re.search(r": ((?:gzip|iconv) .*)", capsys.readouterr().err)[1]
+    if shutil.which("iconv") and shutil.which("gzip"):
+        subprocess.run(command, shell=True, check=True)
+        assert [prompt.content for prompt in read_prompts("new.txt")] == TEXT.split()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04\x14\0\x06\0", "is a spreadsheet or a zip archive: save it as CSV UTF-8"),
+        (b"PAR1\x15\x04\x15\xff\0", "is Parquet: duckdb -c"),
+        (b"\x28\xb5\x2f\xfd\x04\0\xff", "is zstd: zstd -dc p.csv > new.csv"),
+        (b"BZh91AY&SY\xff\0", "is bzip2: bzip2 -dc"),
+        (b"\xfd7zXZ\0\0\x04", "is xz: xz -dc"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is PDF: pdftotext"),
+        (b"\x7fELF\0\0\0\0", "holds binary data"),
+    ],
+)
+def test_what_is_no_text_is_called_by_its_name(asks, capsys, content, said):
+    pathlib.Path("p.csv").write_bytes(content)
+    assert asks("p.csv") == (2, [])
+    assert said in capsys.readouterr().err
+
+
+def test_windows_own_encoding_costs_its_lines_alone_and_is_named(asks):
+    pathlib.Path("p.txt").write_bytes("one\nüber\n".encode("cp1252"))
+    status, sent = asks("p.txt")
+    assert status == 1 and len(sent) == 1
+    assert "iconv -f cp1252 -t utf-8" in rows("p.results.jsonl")[1]["error"]["message"]
+    assert json.dumps(sent)
