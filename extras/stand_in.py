@@ -15,6 +15,10 @@ How fast it is:
   --latency SECONDS      median time to an answer, default 0
   --sigma S              shape of the lognormal latency, default 0: always the median
   --knee N               work on N requests at a time and queue the others; latency starts with the work
+  --work-on              work on for callers that hung up, queued ones too, as thread pools do; else the slot is free
+  --gateway-timeout S    a gateway answers 504, an HTML page, after S seconds, and hangs up on the server (--work-on)
+  --stragglers SHARE     this share of the calls takes many times as long; another call for the same may be luckier
+  --straggler-factor X   so many times, default 40
 Whom it turns away:
   --rpm N, --tpm N       requests, tokens per minute, refilled continuously. In tokens a request costs its
                          prompt plus its maximum output (if it sets none, the real one) times n
@@ -22,8 +26,17 @@ Whom it turns away:
                          is larger (up to the limit) passes when nothing has been used, and leaves a debt
   --no-limit-headers     no x-ratelimit-*, no retry-after, no numbers in the message
   --count-rejected       rejected requests use up the limits too
-  --max-in-flight N      beyond N at once, answer --reject-status
-  --reject-status N      429 (default) or 503
+  --max-in-flight N      at most N at once
+  --gate R               R requests a second, as nginx's limit_req with nodelay: no headers, a page of HTML
+  --gate-burst B         that many more at once, default 0
+  --window N/S           at most N requests in S seconds
+  --window-kind KIND     sliding (default), fixed (all at once, then none until the S seconds are over), or weighted:
+                         sliding as HAProxy's http_req_rate estimates it, which counts rejected ones (--count-rejected)
+  --window-tells A,B     span or date: x-ratelimit-limit, -remaining and -reset, in seconds or as an epoch date;
+                         retry-after: with a rejection, the seconds to wait. Else there are none, and a page of HTML
+  --reject-status N      how the last three limits reject, default 429; any from 400 to 599
+  --retry-after S        they say so, whatever the wait is
+  --reject-message TEXT  in their words, such as "Limit type: max_parallel_requests. Current limit: 3"
   --quota N              after N requests that get an answer, 429 insufficient_quota for ever
   --require-key KEY      without "Authorization: Bearer KEY", 401
   --models A,B           any other model is 404
@@ -32,6 +45,12 @@ What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
                          reset, truncated, hang, null-choices, error-200, malformed, empty-html, schema (the last
                          five with status 200; schema: what was to fit one does not, in answer to the first asking)
+  --outage KIND@FROM+SECONDS  may be repeated; FROM counts from the first request. The kinds: silent (accepted, never
+                         answered; neither is what was to be answered then), refused (the port is closed and connections
+                         are reset; best with a --port that the system hands to no client), 503, 502-page (HTML; what
+                         was to be answered then, too), loading (503 Loading model), slow (ten times the latency)
+  --replicas N           so many behind this address; a connection leads to one of them, drawn by lot
+  --sick K               so many of these answer 500 at once; K:STATUS: another status; K:never: nothing ever
   --seed N               default 0. The latency of a request follows from the seed and its JSON, its fault also
                          from how often the same was let in before, so every client meets the same fate
   --close-every N        close each connection after its N-th answer, unannounced
@@ -70,8 +89,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .stand_in_answers import (
+    CRASHED,
     ENDPOINTS,
     FAULTS,
     READY_MADE,
@@ -81,14 +102,28 @@ from .stand_in_answers import (
     Reply,
     answer,
     canonical,
+    draw,
     encode_json,
     error,
     fate,
+    html,
 )
 from .stand_in_batches import BATCH_FAULTS, Batches
 from .stand_in_http import Connection, Head, Job
+from .stand_in_limits import (
+    OUTAGES,
+    SLOW_FACTOR,
+    WINDOW_TELLS,
+    WINDOWS,
+    Limit,
+    limits_of,
+    milliseconds,
+    read_outages,
+    read_sick,
+    rejection,
+)
 
-__all__ = ["BATCH_FAULTS", "ENDPOINTS", "FAULTS", "Options", "Server", "Stats", "main", "serve"]
+__all__ = ["BATCH_FAULTS", "ENDPOINTS", "FAULTS", "OUTAGES", "Options", "Server", "Stats", "main", "serve"]
 
 
 # --- Options ------------------------------------------------------------------------------------------------
@@ -104,18 +139,32 @@ class Options:
     latency: float = 0.0
     sigma: float = 0.0
     knee: int | None = None
+    work_on: bool = False
+    gateway_timeout: float | None = None
+    stragglers: float = 0.0
+    straggler_factor: float = 40.0
     rpm: int | None = None
     tpm: int | None = None
     burst: float = 0.1
     no_limit_headers: bool = False
     count_rejected: bool = False
     max_in_flight: int | None = None
+    gate: float | None = None
+    gate_burst: int = 0
+    window: tuple[int, float] | None = None
+    window_kind: str = "sliding"
+    window_tells: tuple[str, ...] = ()
     reject_status: int = 429
+    retry_after: float | None = None
+    reject_message: str = ""
     quota: int | None = None
     require_key: str | None = None
     models: tuple[str, ...] = ()
     shutdown: str | None = None
     fault: Mapping[str, float] = field(default_factory=dict)
+    outage: tuple[str, ...] = ()
+    replicas: int | None = None
+    sick: str | None = None
     seed: int = 0
     close_every: int | None = None
     chunked: bool = False
@@ -126,13 +175,37 @@ class Options:
 
     def __post_init__(self) -> None:
         lowest = {"port": 0, "latency": 0, "sigma": 0, "burst": 0, "quota": 0, "batch_time": 0, "batch_queue": 0,
-                  "knee": 1, "rpm": 1, "tpm": 1, "max_in_flight": 1, "close_every": 1}
+                  "knee": 1, "rpm": 1, "tpm": 1, "max_in_flight": 1, "close_every": 1, "gate": 1e-6, "gate_burst": 0,
+                  "gateway_timeout": 1e-3, "stragglers": 0, "straggler_factor": 0, "retry_after": 0, "replicas": 1}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
-        if self.reject_status not in (429, 503):
-            raise ValueError(f"--reject-status must be 429 or 503, not {self.reject_status}")
+        self._check_limits()
+        self._check_faults()
+
+    def _check_limits(self) -> None:
+        for name, needed in (("work_on", "knee"), ("gate_burst", "gate"), ("window_tells", "window"),
+                             ("sick", "replicas")):
+            if getattr(self, name) and getattr(self, needed) is None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --{needed}")
+        if not 400 <= self.reject_status <= 599:
+            raise ValueError(f"--reject-status must be from 400 to 599, not {self.reject_status}")
+        if self.window and not (self.window[0] >= 1 and 0 < self.window[1] < math.inf):
+            raise ValueError(f"--window takes N/S, both above 0, such as 40/8, not {self.window[0]}/{self.window[1]:g}")
+        if self.window_kind not in WINDOWS:
+            raise ValueError(f"--window-kind must be one of {', '.join(WINDOWS)}, not {self.window_kind}")
+        if unknown := sorted(set(self.window_tells) - set(WINDOW_TELLS)):
+            raise ValueError(f"--window-tells {unknown[0]} is unknown; there are {', '.join(WINDOW_TELLS)}")
+        if {"span", "date"} <= set(self.window_tells):
+            raise ValueError("--window-tells takes span or date, not both")
+
+    def _check_faults(self) -> None:
+        if self.stragglers > 1:
+            raise ValueError(f"--stragglers takes a share of 0 to 1, not {self.stragglers}")
+        read_outages(self.outage)
+        if self.sick and read_sick(self.sick).number > (self.replicas or 0):
+            raise ValueError(f"--sick {self.sick} is more than --replicas {self.replicas}")
         if unknown := sorted(self.fault.keys() - set(FAULTS)):
             raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join(FAULTS)}")
         if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
@@ -145,70 +218,6 @@ class Options:
                 raise ValueError(f"--batch-fault {kind} takes {wanted}, not {value}")
 
 
-# --- Limits -------------------------------------------------------------------------------------------------
-
-
-class Bucket:
-    """A limit per minute that refills all the time and holds a share of a minute's worth."""
-
-    def __init__(self, name: str, limit: int, burst: float, clock: Callable[[], float]) -> None:
-        self.name, self.limit = name, limit
-        self._rate, self._capacity = limit / 60, limit * burst
-        self._clock = clock
-        self._held, self._stamp = self._capacity, clock()
-
-    def level(self) -> float:
-        now = self._clock()
-        self._held = min(self._capacity, self._held + (now - self._stamp) * self._rate)
-        self._stamp = now
-        return self._held
-
-    def wait(self, amount: float) -> float:
-        """Return the seconds until the amount may be taken; what exceeds the bucket waits for a full one."""
-        lack = min(amount, self._capacity) - self.level()
-        return lack / self._rate if lack > 1e-6 else 0.0
-
-    def take(self, amount: float) -> None:
-        self._held = self.level() - amount
-
-    def drain(self, amount: float) -> None:
-        """Count a rejected request, but not into debt: a crowd that hammers would be shut out for hours."""
-        self._held = max(min(self.level(), 0.0), self._held - amount)
-
-    def remaining(self) -> int:
-        return max(0, math.floor(self.level() + 1e-6))
-
-    def headers(self) -> str:
-        full = duration((self._capacity - self.level()) / self._rate)
-        return (f"x-ratelimit-limit-{self.name}: {self.limit}\r\nx-ratelimit-remaining-{self.name}: "
-                f"{self.remaining()}\r\nx-ratelimit-reset-{self.name}: {full}\r\n")
-
-    def refusal(self, model: str, amount: int, hints: bool) -> Refusal:
-        where = f"on {self.name} per min ({self.name[0].upper()}PM): Limit {self.limit}"
-        message, headers, wait = f"Rate limit reached for {model}.", "", self.wait(amount)
-        if amount > self.limit:
-            message = f"Request too large for {model} {where}, Requested {amount}."
-        elif hints:
-            message = (f"Rate limit reached for {model} {where}, Used {self.limit - self.remaining()}, "
-                       f"Requested {amount}. Please try again in {duration(wait)}.")
-            headers = f"retry-after: {math.ceil(wait)}\r\nretry-after-ms: {milliseconds(wait)}\r\n"
-        return Refusal(429, message, self.name, code="rate_limit_exceeded", headers=headers)
-
-
-def milliseconds(seconds: float) -> int:
-    return math.ceil(seconds * 1000 - 1e-6)
-
-
-def duration(seconds: float) -> str:
-    """Write a duration as Go does, in whole milliseconds: 12ms, 1.5s, 6m0s."""
-    total = milliseconds(seconds)
-    if 0 < total < 1000:
-        return f"{total}ms"
-    minutes, rest = divmod(total, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{f'{hours}h' * (hours > 0)}{f'{minutes}m' * (total >= 60_000)}{rest / 1000:g}s"
-
-
 # --- Server -------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +228,7 @@ class Stats:
     requests: int = 0
     answered: int = 0
     rejected: int = 0
+    unheard: int = 0  # answers that were worked out when the caller had gone
     faults: Counter[str] = field(default_factory=Counter)
     by_status: Counter[int] = field(default_factory=Counter)
     in_flight: int = 0
@@ -254,13 +264,18 @@ class Server:
     """Decides what becomes of each request; its connections do the reading and writing."""
 
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
-        self.options, self.stats, self.url = options, Stats(), ""
+        self.options, self.stats, self.url, self.clock = options, Stats(), "", clock
         self.links: set[Connection] = set()
-        self._limits = [Bucket(name, limit, options.burst, clock)
-                        for name, limit in (("requests", options.rpm), ("tokens", options.tpm)) if limit]
+        self._listener: asyncio.Server | None = None
+        self._limits: list[Limit] = limits_of(options, clock)
+        self._outages, self._first = read_outages(options.outage), -math.inf
+        self._sick = read_sick(options.sick or "0")
+        self._replica_of: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._drawn = 0  # connections that a replica was drawn for
+        self._tasks: list[asyncio.Task[None]] = []  # of the outages
         self._seen: Counter[bytes] = Counter()
         self._granted = 0
-        self._working = 0
+        self._working: set[Job] = set()
         self._queue: deque[Job] = deque()
         self._batches = Batches(self, clock)
 
@@ -277,44 +292,134 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening and abort what is open; nothing is left behind."""
-        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener:
+            self._listener.close()
         for link in self.links:
             link.abort()
         while self.links:  # each leaves in a callback that is scheduled already
             await asyncio.sleep(0)
+        self._queue.clear()  # what is worked on for callers that have gone
+        for job in list(self._working):
+            self._stop_work(job)
+
+    async def go_away(self) -> None:
+        """Refuse connections from now on, and reset those that are there."""
+        if self._listener:
+            self.options = replace(self.options, port=self._listener.sockets[0].getsockname()[1])
+            self._listener.close()
+            self._listener = None
+        for link in list(self.links):
+            link.cut_off()
+
+    async def come_back(self) -> None:
+        """Listen again at the same port."""
+        await self.start()
+
+    @property
+    def outage(self) -> str:
+        """Return which outage there is now, or ""."""
+        since = self.clock() - self._first
+        return next((kind for kind, start, end in self._outages if start <= since < end), "")
+
+    def _begin_schedule(self) -> None:
+        """Let the outages count from now on."""
+        self._first = self.clock()
+        for kind, start, end in self._outages:
+            if kind == "refused" and self._listener:
+                self._tasks.append(self._loop.create_task(self._pause(start, end)))
+
+    async def _pause(self, start: float, end: float) -> None:
+        """Refuse connections from `start` to `end`, in seconds from now."""
+        await asyncio.sleep(start)
+        await self.go_away()
+        await asyncio.sleep(end - start)
+        await self.come_back()
 
     def accept(self, job: Job, raw: bytes) -> None:
         """Answer a request now, or set the timer that will."""
-        if job.head.path not in ENDPOINTS and self._serve_more(job, raw):
+        if job.head.path == "/v1/stand_in/stats":
+            self._send_stats(job)
+            return
+        if self._outages and self._first == -math.inf:
+            self._begin_schedule()
+        ill = self.outage
+        if ill in ("", "slow") and job.head.path not in ENDPOINTS and self._serve_more(job, raw):
             return
         self.stats.enter(job.started)
+        job.counted = True
+        if ill not in ("", "slow"):
+            self._suffer(job, ill)
+        elif self._sick.number and self._replica(job.link) < self._sick.number:
+            self._sicken(job)
+        else:
+            self._treat(job, raw, SLOW_FACTOR if ill else 1.0)
+
+    def _suffer(self, job: Job, kind: str) -> None:
+        """Let a request meet an outage."""
+        self.stats.faults[kind] += 1
+        if kind == "refused":
+            self._leave(job, None)
+            job.link.reset()
+        elif reply := OUTAGES[kind]:
+            self._leave(job, reply)
+
+    def _replica(self, link: Any) -> int:
+        """Return which replica a connection leads to."""
+        known, options = self._replica_of, self.options
+        if link not in known:
+            self._drawn += 1
+            known[link] = int(draw(b"%d connection %d" % (options.seed, self._drawn)) * (options.replicas or 1))
+        return known[link]
+
+    def _sicken(self, job: Job) -> None:
+        """Let a request meet a sick replica."""
+        self.stats.faults["sick"] += 1
+        if self._sick.status:
+            self._leave(job, error(self._sick.status, CRASHED, "server_error"))
+
+    def _treat(self, job: Job, raw: bytes, slowness: float) -> None:
+        """Admit a request, draw its fate and begin to work on it."""
         try:
             self._check_head(job.head)
             job.ask = Ask(job.head.path, raw)
             self._admit(job.ask)
-            job.fault, job.latency = self.draw_fate(job.ask)
+            job.fault, latency = self.draw_fate(job.ask)
+            job.latency = latency * slowness
         except Refusal as refusal:
             self._leave(job, refusal.reply)
         except RecursionError:
             self._leave(job, error(400, "The JSON body of your request is nested too deep."))
         else:
             self._granted += not job.fault
+            if self.options.gateway_timeout:
+                job.patience = self._loop.call_later(self.options.gateway_timeout, self._late, self._give_up, job)
             self._begin(job)
+
+    def _give_up(self, job: Job) -> None:
+        """Answer as a gateway whose patience is at its end."""
+        if self.outage == "silent":
+            return
+        self.stats.faults["504"] += 1
+        self._leave(job, html(504))
 
     def _serve_more(self, job: Job, raw: bytes) -> bool:
         """Answer what is no call to a model, and return whether it is none."""
         head = job.head
-        if head.path == "/v1/stand_in/stats":
-            self._batches.settle()
-            shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
-            job.link.send(Reply(200, encode_json(shown)))
-        elif (head.method, head.path) == ("GET", "/v1/models"):
+        if (head.method, head.path) == ("GET", "/v1/models"):
             job.link.send(self._dress(self._models(head), 0.0))
         elif head.path.startswith(("/v1/files", "/v1/batches")):
             self._serve_batches(job, raw)
         else:
             return False
         return True
+
+    def _send_stats(self, job: Job) -> None:
+        self._batches.settle()
+        shown = {name: value for name, value in vars(self.stats).items() if name[0] != "_"}
+        job.link.send(Reply(200, encode_json(shown)))
 
     def _serve_batches(self, job: Job, raw: bytes) -> None:
         slow = self.options.latency
@@ -334,7 +439,7 @@ class Server:
 
     def _send(self, job: Job, reply: Reply | None) -> None:
         if reply:
-            job.link.send(self._dress(reply, time.monotonic() - job.started))
+            job.link.send(self._dress(reply, self.clock() - job.started))
         else:
             job.link.reset()
 
@@ -345,17 +450,15 @@ class Server:
     def refuse(self, job: Job, reply: Reply) -> None:
         """Answer a request that could not even be read."""
         self.stats.enter(job.started)
+        job.counted = True
         self._leave(job, reply)
 
     def drop(self, job: Job) -> None:
         """Forget a request whose client has gone."""
-        if job.timer:
+        if job.counted:
+            self._leave(job, None)
+        elif job.timer:
             job.timer.cancel()
-            if not job.ask:
-                return  # no call to a model, so it has not been counted
-        with suppress(ValueError):
-            self._queue.remove(job)
-        self._leave(job, None)
 
     def _check_head(self, head: Head) -> None:
         right = "GET" if head.path == "/v1/models" else "POST"
@@ -381,29 +484,27 @@ class Server:
             raise Refusal(429, "You exceeded your current quota, please check your plan and billing details.",
                           "insufficient_quota", code="insufficient_quota")
         if options.max_in_flight is not None and self.stats.in_flight > options.max_in_flight:
-            code = "rate_limit_exceeded" if options.reject_status == 429 else "server_is_overloaded"
-            raise Refusal(options.reject_status, "Too many requests at once. Please try again later.",
-                          "requests", code=code)
-        self._charge([(bucket, 1 if bucket.name == "requests" else ask.cost()) for bucket in self._limits], ask.model)
+            raise rejection(options, "Too many requests at once. Please try again later.")
+        self._charge([(limit, ask.cost() if limit.name == "tokens" else 1) for limit in self._limits], ask.model)
         self.stats.rejected -= 1
 
-    def _charge(self, costs: list[tuple[Bucket, int]], model: str) -> None:
-        """Take the costs from all the buckets or from none."""
-        refused = [(bucket.wait(cost), bucket, cost) for bucket, cost in costs
-                   if cost > bucket.limit or bucket.wait(cost)]
+    def _charge(self, costs: list[tuple[Limit, int]], model: str) -> None:
+        """Take the costs from all the limits or from none."""
+        refused = [(limit.wait(cost), limit, cost) for limit, cost in costs
+                   if cost > limit.limit or limit.wait(cost)]
         if not refused:
-            for bucket, cost in costs:
-                bucket.take(cost)
+            for limit, cost in costs:
+                limit.take(cost)
             return
-        _, bucket, cost = max(refused, key=lambda item: (item[2] > item[1].limit, item[0]))
-        refusal = bucket.refusal(model, cost, hints=not self.options.no_limit_headers)
+        _, limit, cost = max(refused, key=lambda item: (item[2] > item[1].limit, item[0]))
+        refusal = limit.refusal(model, cost, hints=not self.options.no_limit_headers)
         if self.options.count_rejected:
-            for bucket, cost in costs:
-                bucket.drain(cost)
+            for limit, cost in costs:
+                limit.drain(cost)
         raise refusal
 
     def draw_fate(self, ask: Ask) -> tuple[str, float]:
-        if not (self.options.sigma or self.options.fault):
+        if not (self.options.sigma or self.options.fault or self.options.stragglers):
             return "", self.options.latency
         body = canonical(ask.body)
         key = blake2b(body, digest_size=8).digest()
@@ -417,13 +518,25 @@ class Server:
             self.stats.faults["hang"] += 1
         elif not job.latency:
             self._finish(job)
-        elif self.options.knee and self._working >= self.options.knee:
+        elif self.options.knee and len(self._working) >= self.options.knee:
             self._queue.append(job)
         else:
-            self._working += 1
+            self._working.add(job)
             job.timer = self._loop.call_later(job.latency, self._late, self._finish, job)
 
     def _finish(self, job: Job) -> None:
+        """Send the answer that is due now, unless the caller has gone or an outage has begun."""
+        self._stop_work(job)
+        if job.left:
+            self.stats.unheard += 1
+            return
+        ill = self.outage
+        if ill == "silent":
+            self.stats.faults[ill] += 1
+            return
+        if ill == "502-page":
+            self._suffer(job, ill)
+            return
         if job.fault:
             self.stats.faults[job.fault] += 1
         else:
@@ -441,14 +554,27 @@ class Server:
             {"id": name, "object": "model", "created": 0, "owned_by": "stand-in",
              "shutdown_date": self.options.shutdown} for name in names]}))
 
-    def _leave(self, job: Job, reply: Reply | None) -> None:
-        """Count a request out, let the next one in the queue begin, and answer."""
-        now = time.monotonic()
-        self.stats.leave(job.started, now)
-        if job.timer:
-            self._working -= 1
+    def _stop_work(self, job: Job) -> None:
+        """End the work on a request, or its wait for it, and let the next one in the queue begin."""
+        if job in self._working:
+            assert job.timer
+            job.timer.cancel()
+            self._working.remove(job)
             if self._queue:
                 self._begin(self._queue.popleft())
+        elif self._queue:
+            with suppress(ValueError):
+                self._queue.remove(job)
+
+    def _leave(self, job: Job, reply: Reply | None) -> None:
+        """Count a request out and answer it, if its caller is there still."""
+        now = self.clock()
+        self.stats.leave(job.started, now)
+        job.left = True
+        if job.patience:
+            job.patience.cancel()
+        if not self.options.work_on:
+            self._stop_work(job)
         if job.fault == "reset":
             job.link.reset()
         elif reply:
@@ -459,7 +585,7 @@ class Server:
         """Add the headers of the API, which the error page of a proxy in front of it lacks."""
         if reply.content_type != "application/json":
             return reply
-        limits = "" if self.options.no_limit_headers else "".join(bucket.headers() for bucket in self._limits)
+        limits = "" if self.options.no_limit_headers else "".join(limit.headers() for limit in self._limits)
         return reply._replace(headers=(
             f"{reply.headers}x-request-id: req_{next(SERIAL)}\r\nopenai-processing-ms: {milliseconds(took)}\r\n"
             f"openai-version: 2020-10-01\r\n{limits}"))
@@ -480,6 +606,11 @@ async def serve(options: Options | None = None, *, clock: Callable[[], float] = 
 # --- Command line -------------------------------------------------------------------------------------------
 
 
+def number_in_seconds(text: str) -> tuple[int, float]:
+    number, _, seconds = text.partition("/")
+    return int(number), float(seconds)
+
+
 def fault_share(text: str) -> tuple[str, float]:
     kind, _, share = text.partition("=")
     return kind, 1.0 if text in BATCH_FAULTS else float(share)
@@ -487,7 +618,8 @@ def fault_share(text: str) -> tuple[str, float]:
 
 READERS: dict[str, Callable[[str], Any]] = {
     "int": int, "int | None": int, "float": float, "str": str, "str | None": str,
-    "tuple[str, ...]": lambda text: tuple(text.split(",")), "Mapping[str, float]": fault_share,
+    "float | None": float, "tuple[str, ...]": lambda text: tuple(text.split(",")), "Mapping[str, float]": fault_share,
+    "tuple[int, float] | None": number_in_seconds,
 }
 
 
@@ -503,6 +635,8 @@ def make_parser() -> argparse.ArgumentParser:
             how = {"action": "store_true"}
         elif item.name in ("fault", "batch_fault"):
             how |= {"action": "append", "default": []}
+        elif item.type == "tuple[str, ...]":
+            how |= {"action": "extend", "default": []}
         parser.add_argument(f"--{item.name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
     parser.set_defaults(port=8000)
     return parser
@@ -550,6 +684,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = vars(parser.parse_args(argv))
     exit_on_eof = settings.pop("exit_on_eof")
     settings |= {name: dict(settings[name]) for name in ("fault", "batch_fault")}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     try:
         options = Options(**settings)
     except ValueError as problem:

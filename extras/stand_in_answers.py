@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from hashlib import blake2b
+from http import HTTPStatus
 from itertools import count
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 VALUE_LIMIT = 1_000_000  # values in a request, numbers in an answer to one, values of an instance of a schema
 SERIAL = (f"{random.SystemRandom().getrandbits(48):012x}{number:012x}" for number in count(1))
 encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 # --- Requests -----------------------------------------------------------------------------------------------
@@ -304,7 +306,9 @@ FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
           "null-choices", "error-200", "malformed", "empty-html", "schema")
 
 
-def html(status: int, title: str) -> Reply:
+def html(status: int, title: str = "") -> Reply:
+    """Write a page as a proxy does; the title is the status and its meaning unless one is given."""
+    title = title or f"{status} {REASONS.get(status, '')}".rstrip()
     page = f"<html><head><title>{title}</title></head><body><center><h1>{title}</h1></center></body></html>\r\n"
     return Reply(status, page, content_type="text/html")
 
@@ -336,6 +340,8 @@ def fate(options: Any, body: bytes, before: int) -> tuple[str, float]:
     quantile = draw(b"%d " % options.seed + body)
     choice = draw(b"%d %d " % (options.seed, before) + body)
     latency = options.latency * math.exp(options.sigma * NormalDist().inv_cdf(quantile))
+    if options.stragglers and draw(b"%d %d straggler " % (options.seed, before) + body) < options.stragglers:
+        latency *= options.straggler_factor
     for kind in FAULTS:
         choice -= options.fault.get(kind, 0.0)
         if choice < 0:

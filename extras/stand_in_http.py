@@ -11,15 +11,13 @@ import gzip
 import os
 import socket
 import struct
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from .stand_in_answers import Ask, Refusal, Reply
+from .stand_in_answers import REASONS, Ask, Refusal, Reply
 
 HEAD_LIMIT = 64 * 1024
 BODY_LIMIT = 32 * 1024 * 1024
@@ -27,7 +25,6 @@ FILE_LIMIT = 200 * 1000 * 1000  # of an upload
 TRAILER_LIMIT = 100  # lines after a chunked body
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
-REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Head(NamedTuple):
@@ -99,7 +96,8 @@ def encode(reply: Reply, head: Head, options: Any) -> tuple[bytes, bytes]:
         more += "transfer-encoding: chunked\r\n"
     else:
         more += f"content-length: {len(body)}\r\n"
-    start = f"HTTP/1.1 {reply.status} {REASONS[reply.status]}\r\ncontent-type: {reply.content_type}\r\n{more}\r\n"
+    status = f"{reply.status} {REASONS.get(reply.status, '')}"
+    start = f"HTTP/1.1 {status}\r\ncontent-type: {reply.content_type}\r\n{more}\r\n"
     return start.encode("latin-1"), b"" if head.method == "HEAD" else body
 
 
@@ -113,7 +111,10 @@ class Job:
     ask: Ask | None = None
     fault: str = ""
     latency: float = 0.0
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None  # while it is being worked on
+    patience: asyncio.TimerHandle | None = None  # the gateway's
+    counted: bool = False  # as a request
+    left: bool = False  # its client has been answered or has gone
 
 
 class Service(Protocol):
@@ -121,6 +122,7 @@ class Service(Protocol):
 
     options: Any
     stats: Any
+    clock: Callable[[], float]
     links: set[Connection]
 
     def accept(self, job: Job, raw: bytes) -> None: ...
@@ -175,7 +177,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             next(self._reader)
         except Refusal as refusal:
-            self._job = Job(self, UNREADABLE, time.monotonic())
+            self._job = Job(self, UNREADABLE, self._server.clock())
             self._server.refuse(self._job, refusal.reply)
         except StopIteration:
             self._inbox.clear()  # the connection is on its way out
@@ -198,6 +200,12 @@ class Connection(asyncio.BufferedProtocol):
         elif cut or not head.keep or self._answers == self._server.options.close_every:
             self._transport.close()
 
+    def cut_off(self) -> None:
+        """Hang up with a RST on whoever is there, answered or not."""
+        if self._job:
+            self._server.drop(self._job)
+        self.reset()
+
     def reset(self) -> None:
         """Hang up with a RST, as a crashed server or an impatient router does."""
         self._job = None
@@ -215,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
             if head.expect and not self._inbox:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = yield from (self._chunks(head.limit) if head.length is None else self._exactly(head.length))
-            self._job = Job(self, head, time.monotonic())
+            self._job = Job(self, head, self._server.clock())
             self._server.accept(self._job, body)
             while self._job or self._choked:
                 yield

@@ -101,7 +101,7 @@ class Recorder(stand_in.Server):
         self.requests.append(request)
 
     def _leave(self, job: stand_in.Job, reply: stand_in.Reply | None) -> None:
-        request = self._open.pop(job)
+        request = self._open.pop(job, Request("", 0.0))  # what is no call was not noted
         request.fault, request.latency, request.in_flight = job.fault, job.latency, self.stats.in_flight
         super()._leave(job, reply)
         if reply:
@@ -112,19 +112,6 @@ class Recorder(stand_in.Server):
     def set(self, **options: Any) -> None:
         """Change the options from now on."""
         self.options = replace(self.options, **options)
-
-    async def go_away(self) -> None:
-        """Refuse connections from now on, and reset those that are there."""
-        self.set(port=self._listener.sockets[0].getsockname()[1])
-        self._listener.close()
-        for link in list(self.links):
-            if link._job:
-                self.drop(link._job)
-            link.reset()
-
-    async def come_back(self) -> None:
-        """Listen again at the same port."""
-        await self.start()
 
     def limit(self, number: int) -> None:
         """Change the limit."""

@@ -29,9 +29,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from concurrent_prompts.extras import stand_in, stand_in_http
-from concurrent_prompts.extras.stand_in import FAULTS, Options, Server, serve
+from concurrent_prompts.extras import stand_in, stand_in_http, stand_in_limits
+from concurrent_prompts.extras.stand_in import FAULTS, OUTAGES, Options, Server, serve
 from concurrent_prompts.extras.stand_in import main as stand_in_main
+from concurrent_prompts.extras.stand_in_limits import WINDOW_TELLS, WINDOWS
 
 CHAT = "/v1/chat/completions"
 FOLDER = Path(stand_in.__file__).parent
@@ -686,7 +687,7 @@ async def test_rejected_requests_may_count(count_rejected: bool, answered: int) 
 
 def test_rounding_errors_cost_no_token() -> None:
     clock = Clock()
-    bucket = stand_in.Bucket("requests", 600, 0.1, clock)
+    bucket = stand_in_limits.Bucket("requests", 600, 0.1, clock)
     bucket.take(60)
     for _ in range(5):
         clock.now += 0.3
@@ -698,7 +699,7 @@ def test_rounding_errors_cost_no_token() -> None:
     (0, "0s"), (0.0001, "1ms"), (0.012, "12ms"), (1, "1s"), (1.5, "1.5s"), (59.9999, "1m0s"), (360, "6m0s"),
     (61.25, "1m1.25s"), (3600, "1h0m0s"), (90061.001, "25h1m1.001s")])
 def test_durations_are_written_as_go_does(seconds: float, text: str) -> None:
-    assert stand_in.duration(seconds) == text
+    assert stand_in_limits.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "rate_limit_exceeded"), (503, "server_is_overloaded")])
@@ -760,7 +761,7 @@ async def test_models_may_be_few() -> None:
 @pytest.mark.parametrize("settings", [
     {"fault": {"nonsense": 0.1}}, {"fault": {"500": 0.6, "429": 0.6}}, {"fault": {"500": -0.1}}, {"latency": -1},
     {"fault": {"500": math.nan}}, {"latency": math.inf}, {"sigma": math.nan}, {"knee": 0}, {"rpm": 0},
-    {"reject_status": 404}, {"quota": -1}])
+    {"reject_status": 200}, {"quota": -1}])
 def test_nonsense_is_refused_at_once(settings: Any) -> None:
     with pytest.raises(ValueError, match=r"^--"):
         Options(**settings)
@@ -892,14 +893,15 @@ def test_the_manual_and_the_parser_agree(capsys: Any) -> None:
     assert manual.strip() == (stand_in.__doc__ or "").strip()
     described = set(re.findall(r"--[a-z-]+", manual))
     assert described == {f"--{item.name.replace('_', '-')}" for item in fields(Options)} | {"--exit-on-eof"}
-    assert all(re.search(rf"\b{kind}\b", manual) for kind in FAULTS)
+    assert all(re.search(rf"\b{kind}\b", manual) for kind in (*FAULTS, *OUTAGES, *WINDOWS, *WINDOW_TELLS))
     defaults = vars(stand_in.make_parser().parse_args([]))
     for flag, default in re.findall(r"--([a-z-]+)[^\n]*\n?[^\n-]*?\bdefault ([\w.]+[\w])", manual):
         assert str(defaults[flag.replace("-", "_")]).removesuffix(".0") == default, flag
 
 
 def test_it_needs_the_standard_library_alone() -> None:
-    layers = "stand_in_answers", "stand_in_http", "stand_in_batches", "stand_in"  # each may import the ones before it
+    # each may import the ones before it
+    layers = "stand_in_answers", "stand_in_limits", "stand_in_http", "stand_in_batches", "stand_in"
     assert {file.stem for file in FOLDER.glob("stand_in*.py")} == set(layers)
     for place, name in enumerate(layers):
         nodes = list(ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))))
