@@ -406,14 +406,14 @@ class PromptError(Exception):
     def usage(self) -> dict[str, Any] | None:
         """What the server says that the call took all the same."""
         body = self.http[2] if self.http else None
-        usage = body.get("usage") if isinstance(body, dict) else None
+        usage = body.get("usage") or body.get("usageMetadata") if isinstance(body, dict) else None
         return usage if isinstance(usage, dict) else None
 
 
 # A server writes what it likes. Only so much of it is read.
 HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
-ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; of a longer one only the beginning is read and quoted
+ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; the rest is cut off
 
 
 def duration(span: float) -> str:

@@ -43,7 +43,7 @@ import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
 # What every live backend needs, in this order.
-FILES = "keys", "meanings", "failures", "hints", "streams", "usage", "replies", "prompts", "api"
+FILES = "keys", "meanings", "failures", "hints", "streams", "usage", "prompts", "replies", "api"
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 
@@ -326,7 +326,8 @@ class Crew:
                         results += self._collect(link)
                     except ConnectionError as failure:
                         lost = failure  # what the others have brought comes first
-                await self._hand_out(idle=False)
+                if lost is None:
+                    await self._hand_out(idle=False)
                 await asyncio.sleep(0)  # what is handed out goes before what came is looked at
                 for outcome in results:
                     yield outcome
@@ -350,13 +351,17 @@ class Crew:
     async def _look(self, wait: float) -> list[str]:
         """Return the workers' addresses, after a while."""
         await asyncio.sleep(wait)
-        try:
+        with self._asking():
             return list(await self._client.nthreads())
-        except Exception as failure:
-            raise self._no_scheduler(failure) from None
 
-    def _no_scheduler(self, failure: Exception) -> ConnectionError:
-        return ConnectionError(f"the scheduler at {self._where} is gone ({failure or type(failure).__name__})")
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Say that the scheduler is gone if what it is asked for in here fails."""
+        try:
+            yield
+        except Exception as failure:
+            told = f"the scheduler at {self._where} is gone ({failure or type(failure).__name__})"
+            raise ConnectionError(told) from None
 
     def _meet(self, addresses: list[str]) -> None:
         """Begin to use the workers that are new, and let go of those that are gone."""
@@ -384,7 +389,8 @@ class Crew:
         """Have an engine made; return its first reply. Raises ValueError where that worker cannot be used."""
         given = {"boot": BOOT, "box": {"cargo": self._cargo, "engine": link.engine}}
         expression = "exec(boot, box) or box['report']"
-        told = await self._client.run(eval, expression, given, workers=[link.address], on_error="return")
+        with self._asking():
+            told = await self._client.run(eval, expression, given, workers=[link.address], on_error="return")
         report = told.get(link.address)
         if isinstance(report, Exception) or report is None:
             raise Lost
@@ -410,11 +416,9 @@ class Crew:
         """Send a message; return the engine's reply, or why there is none: None where the worker is not there."""
         message = pickle.dumps((orders, list(rows)), 5)
         call = {"op": f"{self._package}.exchange", "engine": link.engine, "message": message}
-        try:
+        with self._asking():
             send = self._client.scheduler.broadcast
             replies = await send(msg=call, workers=[link.address], on_error="ignore")
-        except (OSError, RuntimeError) as failure:
-            raise self._no_scheduler(failure) from None
         reply = replies.get(link.address)
         return reply if isinstance(reply, bytes | str) else None
 

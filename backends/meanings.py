@@ -1,7 +1,8 @@
 """Tables of what servers say when they give no answer, and what that means; `failures.py` reads replies by them.
 
 Whatever a server writes is read only so far, and each pattern takes linear time: every repetition is bounded or
-possessive.
+possessive. A group is never possessive: Python before 3.11.5 may not find what such a group matches
+(https://github.com/python/cpython/issues/100061).
 """
 
 from __future__ import annotations
@@ -256,12 +257,12 @@ UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PEND
 # ---- Numbers in words ----------------------------------------------------------------------------------------
 
 LIMIT_TEXT = forms(
-    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
-    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b.{,300}?"
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b"
 )
 REQUESTED_TEXT = forms(
-    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b.{,300}?"
-    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}+k?)\b"
+    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b.{,300}?"
+    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b"
 )
 TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
 # "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
@@ -272,7 +273,7 @@ WAIT_TEXT = forms(
 ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")
 CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)")
 SPAN = forms(
-    r"(\d{1,12}+(?:,\d{3}){,3}+(?:\.\d{1,12}+)?) ?"
+    r"(\d{1,12}+(?:,\d{3}){,3}(?:\.\d{1,12}+)?) ?"
     r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])(?:, and |, | and | )?"
 )
 DATE_TEXT = forms(

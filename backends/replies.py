@@ -7,18 +7,17 @@ off and an HTTP 200 that holds an error raise PromptError.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import core
 from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
 from .meanings import BROKEN, UNFINISHED
+from .prompts import encode_text
 from .streams import is_stream, joined
 from .usage import tier_of, usage_of
 
 VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
-encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 # What ordinary replies hold besides the text: it is in no result line. All else is, under `more`, if it is not empty.
 ORDINARY = {
     "index", "message", "text", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "seed", "role",
@@ -89,7 +88,8 @@ def for_keeping(data: Any, body: bytes) -> Any:
     """Return what a failure keeps of a body: nothing of a long one but the usage."""
     if len(body) <= core.ERROR_MOST:
         return core.shallow(data, core.DEEPEST)
-    return {"usage": core.shallow(data["usage"], 3)} if isinstance(data.get("usage"), dict) else None
+    usage = usage_of(data)
+    return {"usage": core.shallow(usage, 3)} if usage else None
 
 
 def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:

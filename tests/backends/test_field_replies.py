@@ -26,11 +26,15 @@ def served(status=200, body=b"", **headers):
     return f"HTTP/1.1 {status} X\r\n{kind}{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
+def in_turn(replies):
+    """Return what answers with these replies, the last again and again."""
+    left = list(replies)
+    return lambda head, body: left.pop(0) if len(left) > 1 else left[0]
+
+
 async def once(backend, *replies, prompt="hi", **settings):
     """Send one prompt once to a server that gives these replies; return the answer or error, and the requests."""
-    left = list(replies)
-    answer = lambda head, body: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
-    async with scripted(answer) as (url, log):
+    async with scripted(in_turn(replies)) as (url, log):
         api = load_backend(backend, **{"base_url": url, "model": "m"} | settings)
         (asked,) = as_prompts([prompt])
         async with api.open(2) as call:
@@ -378,6 +382,7 @@ BROKEN = {
     "no message": ({"choices": [{"error": HALF}], "usage": USED["usage"]}, "retry", "http_502", 502),
     "an empty list": (chat() | {"choices": []}, "retry", "no_answer", 200),
 }
+GEMINIS = {"promptTokenCount": 5, "candidatesTokenCount": 7, "totalTokenCount": 12}
 
 
 @pytest.mark.parametrize(("body", "verdict", "kind", "status"), BROKEN.values(), ids=BROKEN)
@@ -387,11 +392,16 @@ async def test_an_answer_that_broke_off_is_none(backend, body, verdict, kind, st
     assert failure.usage == {"prompt_tokens": 5, "completion_tokens": 7}, "it is billed all the same"
 
 
+@pytest.mark.parametrize("size", [0, 70_000], ids=["short", "long"])
+async def test_what_gemini_says_of_a_failure_is_billed_too(backend, size):
+    body = chat("x" * size, "error") | {"usage": None, "usageMetadata": GEMINIS}
+    (result,), _ = await answered(backend, served(200, body), served(200, chat()))
+    assert result.text == "All of it." and list(result.lost_tokens) == [5, 7, 0, 0, 0]
+
+
 async def answered(backend, *replies, count=1, **settings):
     """Run as many prompts to a server that gives these replies, the last again and again; the results and requests."""
-    left = list(replies)
-    answer = lambda head, body: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
-    async with scripted(answer) as (url, log):
+    async with scripted(in_turn(replies)) as (url, log):
         api = load_backend(backend, **{"base_url": url, "model": "m"} | settings)
         prompts = [f"prompt {number}" for number in range(count)]
         return await run_concurrent(prompts, api, concurrency=1, sleep=no_wait, max_attempts=8), log

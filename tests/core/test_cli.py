@@ -446,16 +446,17 @@ def test_answers_that_are_not_whole_are_named_in_the_report():
     for number, reason in enumerate(reasons):
         tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(number, ""), "a", finish_reason=reason))
     thought = {"more": {"reasoning_content": "Hm."}}
-    for more in ({}, {"tokens": (5, 9, 0, 9)}, {"extra": thought}, {"finish_reason": "length", "tokens": (5, 9, 0, 9)}):
+    served, used_up = {"extra": {"service_tier": "flex"}}, {"tokens": (5, 9, 0, 9)}
+    for more in ({}, served, used_up, {"extra": thought}, {"finish_reason": "length"} | used_up):
         tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), "", **{"finish_reason": "stop"} | more))
     others = {"text": None, "extra": {"embedding": [1.0]}}, {"text": "", "extra": {"texts": ["", "b"]}}, {"text": None}
     for more in others:
         tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), **more))
     assert sorted(tally.warnings()) == [
-        "1 answered but empty",
         "1 answered but ended by content_filter: see their text",
         "1 answered but ended by max_output_tokens: raise max_completion_tokens (-p)",
         "1 answered but ended by pause_turn: see their text",
+        "2 answered but empty",
         "2 answered but empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning",
         "2 answered but ended by length: raise max_completion_tokens (-p)",
     ]
