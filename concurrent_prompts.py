@@ -1576,7 +1576,7 @@ class Limiter:
 
     def _probe(self, now: float) -> None:
         """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
-        if self.away_since is not None and self._probed > self._failed and now - self._probed >= PROBE:
+        if self.away_since is not None and self._probed > self._failed and now - self._probed > 0.9 * PROBE:
             self._mark_up(now)
         else:
             self._probed, self._opens = now, now + PROBE
@@ -2187,7 +2187,7 @@ class Run:
             return True
         if not no_service(failure):
             return self.limiter.requests.barren > 2 and prompts > 2 and attempts <= self.FREE_ATTEMPTS * prompts
-        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3)
+        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3 and failure.error.status != 500)
         if self.limiter.away_since is None and not alone:
             return False
         if failure.heard and prompts < 3 and isinstance(self.api, Own):

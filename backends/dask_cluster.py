@@ -284,6 +284,45 @@ def fields_of(core: Any) -> list[str]:
     return [one.name for one in dataclasses.fields(core.Result) if one.name not in ("prompt", "exception")]
 
 
+class Shared:
+    """A limit that nobody has told, learned from the exchanges with all workers: what was accepted between two
+    rejections, when the bucket was empty, is what was refilled. They are heard of late, so the rate rises slowly.
+    """
+
+    PAUSE = 2.0  # seconds in which calls come back rejected that were on their way at the first rejection
+
+    def __init__(self) -> None:
+        self._began = math.inf  # when the first call was told of
+        self._settled = self._when = self._spent = 0.0  # the last rejection, and what was spent by then
+        self._start = 0.0, 0.0  # the same for the first one since the limit has changed
+        self._sure, self._accepted = False, 0
+
+    def learn(self, quota: Any, calls: int, rejected: float, now: float) -> None:
+        """Learn from so many calls, the cost of one of which is `rejected` if any was, and set the quota's rate."""
+        self._began = min(self._began, now)
+        if not quota.source or now < self._settled:
+            if not quota.source:
+                quota.source, quota.size, self._settled = REFUSALS, 0.0, now + self.PAUSE
+                quota.rate = max(0.1, quota.spent / max(0.1, now - self._began) / 4)
+            self._when, self._spent = self._start = now, quota.spent
+        elif rejected:
+            self._refuse(quota, rejected, now)
+        else:
+            self._accepted += calls
+            more = 1e-5 * (1 + (self._accepted / 250) ** 2) if self._sure else 0.05
+            quota.rate = min(quota.rate * (1 + more) ** calls, 1e6)
+
+    def _refuse(self, quota: Any, cost: float, now: float) -> None:
+        accepted = quota.spent - self._spent
+        if accepted > 0 and (self._sure or accepted >= 2 * cost):  # else how full the bucket was matters more
+            if self._sure and (accepted + 1.5 * cost) / max(1e-3, now - self._when) < 0.9 * quota.rate:
+                self._start = self._when, self._spent  # the server accepts less than it did
+            when, spent = self._start
+            quota.rate = max(0.01, (quota.spent - spent + (cost - 0.5) / 2) / max(1e-3, now - when))
+            self._sure = True
+        self._accepted, self._when, self._spent = 0, now, quota.spent
+
+
 class Crew:
     """The workers, and who has what."""
 
@@ -300,8 +339,7 @@ class Crew:
         self._pending: list[Any] = []  # requests to be sent before others are taken
         self._suspects: list[tuple[list[Any], int]] = []  # and how often they have died alone on a worker
         self._numbers = itertools.count()
-        self._settled = [0.0, 0.0]  # from when on refusals of requests, of tokens say something
-        self._began = math.inf  # when the first worker was ready
+        self._shared = Shared(), Shared()  # limits of requests, of tokens
         self._met = False  # whether any worker has ever answered
         self._said: dict[str, float] = {}
         self._since = time.monotonic()  # without any worker
@@ -555,7 +593,8 @@ class Crew:
     def _learn(self, link: Link, before: dict[str, Any]) -> None:
         """Take over what a worker says of itself, and what is known of the limits by all of them."""
         job, facts, links = self._job, link.facts, [one for one in self._links.values() if one.facts]
-        self._met, self._began = True, min(self._began, time.monotonic())
+        self._met = True
+        self._job.limiter.latest = time.monotonic()
         for form, text in facts["said"]:
             self._warn(form, text)
         if facts["stopped"] and not job.stopped:
@@ -590,16 +629,9 @@ class Crew:
             quota.spent += spent - spent_before
             if source == "from headers":
                 quota.tell(limit, source, now)
-            elif source == REFUSALS and not quota.source:
-                quota.guess(quota.spent / max(0.1, now - self._began) / 4, now)
-                self._settled[number] = now + limiter.PAUSE
-            elif source == REFUSALS and now < self._settled[number]:
-                quota.guess(quota.rate, now)  # what was on its way when the first was refused comes back refused, too
-            elif source == REFUSALS and refused > refused_before:
-                quota.refuse(quota.spent / max(1, limiter.sent), now)
             elif source == REFUSALS:
-                for _ in range(calls):
-                    quota.let_in()
+                cost = quota.spent / max(1, limiter.sent)
+                self._shared[number].learn(quota, calls, cost if refused > refused_before else 0.0, now)
 
     def _warn(self, form: str, text: str) -> None:
         """Log it, unless a worker has just said the like."""
