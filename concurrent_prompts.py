@@ -2187,8 +2187,8 @@ class Run:
             return True
         if not no_service(failure):
             return self.limiter.requests.barren > 2 and prompts > 2 and attempts <= self.FREE_ATTEMPTS * prompts
-        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3 and failure.error.status != 500)
-        if self.limiter.away_since is None and not alone:
+        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3)
+        if self.limiter.away_since is None and (not alone or failure.error.status == 500):
             return False
         if failure.heard and prompts < 3 and isinstance(self.api, Own):
             return False
