@@ -1017,8 +1017,7 @@ class Quota:
         self.barren = 0  # rejections since anything was accepted
         self._emptied = self._tried = 0.0  # when the first and the last of them came
         self._closed = -math.inf  # until when nothing goes out
-        self._exploring = self._sure = False
-        self._best, self._odd = 0.0, 0  # the highest rate seen; how often since then a much lower one was
+        self.exploring = self._sure = False
         self._burst = 0.0  # what a full bucket was seen to hold
         self._growth = 0.05  # by which the rate rises after each call that was accepted
         self.trial = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
@@ -1054,7 +1053,7 @@ class Quota:
     @property
     def known(self) -> bool:
         """Whether there is a limit to be told; not as long as it is only being looked for."""
-        return bool(self.source) and not self._exploring
+        return bool(self.source) and not self.exploring
 
     @property
     def limit(self) -> float:
@@ -1091,7 +1090,7 @@ class Quota:
                 self._log.append(now)
                 if self.period:
                     self._widen()
-                if self.period or self._exploring:
+                if self.period or self.exploring:
                     self.rate = min(1.1 * self.rate, 4 * self.trial)
         self.spent += cost
         self._calls += 1
@@ -1172,7 +1171,7 @@ class Quota:
         """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
         self._emptied = self._emptied if self.barren > 1 else now
         ends = (self._emptied + step * self.LATE for step in self.STEPS)
-        self._tried, self._exploring = now, True
+        self._tried, self.exploring = now, True
         self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
         self._level, self._stamp, self.rate = 0.0, self._closed, self.trial
 
@@ -1187,7 +1186,7 @@ class Quota:
 
     def let_in(self, started: float = math.inf) -> None:
         """Try a little more after each call that was accepted, and the more the longer it goes well."""
-        feeling = self.source == "from refusals" and not (self.led or self._exploring or self.period)
+        feeling = self.source == "from refusals" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
@@ -1205,7 +1204,7 @@ class Quota:
             self._level, self._stamp = -cost, now
         elif self.period:
             self._narrow(now, wait)
-        elif accepted < cost * (0.99 if self._exploring or self._sure else 2):
+        elif accepted < cost * (0.99 if self.exploring or self._sure else 2):
             self.barren += 1
             if self.name == "requests":
                 self._hold(now, wait)
@@ -1217,7 +1216,7 @@ class Quota:
                 self._see_window(accepted, now, wait)
             else:
                 self._estimate(accepted, cost, now)
-            self.barren, self._exploring, self._accepted = 0, False, 0
+            self.barren, self.exploring, self._accepted = 0, False, 0
             self._last, self._first = (now, self.spent), math.inf
             self._level, self._stamp = -cost, now
 
@@ -1227,8 +1226,6 @@ class Quota:
         lately = (accepted + more) / max(1e-3, now - self._last[0])
         average = (self._last[1] + accepted - self._start[1] + more) / max(1e-3, now - self._start[0])
         calls = self.name == "requests"  # which are all alike; tokens are known less exactly
-        if calls and accepted > 3 and self._contradicts(lately, accepted > 7):
-            return self.forget()
         # The limit has changed, or the bucket was not used up.
         if abs(lately / average - 1) > 0.15 if calls else self._sure and lately < 0.9 * self.rate:
             self._start, average = self._last, lately
@@ -1236,21 +1233,15 @@ class Quota:
                 self._growth = 0.1
         # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
         few = self._burst < 10 * cost and calls and not 0.9 < self.rate / average < 1.1
-        self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self._exploring else self._growth / 3
+        self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self.exploring else self._growth / 3
         self._sure = self._growth < 0.004 or not calls
-        self.rate = max(0.01, math.sqrt(average * self.rate) if few and not self._exploring else average)
+        self.rate = max(0.01, math.sqrt(average * self.rate) if few and not self.exploring else average)
         log.info("limit: %s", self)
-
-    def _contradicts(self, rate: float, certain: bool) -> bool:
-        """Whether this rate, and the last one, were accepted for a while earlier: the rejections have another cause."""
-        self._odd = self._odd + 1 if self.rate < 0.9 * self._best and not self._exploring else 0
-        self._best = max(self._best, rate) if certain else self._best
-        return self._odd > 1
 
     def forget(self) -> None:
         """Take nothing for known."""
         self.rate = self.size = self._level = math.inf
-        self.source, self._best, self._odd, self._exploring = "", 0.0, 0, False
+        self.source, self.period, self.exploring = "", 0.0, False
         self._log.clear()
 
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
@@ -1466,6 +1457,9 @@ class Limiter:
         self._paced = start < ceiling
         self._rejection, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
         self._opens = -math.inf  # before that nothing goes out
+        self._suspect: Call | None = None  # a call that was rejected, if that is to be confirmed
+        self._knocks = 0, 0  # the numbers of the calls that do so, from the first one on to the last
+        self._confirmed = 0  # rejections, in a row
         self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
         self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
@@ -1563,6 +1557,8 @@ class Limiter:
         self.tokens.spend(cost, now)
         if now < self._doubt:
             self._probe(now)
+        elif self._suspect:
+            self._knock(now)
         elif now < self._spread_end:
             self._opens = now + random.uniform(0.5, 1.5) * self._gap
         elif self._latency:
@@ -1651,8 +1647,13 @@ class Limiter:
             self._pause(wait)
         if told or (wait and quota.source in ("as told", "from headers")):
             return
-        if call.started <= self._rejection:  # one of those that went out together
-            if self.window.source == "from refusals" and self._strikes == 0 and at_the_door:
+        if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
+            call, self._suspect = self._suspect, None
+            self._confirmed += 1
+        elif call.started > self._rejection and at_the_door and not wait and self._doubts(quota):
+            return self._suspect_of(call, now)
+        elif call.started <= self._rejection:  # one of those that went out together
+            if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
                 self.window.reduce(self.in_flight, self.window._rounds)
             return
         again = call.number - self._mark <= 2
@@ -1673,6 +1674,32 @@ class Limiter:
             self._strike(quota, again, now, wait)
         if wait:
             quota.begin()
+
+    def _doubts(self, quota: Quota) -> bool:
+        """Whether a rejection may be one by chance, as some servers and proxies are."""
+        return self._latency > 0 and self._confirmed < 2 and not quota.exploring and quota.source in ("", "from refusals")
+
+    def _suspect_of(self, call: Call, now: float) -> None:
+        """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
+        more = int(2 * call.latency * min(1000.0, self.window.throughput))
+        self._suspect, self._knocks = call, (self.sent + 1, self.sent + 1 + more)
+        self._rejection, self._opens = now, self.pause_end
+
+    def _knock(self, now: float) -> None:
+        """Note that a call goes out after a suspect: let the next ones wait until it would have been rejected."""
+        assert self._suspect
+        if self.sent == self._knocks[1]:
+            self._opens = now + max(0.02, 2.5 * self._suspect.latency)
+        elif self.sent > self._knocks[1]:
+            self._acquit()
+
+    def _acquit(self) -> None:
+        """Forget what was learned from rejections that were none of a limit."""
+        self._suspect, self._confirmed, self._strikes = None, 0, 0
+        if self.window.source == "from refusals":
+            self.window.source = ""
+        if self.requests.source == "from refusals":
+            self.requests.forget()
 
     def _strike(self, quota: Quota, again: bool, now: float, wait: float) -> None:
         """Take a rejection for the rate's, if it is the second one in a row."""
