@@ -1459,7 +1459,7 @@ class Limiter:
         self._opens = -math.inf  # before that nothing goes out
         self._suspect: Call | None = None  # a call that was rejected, if that is to be confirmed
         self._knocks = 0, 0  # the numbers of the calls that do so, from the first one on to the last
-        self._confirmed = 0  # rejections, in a row
+        self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
         self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
         self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
@@ -1546,6 +1546,8 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if self.in_flight + 1 > (1 if self.alone else self.window.room):
             return math.inf
+        if self._suspect and self.sent < self._knocks[1]:
+            return max(0.0, self.pause_end - now)
         wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
 
@@ -1649,7 +1651,10 @@ class Limiter:
             return
         if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
             call, self._suspect = self._suspect, None
-            self._confirmed += 1
+            self._confirmed = max(1, self._confirmed + 1)
+            self._trusted = 2 * (self._confirmed - 1)
+        elif self._suspect and not self._latency and call.number < 5:  # several of the very first
+            call, self._suspect = self._suspect, None
         elif call.started > self._rejection and at_the_door and not wait and self._doubts(quota):
             return self._suspect_of(call, now)
         elif call.started <= self._rejection:  # one of those that went out together
@@ -1677,11 +1682,14 @@ class Limiter:
 
     def _doubts(self, quota: Quota) -> bool:
         """Whether a rejection may be one by chance, as some servers and proxies are."""
-        return self._latency > 0 and self._confirmed < 2 and not quota.exploring and quota.source in ("", "from refusals")
+        if quota.exploring or quota.source not in ("", "from refusals"):
+            return False
+        self._trusted -= 1
+        return self._trusted < 0
 
     def _suspect_of(self, call: Call, now: float) -> None:
         """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
-        more = int(2 * call.latency * min(1000.0, self.window.throughput))
+        more = int(2 * call.latency * min(1000.0, self.window.throughput)) if self._latency else 0
         self._suspect, self._knocks = call, (self.sent + 1, self.sent + 1 + more)
         self._rejection, self._opens = now, self.pause_end
 
@@ -1695,7 +1703,10 @@ class Limiter:
 
     def _acquit(self) -> None:
         """Forget what was learned from rejections that were none of a limit."""
-        self._suspect, self._confirmed, self._strikes = None, 0, 0
+        self._suspect, self._strikes = None, 0
+        self._confirmed = min(self._confirmed, 1) - 1
+        if self._confirmed >= 0:  # it may have been a near miss
+            return
         if self.window.source == "from refusals":
             self.window.source = ""
         if self.requests.source == "from refusals":
@@ -2387,7 +2398,7 @@ class Run:
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or failure.again else backoff(attempts)
         if self._answered > self.clock() - 5:
-            wait /= 4  # others are answered meanwhile: there is little to wait for
+            wait = min(1.0, wait / 4)  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:
             text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
