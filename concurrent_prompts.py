@@ -1301,6 +1301,7 @@ class Window:
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
+        self._most = math.inf  # the throughput when it was last set
         self._rounds = 24.0  # to the next trial
         self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
 
@@ -1355,13 +1356,15 @@ class Window:
         octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
         means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
         self._held = 0.0
-        if not means:
+        if len(means) == 1 and self._early:
+            means.insert(0, (2.5, math.exp(sum(self._early) / len(self._early))))
+        if len(means) < 2:
             return
-        (few, quick), (many, slow) = means[-2:] if len(means) > 1 else means * 2
+        (few, quick), (many, slow) = means[-2:]
         if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
             self._usual = self._lately
             return
-        throughput = max(place / latency for place, latency in means)
+        self._most = throughput = max(place / latency for place, latency in means)
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
@@ -1369,9 +1372,11 @@ class Window:
         log.info("more calls in flight bring no more answers: now %d", self.size)
 
     def _watch(self, place: int, latency: float) -> None:
-        self._lately += (latency - self._lately) / 64
+        self._lately += (latency - self._lately) / 16
         self._total += latency
-        if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
+        if place > 2 * self._most * math.exp(self._lately):  # it was slow then
+            self.source, self._octaves, self._noted, self._usual = "", {}, 0, self._lately
+        elif self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
             self.size = min(self.ceiling, self.size + 1 / self.size)
         if self.answers < self._rounds * self.size:
             return
@@ -1853,6 +1858,7 @@ class Patience:
         self.given_up = 0
         self.latest = -math.inf  # the start of the latest call that was answered
         self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
+        self._quick = -math.inf  # the start of the latest one that did not take long
         self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
 
     def limit(self, losses: int | None) -> float:
@@ -1864,6 +1870,8 @@ class Patience:
     def answered(self, call: Call) -> None:
         """Learn from an answer."""
         self.answers += 1
+        if call.latency <= self.slowest:
+            self._quick = max(self._quick, call.started)
         if call.latency > self.slowest and call.started > self._silent:
             self.slowest = call.latency
         if call.started > self.latest:
@@ -1882,10 +1890,12 @@ class Patience:
 
         calls, least = [call for call in calls if call.ended is None], self.limit(0)
         late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
-        soon = self._silent if now <= self._back + self.LEAST else -math.inf  # what began before may still be answered
-        found = [call for call in late if self.latest > due(call) and call.started >= soon]
+        grace = now <= self._back + self.LEAST  # in which what began before may still be answered
+        soon = self._silent if grace else -math.inf
+        anew = self._silent if self._quick >= self._silent else -math.inf
+        found = [call for call in late if (self.latest > due(call) or call.started < anew) and call.started >= soon]
         silenced = [call for call in found if call.started < self._silent]
-        if late and not found and calls[-1].started <= now - least:
+        if late and not found and not grace and calls[-1].started <= now - least:
             found = late if stopping else late[:1]
             if stopping or len(calls) >= self.SEVERAL:
                 silenced, found = found if stopping else self._try_again(found, now), []
@@ -2365,9 +2375,11 @@ class Run:
     async def _ask(self) -> None:
         """Ask a silent server for something that no prompt is part of, until it answers: it may be back."""
         while self.patience.is_silent() and not self.stopped:
-            if await self.api.is_there(self._call):
-                return self.patience.try_now()
-            await self.sleep(PROBE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE):
+                    if await self.api.is_there(self._call):
+                        return self.patience.try_now()
+            await self.sleep(PROBE / 4)
 
     def _end(self) -> None:
         """End the run, and what is in flight."""
