@@ -1781,8 +1781,9 @@ class Limiter:
         """Take the server for down: one call at a time tries whether it is back."""
         self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
         self._down_at, self._opens = now, now + 0.25
-        self.requests.release()
-        self.tokens.release()
+        for quota in (self.requests, self.tokens):
+            quota.forget() if quota.exploring else quota.release()
+        self._suspect = None
         self.window.size, self.window.source = self._before
         if self.heard:
             log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
