@@ -1656,7 +1656,7 @@ class Limiter:
             return
         if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
             call, self._suspect = self._suspect, None
-            self._confirmed = max(1, self._confirmed + 1)
+            self._confirmed += 1
             self._trusted = 2 * (self._confirmed - 1)
         elif self._suspect and not self._latency and call.number < 5:  # several of the very first
             call, self._suspect = self._suspect, None
@@ -1695,6 +1695,7 @@ class Limiter:
     def _suspect_of(self, call: Call, now: float) -> None:
         """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
         more = int(2 * call.latency * min(1000.0, self.window.throughput)) if self._latency else 0
+        more += self.requests.source != ""  # where calls are paced the first may have been a near miss
         self._suspect, self._knocks = call, (self.sent + 1, self.sent + 1 + more)
         self._rejection, self._opens = now, self.pause_end
 
@@ -1708,10 +1709,7 @@ class Limiter:
 
     def _acquit(self) -> None:
         """Forget what was learned from rejections that were none of a limit."""
-        self._suspect, self._strikes = None, 0
-        self._confirmed = min(self._confirmed, 1) - 1
-        if self._confirmed >= 0:  # it may have been a near miss
-            return
+        self._suspect, self._confirmed, self._strikes = None, 0, 0
         if self.window.source == "from refusals":
             self.window.source = ""
         if self.requests.source == "from refusals":
