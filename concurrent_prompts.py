@@ -999,7 +999,7 @@ class Quota:
     """
 
     FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
-    STEPS = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
+    STEPS = (0.25, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
     PAUSE = 2.0  # seconds in which a bucket of tokens may fill of which nothing is known
     LATE = 1.02  # a window is not over before this share of its length
 
@@ -1254,10 +1254,12 @@ class Quota:
     def _narrow(self, now: float, wait: float) -> None:
         """Learn from a rejection within a window: it is longer, or takes less."""
         if self._longer > self.period:
-            self._least, self.period = self.period, self._longer
+            near = self._longer < 1.15 * self.period
+            self._least, self.period = self.period, self._longer if near else math.sqrt(self.period * self._longer)
         else:
             self.most, self._until = max(1, self.most - 1), min(32, 2 * self._until)
-        self._longer, self._clean = self.period, 0
+            self._longer = self.period
+        self._clean = 0
         self._closed = now + (wait or self.period / 20)
 
     def _widen(self) -> None:
@@ -1687,7 +1689,7 @@ class Limiter:
 
     def _doubts(self, quota: Quota) -> bool:
         """Whether a rejection may be one by chance, as some servers and proxies are."""
-        if quota.exploring or quota.source not in ("", "from refusals"):
+        if quota.exploring or quota.period > 1 or quota.source not in ("", "from refusals"):
             return False
         self._trusted -= 1
         return self._trusted < 0
@@ -2233,7 +2235,7 @@ class Run:
         if failure.kind == "unreachable" and not isinstance(self.api, Own):  # before any of it was sent
             return True
         if not no_service(failure):
-            return self.limiter.requests.barren > 2 and prompts > 2 and attempts <= self.FREE_ATTEMPTS * prompts
+            return self.limiter.requests.barren > 2 and attempts <= self.FREE_ATTEMPTS * prompts
         alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3)
         if self.limiter.away_since is None and (not alone or failure.error.status == 500):
             return False
@@ -2262,7 +2264,7 @@ class Run:
             log.error("every call so far has failed alike: %s", failure)
             self.limiter.alone = True
         waits = failure.error.status in (502, 503, 504)
-        enough = 36 if waits else 16
+        enough = 36 if waits else 12
         if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):
             return
         if self._failed_alike >= enough:
