@@ -1137,7 +1137,7 @@ class Quota:
         mean = self.spent / max(1, self._calls)
         since = self.spent - spent if spent < math.inf else 0.0
         if reset and own == math.inf:
-            self.rate, self._reset = rate, now + reset
+            self.rate, self._reset = rate, now + reset + min(1.0, size / rate / 10)
             self._level = left - since
             return left < 2
         self._count_others(rate, left, now)
@@ -1689,7 +1689,7 @@ class Limiter:
 
     def _doubts(self, quota: Quota) -> bool:
         """Whether a rejection may be one by chance, as some servers and proxies are."""
-        if quota.exploring or quota.period > 1 or quota.source not in ("", "from refusals"):
+        if quota is self.tokens or quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers"):
             return False
         self._trusted -= 1
         return self._trusted < 0
