@@ -389,6 +389,8 @@ class PromptError(Exception):
         self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
         self.http = http
+        self.prompt: Prompt | None = None  # the one that it stopped the run at,
+        self.asked = ""  # and its path, if all prompts have failed alike
         self.free = False  # it costs the prompt no attempt
         self.at_once = 0  # how many calls at once the server says that it takes
         self.again = b""  # the request to send next time
@@ -426,9 +428,9 @@ def duration(span: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def hint(error: Error) -> str:
-    """Return what the user can do about the error, in plain words, or ''."""
-    return str(sibling("backends", "hints").hint(error))
+def hint(error: Error, asked: str = "") -> str:
+    """Return what the user can do about the error, in plain words, or ''; `asked` is the path if all fail alike."""
+    return str(sibling("backends", "hints").hint(error, asked))
 
 
 def header(headers: Mapping[str, str], name: str) -> str:
@@ -1424,6 +1426,11 @@ def no_service(failure: PromptError) -> bool:
     return failure.verdict == "retry" and (failure.error.status or 0) >= 500
 
 
+def likeness(failure: PromptError) -> tuple[Any, ...]:
+    """Return what is the same in failures that have the same cause."""
+    return failure.error.status, failure.error.type, re.sub(r"\d+", "", failure.error.message)
+
+
 class Limiter:
     """When the next call may go out: the run's state, not each prompt's.
 
@@ -1990,6 +1997,9 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
+        self._answers = 0
+        self._refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
+        self._refused: set[int] = set()  # and the prompts that have failed so since the last answer
         self._alike: tuple[Any, ...] = ()  # what all calls have failed with, as long as none was answered
         self._failed_alike, self._alike_since = 0, 0.0
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
@@ -2163,6 +2173,8 @@ class Run:
         try:
             result.take(await attempt(prompt))
             result.error = result.exception = None
+            self._answers += 1
+            self._refusal = ()
             return None
         except PromptError as failure:
             if failure.keep:
@@ -2202,10 +2214,31 @@ class Run:
         result.error, result.http, result.exception = known.error, known.http, known
         if failure.again and before:  # once is enough
             failure.verdict = "fail"
-        if failure.verdict == "stop":
-            self.stop(failure)
+        if failure.verdict == "stop" and self._meets_all(result, failure):
+            self.stop(failure, result.prompt)
         spent = (result.attempts >= self._max_attempts and not free) or 1 < failure.useless > earlier
         return failure.verdict == "fail" or bool(known.keep if self.stopped else spent)
+
+    def _meets_all(self, result: Result, failure: PromptError) -> bool:
+        """Whether every prompt would fail so; else change the verdict: this one has failed, or is asked once more.
+
+        It would if nothing was answered yet, or if several prompts are refused alike with no answer in between. A 403
+        is not always the key's: some providers say so of what a prompt holds.
+        """
+        if not failure.heard:
+            return True
+        if (alike := likeness(failure)) != self._refusal:
+            self._refusal, self._refused = alike, set()
+        self._refused.add(result.prompt.number)
+        others = any(call.prompt not in self._refused for call in self._calls.values())
+        if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
+            return True
+        result.missed = min(result.missed, result.sent)
+        if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
+            failure.verdict = "fail"
+            return not (self._answers or others)
+        failure.verdict = "retry"
+        return False
 
     def unfinished(self, result: Result) -> Result:
         """Return the result of a prompt that the end of the run has left open."""
@@ -2255,10 +2288,8 @@ class Run:
         """Stop the run where nothing was ever answered and every call fails alike; before that, go on one by one."""
         if self.limiter.latest > -math.inf or not failure.heard or self.stopped:
             return
-        alike = failure.error.status, failure.error.type, re.sub(r"\d+", "", failure.error.message)
-        if alike != self._alike:
-            self._alike, self._alike_since = alike, self.clock()
-            self._failed_alike = 0
+        if (alike := likeness(failure)) != self._alike:
+            self._alike, self._alike_since, self._failed_alike = alike, self.clock(), 0
         self._failed_alike += 1
         if self._failed_alike >= 3 and not self.limiter.alone and 2 * self._failed_alike > self.limiter.sent:
             log.error("every call so far has failed alike: %s", failure)
@@ -2268,7 +2299,9 @@ class Run:
         if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):
             return
         if self._failed_alike >= enough:
-            self.stop(PromptError(*failure.error[:2], "stop", failure.error.status))
+            reason = PromptError(*failure.error[:2], "stop", failure.error.status)
+            reason.asked = prompt.path
+            self.stop(reason, prompt)
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
@@ -2438,8 +2471,9 @@ class Run:
         finally:
             self._resting.discard(task)
 
-    def stop(self, reason: PromptError) -> None:
-        """Admit nothing more, wake what waits, and let the calls in flight finish."""
+    def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
+        """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
+        reason.prompt = prompt
         if self.stopped is None and self._calls and reason.kind != "interrupted":
             log.warning("stopping (%s): %s in flight may finish", reason, plural(len(self._calls), "call"))
         self.stopped = self.stopped or reason
@@ -4062,8 +4096,11 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
 def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
     """Say why the run was stopped, what to do and how to continue."""
     say_error(f"{PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
-    if advice := hint(reason.error):
+    if advice := hint(reason.error, reason.asked):
         say_error(f"-> {advice}", indent="  ")
+    if reason.prompt:
+        where = f" ({reason.prompt.where})" if reason.prompt.where else ""
+        say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
     if args and args.output != "-" and not args.compare:
         say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
 

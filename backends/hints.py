@@ -73,14 +73,18 @@ NAMED: tuple[tuple[re.Pattern[str], set[int], str], ...] = (
         "add credit, or ask for shorter answers, which need less of it: -p max_tokens=N",
     ),
 )  # fmt: skip
+ALIKE = (
+    "every call so far got this, so it is no single prompt's: see whether the server has {} (-e, --base-url) and takes "
+    "the model (-m) and what is added to each request (-p, --schema)"
+)
 OUR_OWN = {"too_many_files", "disk", "timeout", "missing_column", "unreadable", "budget", "unknown_price"}
 OUR_OWN |= {"connection_error", "certificate", "unreachable", "proxy_refused", "plain_https"}
 # Codes that say no more than the status does, and may not fit it: a 404 of type server_error
 VAGUE = {"server_error": "5xx", "internal_error": "5xx", "api_error": "5xx"}
 
 
-def hint(error: core.Error) -> str:
-    """Return what the user can do about the error, in plain words, or ''."""
+def hint(error: core.Error, asked: str = "") -> str:
+    """Return what the user can do about the error, in plain words, or ''; `asked` is the path if all fail alike."""
     for words, statuses, advice in NAMED:
         if (not statuses or error.status in statuses) and words.search(error.message):
             return advice
@@ -89,5 +93,8 @@ def hint(error: core.Error) -> str:
     kind = "content_filter" if kind.startswith("content_") else kind
     kind = "" if error.status and kind in OUR_OWN else kind  # the server's word for something else
     if kind in VAGUE:
-        kind = "" if status[:1] == "4" else VAGUE[kind]
-    return HINTS.get(kind) or HINTS.get(status) or HINTS.get(f"{status[:1]}xx", "")
+        kind = "" if status[:1] == "4" or asked else VAGUE[kind]
+    found = HINTS.get(kind) or HINTS.get(status) or ""
+    if asked and (not found or status == "429"):
+        return ALIKE.format(asked)
+    return found or HINTS.get(f"{status[:1]}xx", "")

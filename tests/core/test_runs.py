@@ -793,7 +793,7 @@ def endless():
 @both
 @virtual
 async def test_a_run_over_endless_prompts_ends(way, reply):
-    server = Server({"20": [KEY]} if reply else {}, latency=0.3)
+    server = Server({str(number): [KEY] * 9 for number in range(20, 40)} if reply else {}, latency=0.3)
     results = await way(endless(), server, **options(concurrency=4, deadline=None if reply else 9))
     assert now() < 10 and len(results) >= 21 and {result.text for result in results[:20]} == {
         f"to {number}" for number in range(20)
