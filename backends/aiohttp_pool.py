@@ -35,9 +35,10 @@ class Handler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop. What comes after the first bytes shows that the call is alive."""
-        if self.heard and self.alive and data:  # aiohttp itself calls with nothing, to go on after a pause
-            self.alive()
-        self.heard = True
+        if data:  # aiohttp itself calls with nothing, to go on after a pause
+            if self.heard and self.alive:
+                self.alive()
+            self.heard = True
         super().data_received(data)
 
 

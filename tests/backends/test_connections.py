@@ -382,3 +382,16 @@ async def test_a_reply_that_comes_whole_tells_nothing_and_costs_nothing(connect)
         without = await asyncio.create_task(count(None))
         told = await asyncio.create_task(count(lambda: signs.append(1)))
     assert not signs and told == without
+
+
+async def test_aiohttps_own_calls_are_no_byte_of_a_reply():
+    """aiohttp hands over nothing, to go on after a pause; the connection may be another call's by then."""
+    pytest.importorskip("aiohttp")
+    from concurrent_prompts.backends.aiohttp_pool import Handler
+
+    handler = Handler(asyncio.get_running_loop())
+    handler.set_response_params()
+    handler.data_received(b"")
+    assert not handler.heard
+    handler.data_received(b"H")
+    assert handler.heard
