@@ -25,10 +25,15 @@ The rules:
     not verified, a limit on size exceeded) is raised as the built-in ConnectionError, or TimeoutError,
     from the library's own exception; the message is one line that says what happened. Nobody there at all
     (refused, no route, no such name) is its subclass ConnectionRefusedError.
-  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. So a
-    kept-alive connection that the server has closed as the request was written is a ConnectionError like
-    any other: the core sends it again at once.
-  * `post` may be cancelled at any await; a connection with half an answer on it is never used again.
+  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. The one exception:
+    if a connection that has answered before ends before the first byte of the next reply, the server or a proxy had
+    closed it meanwhile; the backend sends the request again at once, once, on a fresh connection. A ConnectionError
+    is for what happened on a fresh connection or after the first byte. `pool.Reuse` counts, and says when to keep none.
+  * `post` may be cancelled at any await; a connection with half an answer on it is never used again, nor is one on
+    which a 5xx came: another connection may lead to another replica.
+  * Bytes that arrive before a reply is complete (1xx replies, blank lines, comments, a slow body) show that the call is
+    alive. `ALIVE.get()`, read in `post` itself, is None or a function without arguments to call at each such arrival;
+    it is cheap, and may be called from a callback of the event loop. A reply that arrives whole needs no such call.
   * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured; a loopback address is
     reached directly (`proxy_for` knows). A proxy is sent its own login and, if it tunnels, none of `headers`.
   * One `connect` serves one event loop. It needs nothing from the core.
@@ -81,15 +86,17 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import concurrent_prompts as core
 
-    __all__ = ["MAX_BODY", "MAX_ERROR", "Post", "core", "named_proxy", "proxy_for", "reach_of"]
+    __all__ = ["ALIVE", "MAX_BODY", "MAX_ERROR", "Post", "core", "named_proxy", "proxy_for", "reach_of"]
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a body, sent and decompressed: what is larger is no answer
+ALIVE: ContextVar[Callable[[], None] | None] = ContextVar("alive", default=None)  # set by the run for each call
 PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
 
 Post = Callable[[str, bytes], Awaitable[tuple[int, Mapping[str, str], bytes]]]

@@ -17,7 +17,7 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from . import core, named_proxy
+from . import ALIVE, core, named_proxy
 from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .prompts import (
@@ -54,6 +54,7 @@ class Api:
     FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two looks at what is made in the background, growing
     MISSES = 5  # such looks in a row that may fail
     sleep = staticmethod(asyncio.sleep)
+    alive = ALIVE  # where the run puts, for each call, what is told that bytes have come
     loop: Any = None  # what takes the place of the run's own
     clocked, parting = True, ""  # whether latencies mean something; what Ctrl-C does, if it is not the usual
 
@@ -168,6 +169,8 @@ class Api:
                 return self.read(prompt, *await post(path, b""))
             except Unfinished:
                 missed = 0
+                if alive := ALIVE.get():
+                    alive()
             except Exception as failure:  # of the look, which may pass, or of the response itself
                 error, missed = core.as_prompt_error(failure), missed + 1
                 if error.verdict != "retry" or error.error.status == 200 or missed > self.MISSES:

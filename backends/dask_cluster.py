@@ -43,7 +43,7 @@ import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
 # What every live backend needs, in this order.
-FILES = "keys", "meanings", "failures", "hints", "streams", "usage", "prompts", "replies", "api"
+FILES = "pool", "keys", "meanings", "failures", "hints", "streams", "usage", "prompts", "replies", "api"
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 
@@ -80,6 +80,9 @@ def install(
         if attribute:
             live: Any = core.import_named(module)
         else:
+            if backend in ("raw-aiohttp", "openai-sdk"):
+                with contextlib.suppress(ModuleNotFoundError):  # openai-sdk does without aiohttp
+                    make_module(f"{package}.backends.aiohttp_pool", sources)
             live = make_module(f"{package}.backends.{backend.replace('-', '_')}", sources)
         connect = functools.reduce(getattr, (attribute or "connect").split("."), live)
     except ModuleNotFoundError as missing:
@@ -658,7 +661,7 @@ def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, byt
     root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
-    modules += [*DIALECT, "backends.dask_cluster", "extras"]
+    modules += [*DIALECT, "backends.aiohttp_pool", "backends.dask_cluster", "extras"]
     modules += [f"extras.{name}" for name, _ in job.carried]
     sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not

@@ -20,6 +20,7 @@ import httpx2  # the SDK's own HTTP library since 3.0
 import openai
 
 from . import MAX_BODY, Post, proxy_for, tls_context
+from .httpcore_pool import Watch
 
 MAX_ERROR = 1024 * 1024  # bytes of a body with an error; what comes after them is left unread
 MAX_PARSED = 16 * 1024 * 1024  # bytes of an answer that the SDK makes objects of
@@ -28,6 +29,8 @@ REFUSED = ("ClientConnectorError", "ClientConnectorDNSError", "ConnectError")
 Transport: Any = openai.DefaultAsyncHttpxClient
 with contextlib.suppress(ImportError):
     import aiohttp
+
+    from .aiohttp_pool import Connector
 
     BELOW_HTTP += (aiohttp.ClientError,)  # some pass through the SDK as they are
     Transport = openai.DefaultAioHttpClient
@@ -51,10 +54,19 @@ class Bounded:
     """Mixed into the SDK's own HTTP client: bounds what is read of a reply. Its decoders work in small steps."""
 
     most: int | None = None  # bytes of an answer; MAX_BODY unless it is set
+    pool: Any = None  # a Connector or a Watch, if stale connections are to be replaced and those with a 5xx dropped
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **more: Any) -> httpx2.Response:
         """Send a request. Raises ConnectionError if the body of an answer is too long."""
-        reply: httpx2.Response = await super().send(request, stream=True, **more)  # type: ignore[misc]
+        reply: httpx2.Response
+        try:
+            reply = await super().send(request, stream=True, **more)  # type: ignore[misc]
+        except BELOW_HTTP:
+            if not self.pool or not self.pool.is_stale():
+                raise
+            reply = await super().send(request, stream=True, **more)  # type: ignore[misc]
+        if self.pool and reply.status_code >= 500:
+            self.pool.drop()
         reply.encoding = "utf-8"  # whatever it names: Python has decoders that take hours, and some that decode no text
         bound_body(reply, None if stream else self.most or MAX_BODY)  # a file is streamed: its reader bounds it
         if not stream:
@@ -91,21 +103,41 @@ def bound_body(reply: httpx2.Response, most: int | None) -> None:
 
 
 def open_client(
-    base_url: str, headers: dict[str, str], connections: int, most: int | None = None, **more: Any
+    base_url: str,
+    headers: dict[str, str],
+    connections: int,
+    most: int | None = None,
+    resend: bool = False,
+    **more: Any,
 ) -> openai.AsyncOpenAI:
     """Return the SDK's client, to be entered, without its own retries and redirects.
 
-    A body of more than `most` bytes, MAX_BODY unless given, is a ConnectionError.
+    A body of more than `most` bytes, MAX_BODY unless given, is a ConnectionError. With `resend` a request whose reused
+    connection ends before the first byte of its reply is sent again: not for requests that must not arrive twice.
     """
     pool = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     network: dict[str, Any] = {"proxy": proxy_for(base_url), "verify": tls_context(base_url), "trust_env": False}
     transport = Client(limits=pool, follow_redirects=False, timeout=None, **network)
     transport.most = most
+    if resend:
+        transport.pool = pool_of(transport, connections, network["verify"])
     # A server may set any number of them.
     transport.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     key = "the key is in the headers"
     settings: dict[str, Any] = {"default_headers": headers, "max_retries": 0, "timeout": None} | more
     return openai.AsyncOpenAI(base_url=base_url, api_key=key, http_client=transport, **settings)
+
+
+def pool_of(client: Any, connections: int, tls: Any) -> Any:
+    """Give the client connections that know of themselves; return what knows them all."""
+    transports = [client._transport, *filter(None, client._mounts.values())]  # the latter if there is a proxy
+    if any(hasattr(transport, "get_client") for transport in transports):
+        connector = Connector(connections, tls)
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        for transport in transports:
+            transport.client = session
+        return connector
+    return Watch([transport._pool for transport in transports])
 
 
 def without_key(headers: dict[str, str]) -> dict[str, Any]:
@@ -117,7 +149,7 @@ def without_key(headers: dict[str, str]) -> dict[str, Any]:
 async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> AsyncIterator[Post]:
     """Open a client; see the contract in the package's docstring."""
     keyless = without_key(headers)
-    async with open_client(base_url, headers, concurrency) as client:
+    async with open_client(base_url, headers, concurrency, resend=True) as client:
         create: dict[str, Any] = {
             "/chat/completions": client.chat.completions.with_raw_response.create,
             "/responses": client.responses.with_raw_response.create,

@@ -12,13 +12,14 @@ until somebody asks for one.
 
 No request ever gets another's answer: a connection is used again only if the end of its last answer
 was beyond doubt, nothing came after it and the request had been sent in full. Anything else closes
-it, and so do a byte that arrives before a request has been written, an error, and the cancellation of
-`post`.
+it, and so do a byte that arrives before a request has been written, an error, a status of 5xx (another
+connection may lead to another replica), and the cancellation of `post`. A reused connection that ends
+before the first byte of its reply is replaced by a fresh one, on which the request is sent again, once.
 
 It does not:
   * speak HTTP/2, pipeline, or send anything but POST and GET
   * stream: bodies are held in memory, whole, in both directions
-  * follow redirects, keep cookies, retry, wait or time out
+  * follow redirects, keep cookies, wait, time out, or retry a request on a connection that was fresh
   * use SOCKS proxies, or any content coding but gzip and deflate
 """
 
@@ -35,13 +36,14 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from . import MAX_BODY, Post, check_certificates, proxy_for
+from . import ALIVE, MAX_BODY, Post, check_certificates, proxy_for
+from .pool import Reuse
 
 __all__ = ["connect"]
 
 MAX_HEAD = 64 * 1024  # bytes of a status line and its header lines
 MAX_LINES = 100  # header lines of an answer, or trailer lines of a chunked body
-MAX_INTERIM = 20  # answers 1xx before the one that counts
+MAX_INTERIM = 1000  # answers 1xx before the one that counts: some servers send one a second while they work
 MAX_LINE = 4096  # bytes of a chunk-size or trailer line
 MAX_MEMBERS = 100  # gzip members of a body
 STEP = 1024 * 1024  # bytes that are decompressed at a time
@@ -298,6 +300,10 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
 # ---- Connections -----------------------------------------------------------------------------------------------------
 
 
+class _Stale(ConnectionError):
+    """A connection ended before the first byte of an answer."""
+
+
 class _Outbox:
     """The requests of one turn of the event loop, which are written one right after the other.
 
@@ -336,14 +342,16 @@ class _Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._buffer = buffer  # all share one: an event loop fills it and calls `buffer_updated` in one go
         self._waiter: asyncio.Future[Answer] | None = None
+        self._alive: Callable[[], None] | None = None  # tells the run that the call goes on
         self._parser = _answers(tunnel)
         next(self._parser)
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
         """Have the request written; the future is for its answer."""
         if self.transport.is_closing():
-            raise ConnectionError(UNANSWERED)
+            raise _Stale(UNANSWERED)
         self._waiter = waiter = self._loop.create_future()
+        self._alive = ALIVE.get()
         self._request = request
         self._outbox.add(self)
         return waiter
@@ -377,9 +385,9 @@ class _Connection(asyncio.BufferedProtocol):
         """Called by the event loop: the connection was closed (None) or broken."""
         self._idle.pop(self, None)
         begun = self._parser.gi_yieldfrom  # type: ignore[attr-defined]  # the answer that it is reading, if any
-        end: Exception = EOFError(CUT if begun else UNANSWERED)
+        end: Exception = EOFError(CUT) if begun else _Stale(UNANSWERED)
         if error:
-            end = ConnectionError(f"connection lost: {_reason(error)}")
+            end = (ConnectionError if begun else _Stale)(f"connection lost: {_reason(error)}")
             end.__cause__ = error
         if self._waiter:
             self._advance(self._parser.throw, end)
@@ -403,6 +411,8 @@ class _Connection(asyncio.BufferedProtocol):
                 self.transport.abort()
             if not waiter.done():
                 waiter.set_result(answer)
+        elif self._alive:
+            self._alive()
 
 
 def _reason(error: Exception) -> str:
@@ -513,30 +523,45 @@ class _Client:
             self._tls.set_alpn_protocols(["http/1.1"])
         self._concurrency = concurrency
         self._idle: dict[_Connection, None] = {}  # a stack from which a lost connection can be taken at once
+        self._reuse = Reuse()
         buffer = memoryview(bytearray(BUFFER))
         self._connection = partial(_Connection, self._idle, _Outbox(), buffer, bool(self._tunnel))
 
     async def post(self, path: str, body: bytes) -> Answer:
         """Send one request, on the connection that was used last or a fresh one."""
         request = b"%b%d\r\n\r\n%b" % (self._head("POST" if body else "GET", path), len(body), body)
-        connection = self._idle.popitem()[0] if self._idle else await self._open()
-        try:
-            answer = await connection.send(request)
-        except BaseException:
-            connection.transport.abort()  # the answer may be on its way, and is nobody else's
-            raise
-        if len(self._idle) >= self._concurrency:
+        reuse = self._reuse
+        reused = bool(self._idle) and reuse.allowed
+        connection = self._idle.popitem()[0] if reused else await self._open()
+        while True:
+            try:
+                answer = await connection.send(request)
+                break
+            except BaseException as failure:
+                connection.transport.abort()  # the answer may be on its way, and is nobody else's
+                if not reused or not isinstance(failure, _Stale):
+                    raise
+            reuse.on_stale()
+            if not reuse.allowed:
+                self._abort_idle()
+            reused, connection = False, await self._open()
+        if reused and reuse.score:
+            reuse.on_reused()
+        if answer[0] >= 500 or not reuse.allowed or len(self._idle) >= self._concurrency:
             connection.transport.abort()
         elif not connection.transport.is_closing():
             self._idle[connection] = None
         return answer
 
+    def _abort_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.transport.abort()  # connection_lost takes them out, in the next round of the event loop
+
     async def close(self) -> None:
         """Close the idle connections, and from now on each one that has done its work."""
         self._concurrency = 0
-        for connection in list(self._idle):
-            connection.transport.abort()
-        while self._idle:  # connection_lost takes them out, in the next round of the event loop
+        self._abort_idle()
+        while self._idle:
             await asyncio.sleep(0)
 
     def _write_head(self, method: str, path: str) -> bytes:

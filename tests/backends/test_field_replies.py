@@ -6,6 +6,7 @@ import json
 import pytest
 
 from concurrent_prompts import as_prompt_error, as_prompts, hint, load_backend, run_concurrent
+from concurrent_prompts.backends import ALIVE
 from tests.helpers import LIBRARIES, NAMES, batch_line, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -442,7 +443,11 @@ def quick(monkeypatch):
 async def test_what_is_made_in_the_background_is_waited_for(backend, quick):
     ways = [response("queued"), response("in_progress"), response("completed")]
     replies = [served(200, ways[0]), served(200, ways[1]), served(503), served(200, ways[2])]
+    signs = []
+    token = ALIVE.set(lambda: signs.append(1))
     reply, log = await once(backend, *replies, endpoint="responses", params={"background": True})
+    ALIVE.reset(token)
+    assert len(signs) == 1  # a look that finds it in progress; the first answer and the last say it themselves
     assert reply.text == "Done." and reply.finish_reason == "completed"
     lines = [head.split(b"\r\n")[0] for head, _ in log]
     assert lines == [b"POST /v1/responses HTTP/1.1", *[b"GET /v1/responses/resp_1 HTTP/1.1"] * 3]
