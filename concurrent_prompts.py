@@ -967,6 +967,7 @@ class Call:
     number: int = 1  # among all
     latency: float = 0.0
     spent: tuple[float, float] = math.inf, math.inf  # requests and tokens by all calls, when it went out
+    heard: float = -math.inf  # when some of its reply came
     alive: float = 0.0  # when it, or one that began before it, was seen to go on
     ended: PromptError | None = None  # why the run has ended it
 
@@ -1894,7 +1895,7 @@ class Patience:
         """
 
         def due(call: Call) -> float:
-            return call.started + self.limit(call.losses)
+            return max(call.started, call.heard) + self.limit(call.losses)
 
         calls, least = [call for call in calls if call.ended is None], self.limit(0)
         late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
@@ -2027,6 +2028,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             self._call = await stack.enter_async_context(self.api.open(self.concurrency))
+            self._alive = getattr(self.api, "alive", None)
             for extra in self.extras:
                 if hasattr(extra, "session"):
                     with blaming(extra.session):
@@ -2212,33 +2214,30 @@ class Run:
         failure.useless += earlier
         known = failure if failure.keep else before or failure  # an answer that is not right is more than none
         result.error, result.http, result.exception = known.error, known.http, known
-        if failure.again and before:  # once is enough
-            failure.verdict = "fail"
-        if failure.verdict == "stop" and self._meets_all(result, failure):
+        verdict = "fail" if failure.again and before else failure.verdict  # once is enough
+        if verdict == "stop" and (verdict := self._weighed(result, failure)) == "stop":
             self.stop(failure, result.prompt)
         spent = (result.attempts >= self._max_attempts and not free) or 1 < failure.useless > earlier
-        return failure.verdict == "fail" or bool(known.keep if self.stopped else spent)
+        return verdict == "fail" or bool(known.keep if self.stopped else spent)
 
-    def _meets_all(self, result: Result, failure: PromptError) -> bool:
-        """Whether every prompt would fail so; else change the verdict: this one has failed, or is asked once more.
+    def _weighed(self, result: Result, failure: PromptError) -> str:
+        """Return "stop" if every prompt would fail so, else "fail", or "retry" as long as that is not known.
 
         It would if nothing was answered yet, or if several prompts are refused alike with no answer in between. A 403
         is not always the key's: some providers say so of what a prompt holds.
         """
         if not failure.heard:
-            return True
+            return "stop"
         if (alike := likeness(failure)) != self._refusal:
             self._refusal, self._refused = alike, set()
         self._refused.add(result.prompt.number)
         others = any(call.prompt not in self._refused for call in self._calls.values())
         if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
-            return True
+            return "stop"
         result.missed = min(result.missed, result.sent)
         if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
-            failure.verdict = "fail"
-            return not (self._answers or others)
-        failure.verdict = "retry"
-        return False
+            return "fail" if self._answers or others else "stop"
+        return "retry"
 
     def unfinished(self, result: Result) -> Result:
         """Return the result of a prompt that the end of the run has left open."""
@@ -2355,6 +2354,8 @@ class Run:
         if call.place > self.most_in_flight:
             self.most_in_flight = call.place
         self._calls[call.task] = call
+        if self._alive:
+            self._alive.set(functools.partial(self._hear, call))
         if "sweep" not in self._timers:
             self._sweep()
         outcome: Reply | PromptError
@@ -2375,6 +2376,10 @@ class Run:
                 call.task.uncancel()
             self.limiter.settle(call, outcome)
         return outcome
+
+    def _hear(self, call: Call) -> None:
+        """Note that some of a reply has come: such a call is not lost."""
+        call.heard = call.alive = self.clock()
 
     async def look_up(self, path: str) -> Any:
         """Return the document at a path of the API: beside the run, outside its limits, tried once.

@@ -80,6 +80,8 @@ def install(
         if attribute:
             live: Any = core.import_named(module)
         else:
+            if backend == "openai-sdk":
+                make_module(f"{package}.backends.httpcore_pool", sources)
             if backend in ("raw-aiohttp", "openai-sdk"):
                 with contextlib.suppress(ModuleNotFoundError):  # openai-sdk does without aiohttp
                     make_module(f"{package}.backends.aiohttp_pool", sources)
@@ -661,7 +663,7 @@ def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, byt
     root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
-    modules += [*DIALECT, "backends.aiohttp_pool", "backends.dask_cluster", "extras"]
+    modules += [*DIALECT, "backends.aiohttp_pool", "backends.httpcore_pool", "backends.dask_cluster", "extras"]
     modules += [f"extras.{name}" for name, _ in job.carried]
     sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not
