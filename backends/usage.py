@@ -36,6 +36,14 @@ NAMES = {
     "total_token_count": TOTAL,
     "cached_content_token_count": CACHED,
     "thoughts_token_count": REASONING,
+    # Bedrock's: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html; the AI SDK's
+    "inputTokens": IN,
+    "outputTokens": OUT,
+    "totalTokens": TOTAL,
+    "cacheReadInputTokens": READ_BESIDE,
+    "cacheWriteInputTokens": WRITTEN_BESIDE,
+    "promptTokens": IN,
+    "completionTokens": OUT,
 }
 GIVEN = {
     "cached_tokens": CACHED,
@@ -45,6 +53,7 @@ GIVEN = {
 }
 DETAILS = {(f"{part}_tokens_details", name): place for part in ("prompt", "input") for name, place in GIVEN.items()}
 DETAILS |= {("prompt_token_details", name): place for name, place in GIVEN.items()}
+DETAILS |= {("tokens", "input_tokens"): IN, ("tokens", "output_tokens"): OUT}  # Cohere's
 DETAILS |= {(f"{part}_tokens_details", "reasoning_tokens"): REASONING for part in ("completion", "output")}
 # Names of the ordinary service tier: OpenAI's, Anthropic's (usage.service_tier) and Groq's.
 STANDARD = {"", "default", "auto", "standard", "standard_only", "on_demand"}
@@ -88,7 +97,9 @@ def counts_in(usage: Mapping[str, Any]) -> list[int]:
 
 
 def as_count(value: Any) -> int:
-    """Return an integral number as an int; anything else, True included, as 0."""
+    """Return an integral number, or a text of one, as an int; anything else, True included, as 0."""
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
     return int(value) if type(value) in (int, float) and 0 <= value < 2**53 else 0
 
 
