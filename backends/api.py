@@ -330,6 +330,8 @@ class Api:
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content
         url, body = row.get("url"), row["body"]
+        if "url" not in row and "method" not in row and isinstance(body, dict):  # Mistral's lines name neither
+            url = f"/v1{endpoint_of({'model': self.model} | body, self.endpoint)}"
         known = isinstance(url, str) and (url in READERS or re.fullmatch("/v1/[!-~]+", url))  # Azure has the path alone
         if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
