@@ -230,7 +230,7 @@ def code_in(inner: Mapping[str, Any]) -> str:
     amazon = str(inner.get("__type") or "").rpartition("#")[2]  # com.amazon.coral.service#ThrottlingException
     given = inner.get("code"), inner.get("type"), *reasons[:3], google, *map(inner.get, CODES), amazon
     codes = [str(code)[: core.HEADER_MOST] for code in given if code and isinstance(code, str | int)]
-    codes = [code for code in codes if not code.isdigit() and code != "error"]
+    codes = [code for code in codes if not code.isdigit() and code not in meanings.SAY_NOTHING]
     stopping = (code for code in codes for meaning in STOPPING if meaning.codes.fullmatch(code))
     return next(stopping, codes[0] if codes else "")
 

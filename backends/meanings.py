@@ -21,6 +21,7 @@ SLOW_STATUSES = frozenset({420, 429, 449, 503, 529})
 OK = frozenset({200})
 FAULTS = frozenset(range(500, 600))  # by which a server says that it is its own fault
 NEVER = re.compile(r"(?!)")
+SAY_NOTHING = {"error", "None", "null", "undefined"}  # codes; LiteLLM writes Python's None
 QUOTA_CODES = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
     r"billing_not_active|billing_hard_limit_reached"
@@ -88,6 +89,7 @@ KEY = Meaning(
         ^\W{,3}forbidden\W{,3}$
         \berror code: 401\b
         \blogin fail
+        \blitellm\.AuthenticationError\b
     """),
     OK | {400, 412, 422} | FAULTS, own=re.compile("invalid_api_key"),
 )  # fmt: skip
@@ -115,7 +117,7 @@ QUOTA = Meaning(
         \b(?:key|credit|spend|spending|budget) limit (?:has been |was )?(?:exceeded|reached)\b
         \bbudget has been exceeded\b
     """),
-    OK | {400, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
+    OK | {400, 402, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
 )  # fmt: skip
 # OpenAI's account_deactivated, Groq's organization_restricted, Anthropic's "This organization has been disabled."
 CLOSED = Meaning(
@@ -157,6 +159,7 @@ CONTEXT = Meaning(
         \bmax(?:imum)? (?:supported )?(?:sequence|prompt|input) length is\b
         \bexceed\w{,3} (?:the |this )?model(?:'s)? token limit\b
         \bthe max input characters is \d
+        \bContextWindowExceededError\b
         (?:超长|输入过长|超出.{,10}上下文|上下文.{,10}超)
         \b(?:input|prompt)s?\b.{,60}?\b(?:tokens?|length)\b.{,80}?(?:\bexceed|\bmust be <=)
         \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq)
@@ -231,6 +234,7 @@ CONTENT = Meaning(
         \b(?:prohibited|inappropriate|sensitive) (?:content|words?|information)\b
         \bviolat\w{,5}\b.{,40}?\b(?:usage|content|safety) (?:guideline|polic)
         \bcontent exists risk\b
+        \bContentPolicyViolationError\b
         \bnew_sensitive\b
         (?:敏感|违规|不安全)
     """),
