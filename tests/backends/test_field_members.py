@@ -244,7 +244,6 @@ def test_an_object_as_content_is_written_as_json():
 
 
 USAGES = {
-    "texts": ({"prompt_tokens": "10", "completion_tokens": "20", "total_tokens": "30"}, [10, 20, 0, 0, 0]),
     "Bedrock": ({"inputTokens": 10, "outputTokens": 20, "cacheReadInputTokens": 5}, [15, 20, 5, 0, 0]),
     "AI SDK": ({"promptTokens": 10, "completionTokens": 20, "totalTokens": 30}, [10, 20, 0, 0, 0]),
     "Cohere": ({"tokens": {"input_tokens": 10, "output_tokens": 20}}, [10, 20, 0, 0, 0]),
