@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from . import ALIVE, core, named_proxy
 from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
+from .meanings import LEFT_TEXT, POLICY_TEXT, RESET_TEXT
 from .prompts import (
     asked_in,
     content_of,
@@ -333,6 +334,8 @@ class Api:
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content
         url, body = row.get("url"), row["body"]
+        if "url" not in row and "method" not in row and isinstance(body, dict):  # Mistral's lines name neither
+            url = f"/v1{endpoint_of({'model': self.model} | body, self.endpoint)}"
         known = isinstance(url, str) and (url in READERS or re.fullmatch("/v1/[!-~]+", url))  # Azure has the path alone
         if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
@@ -403,15 +406,21 @@ def split_url(url: str) -> tuple[str, str]:
 
 LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
 LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}"),
-    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
-}
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}",
+                 "x-ratelimit-{}-requests-minute", "x-ratelimit-{}-req-minute", "x-ratelimit-{}-requests-day"),
+    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "x-ratelimit-{}-tokens-minute",
+               "x-ratelimit-{}-tokens-day"),
+}  # fmt: skip
+# Windows that name their period: Cerebras' (https://inference-docs.cerebras.ai/support/rate-limits) and Mistral's
+NAMED = {"x-ratelimit-{}-requests-minute": 60, "x-ratelimit-{}-req-minute": 60, "x-ratelimit-{}-requests-day": 86400,
+         "x-ratelimit-{}-tokens-minute": 60, "x-ratelimit-{}-tokens-day": 86400}  # fmt: skip
 # A limit that names no kind holds for a window of time, after which all of it is there again: OpenRouter's, Together's,
 # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 WINDOWS = {"x-ratelimit-{}", "ratelimit-{}"}
 # These are buckets, refilled all the time, though the reset is a date: https://docs.claude.com/en/api/rate-limits
 BUCKETS = {"anthropic-ratelimit-requests-{}", "anthropic-ratelimit-tokens-{}"}
 PERIODS = 1, 60, 3600, 86400, 7 * 86400, 31 * 86400  # seconds
+THOUSANDS_TEXT = re.compile(r"\d{1,3}(?:,\d{3}){1,4}")  # "14,400"
 NUMBER_TEXT = re.compile(r"\d{1,15}+")  # "100, 100;window=60, 10000;window=86400", "100;w=60"
 WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
 
@@ -438,21 +447,37 @@ def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
         except ValueError:
             limit, window = limit_in_words(text)
         try:
-            left = float(core.header(headers, form.format("remaining")))
+            left = float(core.header(headers, form.format("remaining")).replace(",", ""))
         except ValueError:
             continue
         if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
         wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
+        if form in NAMED:
+            return Told(limit / NAMED[form], left, limit, wait)
         if form in WINDOWS or (is_date and form not in BUCKETS):
             return Told(limit / (window or window_of(wait, 60 if is_date else 1)), left, limit, wait)
         period = period_of(limit, left, wait)
         return Told(limit / period, left, max(1.0, min(limit, left + wait * limit / period)), wait)
-    return None
+    return told_in_one(headers) if name == "requests" else None
+
+
+def told_in_one(headers: Mapping[str, str]) -> Told | None:
+    """Return what one header tells of the limit of requests, `"default";r=50;t=30` beside `"default";q=100;w=60`."""
+    if not (both := core.header(headers, "ratelimit")):
+        return None
+    policy = POLICY_TEXT.search(core.header(headers, "ratelimit-policy"))
+    left, reset = LEFT_TEXT.search(both), RESET_TEXT.search(both)
+    if not (policy and left and int(policy[1]) and int(policy[2])):
+        return None
+    limit = float(policy[1])
+    return Told(limit / int(policy[2]), float(left[1]), limit, float(reset[1]) if reset else 0.0)
 
 
 def limit_in_words(text: str) -> tuple[float, int]:
     """Return the limit, and the seconds that it is for (0 if unsaid), of a list of them; the nearest comes first."""
+    if THOUSANDS_TEXT.fullmatch(text):
+        return float(text.replace(",", "")), 0
     if not (found := NUMBER_TEXT.match(text)):
         return 0.0, 0
     return float(found[0]), int(dict(WINDOW_TEXT.findall(text)).get(found[0], 0))

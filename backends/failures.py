@@ -25,6 +25,7 @@ from . import core, meanings
 
 LONGEST_WAIT = 1e9  # seconds
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
+CODES = "error_type", "error_code", "reason"  # TGI's, Databricks', Novita's
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
 
@@ -65,6 +66,7 @@ def passing(
     if error.verdict == "retry":
         data = error.http[2] if error.http else None
         error.loading = meaning is meanings.LOADING
+        error.useless = int(meaning is meanings.GENERATED)  # twice at the most
         crowded = bool(meanings.AT_ONCE_WORDS.search(message))
         error.slow = (slow or crowded or meaning is meanings.RATE) and meaning not in (meanings.LOADING, meanings.FLEX)
         error.scope = "tokens" if meanings.TOKENS_TEXT.search(f"{data}{message}") else "requests"
@@ -76,13 +78,15 @@ def passing(
 
 def meaning_of(status: int, code: str, message: str, data: Any = None) -> meanings.Meaning | None:
     """Return what a code and a message mean; None if the status is all that there is to go by."""
+    if status == 403 and has_reasons(data):
+        return meanings.CONTENT
     for meaning in meanings.MEANINGS:
         told = status in meaning.statuses
         if code and (told or meaning.anywhere) and meaning.codes.fullmatch(code):
             return meaning
         if told and meaning.words.search(message):
             return meaning
-    return meanings.CONTENT if status == 403 and has_reasons(data) else None
+    return None
 
 
 def kind_of(meaning: meanings.Meaning | None, code: str) -> str:
@@ -128,7 +132,7 @@ def exceeds(message: str) -> bool:
 def as_number(text: str) -> int:
     """Return the number in a text of digits, with thousands apart or in a "k"."""
     digits = re.sub("[,_]", "", text.lower())
-    return int(digits.removesuffix("k")) * (1000 if digits.endswith("k") else 1)
+    return int(digits.rstrip("km")) * {"k": 1000, "m": 1_000_000}.get(digits[-1], 1)
 
 
 def error_in_answer(data: Any) -> core.PromptError:
@@ -157,7 +161,11 @@ def error_without_call(body: bytes) -> core.PromptError:
 
 def is_error(data: Any) -> bool:
     """Tell whether a reply says that it is an error, or has the form of nothing else."""
-    return bool(data.get("error") or data.get("object") == "error" or data.get("type") == "error")
+    error, base = data.get("error"), data.get("base_resp")
+    if error and not (isinstance(error, dict) and not any(error.values())):  # {"code": 0, "message": ""}
+        return True
+    told = isinstance(base, dict) and bool(base.get("status_code"))  # MiniMax', beside an empty answer
+    return told or data.get("object") == "error" or data.get("type") == "error"
 
 
 def status_in(data: Any) -> int:
@@ -222,9 +230,10 @@ def code_in(inner: Mapping[str, Any]) -> str:
     reasons = [one.get("reason") for one in details if isinstance(one, dict)] if isinstance(details, list) else []
     status = inner.get("status")
     google = status if isinstance(status, str) and re.fullmatch("[A-Z_]{4,40}", status) else None
-    given = inner.get("code"), inner.get("type"), *reasons[:3], google, inner.get("error_type")
+    amazon = str(inner.get("__type") or "").rpartition("#")[2]  # com.amazon.coral.service#ThrottlingException
+    given = inner.get("code"), inner.get("type"), *reasons[:3], google, *map(inner.get, CODES), amazon
     codes = [str(code)[: core.HEADER_MOST] for code in given if code and isinstance(code, str | int)]
-    codes = [code for code in codes if not code.isdigit() and code != "error"]
+    codes = [code for code in codes if not code.isdigit() and code not in meanings.SAY_NOTHING]
     stopping = (code for code in codes for meaning in STOPPING if meaning.codes.fullmatch(code))
     return next(stopping, codes[0] if codes else "")
 
@@ -237,44 +246,83 @@ def asked_wait(
     retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
     is taken for that.
     """
-    return next((min(wait, LONGEST_WAIT) for wait in waits(headers, message, data, now) if 0 < wait < math.inf), None)
+    told = itertools.chain(waits_of(headers, now), waits_in(data, now), waits_worded(message, now))
+    return next((min(wait, LONGEST_WAIT) for wait in told if 0 < wait < math.inf), None)
 
 
-def waits(headers: Mapping[str, str], message: str, data: Any, now: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds that each part of a reply tells, the surest first."""
+def waits_of(headers: Mapping[str, str], now: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds that the headers tell, the surest first."""
     with contextlib.suppress(ValueError):
         yield float(core.header(headers, "retry-after-ms")) / 1000
-    after = core.header(headers, "retry-after")
-    try:
-        yield float(after)
-    except ValueError:
-        yield (moment_of(after) or now()) - now()
+    yield after_wait(core.header(headers, "retry-after"), now)
+    for name, unit in meanings.WAIT_HEADERS.items():
+        with contextlib.suppress(ValueError):
+            yield unit * float(core.header(headers, name))
     for name, left in meanings.RESETS.items():
         if core.header(headers, left) in ("", "0"):
             yield reset_wait(core.header(headers, name), headers)[0]
-    yield from waits_in(inner_of(data))
+    both = core.header(headers, "ratelimit")
+    left_in, reset = meanings.LEFT_TEXT.search(both), meanings.RESET_TEXT.search(both)
+    if reset and left_in and not int(left_in[1]):
+        yield float(reset[1])
+
+
+def after_wait(text: str, now: Callable[[], float]) -> float:
+    """Return the seconds that a Retry-After tells: a number, a date, or (which no standard has) 1m30s; 0.0 if none."""
+    try:
+        number = float(text.partition(",")[0] if text[:1].isdigit() else text)  # two proxies add one each
+    except ValueError:
+        span = seconds(text) if text[:1].isdigit() and text[-1:] in "smh" else None
+        return span or (moment_of(text) or now()) - now()
+    return number - now() if meanings.DATE_LEAST < number < 20 * meanings.DATE_LEAST else number
+
+
+def waits_in(data: Any, now: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds under the usual names in an error, in its details, and beside it."""
+    inner, outer = inner_of(data), data[0] if isinstance(data, list) and data else data
+    details, outer = inner.get("details"), outer if isinstance(outer, dict) else {}
+    metadata = inner.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    parts = [inner, metadata, *(details[:10] if isinstance(details, list) else ())]
+    for part in filter(dict_like, [*parts, outer, outer.get("parameters"), outer.get("detail")]):
+        for name in part.keys() & meanings.WAIT_KEYS.keys():
+            yield meanings.WAIT_KEYS[name] * span_of(part[name])
+        for name in part.keys() & meanings.WHEN_KEYS:
+            yield reset_wait(str(part[name])[: core.HEADER_MOST], {})[0]
+    if dict_like(metadata.get("headers")):  # OpenRouter's own limits are told there
+        yield from waits_of({str(name).lower(): str(value) for name, value in metadata["headers"].items()}, now)
+
+
+def dict_like(value: Any) -> bool:
+    """Tell whether it is an object with anything in it."""
+    return isinstance(value, dict) and bool(value)
+
+
+def span_of(value: Any) -> float:
+    """Return the number in a field: one, a text of one, a duration in a text or Google's object; 0.0 if it is none."""
+    if isinstance(value, dict):
+        value = value.get("seconds")
+    if isinstance(value, str):
+        value = value[: core.HEADER_MOST]
+        try:
+            return seconds(value) or float(value)
+        except ValueError:
+            return 0.0
+    return float(value) if type(value) in (int, float) and abs(value) < 1e300 else 0.0
+
+
+def waits_worded(message: str, now: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds that a message tells."""
     for found in meanings.WAIT_TEXT.finditer(message):
         yield span_at(message, found.end())
+    if clock := meanings.CLOCK_TEXT.search(message):
+        yield 3600 * int(clock[1]) + 60 * int(clock[2]) + int(clock[3])
     if one := meanings.ONE_TEXT.search(message):
         yield meanings.UNITS[one[1][0].lower()]
     if chinese := meanings.CHINESE_WAIT.search(message):
         yield int(chinese[1]) * meanings.UNITS[chinese[2][0]]
     if date := meanings.DATE_TEXT.search(message):
         yield moment_of(date[1]) - now()
-
-
-def waits_in(inner: Mapping[str, Any]) -> Iterator[float]:
-    """Yield the seconds under the usual names in an error, and in its details."""
-    details = inner.get("details")
-    for part in (inner, inner.get("metadata"), *(details[:10] if isinstance(details, list) else ())):
-        for name in part.keys() & meanings.WAIT_KEYS.keys() if isinstance(part, dict) else ():
-            value = part[name]
-            with contextlib.suppress(ValueError, OverflowError):
-                if isinstance(value, str):
-                    value = value[: core.HEADER_MOST]
-                    yield seconds(value) or meanings.WAIT_KEYS[name] * float(value)
-                elif type(value) in (int, float):
-                    yield meanings.WAIT_KEYS[name] * float(value)
 
 
 def span_at(text: str, start: int) -> float:

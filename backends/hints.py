@@ -25,6 +25,7 @@ HINTS = {
     "asked again. If it was the server that had to be mended, add --retry-failed",
     "5xx": "the server's own fault; ask again later",
     "account_deactivated": "the account behind this key is closed; use another key (--api-key-env)",
+    "not_allowed": "the provider does not let this account, or this country, use it; the message says what is needed",
     "model_not_found": "check the model (-m); not every key may use every model",
     "model_loading": "the server is still loading the model; ask again when it is ready",
     "resource_unavailable": "the service tier has no room just now; ask again later, or in another one "

@@ -21,6 +21,7 @@ SLOW_STATUSES = frozenset({420, 429, 449, 503, 529})
 OK = frozenset({200})
 FAULTS = frozenset(range(500, 600))  # by which a server says that it is its own fault
 NEVER = re.compile(r"(?!)")
+SAY_NOTHING = {"error", "None", "null", "undefined"}  # codes; LiteLLM writes Python's None
 QUOTA_CODES = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
     r"billing_not_active|billing_hard_limit_reached"
@@ -83,33 +84,66 @@ KEY = Meaning(
         \b(?:authentication|authorization) (?:error|failed|required)\b
         \bauthori[sz]ation\b.{,60}?\btoken\b.{,20}?\b(?:invalid|expired)
         \bdid(?:n't| not) provide an? api key\b
+        \b(?:missing|invalid|no)\b.{,20}?\bauthori[sz]ation header\b
         ^\W{,3}unauthori[sz]ed\b
+        ^\W{,3}forbidden\W{,3}$
         \berror code: 401\b
         \blogin fail
+        \blitellm\.AuthenticationError\b
     """),
     OK | {400, 412, 422} | FAULTS, own=re.compile("invalid_api_key"),
 )  # fmt: skip
-# Anthropic's 400, DashScope's Arrearage, Moonshot's exceeded_current_quota_error, MiniMax' 1008, Fireworks' 412. The
-# word "quota" says nothing: Azure's rate limits have it too.
+# Anthropic's 400, DashScope's Arrearage, Moonshot's exceeded_current_quota_error, MiniMax' 1008, Fireworks' 412, xAI's
+# 429, Cloudflare's and Baidu's allowance of a day, Zhipu's 1113, Volcengine's SetLimitExceeded, one-api's and Novita's
+# codes. The word "quota" says nothing: Azure's rate limits have it too, and Gemini's have OpenAI's whole sentence.
 QUOTA = Meaning(
     "insufficient_quota", "stop",
     forms(QUOTA_CODES.pattern + "|arrearage|exceeded_current_quota_error|insufficient_?(?:balance|credits?|funds)|"
-          "payment_required|account_?overdue(?:error)?|budget_exceeded"),
+          "payment_required|account_?overdue(?:error)?|budget_exceeded|insufficient_user_quota|SetLimitExceeded|"
+          r"not_enough_(?:balance|credits?|funds)|AllocationQuota\.FreeTierOnly|out_of_credits"),
     forms(r"""
         \bcredit balance is too low\b
-        \b(?:insufficient|not enough|no|out of) (?:\w{1,20} )?(?:balance|credits?|funds)\b
+        \b(?:insufficient|not enough|no|out of) (?:\w{1,20} )?(?:balance|credits?|funds)\b(?! (?:was|were) )
+        \bbalance is (?:insufficient|too low|not enough|negative)\b
+        \bused (?:up )?all (?:of )?(?:\w{1,20} ){,2}credits\b
+        \bused up your (?:\w{1,20} ){,3}allocation\b
+        \bspecified api usage limits?\b
+        ^\W{,3}usage limit exceeded\W{,3}$
+        \bdaily (?:request|usage|token)s? limit (?:has been |was |is )?(?:reached|exceeded)\b
+        \bover budget\. spend=
+        \bexceeded your current quota, please check your plan(?!.{,1500}?\b(?:retry|metric|ai\.google))
+        (?:欠费|余额不足|额度不足|额度已用尽)
         \baccount\b.{,80}?\b(?:overdue|in arrears|suspended)
         \b(?:key|credit|spend|spending|budget) limit (?:has been |was )?(?:exceeded|reached)\b
         \bbudget has been exceeded\b
     """),
-    OK | {400, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
+    OK | {400, 402, 403, 412, 422, 429} | FAULTS, own=QUOTA_CODES,
 )  # fmt: skip
-CLOSED = Meaning("", "stop", forms("account_deactivated"), NEVER, frozenset())
-# llama.cpp#19774 and #15780, llama-cpp-python, TGI, vLLM, SGLang, Ollama, Gemini, Anthropic, LiteLLM, DashScope
+# OpenAI's account_deactivated, Groq's organization_restricted, Anthropic's "This organization has been disabled."
+CLOSED = Meaning(
+    "account_deactivated", "stop",
+    forms("(?:account|user|organization)_(?:deactivated|restricted|suspended|disabled|banned)"),
+    forms(r"\b(?:organization|account|workspace) (?:has been|was|is) (?:deactivated|disabled|restricted|banned)\b"),
+    OK | {400, 403},
+)  # fmt: skip
+# OpenAI's and Gemini's countries, OpenAI's verified organizations, Groq's terms of a model
+ACCESS = Meaning(
+    "not_allowed", "stop", forms("unsupported_country_region_territory|model_terms_required"),
+    forms(r"""
+        \buser location is not supported\b
+        \bcountry, region,? or territory\b.{,20}?\bnot supported\b
+        \borganization must be verified\b
+        \brequires terms acceptance\b
+    """),
+    OK | {400, 403},
+)  # fmt: skip
+# llama.cpp#19774 and #15780, llama-cpp-python, TGI, vLLM, SGLang, Ollama, Gemini, Anthropic, LiteLLM, DashScope, xAI,
+# LM Studio, Moonshot, SambaNova, Zhipu, Baidu, GitHub Models
 CONTEXT = Meaning(
     "context_length_exceeded", "fail",
     forms(r"""
         context_length_exceeded|exceed_context_size_error|prompt_too_long|input_too_long|string_above_max_length
+        tokens_limit_reached
         \w{,40}context_?(?:window|size|length|limit)_?(?:exceed\w{,40}|error|limit)
     """),
     forms(r"""
@@ -118,10 +152,15 @@ CONTEXT = Meaning(
         \b(?:maximum|model's|max) context (?:length|size|window)\b
         \b(?:longer|larger|greater|more) than\b.{,80}?\bcontext\b
         \b(?:longer|larger|greater) than\b.{,40}?\bmax\w{,8} (?:model|sequence) len
-        \b(?:prompt|input|message|request)s?(?: text)? (?:is|are) too (?:long|large)\b
+        \b(?:prompt|input|message|request)s?(?: text| prompt)?(?: \([^()]{1,40}+\))? (?:is|are) too (?:long|large|big)\b
         \b(?:prompt|input) too (?:long|large)\b
         \btoo many (?:input |prompt )?tokens\b
-        \bcontext (?:window )?overflow
+        \bcontext (?:window |the )?overflow
+        \bmax(?:imum)? (?:supported )?(?:sequence|prompt|input) length is\b
+        \bexceed\w{,3} (?:the |this )?model(?:'s)? token limit\b
+        \bthe max input characters is \d
+        \bContextWindowExceededError\b
+        (?:超长|输入过长|超出.{,10}上下文|上下文.{,10}超)
         \b(?:input|prompt)s?\b.{,60}?\b(?:tokens?|length)\b.{,80}?(?:\bexceed|\bmust be <=)
         \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq)
         \bmust have less than \d{1,9} tokens\b
@@ -130,12 +169,23 @@ CONTEXT = Meaning(
     """),
     OK | {400, 413, 422} | FAULTS,
 )  # fmt: skip
-# LiteLLM's proxy, Groq and others have no 404 for it; one-api's is a 503
+# LiteLLM's proxy, OpenRouter, Groq, DeepSeek, Mistral, Together, Hugging Face, Bedrock and others have no 404 for it;
+# one-api's is a 503
 MODEL = Meaning(
-    "model_not_found", "stop", forms("model_?not_?(?:found|exist)(?:error)?|model_decommissioned|DeploymentNotFound"),
+    "model_not_found", "stop",
+    forms(r"""
+        model_?not_?(?:found|exist|available|supported)(?:error)?|model_decommissioned|DeploymentNotFound
+        (?:invalid|unknown)_?model|InvalidEndpoint\w{,20}\.\w{,20}
+    """),
     forms(r"""
         \binvalid model name
         \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned)
+        \bmodel not exist\b
+        \bis not a valid model\b
+        ^\W{,3}invalid model(?::| ['"`]|$)
+        \bmodel identifier is invalid\b
+        \bmodel has not been loaded\b
+        模型不存在
         \b(?:unknown|no such) model\b
         \bno models? (?:is |are )?loaded\b
         \bmodel (?:is )?not loaded\b
@@ -168,19 +218,25 @@ PLAIN_HTTP = Meaning(
     """),
     frozenset({400, 403, 426, 497}),
 )  # fmt: skip
-# OpenRouter's 403, which may give its reasons; DashScope, Azure, Gemini: of this prompt alone
+# OpenRouter's 403, which may give its reasons; DashScope, Azure, Gemini, xAI's 403, DeepSeek, Volcengine, Zhipu's 1301,
+# MiniMax' 1026: of this prompt alone
 CONTENT = Meaning(
     "content_filter", "fail",
     forms(r"""
         content_(?!length)\w+|data_?inspection_?failed|ContentPolicyViolationError|ResponsibleAIPolicyViolation
-        moderation_blocked|prohibited_content
+        moderation_blocked|prohibited_content|\w{,40}sensitive_?content\w{,40}
     """),
     forms(r"""
         \b(?:input|prompt|request|message|content|text|image)s?\b.{,60}?\bflagged\b
         \brequires moderation\b
         \bcontent (?:management |usage |safety )?(?:policy|policies|filter)
         \bsafety (?:system|filter|polic)
-        \b(?:prohibited|inappropriate|sensitive) (?:content|words?)\b
+        \b(?:prohibited|inappropriate|sensitive) (?:content|words?|information)\b
+        \bviolat\w{,5}\b.{,40}?\b(?:usage|content|safety) (?:guideline|polic)
+        \bcontent exists risk\b
+        \bContentPolicyViolationError\b
+        \bnew_sensitive\b
+        (?:敏感|违规|不安全)
     """),
     OK | {400, 403, 451} | FAULTS, own=re.compile(r"content_\w+"),
 )  # fmt: skip
@@ -205,7 +261,7 @@ REQUEST = Meaning(
         \bmissing (?:a )?required\b
         \brequest (?:body )?(?:is )?too large\b
     """),
-    OK | FAULTS, anywhere=False,
+    OK | FAULTS - STOP_STATUSES, anywhere=False,
 )  # fmt: skip
 # GitHub's and Google's 403, gateways' 200 and 400
 # LiteLLM: "Limit type: max_parallel_requests. Current limit: 3"; others: "Maximum concurrent requests (limit: 5)"
@@ -216,9 +272,14 @@ AT_ONCE = re.compile(
 RATE = Meaning(
     "", "retry",
     forms(r"\w{,40}rate_?limit\w*|too_?many_?requests\w*|slow_down|throttl\w*(?:\.\w+)?|resource_exhausted"),
-    forms(r"\brate.?limit|\btoo many requests\b|\bthrottl(?:ed|ing)\b"),
+    forms(r"\brate.?(?:limit|exceeded)|\btoo many requests\b|\bthrottl(?:ed|ing)\b|\brequest limit reached\b"),
     OK | {400, 403, 500}, anywhere=False,
 )  # fmt: skip
+# Groq's, of a text that the model has got wrong; it may do better: https://console.groq.com/docs/structured-outputs
+GENERATED = Meaning(
+    "", "retry", forms("json_validate_failed|tool_use_failed|output_parse_failed"), NEVER, frozenset({400}),
+    anywhere=False,
+)
 # Codes by which a Responses object or a row of a Batch says that the fault was the server's
 SERVER = Meaning(
     "", "retry", forms(r"server_error|\w{,40}timeout|batch_\w+|internal_(?:server_)?error|\w{,40}overloaded\w*"),
@@ -234,13 +295,15 @@ PASSING = Meaning(
         \b(?:is|are) (?:currently )?overloaded\b
         \bserver (?:is )?(?:too )?busy\b
         \bmodel (?:has |was )?(?:crashed|unloaded|reloaded)\b
+        ^\W{,3}channel error\b
         \bupstream (?:error|timeout|timed out|connect error)
     """),
     OK | {400, 410, 412},
 )  # fmt: skip
 # The first that is met counts: what is said of the key, the account or the address is more than a code for everything.
 MEANINGS = (
-    LOADING, FLEX, KEY, QUOTA, CLOSED, CONTEXT, MODEL, PATH, PLAIN_HTTP, CONTENT, REQUEST, RATE, SERVER, PASSING,
+    LOADING, FLEX, KEY, QUOTA, CLOSED, ACCESS, CONTEXT, MODEL, PATH, PLAIN_HTTP, CONTENT, REQUEST, RATE, GENERATED,
+    SERVER, PASSING,
 )  # fmt: skip
 
 # ---- Answers that are none -----------------------------------------------------------------------------------
@@ -249,48 +312,79 @@ MEANINGS = (
 # network_error, DeepSeek's insufficient_system_resource, vLLM's and SGLang's "abort", Cohere's error_limit
 BROKEN = {
     "error", "network_error", "insufficient_system_resource", "abort", "aborted", "server_error", "internal_error",
-    "cancelled", "canceled", "timeout", "overloaded", "engine_error", "error_limit",
+    "cancelled", "canceled", "timeout", "overloaded", "engine_error", "error_limit", "failed", "interrupted",
+    "terminated", "unavailable", "rate_limit", "user_cancel", "user_cancelled", "preempted", "engine_dead",
 }  # fmt: skip
+# The model's own fault, which it may not make again; Gemini's
+MISMADE = {"malformed_function_call", "function_call_filter: malformed_function_call"}
+# Other words for "stop": DashScope's, TGI's, llamafile's, vLLM's forks', Vertex's; with any letters, as for core.WHOLE
+STOPPED = {
+    "finish", "finished", "finish_reason_stop", "stop_token", "content_stop", "end", "done", "normal", "eog",
+    "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",
+}  # fmt: skip
+# Keys of an answer of another API than OpenAI's, and whose it is; the first that are all there count
+FOREIGN = (
+    ({"message", "done"}, "Ollama's own API, not of the one below /v1"),
+    ({"response", "done"}, "Ollama's own API, not of the one below /v1"),
+    ({"candidates"}, "Gemini's own API, not of the one below /v1beta/openai"),
+    ({"content", "stop_reason"}, "Anthropic's own API"),
+    ({"generated_text"}, "Hugging Face's own API, not of the one below /v1"),
+    ({"result", "success"}, "Cloudflare's own API, not of the one below /ai/v1"),
+    ({"content", "stop", "tokens_predicted"}, "llama.cpp's own API, not of the one below /v1"),
+)
 # Of an object that the server has only taken on: the Responses API's, DashScope's and others'
 UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PENDING", "RUNNING"}
 
 # ---- Numbers in words ----------------------------------------------------------------------------------------
 
-LIMIT_TEXT = forms(
-    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b.{,300}?"
-    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b"
-)
-REQUESTED_TEXT = forms(
-    r"\brequested[:=]? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b.{,300}?"
-    r"\blimit(?: is| of|[:=])? ?~?(\d{1,15}+(?:[,_]\d{3}){,4}k?)\b"
-)
+BEFORE = r"(?:[:=]| is| of| up to)? ?(?:about |approx\.? |approximately )?[~≈'\"(]?"
+COUNT = r"(\d{1,15}+(?:[,_]\d{3}){,4}[km]?)\b"
+LIMIT_TEXT = forms(rf"\blimit{BEFORE}{COUNT}.{{,300}}?\brequested{BEFORE}{COUNT}")
+REQUESTED_TEXT = forms(rf"\brequested{BEFORE}{COUNT}.{{,300}}?\blimit{BEFORE}{COUNT}")
 TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
 # "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
 WAIT_TEXT = forms(
     r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|cool ?down|"
-    r"next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
+    r"back(?:ing)?[ -]?off|time (?:left|remaining)|next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
 )
 ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")
 CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)")
 SPAN = forms(
     r"(\d{1,12}+(?:,\d{3}){,3}(?:\.\d{1,12}+)?) ?"
-    r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])(?:, and |, | and | )?"
+    r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d|weeks?)(?![a-z])"
+    r"(?:, and |, | and | )?"
 )
 DATE_TEXT = forms(
     r"\b(?:again|retry|until|resets?|available|after|at)\b[^.\d]{,40}+"
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)"
 )
+CLOCK_TEXT = forms(r"\b(?:again|retry|resets?|available) (?:in|after) (\d{1,2}):(\d\d):(\d\d)\b")
 DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "秒": 1.0, "分": 60.0, "小": 3600.0}
-# Headers of a 429 that tell when a window is over, by a span or a date
-RESETS = {"x-ratelimit-reset": "x-ratelimit-remaining", "ratelimit-reset": "ratelimit-remaining"}
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+UNITS |= {"秒": 1.0, "分": 60.0, "小": 3600.0}
+# Headers of a 429 that tell when a window is over, by a span or a date, if nothing is left under the other name
+RESETS = {
+    "x-ratelimit-reset": "x-ratelimit-remaining", "ratelimit-reset": "ratelimit-remaining",
+    "x-rate-limit-reset": "x-rate-limit-remaining",
+}  # fmt: skip
+# Other headers with a wait, and in what: Azure's, Discord's and GitHub's kind, gateways'
+WAIT_HEADERS = {
+    "x-ms-retry-after-ms": 0.001, "x-retry-after": 1.0, "x-ratelimit-retry-after": 1.0, "x-ratelimit-reset-after": 1.0,
+}  # fmt: skip
+# What is left and for how long, in one header: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+# from 08 on ("default";r=0;t=7), and before (limit=10, remaining=0, reset=7)
+LEFT_TEXT = forms(r"(?:;\s?r|\bremaining)=(\d{1,15}+)\b")
+RESET_TEXT = forms(r"(?:;\s?t|\breset)=(\d{1,15}+)\b")
+POLICY_TEXT = forms(r"(?:;\s?q=|^)(\d{1,15}+);\s?w=(\d{1,9}+)")
 DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
 RESET_MOST = 32 * 86400.0  # seconds of a reset that is believed
 # Where a body tells the wait, and in what: Google's RetryInfo, Hugging Face's, Cloudflare's and others'
 WAIT_KEYS = {
     "retryDelay": 1.0, "retry_after": 1.0, "retryAfter": 1.0, "retry_after_seconds": 1.0, "estimated_time": 1.0,
-    "retry_after_ms": 0.001, "retryAfterMs": 0.001,
+    "retry_after_ms": 0.001, "retryAfterMs": 0.001, "retry_after_s": 1.0, "retryAfterSeconds": 1.0, "retry_in": 1.0,
+    "retry_in_seconds": 1.0, "wait_seconds": 1.0, "resets_in_seconds": 1.0, "reset_in_seconds": 1.0,
 }  # fmt: skip
+WHEN_KEYS = {"resets_at", "reset_at", "resetAt", "resetsAt", "retry_at"}  # the same as a date
 # Where a body has its message, in this order: OpenAI's, AWS', FastAPI's, Zhipu's, Baidu's, OAuth's, Apigee's, RFC 9457
 MESSAGES = (
     "message", "Message", "detail", "msg", "error_msg", "error_message", "error_description", "reason", "description",

@@ -15,7 +15,7 @@ from typing import Any
 from . import core
 
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-BLANK = " \t\r\n\f\v\xa0\u3000\ufeff\u200b\u200c\u200d\u2060\u3164"  # not seen; isspace() does not know all of them
+BLANK = " \t\r\n\f\v\x1a\xa0\u3000\ufeff\u200b\u200c\u200d\u2060\u3164"  # not seen; isspace() does not know all of them
 
 
 def words(text: str) -> frozenset[str]:
@@ -47,7 +47,10 @@ INSTRUCTIONS = words(
     "instruction instructions system system_prompt system_message developer preprompt task_description"
 )
 FOREIGN = words("from value speaker parts")  # keys of a turn that no API has: ShareGPT's, Gemini's
-BESIDE_PROMPT = INSTRUCTIONS | frozenset(core.CONTENT_KEYS)
+# What goes with a prompt as well: the turns before it (ChatGLM's, LLaMA-Factory's), what it is about (RAG sets), media
+ADDED = words("history context images image image_url videos video audios")
+PARTS = words("text image_url input_audio file")  # types of a message's parts
+BESIDE_PROMPT = INSTRUCTIONS | ADDED | frozenset(core.CONTENT_KEYS)
 BESIDE_INPUT = BESIDE_PROMPT | words("question query problem")
 
 
@@ -141,10 +144,17 @@ def is_conversation(content: Any) -> bool:
 
 
 def as_messages(content: Any, kind: str) -> Any:
-    """Return messages that stand in another form as a list: one of them alone, or JSON in a table's field."""
+    """Return messages that stand in another form as a list: one alone, its parts, or JSON in a table's field."""
     if isinstance(content, str) and kind == "messages" and content.lstrip()[:1] in ("[", "{"):
         content = core.parse_json(content)
+    if kind == "prompt" and isinstance(content, list) and content and all(map(is_part, content)):
+        content = {"role": "user", "content": content}
     return [content] if isinstance(content, dict) and "role" in content else content
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is a part of a message's content."""
+    return isinstance(value, dict) and value.get("type") in PARTS and "role" not in value
 
 
 def half(prompt: core.Prompt) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import core
 from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
-from .meanings import BROKEN, UNFINISHED
+from .meanings import BROKEN, FOREIGN, MISMADE, STOPPED, UNFINISHED
 from .prompts import encode_text
 from .streams import is_stream, joined
 from .usage import tier_of, usage_of
@@ -96,6 +96,8 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
     """Return the object in a reply that is none as it stands: events, or a list with an error in it."""
     if isinstance(data, list) and data and isinstance(data[0], dict) and is_error(data[0]):
         return data[0]
+    if isinstance(data, list) and data and isinstance(data[0], dict) and (name := foreign(data[0])):
+        raise wrong_api(name)
     if data is None and is_stream(headers, body) and has_few_values(body):
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return joined(body)
@@ -112,6 +114,8 @@ def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.Prompt
     state = data.get("status") or data.get("task_status") or ("accepted" if status == 202 else "")
     if status == 202 or state in UNFINISHED or data.keys() == {"request_id"}:  # xAI's deferred completions
         return Unfinished(str(state or "deferred"))
+    if name := foreign(data):
+        return wrong_api(name)
     if error_of(data)[1]:
         error = error_in_answer(data)
     else:
@@ -120,6 +124,17 @@ def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.Prompt
     if error.usage and any(core.token_counts(error.usage)):
         error.useless = 1  # twice at the most: it was work, and is billed each time
     return error
+
+
+def foreign(data: dict[str, Any]) -> str:
+    """Return whose API answers in this form, '' if it is none that is known, or says that it failed."""
+    failed = data.get("success") is False
+    return "" if failed else next((name for keys, name in FOREIGN if keys <= data.keys()), "")
+
+
+def wrong_api(name: str) -> core.PromptError:
+    """Return the error for an answer in the form of another API."""
+    return core.PromptError("wrong_path", f"this answer has the form of {name}", "stop", 200)
 
 
 # ---- Readers, by endpoint ------------------------------------------------------------------------------------
@@ -135,7 +150,13 @@ def chat_text(data: dict[str, Any]) -> Read:
             return text, "stop", {}  # as most are: this is on the path of every answer
     choices = in_order(choices)
     reasons = [reason_of(choice) for choice in choices]  # first: what broke off may have no message
-    return of_choices(data, choices, reasons, [choice["message"] for choice in choices])
+    return of_choices(data, choices, reasons, list(map(message_of, choices)))
+
+
+def message_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return the message of a choice; some proxies leave it under the name that it has in a stream or a completion."""
+    message: dict[str, Any] = choice.get("message") or choice.get("delta") or {"content": choice["text"]}
+    return message
 
 
 def is_plain(*parts: dict[str, Any]) -> bool:
@@ -177,9 +198,14 @@ def reason_of(choice: dict[str, Any]) -> str | None:
     """Return why a choice ended. Raises PromptError if that was the server's fault, by the error that it names."""
     reason, error = choice.get("finish_reason"), choice.get("error")
     reason = reason.get("type") if isinstance(reason, dict) else reason  # SGLang's
-    if error or (reason is not None and str(reason).lower() in BROKEN):
+    native = str(choice.get("native_finish_reason") or "").lower()  # OpenRouter's
+    reason = native if not reason and (native in BROKEN or native.endswith("error")) else reason
+    word = str(reason or "").lower()
+    if error or word in BROKEN or word.endswith("error") or word in MISMADE:
         raise broken_off(str(reason), error)
-    return reason if reason is None or isinstance(reason, str) else str(reason)
+    if word in core.WHOLE or word in STOPPED:
+        return (word if word in core.WHOLE else "stop") if reason else reason
+    return str(reason)
 
 
 def broken_off(reason: str, error: Any) -> core.PromptError:
@@ -189,7 +215,9 @@ def broken_off(reason: str, error: Any) -> core.PromptError:
         found.error = found.error._replace(message=f"the answer broke off: {found.error.message}")
         found.args = found.error[1:2]
         return found
-    return core.PromptError("broken_off", f"the answer broke off, ended by {core.short(reason, 60)}", "retry", 200)
+    found = core.PromptError("broken_off", f"the answer broke off, ended by {core.short(reason, 60)}", "retry", 200)
+    found.useless = int(reason.lower() in MISMADE)  # twice at the most
+    return found
 
 
 def besides(choice: dict[str, Any], message: dict[str, Any], text: str) -> dict[str, Any]:
@@ -230,6 +258,10 @@ def message_text(message: dict[str, Any]) -> str:
         return content
     if isinstance(content, list):
         content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    if isinstance(content, dict):
+        return encode_text(content)
+    if content is None and isinstance(audio := message.get("audio"), dict):
+        content = audio.get("transcript")
     if not content and (calls := message.get("tool_calls") or message.get("function_call")):
         content = encode_text(calls)
     return str(content if content is not None else message.get("refusal") or "")

@@ -36,6 +36,14 @@ NAMES = {
     "total_token_count": TOTAL,
     "cached_content_token_count": CACHED,
     "thoughts_token_count": REASONING,
+    # Bedrock's: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html; the AI SDK's
+    "inputTokens": IN,
+    "outputTokens": OUT,
+    "totalTokens": TOTAL,
+    "cacheReadInputTokens": READ_BESIDE,
+    "cacheWriteInputTokens": WRITTEN_BESIDE,
+    "promptTokens": IN,
+    "completionTokens": OUT,
 }
 GIVEN = {
     "cached_tokens": CACHED,
@@ -45,7 +53,9 @@ GIVEN = {
 }
 DETAILS = {(f"{part}_tokens_details", name): place for part in ("prompt", "input") for name, place in GIVEN.items()}
 DETAILS |= {("prompt_token_details", name): place for name, place in GIVEN.items()}
+DETAILS |= {("tokens", "input_tokens"): IN, ("tokens", "output_tokens"): OUT}  # Cohere's
 DETAILS |= {(f"{part}_tokens_details", "reasoning_tokens"): REASONING for part in ("completion", "output")}
+COST_MOST = 1e6  # USD of a call that are believed
 # Names of the ordinary service tier: OpenAI's, Anthropic's (usage.service_tier) and Groq's.
 STANDARD = {"", "default", "auto", "standard", "standard_only", "on_demand"}
 
@@ -90,6 +100,27 @@ def counts_in(usage: Mapping[str, Any]) -> list[int]:
 def as_count(value: Any) -> int:
     """Return an integral number as an int; anything else, True included, as 0."""
     return int(value) if type(value) in (int, float) and 0 <= value < 2**53 else 0
+
+
+def told_cost(usage: Any) -> float | None:
+    """Return what a usage object says that the call has cost, in USD; None if it does not.
+
+    OpenRouter's `cost` (with a key of one's own it is the fee alone: https://openrouter.ai/docs/use-cases/byok),
+    Perplexity's `cost.total_cost` and DeepInfra's `estimated_cost`.
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    cost = usage.get("cost", usage.get("estimated_cost"))
+    if (told := as_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)) is None:
+        return None
+    details = usage.get("cost_details")
+    upstream = details.get("upstream_inference_cost") if usage.get("is_byok") and isinstance(details, dict) else 0
+    return told + (as_dollars(upstream) or 0.0)
+
+
+def as_dollars(value: Any) -> float | None:
+    """Return a plain number that may be an amount in USD, None if it is none."""
+    return float(value) if type(value) in (int, float) and 0 <= value < COST_MOST else None
 
 
 def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,9 +19,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
-from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in
+from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in, usage_of_row
 
-STANDARD, tier_of = (getattr(core.sibling("backends", "usage"), name) for name in ("STANDARD", "tier_of"))
+USAGE = core.sibling("backends", "usage")
+STANDARD, tier_of, told_cost = USAGE.STANDARD, USAGE.tier_of, USAGE.told_cost
 WORST = max(TIERS.values())  # times the ordinary price: what a tier of which nothing is known may cost
 HINTS = core.sibling("backends", "hints").HINTS
 HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
@@ -54,7 +55,7 @@ class Budget:
     may have it for all. What a call has cost instead is taken from its usage and tier; a reply that was lost, or that
     tells none, is counted at the most: it may have been billed. What is spent is kept in a small file beside the
     results, so that no run forgets what another has paid; calls that the end of a run cuts off are counted in it like
-    the mean.
+    the mean. Where a usage tells its cost in USD, and that is above 0, it counts.
     """
 
     PART, ROOM = 3000, 16
@@ -197,6 +198,7 @@ class Budget:
         self._ended += any(tokens)
         self._longest = max(self._longest, tokens[1])
         cost = cost_of(tokens, self.as_served(price, tokens[0], tier)) if any(tokens) else 0.0
+        cost = told_cost(usage_of_row(row)) or cost
         self._lines += cost
         self._later += cost if offset >= self._account[3] else 0.0
         self._take_over()
@@ -307,7 +309,7 @@ class Budget:
         tokens = core.token_counts(failure.usage or {})
         if tokens[0]:
             tier = tier_of(failure.http[2]) if failure.http else ""
-            return cost_of(tokens, self.as_served(price, tokens[0], tier)), False
+            return told_cost(failure.usage) or cost_of(tokens, self.as_served(price, tokens[0], tier)), False
         lost = failure.error.status == 200 or not (failure.heard or failure.kind in core.NEVER_THERE)
         return (self.in_all(*most), True) if lost else (0.0, False)
 
@@ -325,6 +327,8 @@ class Budget:
             answered = len(str(reply.extra.get("texts") or reply.text or "").encode(errors="replace"))
         self.learn(prompt.body, asked, answered)
         cost = cost_of((asked, answered, *kinds), self.as_served(price, asked, reply.extra.get("service_tier", "")))
+        if paid := told_cost(reply.usage):  # 0 is not believed where money is at stake
+            return paid, False
         return (cost, False) if told else (max(most[0], cost), True)
 
     def status(self, ran: core.Ran) -> str:

@@ -84,30 +84,49 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("utterance", "{utterance}"),
     ("request", "{request}"),
     ("turns", "{turns}"),
+    ("prompt", "{prompt}"),  # in other letters
 )  # fmt: skip
 SYSTEM = ["system", "system_prompt", "system_message", "developer", "preprompt"]
 ANSWERS_OFF = 'if .messages[-1].role == "assistant" then .messages |= .[:-1] else . end'  # what the set answers itself
+# Columns that hold a whole request of another API, or a row of another tool: Anthropic's batches, Gemini's, Bedrock's,
+# LangSmith's, promptfoo's
+NESTED = ("params", "request", "modelInput", "inputs", "vars", "row")
+PAIRS = (("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("prompt", "response"), ("q", "a"))
+DIALOGUES = ("data", "dialog", "dialogue", "conversation", "conversations", "utterances")  # of texts in turn
+NAME = re.compile(r"\w+")
 ROLES = '{human:"user",gpt:"assistant",chatgpt:"assistant",bot:"assistant",model:"assistant"}'
 
 
 def advice(prompt: core.Prompt) -> str:
     """Return what makes prompts of rows like this one, '' if nothing is known of them."""
     columns = ({prompt.kind: prompt.content} if prompt.kind else {}) | prompt.columns
-    found = next(itertools.chain(conversations(columns), with_system(columns), translations(columns)), "")
+    file = file_of(prompt.where.rpartition(" line ")[0] or "FILE")
+    if inner := next((name for name in NESTED if isinstance(columns.get(name), dict) and columns[name]), ""):
+        return f"jq -c '. + .{inner} | del(.{inner})' {file} > prompts.jsonl makes columns of what is in {inner}"
+    ways = conversations(columns), with_system(columns), with_history(columns), translations(columns)
+    found = next(itertools.chain(*ways), "")
     if found:
-        file = file_of(prompt.where.rpartition(" line ")[0] or "FILE")
         return f"jq -c '{found} | {ANSWERS_OFF}' {file} > prompts.jsonl makes messages of it"
     lower = {name.lower(): name for name in reversed(columns)}
+    media = [name for name in columns if name.lower() in MEDIA]
+    if prompt.kind and media:
+        program = f"del({', '.join(f'.[{core.encode_json(name)}]' for name in media)})"
+        return f"put them into messages (image_url), or ask without: jq -c '{program}' {file} > prompts.jsonl"
     if prompt.kind == "prompt":
-        first = [name for name in columns if name.lower() in (*SYSTEM, "instruction", "instructions")]
+        first = [name for name in columns if name.lower() in (*SYSTEM, "instruction", "instructions", "context")]
         parts = " ".join(f"{{{name}}}" for name in (*first, "prompt", *({"input"} & columns.keys())))
         both = f"-t '{parts}' asks both, " if parts != "{prompt}" else ""
         return f"{both}-t '{{prompt}}' that alone"
     for names, template in FORMS:
         if lower.keys() >= set(names.split()):
             text = re.sub(r"\{(\w+)\}", lambda match: f"{{{lower[match[1]]}}}", template)
+            before = [lower[one] for one in SYSTEM if one in lower.keys() - set(names.split()) and columns[lower[one]]]
+            text = " ".join([*(f"{{{name}}}" for name in before), text])  # never half a prompt
             return f"make one of {named(columns)}, such as -t '{text}'"
     return ""
+
+
+MEDIA = ("images", "image", "image_url", "videos", "video", "audios")
 
 
 def named(columns: Mapping[str, Any]) -> str:
@@ -119,13 +138,21 @@ def conversations(columns: Mapping[str, Any]) -> Iterator[str]:
     """Yield the jq program for a column that holds a dialogue: ShareGPT's from and value, Gemini's parts, roles."""
     for name, value in columns.items():
         turns = value if isinstance(value, list) else []
-        if not turns or not all(isinstance(turn, dict) for turn in turns) or not re.fullmatch(r"\w+", name):
+        if not turns or not NAME.fullmatch(name):
+            continue
+        if name.lower() in DIALOGUES and all(isinstance(turn, str) for turn in turns):
+            role = 'if .key % 2 == 0 then "user" else "assistant" end'
+            yield f".messages = [.{name} | to_entries[] | {{role: ({role}), content: .value}}] | del(.{name})"
+        if not all(isinstance(turn, dict) for turn in turns):
             continue
         keys = set().union(*turns)
         if {"from", "value"} <= keys:
             message = f"{{role: (.from as $from | {ROLES}[$from] // $from), content: .value}}"
-        elif {"role", "parts"} <= keys:
-            message = f"{{role: ({ROLES}[.role] // .role), content: [.parts[].text] | add}}"
+        elif "parts" in keys:
+            role = f'(.role // "user") as $from | {ROLES}[$from] // $from'
+            message = f"{{role: ({role}), content: [.parts[].text] | add}}"
+        elif pair := next((pair for pair in PAIRS if {*pair} <= keys), None):
+            message = f'({{role: "user", content: .{pair[0]}}}, {{role: "assistant", content: .{pair[1]}}})'
         elif {"role", "value"} <= keys or {"role", "text"} <= keys:
             message = f"{{role: ({ROLES}[.role] // .role), content: (.value // .text)}}"
         elif {"speaker", "text"} <= keys:
@@ -143,6 +170,19 @@ def with_system(columns: Mapping[str, Any]) -> Iterator[str]:
     for name in SYSTEM:
         if isinstance(columns.get("messages"), list) and columns.get(name):
             yield f'.messages = [{{role: "system", content: .{name}}}] + .messages | del(.{name})'
+
+
+def with_history(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the jq program for turns that stand before the last one, as pairs (ChatGLM, LLaMA-Factory)."""
+    history = columns.get("history")
+    pairs = isinstance(history, list) and history and all(isinstance(one, list) and len(one) == 2 for one in history)
+    last = next((name for name in ("prompt", "query", "question", "instruction") if columns.get(name)), "")
+    if pairs and last:
+        said = '{role: "user", content: .[0]}, {role: "assistant", content: .[1]}'
+        content = '([.instruction, .input // ""] | join("\\n"))' if last == "instruction" else f".{last}"
+        system = next((f'[{{role: "system", content: .{name}}}] + ' for name in SYSTEM if columns.get(name)), "")
+        gone = ", ".join(f".{name}" for name in ("history", last, "input", *SYSTEM) if name in columns)
+        yield f'.messages = ({system}[.history[] | {said}] + [{{role: "user", content: {content}}}]) | del({gone})'
 
 
 def translations(columns: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 `--price IN,OUT` gives the price in USD per million tokens for models that the table lacks, or instead of it; a third
 number is for input that the provider has cached, a fourth for what it has written to its cache. It is the price of the
-service tier that is asked for (`-p service_tier=`). What a reply says counts: its tier, and whether the input was long.
+service tier that is asked for (`-p service_tier=`). What a reply says counts: its tier, whether the input was long, and
+its cost in USD where it tells that (`usage.cost`, as OpenRouter does), which no price is applied to.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from . import core
 
+told_cost = core.sibling("backends", "usage").told_cost
+MODELS_MOST = 100  # of a run that are told apart
 PRICES_DATE = "2026-11-05"  # of the prices that name no date of their own
 # Times the ordinary tier's price; "ultrafast" until 2027-02-28: https://developers.openai.com/api/docs/models/gpt-6.2-sol
 TIERS = {"flex": 0.5, "batch": 0.5, "ultrafast": 3.0}
@@ -166,6 +170,13 @@ def money(dollars: float) -> str:
     return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
 
 
+def usage_of_row(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the usage that a line of a results file holds."""
+    reply = row if "request" in row else (row.get("response") or {}).get("body")  # of a Batch output line
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    return usage if isinstance(usage, dict) else None
+
+
 def usage_in(row: dict[str, Any]) -> tuple[str | None, Sequence[int], str]:
     """Return the model, the tokens and the service tier that a line of a results file names."""
     reply = row if "request" in row else (row.get("response") or {}).get("body")  # of a Batch output line
@@ -193,15 +204,60 @@ def say_cost(amount: str, prices: Mapping[str, Price | None]) -> str:
     return f"{amount} ({', '.join(known)} per million, {source})" + (f"; {way_out}" if unknown else "")
 
 
+class Ledger:
+    """What replies tell of their cost in USD, and the tokens that are settled by it."""
+
+    def __init__(self) -> None:
+        self.replies, self.spent = 0, 0.0
+        self._tokens: dict[tuple[Any, str, bool], list[int]] = {}  # by what a bill is known by besides the model asked
+
+    def add(self, result: core.Result, cost: float) -> None:
+        """Count an answer that tells its cost."""
+        self.replies += 1
+        self.spent += cost
+        model = result.model if type(result.model) is str else None
+        key = model, result.extra.get("service_tier", ""), result.tokens[0] > core.LONG_INPUT
+        if key in self._tokens or len(self._tokens) < MODELS_MOST:  # a server may name what it likes
+            tokens = self._tokens.setdefault(key, [*core.NO_TOKENS])
+            tokens[:] = map(int.__add__, tokens, result.tokens)
+
+    def left_of(self, bills: Mapping[Any, Sequence[int]]) -> Iterator[tuple[Any, list[int]]]:
+        """Yield each bill with the tokens of which no reply has told the cost, if there are any."""
+        settled = {key: [*tokens] for key, tokens in self._tokens.items()}
+        for key, tokens in bills.items():
+            known = settled.get(key[1:], [*core.NO_TOKENS])
+            left = [max(0, count - less) for count, less in zip(tokens, known, strict=True)]
+            known[:] = [max(0, less - count) for count, less in zip(tokens, known, strict=True)]
+            if any(left) or not any(tokens):
+                yield key, left
+
+
 class Prices:
     """The costs of runs: at the price that the user has told, or else at those of the table."""
 
     def __init__(self, told: Price | None = None, hidden: bool = False) -> None:
         self.told, self._hidden = told, hidden
+        self._ledgers: WeakKeyDictionary[core.Run, Ledger] = WeakKeyDictionary()
+        self._ledger = Ledger()
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Count what this run's replies tell of their cost."""
+        self._ledger = self._ledgers[run] = Ledger()
+        yield
+
+    def on_result(self, result: core.Result) -> None:
+        """Count what an answer's own usage says that it has cost."""
+        if result.usage and (cost := told_cost(result.usage)) is not None:
+            self._ledger.add(result, cost)
+
+    def ledger(self, ran: core.Ran) -> Ledger:
+        """Return what the replies of a run have told."""
+        return self._ledgers.get(ran.run) or Ledger()
 
     def parts(self, ran: core.Ran) -> Iterator[tuple[str, Price | None, float, str, bool]]:
         """Yield each bill's model, its price, the cost in USD, the service tier and whether long inputs cost more."""
-        for (*models, tier, long), tokens in ran.tally.bills.items():
+        for (*models, tier, long), tokens in self.ledger(ran).left_of(ran.tally.bills):
             name, price = known_price(self.told, *models, share=ran.api.price_share)
             cost = cost_of(tokens, price.served(tier, long)) if price else 0.0
             yield name, price, cost, tier, bool(price and price.long and long)
@@ -209,7 +265,7 @@ class Prices:
     def bill(self, ran: core.Ran) -> tuple[float, dict[str, Price | None]]:
         """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
         parts = list(self.parts(ran))
-        return sum(part[2] for part in parts), {name: price for name, price, *_ in parts}
+        return self.ledger(ran).spent + sum(part[2] for part in parts), {name: price for name, price, *_ in parts}
 
     def remarks(self, ran: core.Ran) -> Iterator[str]:
         """Yield what of the cost comes from other prices than those that are named."""
@@ -228,7 +284,8 @@ class Prices:
     def cost(self, ran: core.Ran) -> float | None:
         """Return what all has cost, in USD; None where that is not known of all."""
         spent, prices = self.bill(ran)
-        return spent if prices and not ran.tally.silent and all(prices.values()) else None
+        told = prices or self.ledger(ran).replies
+        return spent if told and not ran.tally.silent and all(prices.values()) else None
 
     def status(self, ran: core.Ran) -> str:
         """Return what it has cost so far, unless a budget says that."""
@@ -248,7 +305,14 @@ class Prices:
         without = f"; {core.plural(tally.silent, 'answer')} without usage not counted" if tally.silent else ""
         lost = core.plural(tally.unanswered, "lost call")
         without += f"; {lost} may have been billed, too" if tally.unanswered else ""
-        return "; ".join([f"cost {say_cost(money(spent), prices)}", *self.remarks(ran)]) + without
+        ledger, said = self.ledger(ran), []
+        cost = say_cost(money(spent), prices)
+        if ledger.replies and any(prices.values()):
+            said = [f"{money(ledger.spent)} of it as {core.plural(ledger.replies, 'answer')} told"]
+        elif ledger.replies:  # what is left has no price
+            said = [say_cost("", prices)] if prices else []
+            cost = f"{money(ledger.spent)}, as the answers told"
+        return "; ".join([f"cost {cost}", *said, *self.remarks(ran)]) + without
 
     def as_dict(self, ran: core.Ran) -> dict[str, Any]:
         """Return what --report says of a run's cost."""
@@ -256,7 +320,10 @@ class Prices:
         dates = [price.date for price in prices.values() if price and price.date] or [PRICES_DATE]
         told = {name: price and price[:3] for name, price in prices.items()}
         date = None if self.told else min(dates)
-        return {"cost_usd": self.cost(ran), "cost_known_usd": spent, "prices": told, "prices_date": date}
+        ledger = self.ledger(ran)
+        known = {"cost_usd": self.cost(ran), "cost_known_usd": spent}
+        known["cost_told_usd"] = ledger.spent if ledger.replies else None
+        return known | {"prices": told, "prices_date": date}
 
 
 def add_arguments(option: Callable[..., Any]) -> None:

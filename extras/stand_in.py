@@ -19,6 +19,11 @@ How fast it is:
   --gateway-timeout S    a gateway answers 504, an HTML page, after S seconds, and hangs up on the server (--work-on)
   --stragglers SHARE     this share of the calls takes many times as long; another call for the same may be luckier
   --straggler-factor X   so many times, default 40
+How it speaks:
+  --dialect NAME         openai (default), openrouter, gemini, lmstudio, deepseek, azure, litellm, groq or llamacpp: its
+                         paths, keys, headers of limits, errors, usage and finish reasons (extras/stand_in_dialects.py)
+  --keep-alive S         a blank line every S seconds while it works on a call, as DeepSeek and OpenRouter send them
+                         (these two: 5); what fails after that comes with status 200
 Whom it turns away:
   --rpm N, --tpm N       requests, tokens per minute, refilled continuously. In tokens a request costs its
                          prompt plus its maximum output (if it sets none, the real one) times n
@@ -44,7 +49,10 @@ Whom it turns away:
 What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
                          reset, truncated, hang, null-choices, error-200, malformed, empty-html, schema (the last
-                         five with status 200; schema: what was to fit one does not, in answer to the first asking)
+                         five with status 200; schema: what was to fit one does not, in answer to the first asking);
+                         and in the dialect's words: context (too long), content (refused), credit (used up), key
+                         (wrong), busy, cut (half an answer, or why there is none), empty (an answer with nothing in
+                         it), stream (events that nobody asked for). 429, 500 and 502 are in its words, too
   --outage KIND@FROM+SECONDS  may be repeated; FROM counts from the first request. The kinds: silent (accepted, never
                          answered; neither is what was to be answered then), refused (the port is closed and connections
                          are reset; best with a --port that the system hands to no client), 503, 502-page (HTML; what
@@ -69,7 +77,7 @@ Prints its base URL when it is ready; SIGINT, SIGTERM or the end of input stop i
 In Python: ``async with serve(latency=0.1, fault={"500": 0.05}) as server:`` has server.url and server.stats.
 Where a request has a JSON schema (response_format, text.format), its answer is a made-up instance: of objects, arrays,
 enums, texts, numbers and $ref; patterns and formats mean nothing to it.
-It does not stream, call tools, or check parameters that it does not use.
+It does not stream if asked to, call tools, or check parameters that it does not use.
 """
 
 from __future__ import annotations
@@ -93,6 +101,7 @@ from weakref import WeakKeyDictionary
 
 from .stand_in_answers import (
     CRASHED,
+    DIALECT_FAULTS,
     ENDPOINTS,
     FAULTS,
     READY_MADE,
@@ -109,6 +118,7 @@ from .stand_in_answers import (
     html,
 )
 from .stand_in_batches import BATCH_FAULTS, Batches
+from .stand_in_dialects import DIALECTS, NOWHERE
 from .stand_in_http import Connection, Head, Job
 from .stand_in_limits import (
     OUTAGES,
@@ -138,6 +148,8 @@ class Options:
     tls: str | None = None
     latency: float = 0.0
     sigma: float = 0.0
+    dialect: str = "openai"
+    keep_alive: float | None = None
     knee: int | None = None
     work_on: bool = False
     gateway_timeout: float | None = None
@@ -176,7 +188,8 @@ class Options:
     def __post_init__(self) -> None:
         lowest = {"port": 0, "latency": 0, "sigma": 0, "burst": 0, "quota": 0, "batch_time": 0, "batch_queue": 0,
                   "knee": 1, "rpm": 1, "tpm": 1, "max_in_flight": 1, "close_every": 1, "gate": 1e-6, "gate_burst": 0,
-                  "gateway_timeout": 1e-3, "stragglers": 0, "straggler_factor": 0, "retry_after": 0, "replicas": 1}
+                  "gateway_timeout": 1e-3, "stragglers": 0, "straggler_factor": 0, "retry_after": 0, "replicas": 1,
+                  "keep_alive": 1e-3}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
@@ -206,8 +219,10 @@ class Options:
         read_outages(self.outage)
         if self.sick and read_sick(self.sick).number > (self.replicas or 0):
             raise ValueError(f"--sick {self.sick} is more than --replicas {self.replicas}")
-        if unknown := sorted(self.fault.keys() - set(FAULTS)):
-            raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join(FAULTS)}")
+        if unknown := sorted(self.fault.keys() - {*FAULTS, *DIALECT_FAULTS}):
+            raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join((*FAULTS, *DIALECT_FAULTS))}")
+        if self.dialect not in DIALECTS:
+            raise ValueError(f"--dialect {self.dialect} is unknown; there are {', '.join(DIALECTS)}")
         if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
             raise ValueError("--fault takes shares of 0 to 1 that sum up to 1 at most")
         if unknown := sorted(self.batch_fault.keys() - set(BATCH_FAULTS)):
@@ -278,6 +293,8 @@ class Server:
         self._working: set[Job] = set()
         self._queue: deque[Job] = deque()
         self._batches = Batches(self, clock)
+        self._dialect = DIALECTS[options.dialect]
+        self._keep_alive = options.keep_alive or self._dialect.keep_alive
 
     async def start(self) -> None:
         context = None
@@ -288,7 +305,8 @@ class Server:
         self._listener = await self._loop.create_server(
             lambda: Connection(self), self.options.host, self.options.port, ssl=context, backlog=4096)
         host, port = self._listener.sockets[0].getsockname()[:2]
-        self.url = f"http{'s' if context else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        place = f"{f'[{host}]' if ':' in host else host}:{port}{self._dialect.address}"
+        self.url = f"http{'s' if context else ''}://{place}"
 
     async def close(self) -> None:
         """Stop listening and abort what is open; nothing is left behind."""
@@ -342,6 +360,9 @@ class Server:
 
     def accept(self, job: Job, raw: bytes) -> None:
         """Answer a request now, or set the timer that will."""
+        head, dialect = job.head, self._dialect
+        key = dialect.key_of(head.authorization, head.api_key)
+        job.head = head._replace(path=dialect.place(head.path, head.query), authorization=key)
         if job.head.path == "/v1/stand_in/stats":
             self._send_stats(job)
             return
@@ -466,7 +487,7 @@ class Server:
     def _check_head(self, head: Head) -> None:
         right = "GET" if head.path == "/v1/models" else "POST"
         if head.path not in ENDPOINTS and right == "POST":
-            raise Refusal(404, f"Invalid URL ({head.method} {head.path})")
+            raise Refusal(404, f"Invalid URL ({head.method} {head.path.removeprefix(NOWHERE)})")
         if head.method != right:
             raise Refusal(405, f"Not allowed to {head.method} on {head.path}.", headers=f"allow: {right}\r\n")
         self._check_key(head)
@@ -517,6 +538,8 @@ class Server:
         return kind if kind != "schema" or first else "", latency
 
     def _begin(self, job: Job) -> None:
+        if self._keep_alive and job.latency > self._keep_alive and job.fault != "hang" and not job.head.old:
+            job.blank = self._loop.call_later(self._keep_alive, self._send_blank, job)
         if job.fault == "hang":
             self.stats.faults["hang"] += 1
         elif not job.latency:
@@ -527,6 +550,13 @@ class Server:
             self._working.add(job)
             slowness = SLOW_FACTOR if self.outage == "slow" else 1.0
             job.timer = self._loop.call_later(job.latency * slowness, self._late, self._finish, job)
+
+    def _send_blank(self, job: Job) -> None:
+        """Give a sign of life for a call that is worked on."""
+        assert self._keep_alive
+        if not job.left and self.outage != "silent":
+            job.link.send_blank()
+            job.blank = self._loop.call_later(self._keep_alive, self._send_blank, job)
 
     def _finish(self, job: Job) -> None:
         """Send the answer that is due now, unless the caller has gone or an outage has begun."""
@@ -545,7 +575,8 @@ class Server:
         else:
             self.stats.answered += 1
         assert job.ask
-        self._leave(job, READY_MADE.get(job.fault) or answer(job.ask, job.fault))
+        own = self._dialect.fault(job.fault, job.ask)
+        self._leave(job, own or READY_MADE.get(job.fault) or answer(job.ask, job.fault, self._dialect))
 
     def _models(self, head: Head) -> Reply:
         try:
@@ -574,13 +605,16 @@ class Server:
         now = self.clock()
         self.stats.leave(job.started, now)
         job.left = True
-        if job.patience:
-            job.patience.cancel()
+        for timer in filter(None, (job.patience, job.blank)):
+            timer.cancel()
         if not self.options.work_on:
             self._stop_work(job)
         if job.fault == "reset":
             job.link.reset()
         elif reply:
+            if self._dialect.shape:
+                model = job.ask.model if job.ask else ""
+                reply = self._dialect.reword(reply, job.head.method, job.head.path, model)
             self.stats.by_status[reply.status] += 1
             job.link.send(self._dress(reply, now - job.started), cut=job.fault == "truncated")
 
@@ -589,6 +623,7 @@ class Server:
         if reply.content_type != "application/json":
             return reply
         limits = "" if self.options.no_limit_headers else "".join(limit.headers() for limit in self._limits)
+        limits = self._dialect.dress(limits)
         return reply._replace(headers=(
             f"{reply.headers}x-request-id: req_{next(SERIAL)}\r\nopenai-processing-ms: {milliseconds(took)}\r\n"
             f"openai-version: 2020-10-01\r\n{limits}"))

@@ -304,6 +304,8 @@ ENDPOINTS: dict[str, tuple[str, Callable[[dict[str, Any]], Prompts], Callable[[A
 
 FAULTS = ("429", "500", "502", "503-html", "reset", "truncated", "hang",
           "null-choices", "error-200", "malformed", "empty-html", "schema")
+# Those that each dialect words in its own way (stand_in_dialects.py); lines of batches do not meet them
+DIALECT_FAULTS = ("context", "content", "credit", "key", "busy", "cut", "empty", "stream")
 
 
 def html(status: int, title: str = "") -> Reply:
@@ -342,20 +344,24 @@ def fate(options: Any, body: bytes, before: int) -> tuple[str, float]:
     latency = options.latency * math.exp(options.sigma * NormalDist().inv_cdf(quantile))
     if options.stragglers and draw(b"%d %d straggler " % (options.seed, before) + body) < options.stragglers:
         latency *= options.straggler_factor
-    for kind in FAULTS:
+    for kind in (*FAULTS, *DIALECT_FAULTS):
         choice -= options.fault.get(kind, 0.0)
         if choice < 0:
             return kind, latency
     return "", latency
 
 
-def answer(ask: Ask, fault: str) -> Reply:
-    """Answer a request, as badly as the fault wants it."""
+def answer(ask: Ask, fault: str, dialect: Any = None) -> Reply:
+    """Answer a request, as badly as the fault wants it, in a dialect if one is given."""
     if fault == "schema":
         ask.schema = None
         ask.texts = ask.invent_texts(len(ask.texts) // len(ask.prompts))
     content = ask.answer(ask)
     if fault == "null-choices":
         content |= {name: None for name in ("choices", "output", "data") if name in content}
+    elif dialect:
+        dialect.finish(content, ask, fault)
+        if fault == "stream" and content.get("object") == "chat.completion":
+            return Reply(200, dialect.events(content), content_type="text/event-stream")
     text = encode_json(content)
     return Reply(200, text[: len(text) // 2] if fault == "malformed" else text)

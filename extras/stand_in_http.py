@@ -24,6 +24,7 @@ BODY_LIMIT = 32 * 1024 * 1024
 FILE_LIMIT = 200 * 1000 * 1000  # of an upload
 TRAILER_LIMIT = 100  # lines after a chunked body
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
+BEGINNING = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
 
 
@@ -37,6 +38,7 @@ class Head(NamedTuple):
     keep: bool  # the connection
     expect: bool  # 100-continue
     authorization: str
+    api_key: str = ""  # Azure's header
     query: str = ""
     content_type: str = ""
     limit: int = 0  # of the body
@@ -64,6 +66,7 @@ def parse_head(raw: bytes) -> Head:
     connection = found.get("connection", "").lower()
     limit = FILE_LIMIT + HEAD_LIMIT if (method, url.path) == ("POST", "/v1/files") else BODY_LIMIT
     return Head(method, url.path, body_length(found, limit), old, authorization=found.get("authorization", ""),
+                api_key=found.get("api-key", ""),
                 query=url.query, content_type=found.get("content-type", ""), limit=limit,
                 keep="keep-alive" in connection if old else "close" not in connection,
                 expect=not old and found.get("expect", "").lower() == "100-continue")
@@ -113,6 +116,7 @@ class Job:
     latency: float = 0.0
     timer: asyncio.TimerHandle | None = None  # while it is being worked on
     patience: asyncio.TimerHandle | None = None  # the gateway's
+    blank: asyncio.TimerHandle | None = None  # until the next blank line
     counted: bool = False  # as a request
     left: bool = False  # its client has been answered or has gone
 
@@ -147,6 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reader = self._read()
         self._choked = False
         self._answers = 0
+        self._begun = False  # the body of an answer, by a blank line
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a Transport; uvloop's is none by name
@@ -191,6 +196,9 @@ class Connection(asyncio.BufferedProtocol):
         assert self._job
         head, self._job = self._job.head, None
         start, body = encode(reply, head, self._server.options)
+        if self._begun:  # too late for a status
+            self._begun, raw = False, reply.file or reply.body.encode()
+            start, body = b"", b"%x\r\n%b\r\n0\r\n\r\n" % (len(raw), raw)
         self._transport.write(start + (body[: len(body) // 2] if cut else body))
         self._answers += 1
         if head is UNREADABLE and self._transport.can_write_eof():
@@ -199,6 +207,12 @@ class Connection(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(LINGER, self.abort)
         elif cut or not head.keep or self._answers == self._server.options.close_every:
             self._transport.close()
+
+    def send_blank(self) -> None:
+        """Begin the answer to the current request, or go on with it, by a blank line."""
+        start = b"" if self._begun else BEGINNING
+        self._begun = True
+        self._transport.write(start + b"1\r\n\n\r\n")
 
     def cut_off(self) -> None:
         """Hang up with a RST on whoever is there, answered or not."""

@@ -186,7 +186,7 @@ def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, 
     for line, record in records:
         if isinstance(record, core.Error):
             yield before + line, record
-        elif not "".join(record).strip():
+        elif not "".join(record).strip(f"{KNOWN} "):  # of another separator, too
             continue
         elif len(record) != len(names):
             text = f"{len(record)} fields, the header has {len(names)}"
@@ -276,7 +276,11 @@ def checked_header(header: list[str] | core.Error, name: str, line: int) -> list
     """Return the columns' names. Raises UsageError where they cannot be told."""
     if isinstance(header, core.Error):
         raise core.UsageError(f"{name} line {line}, the header: {header.message}")
+    if len(header) == 1 and header[0].startswith("#"):
+        raise core.UsageError(f"{name} line {line} is a comment, not the columns' names; take it out (grep -v '^#')")
     names = [column.strip() for column in header]
+    for place in [place for place, column in enumerate(names) if not column][1:]:  # Excel writes several
+        names[place] = f"column {place + 1}"
     if twice := [column for column, count in collections.Counter(names).items() if count > 1]:
         raise core.UsageError(f"{name} has the column {twice[0][:60]!r} twice; rename one of them")
     return names

@@ -305,3 +305,20 @@ async def test_a_proxy_that_fails_now_and_then_is_asked_again(backend, monkeypat
         monkeypatch.setenv("HTTPS_PROXY", proxy.removesuffix("/v1"))
         failure, _ = await once(backend, PAGE, base_url="https://api.internal/v1")
     assert failure.verdict == "retry" and "proxy" in str(failure).lower()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a proxy that refuses", "no proxy"])
+def test_a_host_in_no_proxy_is_reached_without_the_proxy(ask, monkeypatch, there):
+    monkeypatch.setattr("concurrent_prompts.backends.reach_of", lambda host: "public")  # as if it were another machine
+    with serving(lambda head, body: PAGE) as (proxy, log):
+        monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1") if there else "http://127.0.0.1:9")
+        status, text, direct = ask(lambda head, body: GOOD, "--deadline", "0.5")
+        assert status == 3 and not direct and bool(log) is there
+        if there:
+            named = re.search(r"name the server's host in (NO_PROXY)", text)
+            monkeypatch.setenv(named[1], "127.0.0.1")
+        else:
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        before = len(log)
+        status, _, direct = ask(lambda head, body: GOOD, "--retry-failed")
+    assert status == 0 and len(direct) == 3 and len(log) == before

@@ -299,3 +299,17 @@ def test_the_warning_is_logged_once_in_a_dry_run(here, caplog):
         assert main(["d.jsonl", "--dry-run", "--base-url", "http://127.0.0.1:9/v1"]) == 0
     assert [record.getMessage() for record in caplog.records if "1 conversation ends" in record.getMessage()]
     assert len(list(read_prompts("d.jsonl"))) == 1
+
+
+def test_parts_of_a_message_are_taken_as_one():
+    parts = [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url": "data:x"}}]
+    assert asked({"prompt": parts})[1]["messages"] == [{"role": "user", "content": parts}]
+
+
+def test_a_batch_line_without_url_is_taken_by_its_body():
+    path, body = asked({"custom_id": "a", "body": {"messages": HI}})
+    assert (path, body) == ("/chat/completions", {"messages": HI, "model": "m"})
+
+
+def test_the_end_of_a_dos_file_is_no_prompt():
+    assert "nothing is asked" in asked("\x1a")

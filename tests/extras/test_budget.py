@@ -392,3 +392,20 @@ def test_a_budget_without_a_price_leaves_no_file(prompts, backend, capsys, tmp_p
     kept = path if output == "r.jsonl" else tmp_path / "r.csv.results.jsonl"
     kept.touch()  # one that was there stays, as it may have been given its permissions
     assert main([*command, "--max-cost", "1"]) == 2 and kept.exists()
+
+
+@pytest.mark.parametrize(("cost", "spent"), [(0.05, 0.05), (0, 0.00082), (-1, 0.00082)])
+def test_a_cost_that_the_reply_tells_is_what_is_spent(cost, spent):
+    usage = {"prompt_tokens": 20, "completion_tokens": 200, "total_tokens": 220, "cost": cost}
+    answer, _ = constant(completion(usage=usage))
+    budget = Budget(1.0, PRICE)
+    run(["one", "two"], api_of(answer), extras=[budget], concurrency=1)
+    assert budget.spent == pytest.approx(2 * spent)
+    later = Budget(1.0, PRICE)
+    later.count({"usage": usage, "request": "x", "model": "m"}, as_price(PRICE))
+    assert later.spent == pytest.approx(spent), "in a results file, too"
+    broken = json.dumps({"choices": [], "usage": usage}).encode()
+    answer, _ = constant((200, {}, broken), completion(usage=usage))
+    budget = Budget(1.0, PRICE)
+    run(["one"], api_of(answer), extras=[budget], concurrency=1)
+    assert budget.spent == pytest.approx(2 * spent), "and in what came to nothing"

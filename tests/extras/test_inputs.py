@@ -39,6 +39,10 @@ SETS = {
     "other letters": ({"Question": "Why?", "Answer": "B"}, ["Why?"]),
     "system and prompt": ({"system": "Be brief.", "prompt": "Why?"}, ["Be brief.", "Why?"]),
     "prompt and input": ({"prompt": "Translate:", "input": "Good day"}, ["Translate: Good day"]),
+    "Orca DPO": ({"system": "Be brief.", "question": "Why?", "chosen": "a", "rejected": "b"}, ["Be brief.", "Why?"]),
+    "LLaMA-Factory": ({"instruction": "Sing.", "input": "La", "system": "Be loud."}, ["Be loud.", "Sing.", "La"]),
+    "prompt and context": ({"prompt": "Who?", "context": "Text."}, ["Text.", "Who?"]),
+    "prompt in capitals": ({"PROMPT": "Why?"}, ["Why?"]),
     "input and question": ({"input": "Text.", "question": "Who?"}, ["Text.", "Who?"]),
 }
 
@@ -83,6 +87,7 @@ def test_a_template_that_leaves_columns_out_is_taken(asks):
 HUMAN, GPT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "Hello"}
 USER = [{"role": "user", "content": "hi"}]
 SYSTEM = [{"role": "system", "content": "Be brief."}]
+ANSWER = {"role": "assistant", "content": "a"}
 DIALOGUES = {
     "ShareGPT": ({"id": "x", "conversations": [HUMAN, GPT]}, USER),
     "ShareGPT, two turns": (
@@ -105,6 +110,18 @@ DIALOGUES = {
         USER,
     ),
     "Anthropic": ({"system": "Be brief.", "messages": USER}, SYSTEM + USER),
+    "Gemini, no role": ({"contents": [{"parts": [{"text": "hi"}]}]}, USER),
+    "texts in turn": ({"data": ["hi", "a"]}, USER),
+    "pairs": ({"conversation": [{"human": "hi", "assistant": "a"}]}, USER),
+    "history, query": ({"query": "q", "history": [["hi", "a"]]}, [*USER, ANSWER, {"role": "user", "content": "q"}]),
+    "history, prompt": (
+        {"prompt": "q", "response": "r", "history": [["hi", "a"]], "system": "Be brief."},
+        [*SYSTEM, *USER, ANSWER, {"role": "user", "content": "q"}],
+    ),
+    "history, instruction": (
+        {"instruction": "q", "input": "p", "history": [["hi", "a"]]},
+        [*USER, ANSWER, {"role": "user", "content": "q\np"}],
+    ),
     "WMT": ({"translation": {"de": "hi", "en": "hello"}}, USER),
 }
 
@@ -121,6 +138,38 @@ def test_a_dialogue_is_refused_with_the_command_that_makes_messages_of_it(asks, 
     subprocess.run(command, shell=True, check=True)
     status, sent = asks("prompts.jsonl", "-m", "m")
     assert (status, sent) == (0, [messages])
+
+
+NESTED = {
+    "Anthropic's batches": {"custom_id": "a", "params": {"model": "m", "max_tokens": 5, "messages": USER}},
+    "Bedrock's": {"recordId": "a", "modelInput": {"messages": USER}},
+    "Gemini's": {"key": "a", "request": {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}},
+    "LangSmith's": {"inputs": {"prompt": "hi"}, "outputs": {}},
+}
+
+
+@pytest.mark.parametrize("row", NESTED.values(), ids=NESTED)
+def test_a_row_within_a_row_is_taken_out_of_it(asks, capsys, row):
+    pathlib.Path("p.jsonl").write_text(jsonl(row))
+    for _ in range(2):  # what is in it may need another command
+        if asks("p.jsonl", "-m", "m")[0] == 0:
+            break
+        command = re.search(r"jq -c .* > prompts\.jsonl", capsys.readouterr().err)[0]
+        if not shutil.which("jq"):
+            pytest.skip("jq is not installed")
+        subprocess.run(f"{command} && mv prompts.jsonl p.jsonl", shell=True, check=True)
+    assert asks("p.jsonl", "-m", "m", "--overwrite") == (0, [USER])
+
+
+@pytest.mark.parametrize("kind", ["prompt", "messages"])
+@pytest.mark.parametrize("name", ["images", "image_url"])
+def test_pictures_beside_a_prompt_are_not_lost(asks, capsys, kind, name):
+    pathlib.Path("p.jsonl").write_text(jsonl({kind: "hi" if kind == "prompt" else USER, name: ["a.jpg"]}))
+    assert asks("p.jsonl") == (2, [])
+    command = re.search(r"jq -c .* > prompts\.jsonl", capsys.readouterr().err)[0]
+    if shutil.which("jq"):
+        subprocess.run(command, shell=True, check=True)
+        assert asks("prompts.jsonl") == (0, [USER])
 
 
 def test_the_table_of_forms_is_in_order():

@@ -9,7 +9,7 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import main, token_counts
-from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of
+from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of, told_cost
 from tests.helpers import completion, constant
 
 
@@ -212,3 +212,56 @@ def test_prices_of_several_dates(prompts, backend, capsys):
     answer, _ = constant(completion(model="gpt-6-luna"), completion(model="gpt-6.2-sol"))
     assert main([prompts, *backend(answer), "-m", "gpt-5-foo", "-n", "2", "--sequential"]) == 0
     assert "per million, prices of 2026-11-05 and 2026-11-18)" in charged(capsys.readouterr().err)
+
+
+# ---- Costs that replies tell -------------------------------------------------------------------------------------
+
+
+def usage(cost, **more):
+    return {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100, "cost": cost, **more}
+
+
+TOLD = {
+    "OpenRouter": (usage(0.0012), 0.0012),
+    "OpenRouter, a key of one's own": (
+        usage(0.0001, is_byok=True, cost_details={"upstream_inference_cost": 0.002}), 0.0021,
+    ),
+    "OpenRouter, whose cost has it": (usage(0.0012, cost_details={"upstream_inference_cost": 0.001}), 0.0012),
+    "Perplexity": (usage({"input_tokens_cost": 0.001, "request_cost": 0.005, "total_cost": 0.006}), 0.006),
+    "DeepInfra": ({"prompt_tokens": 1, "completion_tokens": 1, "estimated_cost": 3e-06}, 3e-06),
+    "free": (usage(0), 0.0),
+    "true": (usage(True), None),
+    "a text": (usage("0.1"), None),
+    "below nothing": (usage(-1), None),
+    "not a number": (usage(float("nan")), None),
+    "infinite": (usage(float("inf")), None),
+    "no usage": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "cost"), TOLD.values(), ids=TOLD)
+def test_a_cost_that_a_reply_tells(found, cost):
+    assert told_cost(found) == (cost and pytest.approx(cost))
+
+
+def test_a_cost_that_is_told_needs_no_price(prompts, backend, capsys, tmp_path):
+    answer, _ = constant(completion(usage=usage(0.0012), model="some/model"))
+    assert main([prompts, *backend(answer), "-m", "some/model", "--report", str(tmp_path / "r.json")]) == 0
+    assert "cost $0.036, as the answers told" in " ".join(capsys.readouterr().err.split())
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert str(found).count("'cost_told_usd': 0.03") == 1
+
+
+def test_a_cost_that_is_told_comes_before_a_price(prompts, backend, capsys):
+    told, untold = completion(usage=usage(0.0012), model="m"), completion(usage=usage(None), model="m")
+    answer, _ = constant(*[told] * 10, untold)
+    assert main([prompts, *backend(answer), "-m", "m", "--price", "1,4", "--sequential"]) == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert "cost $0.04 (m at $1.00 in, $4.00 out per million, as told); $0.012 of it as 10 answers told" in text
+
+
+def test_some_costs_are_told_and_others_are_unknown(prompts, backend, capsys):
+    answer, _ = constant(*[completion(usage=usage(0.0012), model="x")] * 10, completion(usage=usage(None), model="y"))
+    assert main([prompts, *backend(answer), "-m", "x", "--sequential"]) == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert "cost $0.012, as the answers told; unknown: no price for x; give --price" in text

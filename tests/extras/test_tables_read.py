@@ -70,7 +70,7 @@ HEADERS = {
     "bad quote": ('\n"prompt" ,x\na,1\n', "line 2, the header: ',' expected"),
     "carriage returns for line ends": ("prompt,x\ra,1\r", "ends its lines with carriage returns alone; .*tr '"),
     "not UTF-8": (b"pr\xe9mpt,x\na,1\n", "line 1, the header: not UTF-8"),
-    "two without a name": (",prompt,\na,1,2\n", "column '' twice"),
+    "a comment": ("# made by x\nid,prompt\n1,a\n", "line 1 is a comment"),
 }
 
 
@@ -97,6 +97,8 @@ SEPARATED = {
     "Excel says tabs": '"sep=\t"\r\nid\tprompt\r\n1\ta\r\n2\tb\r\n',
     "a comma in a quoted name": 'id;prompt;"x, y, z"\n1;a;\n2;b;\n',
     "a byte order mark": "\ufeffid;prompt\n1;a\n2;b\n",
+    "names that are missing": "id,prompt,,\n1,a,,\n2,b,,\n",
+    "rows of another separator": "id,prompt\n;;\n1,a\n2,b\n;\n",
     "rows with nothing": "id,prompt\n,\n1,a\n , \n,,,\n2,b\n" + ",\r\n" * 500,
     "rows with nothing, of semicolons": "id;prompt\n;\n1;a\n2;b\n;\n",
     "rows with nothing in quotes": 'id,prompt\n"",""\n1,a\n2,b\n',
