@@ -57,8 +57,6 @@ import gc
 import gzip
 import hashlib
 import importlib
-import importlib.util
-import inspect
 import io
 import itertools
 import json
@@ -67,11 +65,9 @@ import math
 import pathlib
 import random
 import re
-import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import textwrap
 import time
 import traceback
@@ -798,17 +794,6 @@ def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
 # ---- Backend loading -----------------------------------------------------------------------------------------
 
 
-ENDPOINTS = {
-    "chat": "/chat/completions",
-    "responses": "/responses",
-    "completions": "/completions",
-    "embeddings": "/embeddings",
-}
-BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
-LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
-LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
-
-
 def load_backend(
     name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
 ) -> Any:
@@ -819,25 +804,8 @@ def load_backend(
     that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
     missing.
     """
-    name = name or default_backend()
-    name = name if ":" in name else name.replace("_", "-")
-    connect = find_backend(name)
-    if schema is not None:
-        checker = sibling("extras", "schema", "schema").Schema(schema)
-        checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
-        settings |= {"form": checker.asked, "extras": (checker,)}
-    if not inspect.isasyncgenfunction(connect):
-        if worker_backend is not None or settings.get("cluster") is not None:
-            raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
-        return sibling("backends", "api").Api(connect, name=name, **settings)
-    try:
-        live = find_backend(worker_backend or default_backend())
-    except UsageError as problem:
-        raise UsageError(f"--worker-backend: {problem}") from None
-    if inspect.isasyncgenfunction(live):
-        raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
-    bulk = sibling("backends", "bulk")
-    return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+    loading = sibling("backends", "loading")
+    return loading.load_backend(name, worker_backend=worker_backend, schema=schema, **settings)
 
 
 def sibling(folder: str, name: str, asked: str = "") -> Any:
@@ -858,26 +826,6 @@ def file_of(module: str) -> str:
     return f"{path}.py" if "/" in path else f"the folder {path}/"
 
 
-def find_backend(name: str) -> Callable[..., Any]:
-    """Return the function that the backend of that name is. Raises UsageError where there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        if attribute:
-            found: Any = functools.reduce(getattr, attribute.split("."), import_named(module))
-        else:
-            one = importlib.import_module(f"{MODULE}.backends.{name.replace('-', '_')}")
-            found = getattr(one, "submit", None) or one.connect
-    except ModuleNotFoundError as missing:
-        raise UsageError(missing_backend(name, missing.name or "")) from None
-    except (ImportError, AttributeError, ValueError, TypeError) as failure:
-        raise UsageError(f"backend {name}: {failure}") from None
-    except Exception as failure:  # somebody else's file may raise anything
-        raise UsageError(f"backend {name}: {in_short(failure)}") from None
-    if not callable(found):
-        raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
-    return found  # type: ignore[no-any-return]
-
-
 def import_named(module: str) -> Any:
     """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
     sys.path.append("")
@@ -887,22 +835,6 @@ def import_named(module: str) -> Any:
         sys.path.reverse()  # it may have been there before, and what is imported may have added more
         sys.path.remove("")
         sys.path.reverse()
-
-
-def default_backend() -> str:
-    """Return the name of the backend that is used where none is asked for."""
-    return "raw-aiohttp" if importlib.util.find_spec("aiohttp") else "stdlib"
-
-
-def missing_backend(name: str, module: str) -> str:
-    """Return the sentence that says why a backend cannot be loaded and what to do."""
-    if name in BACKENDS and module.startswith(MODULE):
-        return f"backend {name} needs {file_of(module)}, which goes beside {PROGRAM}"
-    if module.startswith(f"{MODULE}.backends."):
-        return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
-    if name in LIBRARIES:
-        return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
-    return f"backend {name}: there is no module {module}"
 
 
 class Own:
@@ -3268,6 +3200,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     files = extra_files(argv)
     parser = build_parser(files)
     args, unknown = parser.parse_known_args(argv)
+    loading = sibling("backends", "loading")
     if unknown:  # not the whole of it: somebody may try to give a key here
         word = short(unknown[0].partition("=")[0], 40)
         where = "" if files else f"; other options are in the folder extras/, which goes beside {PROGRAM}"
@@ -3276,9 +3209,8 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.argv, args.stack, args.begun = argv, stack, False
     args.facts, args.settings, args.form, args.printer = {}, {}, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
-    args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
-    args.params = dict(parameter(text) for text in args.param)
+    loading.check(args)
     refuse_together(args)
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
@@ -3302,8 +3234,6 @@ def refuse_together(args: argparse.Namespace) -> None:
     """Raise UsageError where options contradict one another."""
     results = args.output or args.retry_failed or args.overwrite
     for wrong, advice in (
-        ("" in args.backends, "-b has an empty name"),
-        ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
         (args.compare and results,
@@ -3351,24 +3281,13 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
-    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib, openai-batch, "
-           "dask-cluster or package.module:name (default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c "
-           "with --compare")  # fmt: skip
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency,
            help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY}); 1,16,auto with --compare: a "
            "sweep that finds the knee")  # fmt: skip
-    option("-m", "--model", metavar="NAME", help=f"model (default: {DEFAULT_MODEL})")
-    option("-s", "--system", metavar="TEXT", help="system text before each prompt")
-    option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
-    option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
-    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
-           help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
-    option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
-           help="variable with the key (default: %(default)s)")  # fmt: skip
-    option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
+    with contextlib.suppress(UsageError):  # a lone copy has only its own --help
+        sibling("backends", "loading").add_arguments(option)
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -3410,18 +3329,6 @@ def positive(kind: type[T]) -> Callable[[str], T]:
 def concurrency(text: str) -> list[int | str]:
     """Return numbers of calls, or "auto", with commas between them."""
     return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
-
-
-def parameter(text: str) -> tuple[str, Any]:
-    """Return the name and the value of NAME=JSON."""
-    name, _, value = map(str.strip, text.partition("="))
-    try:
-        parsed = decode_row(value)
-    except (ValueError, RecursionError):
-        raise UsageError(f"-p {text}: not NAME=JSON; a text needs its quotes: -p '{name or 'stop'}=\"…\"'") from None
-    if not name or (name == "stream" and parsed):
-        raise UsageError(f"-p {text}: " + ("answers are not streamed here" if name else "no name"))
-    return name, parsed
 
 
 # What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
@@ -3478,43 +3385,19 @@ def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:
-    """Return the API that the arguments ask for; without a backend it only makes requests."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "form")
-    settings = {name: getattr(args, name) for name in names}
-    if not backend:
-        return sibling("backends", "api").Api(lambda *_: None, dry=dry, **settings)
-    api = load_backend(backend, dry=dry, **settings, **args.settings)
-    if api.loop and not dry:
-        api.check_options(args)
-    return api
-
-
 def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
     names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
     if not api.loop:
-        run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
+        connections = sibling("backends", "loading").open_files() - 64  # the interpreter and the files need some
+        run.at_most(connections)
     return run
-
-
-def open_files() -> int:
-    """Return how many files (each connection is one) may be open, after asking for as many as may be had."""
-    if sys.platform == "win32":  # knows no such limit
-        return 1 << 20
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    api = make_api(args, args.backends[0])
+    api = sibling("backends", "loading").make_api(args, args.backends[0])
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
@@ -3668,7 +3551,8 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
         say_stopped(run.stopped, args)
     elif sink.path and tally.hopeful and not args.quiet:
         say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
-        say_error(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
+        again = sibling("backends", "hints").command_again(args.argv, True, "--retry-failed")
+        say_error(again, indent="    ", wrap=False)
     return status
 
 
@@ -3678,20 +3562,8 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
     if advice := hint(reason.error):
         say_error(f"-> {advice}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
-
-
-def command_again(argv: list[str], begun: bool, *more: str) -> str:
-    """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
-    without = "--overwrite" if begun else ""  # what it has written is to be kept
-    more = tuple(word for word in more if word not in argv)
-    if any("?" in word and sibling("backends", "keys").without_secrets(word) != word for word in argv):
-        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
-        return ", ".join(["the same command again", *changes])
-    name = os.path.basename(sys.executable)
-    python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
-    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+        again = sibling("backends", "hints").command_again(args.argv, args.begun)
+        say_error(f"to continue: {again}", indent="  ", wrap=False)
 
 
 def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
@@ -3712,7 +3584,7 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
     ran: list[Ran] = []
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
-    apis = [make_api(args, name) for name in args.backends]
+    apis = [sibling("backends", "loading").make_api(args, name) for name in args.backends]
     prompts = list(checked(prompts_of(args, args.limit), apis[0]))
     for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None

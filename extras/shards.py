@@ -179,7 +179,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
     paths, output = shards_in(names), pathlib.Path(args.output)
     check_new(args, output, "-o")
     counts = [0, 0]  # failures, answers
-    core.open_files()
+    core.sibling("backends", "loading").open_files()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(held(path)) for path in paths]
         if output.exists():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
-from tests.helpers import ROOT, SCRIPT, rows, start
+from tests.helpers import LIBRARIES, ROOT, SCRIPT, rows, start
 
 
 def test_the_main_job(here, stand_in, capsys):
@@ -175,7 +176,7 @@ def test_batch_request_lines_get_batch_output_lines(here, stand_in):
 def test_compare(here, stand_in, capsys):
     names = ["stdlib"]
     for name in ("openai-sdk", "raw-aiohttp"):
-        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
+        if importlib.util.find_spec(LIBRARIES[name]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
     server = stand_in(latency=0.02)

@@ -131,7 +131,7 @@ URL = "--base-url http://127.0.0.1:9/v1"
     ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
     ("extras", "p.txt --compare -c 1,4", "several numbers of calls need extras/sweep.py"),
     ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
-    ("backends", "p.txt -b stdlib", "backend stdlib needs the folder backends/"),
+    ("backends", "p.txt -b stdlib", "the folder backends/ is missing; it goes beside"),
     ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),
 ])  # fmt: skip
 def test_what_needs_a_file_that_is_missing_is_refused(copied, missing, words, sentence):
