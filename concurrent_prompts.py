@@ -2508,49 +2508,6 @@ def wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, subsequent_indent=indent, **whole) or [line]  # type: ignore[arg-type]
 
 
-class Printer:
-    """A journal's stand-in for standard output, where nothing can be kept: results in the input's order, as they can.
-
-    `form` makes of each what is printed, after the `head`.
-    """
-
-    kept = answers = 0
-    kept_errors: tuple[Error, ...] = ()
-    path = None
-    left = staticmethod(iter)  # all the prompts
-
-    def __init__(self, form: Callable[[Result], bytes] = Result.as_line, head: bytes = b"") -> None:
-        self._form = form
-        self._early = {-1: head}
-        self._next = -1
-
-    def __enter__(self) -> "Printer":
-        return self
-
-    def __exit__(self, kind: Any, *failure: Any) -> None:
-        if kind is None or not issubclass(kind, OSError | UsageError):
-            for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
-                self._write(lines)
-
-    def append(self, result: Result) -> None:
-        """Print a result once all before it are printed."""
-        self._early[result.prompt.number] = self._form(result)
-        while self._next in self._early:
-            self._write(self._early.pop(self._next))
-            self._next += 1
-
-    def check(self, *given: Any, **options: Any) -> None:
-        """Do nothing: nothing was there before, and nothing can be brought to a disk or put into order."""
-
-    attend = sync = finish = check
-
-    def _write(self, lines: bytes) -> None:
-        if sys.stdout.isatty():  # in JSON an escape is the same text
-            lines = visible(lines.decode().expandtabs()).encode()
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
-
-
 # ---- Sequential run ------------------------------------------------------------------------------------------
 
 
@@ -3335,16 +3292,13 @@ def concurrency(text: str) -> list[int | str]:
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
 
-def open_sink(args: argparse.Namespace) -> Journal | Printer:
+def open_sink(args: argparse.Namespace) -> Any:
     """Open what keeps or prints the results."""
     for check in hooked(args.extras, "check"):
         with blaming(check):
             check()
-    if args.output == "-" and (args.retry_failed or args.overwrite):
-        raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
     if args.output == "-":
-        check_stdout()
-        return args.printer(args) if args.printer else Printer()
+        return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
     return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
@@ -3425,7 +3379,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     return report(args, ran, sink)
 
 
-def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
+def finish(args: argparse.Namespace, run: Run, sink: Any) -> None:
     """Put the results into order, if all is done; what cannot be written stops the run."""
     if run.stopped is not None:
         return
@@ -3435,7 +3389,7 @@ def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
         run.stop(disk_error(sink.path, failure))
 
 
-async def keep_synced(run: Run, sink: Journal | Printer) -> None:
+async def keep_synced(run: Run, sink: Any) -> None:
     """Bring the results to the disk once a second: a power cut, unlike a killed process, loses what is not there."""
     for wait in itertools.chain([0.1], itertools.repeat(1.0)):
         await asyncio.sleep(wait)
@@ -3447,7 +3401,7 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
             return
 
 
-def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: Result) -> None:
+def record(args: argparse.Namespace, ran: Ran, sink: Any, result: Result) -> None:
     """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
     if result.done:
         args.begun = True
@@ -3523,7 +3477,7 @@ def interruptible(run: Run) -> Iterator[None]:
         yield
 
 
-def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
+def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
     untold = () if run.api.clocked else ("sum of latencies", "latency")

@@ -19,6 +19,7 @@ from typing import Any
 from . import core
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
+from .text import Printer
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -194,7 +195,7 @@ def dry_run(args: argparse.Namespace) -> int:
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
     prompts = core.checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
-    sink: core.Journal | core.Printer = core.Printer()
+    sink: core.Journal | Printer = Printer()
     for extra in args.extras:
         if hasattr(extra, "check"):
             extra.check()

@@ -494,6 +494,7 @@ def test_importing_needs_the_standard_library_alone():
 
 
 def test_nothing_is_printed_where_the_run_cannot_begin(here, capsys, monkeypatch):
+    pytest.importorskip("concurrent_prompts.extras")
     pathlib.Path("without_a_beginning.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
     monkeypatch.syspath_prepend(here)
     command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "without_a_beginning:connect"]
