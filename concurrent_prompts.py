@@ -696,9 +696,9 @@ def reader_of(suffix: str) -> Any:
 
     Raises UsageError for a table if it is missing.
     """
-    names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
-    names = names or ["table"] * (suffix in TABLES)
-    return sibling("extras", names[0], f"a {suffix} file") if names else None
+    index = extras_folder().INDEX if extras_folder() else {"table": TABLES}
+    name = next((name for name, signs in index.items() if suffix and suffix in signs), "")
+    return sibling("extras", name, f"a {suffix} file") if name else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -2947,71 +2947,11 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
 
 
 @functools.cache
-def extra_index() -> dict[str, tuple[str, ...]]:
-    """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
-    try:
-        index: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"{MODULE}.extras"), "INDEX", {})
-    except ModuleNotFoundError:
-        return {}
-    return index
-
-
-def extra_files(argv: Sequence[str]) -> list[Any]:
-    """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
-
-    For --help that is all of them. Raises UsageError where one is asked for that is not there.
-    """
-    if "--version" in argv:
-        return []
-    index = extra_index()
-    signs = {"", *(word.partition("=")[0] for word in argv)}
-    texts = "-t", "--template", "-s", "--system", "-p", "--param"
-    words = [word for flag, word in itertools.pairwise(("", *argv)) if flag not in texts and not word.startswith(texts)]
-    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in words}
-    found = []
-    for name, own in index.items():
-        asked = next((sign for sign in own if sign and sign in signs), "")
-        if asked or "" in own or signs & {"-h", "--help"}:
-            try:
-                found.append(sibling("extras", name, asked))
-            except UsageError:
-                if asked:
-                    raise
-    return found + [third_party(name) for name in named_extras(argv)]
-
-
-def named_extras(argv: Sequence[str]) -> Iterator[str]:
-    """Yield what follows each --extra."""
-    for word, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        flag, mark, name = word.partition("=")
-        if flag == "--extra" and (mark or after):
-            yield name if mark else after
-
-
-def third_parties(argv: Sequence[str] | None) -> set[str]:
-    """Return the top-level packages of the extras and backends that are not ours."""
-    words = sys.argv[1:] if argv is None else argv
-    names = [*named_extras(words), *(word.removeprefix("-b").partition(":")[0] for word in words if ":" in word)]
-    return {name.partition(".")[0] for name in names}
-
-
-def raised_in(failure: BaseException, packages: set[str]) -> str:
-    """Return in which module and function of those packages an exception was raised, or ''."""
-    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
-    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
-    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
-
-
-def third_party(name: str) -> Any:
-    """Return the module of that name. Raises UsageError where it is none, or no extra."""
-    try:
-        file = import_named(name)
-        if callable(file.add_arguments) and callable(file.create):
-            return file
-        reason = "add_arguments and create are to be functions"
-    except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
-        reason = in_short(failure)
-    raise UsageError(f"--extra {short(name, 60)}: {reason}")
+def extras_folder() -> Any:
+    """Return the package extras/, or None if that folder is not there."""
+    with contextlib.suppress(ModuleNotFoundError):
+        folder = importlib.import_module(f"{MODULE}.extras")
+        return folder if hasattr(folder, "INDEX") else None
 
 
 def extra_name(extra: Any) -> str:
@@ -3046,34 +2986,18 @@ def blaming(hook: Any) -> Iterator[None]:
         raise UsageError(str(extra_failure(hook, failure))) from None
 
 
+def tell_report(ran: list["Ran"], status: int) -> tuple[int, list[str]]:
+    """Let the extras write their files; return the exit status and the lines that they have for the report."""
+    hooks = hooked(ran[-1].run.extras, "report")
+    return extras_folder().tell_report(hooks, ran, status) if hooks else (status, [])
+
+
 def call_hook(run: Run, hook: Any, *given: Any) -> Any:
     """Return what an extra's method does; what it raises stops the run in good order."""
     try:
         return hook(*given)
     except Exception as failure:
         run.stop(run.discreet(extra_failure(hook, failure)))
-
-
-def selected(extra: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
-    try:
-        yield from extra.select(prompts)
-    except UsageError:
-        raise
-    except Exception as failure:
-        raise extra_failure(extra.select, failure) from None
-
-
-def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int, list[str]]:
-    """Let the extras write their files; return the exit status and the lines that they have for the report."""
-    lines: list[str] = []
-    for hook in hooked(extras, "report"):
-        try:
-            lines.extend(map(str, hook(ran, status) or ()))
-        except Exception as failure:
-            status = status or 3
-            say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
-    return status, lines
 
 
 # ---- Command line --------------------------------------------------------------------------------------------
@@ -3126,10 +3050,10 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     except Exception as failure:
         known = isinstance(failure, PromptError)  # of an extra's `select`, or of a backend that cannot be opened
-        if not known and not (where := raised_in(failure, third_parties(argv))):
+        if args is None or (not known and not (where := sibling("backends", "loading").raised_in(failure, args))):
             raise
         say_error(f"{PROGRAM}: {failure if known else f'{where}: {in_short(failure)}'}")
-        return 3 if args and args.begun else 2
+        return 3 if args.begun else 2
     finally:
         log.removeHandler(handler)
         try:
@@ -3154,7 +3078,7 @@ def silence(stream: IO[str]) -> None:
 def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argparse.Namespace:
     """Return the parsed and checked command line; what its extras open is closed with the stack."""
     argv = sys.argv[1:] if argv is None else argv
-    files = extra_files(argv)
+    files = extras_folder().files_for(argv) if "--version" not in argv and extras_folder() else []
     parser = build_parser(files)
     args, unknown = parser.parse_known_args(argv)
     loading = sibling("backends", "loading")
@@ -3238,13 +3162,13 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
+    with contextlib.suppress(UsageError):  # a lone copy has only its own --help
+        sibling("backends", "loading").add_arguments(option)
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency,
            help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY}); 1,16,auto with --compare: a "
            "sweep that finds the knee")  # fmt: skip
-    with contextlib.suppress(UsageError):  # a lone copy has only its own --help
-        sibling("backends", "loading").add_arguments(option)
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -3259,8 +3183,8 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("--overwrite", action="store_true", help="begin the output file anew")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
-    option("--extra", metavar="MODULE", action="append", default=[],
-           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
+    if extras:
+        extras_folder().add_arguments(option)
     option("--version", action="version", version=f"%(prog)s {__version__}")
     for file in extras:
         group = parser.add_argument_group(extra_name(file))
@@ -3320,7 +3244,7 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
     chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
     for extra in args.extras:
         if hasattr(extra, "select"):
-            chosen = selected(extra, chosen)
+            chosen = extras_folder().selected(extra, chosen)
     for number, prompt in enumerate(chosen):
         prompt.number = number
         yield prompt
@@ -3493,7 +3417,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
     args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
     args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, more = tell_report(run.extras, [ran], status)
+    status, more = tell_report([ran], status)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
         say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
@@ -3548,7 +3472,7 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
             if reason.kind == "deadline":  # of all runs together
                 reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
             args.facts["verdicts"] = []
-            status, files = tell_report(ran[-1].run.extras, ran, 130 if reason.kind == "interrupted" else 3)
+            status, files = tell_report(ran, 130 if reason.kind == "interrupted" else 3)
             say_error(*files)
             say_stopped(reason, args)
             return status
@@ -3559,7 +3483,7 @@ async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any 
         print(*lines, "", sep="\n")
     for one in ran:
         say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status, files = tell_report(ran[-1].run.extras, ran, int(any(one.tally.failed for one in ran)))
+    status, files = tell_report(ran, int(any(one.tally.failed for one in ran)))
     say_error(*([] if args.quiet else files))
     return status
 

@@ -11,7 +11,9 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +89,15 @@ def missing_backend(name: str, module: str) -> str:
     if name in LIBRARIES:
         return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
     return f"backend {name}: there is no module {module}"
+
+
+def raised_in(failure: BaseException, args: argparse.Namespace) -> str:
+    """Return in which module and function of a third party's extra or backend an exception was raised, or ''."""
+    names = [*getattr(args, "extra", ()), *(name for name in (args.backend or "").split(",") if ":" in name)]
+    packages = {re.split("[.:]", name)[0] for name in [*names, getattr(args, "worker_backend", None) or ""]}
+    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
 
 
 # ---- The command line's ----------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_help_shows_a_group_for_each_file(capsys):
 @pytest.mark.parametrize("suffix", [sign for own in INDEX.values() for sign in own if sign.startswith(".")])
 @pytest.mark.parametrize("words", ["prompts{}", "prompts{}.gz", "p.txt -o out{}", "p.txt --output=OUT{}"])
 def test_a_suffix_loads_its_file(suffix, words):
-    files = concurrent_prompts.extra_files(words.format(suffix).split())
+    files = concurrent_prompts.extras_folder().files_for(words.format(suffix).split())
     assert [own for own in INDEX if suffix in INDEX[own]] == [
         name for name in map(concurrent_prompts.extra_name, files) if "" not in INDEX[name]]  # fmt: skip
 
@@ -392,11 +392,13 @@ def backend(url, **settings):
     ],
 )
 def test_a_text_that_ends_like_a_file_loads_nothing(words):
-    assert "table" not in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]
+    files = concurrent_prompts.extras_folder().files_for(words)
+    assert "table" not in [concurrent_prompts.extra_name(file) for file in files]
 
 
 @pytest.mark.parametrize(
     "words", [["-t", "{a}", "p.csv"], ["p.txt", "-o", "a.csv"], ["-o=a.tsv"], ["p.csv.gz"], ["-tx", "p.csv"]]
 )
 def test_a_file_by_its_suffix_is_loaded(words):
-    assert "table" in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]
+    files = concurrent_prompts.extras_folder().files_for(words)
+    assert "table" in [concurrent_prompts.extra_name(file) for file in files]
