@@ -2889,49 +2889,9 @@ class Ran:
     texts: dict[int, str] = dataclasses.field(default_factory=dict)  # the first few answers
 
     @property
-    def rate(self) -> float:
-        """Answers a second."""
-        return self.tally.answered / self.tally.wall if self.tally.wall else 0.0
-
-    @property
     def most(self) -> int:
         """The most calls that were in flight."""
         return self.run.most_in_flight
-
-    @property
-    def cpu(self) -> float:
-        """CPU time a prompt, in seconds."""
-        return self.tally.cpu / max(1, self.tally.answered + self.tally.failed)
-
-    def title(self) -> str:
-        """Return what a picture calls it."""
-        auto = " (auto)" if self.asked == "auto" else ""
-        return f"{self.api.name}, {'one at a time' if self.asked == 1 else f'{self.most:,} in flight{auto}'}"
-
-
-def table(ran: list[Ran]) -> Iterator[str]:
-    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
-    rows = [["backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed"]]
-    for one in ran:
-        tally = one.tally
-        spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
-        figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{one.rate:,.1f}", f"{1000 * one.cpu:.2f}", *spread]
-        rows.append([short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *figures in rows:
-        yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
-
-
-def verdicts(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentences that say which way was faster, with each backend, and which backend is the cheapest."""
-    for name in dict.fromkeys(one.api.name for one in ran):
-        runs = [one for one in ran if one.api.name == name and one.tally.answered]
-        if len(runs) == 2:
-            slow, fast = (one.tally.wall for one in runs)
-            won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
-            yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
-    with contextlib.suppress(UsageError):
-        yield from sibling("extras", "sweep").cheapest(ran)
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
@@ -3031,9 +2991,8 @@ def main(argv: list[str] | None = None) -> int:
                 with blaming(command):
                     if (status := command()) is not None:
                         return int(status)
-            if len(args.calls) > 1:
-                raise UsageError(f"several numbers of calls need extras/sweep.py, which goes beside {PROGRAM}")
-            status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
+            work = (args.comparison or compare) if args.compare else answer_file
+            status = run_command(work(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
@@ -3088,7 +3047,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
+    args.facts, args.settings, args.form, args.printer, args.comparison = {}, {}, None, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     loading.check(args)
@@ -3456,36 +3415,20 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
             print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
 
 
-async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any = None) -> int:
-    """Run the prompts with each of so many calls in flight, with each backend; print who won."""
+async def compare(args: argparse.Namespace) -> int:
+    """Answer the prompts one by one, then concurrently, and print the times: all that --compare does without extras."""
     check_stdout()
-    ran: list[Ran] = []
-    deadline = args.deadline or math.inf
-    end = time.monotonic() + deadline
-    apis = [sibling("backends", "loading").make_api(args, name) for name in args.backends]
-    prompts = list(checked(prompts_of(args, args.limit), apis[0]))
-    for api, calls in itertools.product(apis, levels):
-        args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        ran.append(await measure(args, api, calls, prompts))
-        if (reason := ran[-1].run.stopped) is not None:
-            print(*table(ran), sep="\n")
-            if reason.kind == "deadline":  # of all runs together
-                reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
-            args.facts["verdicts"] = []
-            status, files = tell_report(ran, 130 if reason.kind == "interrupted" else 3)
-            say_error(*files)
-            say_stopped(reason, args)
-            return status
-    shown = [] if judge else [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")]
-    said = args.facts["verdicts"] = list((judge or verdicts)(ran))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-    for lines in [*shown, table(ran), (line for sentence in said for line in wrapped(sentence, width))]:
-        print(*lines, "", sep="\n")
-    for one in ran:
-        say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status, files = tell_report(ran, int(any(one.tally.failed for one in ran)))
-    say_error(*([] if args.quiet else files))
-    return status
+    if len(args.calls) > 1 or len(args.backends) > 1:
+        raise UsageError(f"--compare of several needs extras/compare.py, which goes beside {PROGRAM}")
+    api = sibling("backends", "loading").make_api(args, args.backends[0])
+    prompts = list(checked(prompts_of(args, args.limit), api))
+    for way, calls in (("Sequential", 1), ("Concurrent", args.calls[0])):
+        ran = await measure(args, api, calls, prompts)
+        print(*as_in_the_article(ran, way), "", sep="\n")
+        if ran.run.stopped is not None:
+            say_stopped(ran.run.stopped, args)
+            return 130 if ran.run.stopped.kind == "interrupted" else 3
+    return int(ran.tally.failed > 0)
 
 
 async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:

@@ -9,8 +9,8 @@ A file here has two functions. Its docstring is its manual; the first line says 
 `args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
 and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
 finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
-output; `taken`, what other files are by their real paths, and `writes`, a list to which a flag and its file are added
-if the extra writes one: nothing is written over. `facts` go into --report.
+output; `comparison`, what --compare runs; `taken`, what other files are by their real paths, and `writes`, a list to
+which a flag and its file are added if the extra writes one: nothing is written over. `facts` go into --report.
 
 A file that is named by a suffix reads such files, too:
 
@@ -72,7 +72,7 @@ INDEX = {
     "budget": ("--max-cost",),
     "dry_run": ("--dry-run",),
     "to_batch": ("--to-batch",),
-    "sweep": ("--compare",),
+    "compare": ("--compare",),
     "text": ("", "--format"),
     "table": (".csv", ".tsv"),
     "shutdown": ("",),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import core
 from .plot_page import as_page
+from .ran import title
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +108,7 @@ class Plot:
         path, facts = self._args.plot, self._args.facts
         kept = read(ran[0].run.path) if ran[0].run.path else ()
         earlier = facts.get("kept") or facts.get("kept_failed")
-        names = [self._args.name if earlier else one.title() for one in ran]
+        names = [self._args.name if earlier else title(one) for one in ran]
         try:
             rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
             keys = core.sibling("backends", "keys")

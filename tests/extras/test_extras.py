@@ -17,7 +17,7 @@ from concurrent_prompts.extras import INDEX
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
-PARTS = "__init__", "stand_in", "plot_page", "inputs"  # what no flag loads: the contract, and parts of other files
+PARTS = "__init__", "stand_in", "plot_page", "inputs", "sweep", "ran"  # what no flag loads: the contract, and parts of other files
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -79,7 +79,7 @@ sys.exit(concurrent_prompts.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("words", "loaded"), [
     (["p.txt", "-b", "stdlib", "-q"], [name for name in INDEX if "" in INDEX[name]]),
-    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"], [n for n in INDEX if {"", "--report"} & {*INDEX[n]}]),
+    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"], [n for n in INDEX if {"", "--report"} & {*INDEX[n]}] + ["ran"]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):
@@ -88,7 +88,8 @@ def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):
     ran = python("-c", code, *words, "--base-url", stand_in().url, cwd=tmp_path)
     expected = [] if loaded is None else ["", *(f".{name}" for name in loaded)]
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1].split()[1:] == [f"concurrent_prompts.extras{name}" for name in expected]
+    found = ran.stdout.splitlines()[-1].split()[1:]
+    assert sorted(found) == sorted(f"concurrent_prompts.extras{name}" for name in expected)
 
 
 # ---- What is not there ---------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ URL = "--base-url http://127.0.0.1:9/v1"
 
 @pytest.mark.parametrize(("missing", "words", "sentence"), [
     ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
-    ("extras", "p.txt --compare -c 1,4", "several numbers of calls need extras/sweep.py"),
+    ("extras", "p.txt --compare -c 1,4", "--compare of several needs extras/compare.py"),
     ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
     ("backends", "p.txt -b stdlib", "the folder backends/ is missing; it goes beside"),
     ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),
