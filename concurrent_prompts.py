@@ -54,7 +54,6 @@ import dataclasses
 import errno
 import functools
 import gc
-import gzip
 import hashlib
 import importlib
 import io
@@ -614,56 +613,22 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
     with contextlib.ExitStack() as stack:
         name = name or str(path)
         if name == "-":
-            path, name = stack.enter_context(spooled()), STDIN
+            path, name = stack.enter_context(sibling("extras", "inputs", STDIN).spooled()), STDIN
         if kind := other_than_file(path):  # a pipe can be read only once, and this is not the only look at it
             advice = "pass what it holds as standard input, with - for PROMPTS"
             advice = "name a file" if kind.startswith(("a directory", "a link")) else advice
             raise UsageError(f"{name} is not a regular file but {kind}; {advice}")
         try:
-            file: Any = stack.enter_context(open_regular(path))
+            file: Any = stack.enter_context(open_regular(path, buffering=1 << 16))
             if file.peek(2)[:2] == b"\x1f\x8b":
-                file = stack.enter_context(io.BufferedReader(Unpacked(fileobj=file)))
-            start = beginning(file)
+                file = stack.enter_context(sibling("extras", "inputs", f"{name}, a gzip file,").Unpacked(file))
+            start = file.peek(START)[:START]
             file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
         if why := no_text(name, start):
             raise UsageError(why)
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
-
-
-class Unpacked(gzip.GzipFile):
-    """A gzip file that gives what it has unpacked before it raises what is wrong with the rest."""
-
-    def readinto(self, buffer: Any) -> int:
-        """Called by a BufferedReader."""
-        return self.readinto1(memoryview(buffer)[:1024])  # zlib loses the step in which it meets the damage
-
-
-def beginning(file: IO[bytes]) -> bytes:
-    """Return the first bytes of a file. Raises what reading raises where there is not even one."""
-    start: bytes = file.read1(START)  # type: ignore[attr-defined]  # of a gzip file no more than its first member
-    with contextlib.suppress(*BROKEN):  # damage further on costs only what comes after it
-        while len(start) < START and (more := file.read1(START - len(start))):  # type: ignore[attr-defined]
-            start += more
-    return start
-
-
-@contextlib.contextmanager
-def spooled() -> Iterator[str]:
-    """Copy standard input into a file and yield its path: waiting for a writer must not hold up calls in flight."""
-    if sys.stdin is None:
-        raise UsageError("standard input is closed; name a file of prompts")
-    if sys.stdin.buffer.isatty():
-        print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "prompts")
-        with open(path, "wb") as file:
-            while block := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
-                file.write(block)
-        yield path
 
 
 def no_text(name: str, start: bytes) -> str:
@@ -2382,18 +2347,6 @@ def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO
     return file
 
 
-def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield where each line of a results file stands, and its row; what is no result is passed over."""
-    offset = 0
-    with open_regular(path) as lines:
-        for line in iter(functools.partial(lines.readline, RESULT_MOST), b""):
-            row = parse_json(line.strip(b"\0\r\n "))
-            with contextlib.suppress(ValueError):
-                recognised(row)
-                yield offset, row
-            offset += len(line)
-
-
 def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
     """Return what a result's line is known by: its id, fingerprint, error, and whether it holds an answer.
 
@@ -2811,73 +2764,6 @@ WAITS = {
 }
 
 
-class Progress:
-    """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds; nothing when quiet."""
-
-    EVERY = 5.0  # seconds between lines
-
-    def __init__(self, total: int | None, ran: "Ran", sink: Any, quiet: bool) -> None:
-        self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
-        self._terminal = obeys(sys.stderr)
-        self._bar: Any = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._began, self._last = time.monotonic(), (time.monotonic(), 0)
-        if self._terminal and not quiet:
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
-        if not quiet:
-            self._tick()
-
-    def _tick(self) -> None:
-        """Write what there is to say, and set the timer for the next time."""
-        kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
-        new = self._tally.answered + self._tally.failed
-        now, lost = time.monotonic(), 0.0
-        if self._run.limiter.away_since and new == self._last[1]:  # outage
-            lost = now - self._last[0]
-        self._began, self._last = self._began + lost, (now, new)
-        if self._bar is not None:
-            self._bar.start_t += lost
-            self._bar.initial, self._bar.n = kept, kept + new
-            self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
-            self._bar.set_postfix_str(", ".join(self._state()))
-        elif self._terminal:
-            self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
-        elif self._timer is not None:
-            self._write(f"{self._text(kept, new)}\n")
-        every = 0.2 if self._terminal else self.EVERY
-        self._timer = asyncio.get_running_loop().call_later(every, self._tick)
-
-    def _text(self, kept: int, new: int) -> str:
-        done, total, state = kept + new, self._total, self._state()
-        if not self._run.state():
-            rate = new / max(0.001, time.monotonic() - self._began)
-            left = f", {duration(max(0, total - done) / rate)} left" if total and rate > 0 else ""
-            state.append(f"{rate:,.1f}/s{left}")
-        return ", ".join([f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state])
-
-    def _state(self) -> list[str]:
-        failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooked(self._run.extras, "status")]
-        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._bar is not None:
-            self._bar.close()
-        elif self._timer is not None and self._terminal:
-            self._write("\r\x1b[K")
-
-
 @dataclasses.dataclass
 class Ran:
     """One run, with all that is to be said of it."""
@@ -2986,7 +2872,9 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             args = parse_arguments(argv, stack)
             log.setLevel(logging.INFO if args.verbose else logging.WARNING)
-            args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
+            args.source = args.prompts
+            if args.prompts == "-":
+                args.source = stack.enter_context(sibling("extras", "inputs", STDIN).spooled())
             for command in hooked(args.extras, "command"):
                 with blaming(command):
                     if (status := command()) is not None:
@@ -3242,24 +3130,28 @@ async def answer_file(args: argparse.Namespace) -> int:
     sink = open_sink(args)
     run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
     run.journal, run.path, run.whole = sink, sink.path, args.limit is None
-    quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         if sink.path and not api.loop and beside_results(sink.path, "running").exists():
             sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
-            progress = Progress(count_prompts(args), ran, sink, quiet)
             syncing = asyncio.ensure_future(keep_synced(run, sink))
             try:
-                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
+                with progress(args, ran, sink):
+                    await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
             finally:
                 syncing.cancel()
-                progress.close()
         ran.tally.stop()
         finish(args, run, sink)
     api.warn_of_input()
     return report(args, ran, sink)
+
+
+def progress(args: argparse.Namespace, ran: Ran, *more: Any) -> contextlib.AbstractContextManager[None]:
+    """Return what shows the progress while it is open: nothing if that is not wanted, or without extras/."""
+    shown = not args.quiet and extras_folder()
+    return sibling("extras", "progress").shown(args, ran, *more) if shown else contextlib.nullcontext()
 
 
 def finish(args: argparse.Namespace, run: Run, sink: Any) -> None:
@@ -3302,22 +3194,6 @@ def record(args: argparse.Namespace, ran: Ran, sink: Any, result: Result) -> Non
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
-
-
-def count_prompts(args: argparse.Namespace) -> int | None:
-    """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
-    selecting = [extra for extra in args.extras if hasattr(extra, "select")]
-    if not all(hasattr(extra, "count") for extra in selecting):
-        return None
-    left: int | None = None
-    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
-        found, reader = sound_lines(file, "", []), reader_of(form)
-        lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
-        left = min(lines, args.limit or lines)
-    for extra in selecting:
-        with blaming(extra.count):
-            left = extra.count(left) if left is not None else None
-    return left
 
 
 HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
@@ -3439,16 +3315,15 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
         async with run:
             await run.answer(prompts[0])
             ran = Ran(api, run, calls, Tally(api.model_of))
-            progress = Progress(len(prompts), ran, None, args.quiet)
 
             def note(result: Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
                     ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
 
-            await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
-            ran.tally.stop()
-            progress.close()
+            with progress(args, ran, None, len(prompts)):
+                await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
+                ran.tally.stop()
     return ran
 
 

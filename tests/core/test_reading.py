@@ -256,11 +256,12 @@ def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, short_lines, na
 
 
 def test_lines_that_are_too_long_are_counted_without_reading_them(tmp_path, short_lines):
+    progress = pytest.importorskip("concurrent_prompts.extras.progress")
     (tmp_path / "p.txt").write_text(f"a\n{LONG}\nb\n")
     args = types.SimpleNamespace(extras=[], limit=None, source=str(tmp_path / "p.txt"), name="p.txt")
     tracemalloc.start()
     try:
-        assert concurrent_prompts.count_prompts(args) == 3
+        assert progress.count_prompts(args) == 3
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()

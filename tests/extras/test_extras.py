@@ -13,11 +13,12 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
-from concurrent_prompts.extras import INDEX
+from concurrent_prompts.extras import INDEX, progress
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
-PARTS = "__init__", "stand_in", "plot_page", "inputs", "sweep", "ran"  # what no flag loads: the contract, and parts of other files
+# What no flag loads: the contract, parts of other files, and what the core itself asks for
+PARTS = "__init__", "stand_in", "plot_page", "inputs", "progress", "ran", "sweep"
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -79,7 +80,8 @@ sys.exit(concurrent_prompts.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("words", "loaded"), [
     (["p.txt", "-b", "stdlib", "-q"], [name for name in INDEX if "" in INDEX[name]]),
-    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"], [n for n in INDEX if {"", "--report"} & {*INDEX[n]}] + ["ran"]),
+    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"],
+     ["ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):
@@ -225,7 +227,7 @@ RAISING = {  # hook: the method, the exit status, and how many answers are paid 
 
 @pytest.mark.parametrize("case", RAISING)
 def test_a_hook_that_raises_is_one_sentence_and_loses_nothing(here, stand_in, third, capsys, monkeypatch, case):
-    monkeypatch.setattr(concurrent_prompts.Progress, "EVERY", 0.005)
+    monkeypatch.setattr(progress.Progress, "EVERY", 0.005)
     method, status, paid = RAISING[case]
     third("mine", f"{MINE} {method}\n")
     third("yours", MINE.replace("--mine", "--yours") + " def wrap(self, attempt): return attempt")
