@@ -2834,8 +2834,14 @@ def blaming(hook: Any) -> Iterator[None]:
 
 def tell_report(ran: list["Ran"], status: int) -> tuple[int, list[str]]:
     """Let the extras write their files; return the exit status and the lines that they have for the report."""
-    hooks = hooked(ran[-1].run.extras, "report")
-    return extras_folder().tell_report(hooks, ran, status) if hooks else (status, [])
+    lines: list[str] = []
+    for hook in hooked(ran[-1].run.extras, "report"):
+        try:
+            lines.extend(map(str, hook(ran, status) or ()))
+        except Exception as failure:
+            status = status or 3
+            say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
+    return status, lines
 
 
 def call_hook(run: Run, hook: Any, *given: Any) -> Any:
@@ -2979,23 +2985,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
         if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := unwritable(path)):
+        if flag != "-o" and (why := extras_folder().unwritable(path)):
             raise UsageError(f"{why}; choose another file with {flag}")
     if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
     reader_of(suffix)  # what reads a table writes it, too
-
-
-def unwritable(path: str | os.PathLike[str]) -> str:
-    """Return why no file can be written, or replaced, there; or ''."""
-    folder = os.path.dirname(path) or "."
-    if kind := other_than_file(path):
-        return f"{path} is not a regular file but {kind}"
-    if why := unwritable_draft(path):
-        return why
-    if not os.path.isdir(folder):
-        return f"{path} cannot be written: there is no folder {folder}"
-    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:

@@ -141,9 +141,6 @@ def third_party(name: str) -> Any:
     raise this.core.UsageError(f"--extra {this.core.short(name, 60)}: {reason}")
 
 
-# ---- Two of their hooks ----------------------------------------------------------------------------------------
-
-
 def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
     """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
     try:
@@ -154,13 +151,13 @@ def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
         raise this.core.extra_failure(extra.select, failure) from None
 
 
-def tell_report(hooks: Iterable[Any], ran: list[Any], status: int) -> tuple[int, list[str]]:
-    """Let the extras write their files; return the exit status and the lines that they have for the report."""
-    lines: list[str] = []
-    for hook in hooks:
-        try:
-            lines.extend(map(str, hook(ran, status) or ()))
-        except Exception as failure:
-            status = status or 3
-            this.core.say_error(f"{this.core.PROGRAM}: {this.core.extra_failure(hook, failure)}")
-    return status, lines
+def unwritable(path: str | os.PathLike[str]) -> str:
+    """Return why no file can be written, or replaced, there; or ''."""
+    folder = os.path.dirname(path) or "."
+    if kind := this.core.other_than_file(path):
+        return f"{path} is not a regular file but {kind}"
+    if why := this.core.unwritable_draft(path):
+        return str(why)
+    if not os.path.isdir(folder):
+        return f"{path} cannot be written: there is no folder {folder}"
+    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"

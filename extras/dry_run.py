@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import core
+from . import core, unwritable
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
 from .text import Printer
@@ -199,7 +199,7 @@ def dry_run(args: argparse.Namespace) -> int:
     for extra in args.extras:
         if hasattr(extra, "check"):
             extra.check()
-    if args.output != "-" and (why := core.unwritable(args.journal)):
+    if args.output != "-" and (why := unwritable(args.journal)):
         raise core.UsageError(f"{why}; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
         sink = core.Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, look=True)

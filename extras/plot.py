@@ -27,7 +27,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import core
+from . import core, unwritable
 from .plot_page import as_page
 from .ran import title
 
@@ -125,7 +125,7 @@ def check(path: str) -> None:
     """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
     if not path.lower().endswith(SUFFIXES):
         raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if why := core.unwritable(path):
+    if why := unwritable(path):
         raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("a picture needs matplotlib: pip install matplotlib")
