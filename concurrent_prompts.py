@@ -54,11 +54,8 @@ import dataclasses
 import errno
 import functools
 import gc
-import gzip
 import hashlib
 import importlib
-import importlib.util
-import inspect
 import io
 import itertools
 import json
@@ -67,11 +64,9 @@ import math
 import pathlib
 import random
 import re
-import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import textwrap
 import time
 import traceback
@@ -623,56 +618,22 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
     with contextlib.ExitStack() as stack:
         name = name or str(path)
         if name == "-":
-            path, name = stack.enter_context(spooled()), STDIN
+            path, name = stack.enter_context(sibling("extras", "inputs", STDIN).spooled()), STDIN
         if kind := other_than_file(path):  # a pipe can be read only once, and this is not the only look at it
             advice = "pass what it holds as standard input, with - for PROMPTS"
             advice = "name a file" if kind.startswith(("a directory", "a link")) else advice
             raise UsageError(f"{name} is not a regular file but {kind}; {advice}")
         try:
-            file: Any = stack.enter_context(open_regular(path))
+            file: Any = stack.enter_context(open_regular(path, buffering=1 << 16))
             if file.peek(2)[:2] == b"\x1f\x8b":
-                file = stack.enter_context(io.BufferedReader(Unpacked(fileobj=file)))
-            start = beginning(file)
+                file = stack.enter_context(sibling("extras", "inputs", f"{name}, a gzip file,").Unpacked(file))
+            start = file.peek(START)[:START]
             file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         except BROKEN as failure:
             raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
         if why := no_text(name, start):
             raise UsageError(why)
         yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
-
-
-class Unpacked(gzip.GzipFile):
-    """A gzip file that gives what it has unpacked before it raises what is wrong with the rest."""
-
-    def readinto(self, buffer: Any) -> int:
-        """Called by a BufferedReader."""
-        return self.readinto1(memoryview(buffer)[:1024])  # zlib loses the step in which it meets the damage
-
-
-def beginning(file: IO[bytes]) -> bytes:
-    """Return the first bytes of a file. Raises what reading raises where there is not even one."""
-    start: bytes = file.read1(START)  # type: ignore[attr-defined]  # of a gzip file no more than its first member
-    with contextlib.suppress(*BROKEN):  # damage further on costs only what comes after it
-        while len(start) < START and (more := file.read1(START - len(start))):  # type: ignore[attr-defined]
-            start += more
-    return start
-
-
-@contextlib.contextmanager
-def spooled() -> Iterator[str]:
-    """Copy standard input into a file and yield its path: waiting for a writer must not hold up calls in flight."""
-    if sys.stdin is None:
-        raise UsageError("standard input is closed; name a file of prompts")
-    if sys.stdin.buffer.isatty():
-        print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "prompts")
-        with open(path, "wb") as file:
-            while block := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
-                file.write(block)
-        yield path
 
 
 def no_text(name: str, start: bytes) -> str:
@@ -705,9 +666,9 @@ def reader_of(suffix: str) -> Any:
 
     Raises UsageError for a table if it is missing.
     """
-    names = [name for name, signs in extra_index().items() if suffix and suffix in signs]
-    names = names or ["table"] * (suffix in TABLES)
-    return sibling("extras", names[0], f"a {suffix} file") if names else None
+    index = extras_folder().INDEX if extras_folder() else {"table": TABLES}
+    name = next((name for name, signs in index.items() if suffix and suffix in signs), "")
+    return sibling("extras", name, f"a {suffix} file") if name else None
 
 
 def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
@@ -803,17 +764,6 @@ def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
 # ---- Backend loading -----------------------------------------------------------------------------------------
 
 
-ENDPOINTS = {
-    "chat": "/chat/completions",
-    "responses": "/responses",
-    "completions": "/completions",
-    "embeddings": "/embeddings",
-}
-BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
-LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
-LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
-
-
 def load_backend(
     name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
 ) -> Any:
@@ -824,25 +774,8 @@ def load_backend(
     that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
     missing.
     """
-    name = name or default_backend()
-    name = name if ":" in name else name.replace("_", "-")
-    connect = find_backend(name)
-    if schema is not None:
-        checker = sibling("extras", "schema", "schema").Schema(schema)
-        checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
-        settings |= {"form": checker.asked, "extras": (checker,)}
-    if not inspect.isasyncgenfunction(connect):
-        if worker_backend is not None or settings.get("cluster") is not None:
-            raise UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
-        return sibling("backends", "api").Api(connect, name=name, **settings)
-    try:
-        live = find_backend(worker_backend or default_backend())
-    except UsageError as problem:
-        raise UsageError(f"--worker-backend: {problem}") from None
-    if inspect.isasyncgenfunction(live):
-        raise UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
-    bulk = sibling("backends", "bulk")
-    return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+    loading = sibling("backends", "loading")
+    return loading.load_backend(name, worker_backend=worker_backend, schema=schema, **settings)
 
 
 def sibling(folder: str, name: str, asked: str = "") -> Any:
@@ -863,26 +796,6 @@ def file_of(module: str) -> str:
     return f"{path}.py" if "/" in path else f"the folder {path}/"
 
 
-def find_backend(name: str) -> Callable[..., Any]:
-    """Return the function that the backend of that name is. Raises UsageError where there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        if attribute:
-            found: Any = functools.reduce(getattr, attribute.split("."), import_named(module))
-        else:
-            one = importlib.import_module(f"{MODULE}.backends.{name.replace('-', '_')}")
-            found = getattr(one, "submit", None) or one.connect
-    except ModuleNotFoundError as missing:
-        raise UsageError(missing_backend(name, missing.name or "")) from None
-    except (ImportError, AttributeError, ValueError, TypeError) as failure:
-        raise UsageError(f"backend {name}: {failure}") from None
-    except Exception as failure:  # somebody else's file may raise anything
-        raise UsageError(f"backend {name}: {in_short(failure)}") from None
-    if not callable(found):
-        raise UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
-    return found  # type: ignore[no-any-return]
-
-
 def import_named(module: str) -> Any:
     """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
     sys.path.append("")
@@ -892,22 +805,6 @@ def import_named(module: str) -> Any:
         sys.path.reverse()  # it may have been there before, and what is imported may have added more
         sys.path.remove("")
         sys.path.reverse()
-
-
-def default_backend() -> str:
-    """Return the name of the backend that is used where none is asked for."""
-    return "raw-aiohttp" if importlib.util.find_spec("aiohttp") else "stdlib"
-
-
-def missing_backend(name: str, module: str) -> str:
-    """Return the sentence that says why a backend cannot be loaded and what to do."""
-    if name in BACKENDS and module.startswith(MODULE):
-        return f"backend {name} needs {file_of(module)}, which goes beside {PROGRAM}"
-    if module.startswith(f"{MODULE}.backends."):
-        return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
-    if name in LIBRARIES:
-        return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
-    return f"backend {name}: there is no module {module}"
 
 
 class Own:
@@ -2876,18 +2773,6 @@ def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO
     return file
 
 
-def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield where each line of a results file stands, and its row; what is no result is passed over."""
-    offset = 0
-    with open_regular(path) as lines:
-        for line in iter(functools.partial(lines.readline, RESULT_MOST), b""):
-            row = parse_json(line.strip(b"\0\r\n "))
-            with contextlib.suppress(ValueError):
-                recognised(row)
-                yield offset, row
-            offset += len(line)
-
-
 def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
     """Return what a result's line is known by: its id, fingerprint, error, and whether it holds an answer.
 
@@ -3000,49 +2885,6 @@ def wrapped(line: str, width: int) -> list[str]:
     indent = " " * (len(line) - len(line.lstrip()))
     whole = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(line, width, subsequent_indent=indent, **whole) or [line]  # type: ignore[arg-type]
-
-
-class Printer:
-    """A journal's stand-in for standard output, where nothing can be kept: results in the input's order, as they can.
-
-    `form` makes of each what is printed, after the `head`.
-    """
-
-    kept = answers = 0
-    kept_errors: tuple[Error, ...] = ()
-    path = None
-    left = staticmethod(iter)  # all the prompts
-
-    def __init__(self, form: Callable[[Result], bytes] = Result.as_line, head: bytes = b"") -> None:
-        self._form = form
-        self._early = {-1: head}
-        self._next = -1
-
-    def __enter__(self) -> "Printer":
-        return self
-
-    def __exit__(self, kind: Any, *failure: Any) -> None:
-        if kind is None or not issubclass(kind, OSError | UsageError):
-            for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
-                self._write(lines)
-
-    def append(self, result: Result) -> None:
-        """Print a result once all before it are printed."""
-        self._early[result.prompt.number] = self._form(result)
-        while self._next in self._early:
-            self._write(self._early.pop(self._next))
-            self._next += 1
-
-    def check(self, *given: Any, **options: Any) -> None:
-        """Do nothing: nothing was there before, and nothing can be brought to a disk or put into order."""
-
-    attend = sync = finish = check
-
-    def _write(self, lines: bytes) -> None:
-        if sys.stdout.isatty():  # in JSON an escape is the same text
-            lines = visible(lines.decode().expandtabs()).encode()
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
 
 
 # ---- Sequential run ------------------------------------------------------------------------------------------
@@ -3348,73 +3190,6 @@ WAITS = {
 }
 
 
-class Progress:
-    """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds; nothing when quiet."""
-
-    EVERY = 5.0  # seconds between lines
-
-    def __init__(self, total: int | None, ran: "Ran", sink: Any, quiet: bool) -> None:
-        self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
-        self._terminal = obeys(sys.stderr)
-        self._bar: Any = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._began, self._last = time.monotonic(), (time.monotonic(), 0)
-        if self._terminal and not quiet:
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
-        if not quiet:
-            self._tick()
-
-    def _tick(self) -> None:
-        """Write what there is to say, and set the timer for the next time."""
-        kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
-        new = self._tally.answered + self._tally.failed
-        now, lost = time.monotonic(), 0.0
-        if self._run.limiter.away_since and new == self._last[1]:  # outage
-            lost = now - self._last[0]
-        self._began, self._last = self._began + lost, (now, new)
-        if self._bar is not None:
-            self._bar.start_t += lost
-            self._bar.initial, self._bar.n = kept, kept + new
-            self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
-            self._bar.set_postfix_str(", ".join(self._state()))
-        elif self._terminal:
-            self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
-        elif self._timer is not None:
-            self._write(f"{self._text(kept, new)}\n")
-        every = 0.2 if self._terminal else self.EVERY
-        self._timer = asyncio.get_running_loop().call_later(every, self._tick)
-
-    def _text(self, kept: int, new: int) -> str:
-        done, total, state = kept + new, self._total, self._state()
-        if not self._run.state():
-            rate = new / max(0.001, time.monotonic() - self._began)
-            left = f", {duration(max(0, total - done) / rate)} left" if total and rate > 0 else ""
-            state.append(f"{rate:,.1f}/s{left}")
-        return ", ".join([f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state])
-
-    def _state(self) -> list[str]:
-        failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
-        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooked(self._run.extras, "status")]
-        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._bar is not None:
-            self._bar.close()
-        elif self._timer is not None and self._terminal:
-            self._write("\r\x1b[K")
-
-
 @dataclasses.dataclass
 class Ran:
     """One run, with all that is to be said of it."""
@@ -3426,49 +3201,9 @@ class Ran:
     texts: dict[int, str] = dataclasses.field(default_factory=dict)  # the first few answers
 
     @property
-    def rate(self) -> float:
-        """Answers a second."""
-        return self.tally.answered / self.tally.wall if self.tally.wall else 0.0
-
-    @property
     def most(self) -> int:
         """The most calls that were in flight."""
         return self.run.most_in_flight
-
-    @property
-    def cpu(self) -> float:
-        """CPU time a prompt, in seconds."""
-        return self.tally.cpu / max(1, self.tally.answered + self.tally.failed)
-
-    def title(self) -> str:
-        """Return what a picture calls it."""
-        auto = " (auto)" if self.asked == "auto" else ""
-        return f"{self.api.name}, {'one at a time' if self.asked == 1 else f'{self.most:,} in flight{auto}'}"
-
-
-def table(ran: list[Ran]) -> Iterator[str]:
-    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
-    rows = [["backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed"]]
-    for one in ran:
-        tally = one.tally
-        spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
-        figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{one.rate:,.1f}", f"{1000 * one.cpu:.2f}", *spread]
-        rows.append([short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *figures in rows:
-        yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
-
-
-def verdicts(ran: list[Ran]) -> Iterator[str]:
-    """Yield the sentences that say which way was faster, with each backend, and which backend is the cheapest."""
-    for name in dict.fromkeys(one.api.name for one in ran):
-        runs = [one for one in ran if one.api.name == name and one.tally.answered]
-        if len(runs) == 2:
-            slow, fast = (one.tally.wall for one in runs)
-            won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
-            yield f"{name}: concurrent {won} sequential ({duration(fast)}, {duration(slow)})."
-    with contextlib.suppress(UsageError):
-        yield from sibling("extras", "sweep").cheapest(ran)
 
 
 def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
@@ -3484,71 +3219,11 @@ def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
 
 
 @functools.cache
-def extra_index() -> dict[str, tuple[str, ...]]:
-    """Return which flags and suffixes load which file of extras/; nothing if that folder is not there."""
-    try:
-        index: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"{MODULE}.extras"), "INDEX", {})
-    except ModuleNotFoundError:
-        return {}
-    return index
-
-
-def extra_files(argv: Sequence[str]) -> list[Any]:
-    """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
-
-    For --help that is all of them. Raises UsageError where one is asked for that is not there.
-    """
-    if "--version" in argv:
-        return []
-    index = extra_index()
-    signs = {"", *(word.partition("=")[0] for word in argv)}
-    texts = "-t", "--template", "-s", "--system", "-p", "--param"
-    words = [word for flag, word in itertools.pairwise(("", *argv)) if flag not in texts and not word.startswith(texts)]
-    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in words}
-    found = []
-    for name, own in index.items():
-        asked = next((sign for sign in own if sign and sign in signs), "")
-        if asked or "" in own or signs & {"-h", "--help"}:
-            try:
-                found.append(sibling("extras", name, asked))
-            except UsageError:
-                if asked:
-                    raise
-    return found + [third_party(name) for name in named_extras(argv)]
-
-
-def named_extras(argv: Sequence[str]) -> Iterator[str]:
-    """Yield what follows each --extra."""
-    for word, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        flag, mark, name = word.partition("=")
-        if flag == "--extra" and (mark or after):
-            yield name if mark else after
-
-
-def third_parties(argv: Sequence[str] | None) -> set[str]:
-    """Return the top-level packages of the extras and backends that are not ours."""
-    words = sys.argv[1:] if argv is None else argv
-    names = [*named_extras(words), *(word.removeprefix("-b").partition(":")[0] for word in words if ":" in word)]
-    return {name.partition(".")[0] for name in names}
-
-
-def raised_in(failure: BaseException, packages: set[str]) -> str:
-    """Return in which module and function of those packages an exception was raised, or ''."""
-    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
-    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
-    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
-
-
-def third_party(name: str) -> Any:
-    """Return the module of that name. Raises UsageError where it is none, or no extra."""
-    try:
-        file = import_named(name)
-        if callable(file.add_arguments) and callable(file.create):
-            return file
-        reason = "add_arguments and create are to be functions"
-    except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
-        reason = in_short(failure)
-    raise UsageError(f"--extra {short(name, 60)}: {reason}")
+def extras_folder() -> Any:
+    """Return the package extras/, or None if that folder is not there."""
+    with contextlib.suppress(ModuleNotFoundError):
+        folder = importlib.import_module(f"{MODULE}.extras")
+        return folder if hasattr(folder, "INDEX") else None
 
 
 def extra_name(extra: Any) -> str:
@@ -3583,34 +3258,24 @@ def blaming(hook: Any) -> Iterator[None]:
         raise UsageError(str(extra_failure(hook, failure))) from None
 
 
-def call_hook(run: Run, hook: Any, *given: Any) -> Any:
-    """Return what an extra's method does; what it raises stops the run in good order."""
-    try:
-        return hook(*given)
-    except Exception as failure:
-        run.stop(run.discreet(extra_failure(hook, failure)))
-
-
-def selected(extra: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
-    try:
-        yield from extra.select(prompts)
-    except UsageError:
-        raise
-    except Exception as failure:
-        raise extra_failure(extra.select, failure) from None
-
-
-def tell_report(extras: Iterable[Any], ran: list[Ran], status: int) -> tuple[int, list[str]]:
+def tell_report(ran: list["Ran"], status: int) -> tuple[int, list[str]]:
     """Let the extras write their files; return the exit status and the lines that they have for the report."""
     lines: list[str] = []
-    for hook in hooked(extras, "report"):
+    for hook in hooked(ran[-1].run.extras, "report"):
         try:
             lines.extend(map(str, hook(ran, status) or ()))
         except Exception as failure:
             status = status or 3
             say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
     return status, lines
+
+
+def call_hook(run: Run, hook: Any, *given: Any) -> Any:
+    """Return what an extra's method does; what it raises stops the run in good order."""
+    try:
+        return hook(*given)
+    except Exception as failure:
+        run.stop(run.discreet(extra_failure(hook, failure)))
 
 
 # ---- Command line --------------------------------------------------------------------------------------------
@@ -3639,14 +3304,15 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             args = parse_arguments(argv, stack)
             log.setLevel(logging.INFO if args.verbose else logging.WARNING)
-            args.source = stack.enter_context(spooled()) if args.prompts == "-" else args.prompts
+            args.source = args.prompts
+            if args.prompts == "-":
+                args.source = stack.enter_context(sibling("extras", "inputs", STDIN).spooled())
             for command in hooked(args.extras, "command"):
                 with blaming(command):
                     if (status := command()) is not None:
                         return int(status)
-            if len(args.calls) > 1:
-                raise UsageError(f"several numbers of calls need extras/sweep.py, which goes beside {PROGRAM}")
-            status = run_command(compare(args, [1, args.calls[0]]) if args.compare else answer_file(args))
+            work = (args.comparison or compare) if args.compare else answer_file
+            status = run_command(work(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
         return status
@@ -3663,10 +3329,10 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     except Exception as failure:
         known = isinstance(failure, PromptError)  # of an extra's `select`, or of a backend that cannot be opened
-        if not known and not (where := raised_in(failure, third_parties(argv))):
+        if args is None or (not known and not (where := sibling("backends", "loading").raised_in(failure, args))):
             raise
         say_error(f"{PROGRAM}: {failure if known else f'{where}: {in_short(failure)}'}")
-        return 3 if args and args.begun else 2
+        return 3 if args.begun else 2
     finally:
         log.removeHandler(handler)
         try:
@@ -3691,20 +3357,20 @@ def silence(stream: IO[str]) -> None:
 def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argparse.Namespace:
     """Return the parsed and checked command line; what its extras open is closed with the stack."""
     argv = sys.argv[1:] if argv is None else argv
-    files = extra_files(argv)
+    files = extras_folder().files_for(argv) if "--version" not in argv and extras_folder() else []
     parser = build_parser(files)
     args, unknown = parser.parse_known_args(argv)
+    loading = sibling("backends", "loading")
     if unknown:  # not the whole of it: somebody may try to give a key here
         word = short(unknown[0].partition("=")[0], 40)
         where = "" if files else f"; other options are in the folder extras/, which goes beside {PROGRAM}"
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
+    args.facts, args.settings, args.form, args.printer, args.comparison = {}, {}, None, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
-    args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
-    args.params = dict(parameter(text) for text in args.param)
+    loading.check(args)
     refuse_together(args)
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
@@ -3728,8 +3394,6 @@ def refuse_together(args: argparse.Namespace) -> None:
     """Raise UsageError where options contradict one another."""
     results = args.output or args.retry_failed or args.overwrite
     for wrong, advice in (
-        ("" in args.backends, "-b has an empty name"),
-        ("," in (args.backend or "") and not args.compare, "several backends (-b a,b) are for --compare"),
         (args.sequential and (args.compare or args.concurrency),
          "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
         (args.compare and results,
@@ -3747,23 +3411,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
         if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := unwritable(path)):
+        if flag != "-o" and (why := extras_folder().unwritable(path)):
             raise UsageError(f"{why}; choose another file with {flag}")
     if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
         raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
     reader_of(suffix)  # what reads a table writes it, too
-
-
-def unwritable(path: str | os.PathLike[str]) -> str:
-    """Return why no file can be written, or replaced, there; or ''."""
-    folder = os.path.dirname(path) or "."
-    if kind := other_than_file(path):
-        return f"{path} is not a regular file but {kind}"
-    if why := unwritable_draft(path):
-        return why
-    if not os.path.isdir(folder):
-        return f"{path} cannot be written: there is no folder {folder}"
-    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
@@ -3777,24 +3429,13 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
-    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib, openai-batch, "
-           "dask-cluster or package.module:name (default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c "
-           "with --compare")  # fmt: skip
+    with contextlib.suppress(UsageError):  # a lone copy has only its own --help
+        sibling("backends", "loading").add_arguments(option)
     option("--sequential", action="store_true", help="one at a time: the baseline")
     option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
     option("-c", "--concurrency", metavar="N", type=concurrency,
            help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY}); 1,16,auto with --compare: a "
            "sweep that finds the knee")  # fmt: skip
-    option("-m", "--model", metavar="NAME", help=f"model (default: {DEFAULT_MODEL})")
-    option("-s", "--system", metavar="TEXT", help="system text before each prompt")
-    option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
-    option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
-    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
-           help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
-    option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
-           help="variable with the key (default: %(default)s)")  # fmt: skip
-    option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
     option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
     option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
     option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
@@ -3809,8 +3450,8 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     option("--overwrite", action="store_true", help="begin the output file anew")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
-    option("--extra", metavar="MODULE", action="append", default=[],
-           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
+    if extras:
+        extras_folder().add_arguments(option)
     option("--version", action="version", version=f"%(prog)s {__version__}")
     for file in extras:
         group = parser.add_argument_group(extra_name(file))
@@ -3838,32 +3479,17 @@ def concurrency(text: str) -> list[int | str]:
     return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
 
 
-def parameter(text: str) -> tuple[str, Any]:
-    """Return the name and the value of NAME=JSON."""
-    name, _, value = map(str.strip, text.partition("="))
-    try:
-        parsed = decode_row(value)
-    except (ValueError, RecursionError):
-        raise UsageError(f"-p {text}: not NAME=JSON; a text needs its quotes: -p '{name or 'stop'}=\"…\"'") from None
-    if not name or (name == "stream" and parsed):
-        raise UsageError(f"-p {text}: " + ("answers are not streamed here" if name else "no name"))
-    return name, parsed
-
-
 # What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
 
-def open_sink(args: argparse.Namespace) -> Journal | Printer:
+def open_sink(args: argparse.Namespace) -> Any:
     """Open what keeps or prints the results."""
     for check in hooked(args.extras, "check"):
         with blaming(check):
             check()
-    if args.output == "-" and (args.retry_failed or args.overwrite):
-        raise UsageError("standard output keeps nothing: leave out --retry-failed and --overwrite, or name a file (-o)")
     if args.output == "-":
-        check_stdout()
-        return args.printer(args) if args.printer else Printer()
+        return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
     return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
@@ -3885,7 +3511,7 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
     chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
     for extra in args.extras:
         if hasattr(extra, "select"):
-            chosen = selected(extra, chosen)
+            chosen = extras_folder().selected(extra, chosen)
     for number, prompt in enumerate(chosen):
         prompt.number = number
         yield prompt
@@ -3904,43 +3530,19 @@ def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:
-    """Return the API that the arguments ask for; without a backend it only makes requests."""
-    names = ("model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "form")
-    settings = {name: getattr(args, name) for name in names}
-    if not backend:
-        return sibling("backends", "api").Api(lambda *_: None, dry=dry, **settings)
-    api = load_backend(backend, dry=dry, **settings, **args.settings)
-    if api.loop and not dry:
-        api.check_options(args)
-    return api
-
-
 def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
     """Return a run as the arguments ask for, with so many calls in flight."""
     names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
     run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
     if not api.loop:
-        run.at_most(open_files() - 64)  # the others are the interpreter's, the input's and the output's
+        connections = sibling("backends", "loading").open_files() - 64  # the interpreter and the files need some
+        run.at_most(connections)
     return run
-
-
-def open_files() -> int:
-    """Return how many files (each connection is one) may be open, after asking for as many as may be had."""
-    if sys.platform == "win32":  # knows no such limit
-        return 1 << 20
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    api = make_api(args, args.backends[0])
+    api = sibling("backends", "loading").make_api(args, args.backends[0])
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
@@ -3948,27 +3550,31 @@ async def answer_file(args: argparse.Namespace) -> int:
     sink = open_sink(args)
     run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
     run.journal, run.path, run.whole = sink, sink.path, args.limit is None
-    quiet = args.quiet or (args.output == "-" and sys.stdout.isatty())  # the answers themselves are the progress
     with sink, interruptible(run):
         if sink.path and not api.loop and beside_results(sink.path, "running").exists():
             sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
-            progress = Progress(count_prompts(args), ran, sink, quiet)
             syncing = asyncio.ensure_future(keep_synced(run, sink))
             try:
-                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
+                with progress(args, ran, sink):
+                    await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
             finally:
                 syncing.cancel()
-                progress.close()
         ran.tally.stop()
         finish(args, run, sink)
     api.warn_of_input()
     return report(args, ran, sink)
 
 
-def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
+def progress(args: argparse.Namespace, ran: Ran, *more: Any) -> contextlib.AbstractContextManager[None]:
+    """Return what shows the progress while it is open: nothing if that is not wanted, or without extras/."""
+    shown = not args.quiet and extras_folder()
+    return sibling("extras", "progress").shown(args, ran, *more) if shown else contextlib.nullcontext()
+
+
+def finish(args: argparse.Namespace, run: Run, sink: Any) -> None:
     """Put the results into order, if all is done; what cannot be written stops the run."""
     if run.stopped is not None:
         return
@@ -3978,7 +3584,7 @@ def finish(args: argparse.Namespace, run: Run, sink: Journal | Printer) -> None:
         run.stop(disk_error(sink.path, failure))
 
 
-async def keep_synced(run: Run, sink: Journal | Printer) -> None:
+async def keep_synced(run: Run, sink: Any) -> None:
     """Bring the results to the disk once a second: a power cut, unlike a killed process, loses what is not there."""
     for wait in itertools.chain([0.1], itertools.repeat(1.0)):
         await asyncio.sleep(wait)
@@ -3990,7 +3596,7 @@ async def keep_synced(run: Run, sink: Journal | Printer) -> None:
             return
 
 
-def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: Result) -> None:
+def record(args: argparse.Namespace, ran: Ran, sink: Any, result: Result) -> None:
     """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
     if result.done:
         args.begun = True
@@ -4008,22 +3614,6 @@ def record(args: argparse.Namespace, ran: Ran, sink: Journal | Printer, result: 
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
-
-
-def count_prompts(args: argparse.Namespace) -> int | None:
-    """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
-    selecting = [extra for extra in args.extras if hasattr(extra, "select")]
-    if not all(hasattr(extra, "count") for extra in selecting):
-        return None
-    left: int | None = None
-    with contextlib.suppress(UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
-        found, reader = sound_lines(file, "", []), reader_of(form)
-        lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
-        left = min(lines, args.limit or lines)
-    for extra in selecting:
-        with blaming(extra.count):
-            left = extra.count(left) if left is not None else None
-    return left
 
 
 HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
@@ -4066,7 +3656,7 @@ def interruptible(run: Run) -> Iterator[None]:
         yield
 
 
-def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
+def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
     untold = () if run.api.clocked else ("sum of latencies", "latency")
@@ -4082,7 +3672,7 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
     status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
     args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
     args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, more = tell_report(run.extras, [ran], status)
+    status, more = tell_report([ran], status)
     if not args.quiet:
         way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
         say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
@@ -4094,7 +3684,8 @@ def report(args: argparse.Namespace, ran: Ran, sink: Journal | Printer) -> int:
         say_stopped(run.stopped, args)
     elif sink.path and tally.hopeful and not args.quiet:
         say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
-        say_error(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
+        again = sibling("backends", "hints").command_again(args.argv, True, "--retry-failed")
+        say_error(again, indent="    ", wrap=False)
     return status
 
 
@@ -4107,20 +3698,8 @@ def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
         where = f" ({reason.prompt.where})" if reason.prompt.where else ""
         say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
     if args and args.output != "-" and not args.compare:
-        say_error(f"to continue: {command_again(args.argv, args.begun)}", indent="  ", wrap=False)
-
-
-def command_again(argv: list[str], begun: bool, *more: str) -> str:
-    """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
-    without = "--overwrite" if begun else ""  # what it has written is to be kept
-    more = tuple(word for word in more if word not in argv)
-    if any("?" in word and sibling("backends", "keys").without_secrets(word) != word for word in argv):
-        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
-        return ", ".join(["the same command again", *changes])
-    name = os.path.basename(sys.executable)
-    python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
-    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+        again = sibling("backends", "hints").command_again(args.argv, args.begun)
+        say_error(f"to continue: {again}", indent="  ", wrap=False)
 
 
 def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
@@ -4135,36 +3714,20 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
             print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
 
 
-async def compare(args: argparse.Namespace, levels: list[int | str], judge: Any = None) -> int:
-    """Run the prompts with each of so many calls in flight, with each backend; print who won."""
+async def compare(args: argparse.Namespace) -> int:
+    """Answer the prompts one by one, then concurrently, and print the times: all that --compare does without extras."""
     check_stdout()
-    ran: list[Ran] = []
-    deadline = args.deadline or math.inf
-    end = time.monotonic() + deadline
-    apis = [make_api(args, name) for name in args.backends]
-    prompts = list(checked(prompts_of(args, args.limit), apis[0]))
-    for api, calls in itertools.product(apis, levels):
-        args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        ran.append(await measure(args, api, calls, prompts))
-        if (reason := ran[-1].run.stopped) is not None:
-            print(*table(ran), sep="\n")
-            if reason.kind == "deadline":  # of all runs together
-                reason = PromptError("deadline", f"the deadline of {duration(deadline)} is over", "stop")
-            args.facts["verdicts"] = []
-            status, files = tell_report(ran[-1].run.extras, ran, 130 if reason.kind == "interrupted" else 3)
-            say_error(*files)
-            say_stopped(reason, args)
-            return status
-    shown = [] if judge else [as_in_the_article(ran[0], "Sequential"), as_in_the_article(ran[1], "Concurrent")]
-    said = args.facts["verdicts"] = list((judge or verdicts)(ran))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-    for lines in [*shown, table(ran), (line for sentence in said for line in wrapped(sentence, width))]:
-        print(*lines, "", sep="\n")
-    for one in ran:
-        say_error(*(f"{one.title()}: {warning}" for warning in one.tally.warnings()))
-    status, files = tell_report(ran[-1].run.extras, ran, int(any(one.tally.failed for one in ran)))
-    say_error(*([] if args.quiet else files))
-    return status
+    if len(args.calls) > 1 or len(args.backends) > 1:
+        raise UsageError(f"--compare of several needs extras/compare.py, which goes beside {PROGRAM}")
+    api = sibling("backends", "loading").make_api(args, args.backends[0])
+    prompts = list(checked(prompts_of(args, args.limit), api))
+    for way, calls in (("Sequential", 1), ("Concurrent", args.calls[0])):
+        ran = await measure(args, api, calls, prompts)
+        print(*as_in_the_article(ran, way), "", sep="\n")
+        if ran.run.stopped is not None:
+            say_stopped(ran.run.stopped, args)
+            return 130 if ran.run.stopped.kind == "interrupted" else 3
+    return int(ran.tally.failed > 0)
 
 
 async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
@@ -4175,16 +3738,15 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
         async with run:
             await run.answer(prompts[0])
             ran = Ran(api, run, calls, Tally(api.model_of))
-            progress = Progress(len(prompts), ran, None, args.quiet)
 
             def note(result: Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
                     ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
 
-            await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
-            ran.tally.stop()
-            progress.close()
+            with progress(args, ran, None, len(prompts)):
+                await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
+                ran.tally.stop()
     return ran
 
 

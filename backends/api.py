@@ -22,6 +22,7 @@ from .failures import error_of, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .meanings import LEFT_TEXT, POLICY_TEXT, RESET_TEXT
 from .prompts import (
+    ENDPOINTS,
     asked_in,
     content_of,
     endpoint_of,
@@ -77,8 +78,8 @@ class Api:
         extras: Iterable[Any] = (),
         dry: bool = False,
     ) -> None:
-        if endpoint not in core.ENDPOINTS:
-            raise core.UsageError(f"there is no endpoint {endpoint}; choose {', '.join(core.ENDPOINTS)}")
+        if endpoint not in ENDPOINTS:
+            raise core.UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
         if system is not None and endpoint in ("completions", "embeddings"):
             raise core.UsageError(f"{endpoint} takes no system text (-s)")
         self.name = name
@@ -159,10 +160,10 @@ class Api:
 
     async def poll(self, post: Post, prompt: core.Prompt, unfinished: Unfinished) -> core.Reply:
         """Look at a response that is made in the background until it is there; raises PromptError where it fails."""
-        if prompt.path.partition("?")[0] != core.ENDPOINTS["responses"] or not unfinished.id:
+        if prompt.path.partition("?")[0] != ENDPOINTS["responses"] or not unfinished.id:
             raise unfinished
         query = f"?{self.whole_query()}" if self.whole_query() else ""
-        path, wait, missed = f"{core.ENDPOINTS['responses']}/{unfinished.id}{query}", self.FIRST_POLL, 0
+        path, wait, missed = f"{ENDPOINTS['responses']}/{unfinished.id}{query}", self.FIRST_POLL, 0
         while True:
             await self.sleep(wait)
             wait = min(self.LAST_POLL, 1.5 * wait)
@@ -285,7 +286,7 @@ class Api:
             content = [{"role": "system", "content": self.system}, *content]
         before, hole, after = self._frame(single)
         text = core.encode_json(content) if hole else ""
-        return core.ENDPOINTS[self.endpoint] + self.query, f"{before}{text}{after}".encode()
+        return ENDPOINTS[self.endpoint] + self.query, f"{before}{text}{after}".encode()
 
     @functools.cache  # noqa: B019 - an Api or two
     def _frame(self, single: bool) -> tuple[str, str, str]:
@@ -301,7 +302,7 @@ class Api:
             body["input"] = hole
             if self.system is not None:
                 body["instructions"] = self.system
-        request = self._formed(core.ENDPOINTS[self.endpoint], body | self.params)
+        request = self._formed(ENDPOINTS[self.endpoint], body | self.params)
         return core.encode_json(request).partition(core.encode_json(hole))
 
     def _formed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -396,7 +397,7 @@ def split_url(url: str) -> tuple[str, str]:
     if not usable or not re.fullmatch(r"[!-~]*", query) or "#" in url:
         # Not the query, which may hold a key.
         raise core.UsageError(f"--base-url {core.short(base)} is not of the form https://host/v1")
-    for path in core.ENDPOINTS.values():
+    for path in ENDPOINTS.values():
         base = base.rstrip("/").removesuffix(path)
     return base, mark + query
 

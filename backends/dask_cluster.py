@@ -43,7 +43,7 @@ import distributed
 
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
 # What every live backend needs, in this order.
-FILES = "pool", "keys", "meanings", "failures", "hints", "streams", "usage", "prompts", "replies", "api"
+FILES = "pool", "keys", "meanings", "failures", "hints", "streams", "usage", "prompts", "replies", "api", "loading"
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
 
@@ -74,7 +74,8 @@ def install(
     for part in (*DIALECT, "extras", *(f"extras.{name}" for name, _ in carried)):
         make_module(f"{package}.{part}", sources)
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
-    backend = backend or core.default_backend()
+    loading = core.sibling("backends", "loading")
+    backend = backend or loading.default_backend()
     module, _, attribute = backend.partition(":")
     try:
         if attribute:
@@ -88,7 +89,7 @@ def install(
             live = make_module(f"{package}.backends.{backend.replace('-', '_')}", sources)
         connect = functools.reduce(getattr, (attribute or "connect").split("."), live)
     except ModuleNotFoundError as missing:
-        return core.missing_backend(backend, missing.name or "")  # type: ignore[no-any-return]
+        return loading.missing_backend(backend, missing.name or "")  # type: ignore[no-any-return]
     for worker in list(distributed.Worker._instances):
         worker.handlers.setdefault(OPERATION, exchange)
     if proxies is not None:
@@ -178,7 +179,7 @@ class Engine:
     async def _serve(self) -> None:
         """Keep the run open until the driver ends it or is not there any longer."""
         self.loop, self._some, self._enough = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        self._run.at_most(self._core.open_files() - 64)
+        self._run.at_most(self._core.sibling("backends", "loading").open_files() - 64)
         self._replied = self.loop.time()
         async with self._run:
             self.ready.set_result("")

@@ -5,9 +5,15 @@ An extra adds what it has to say to HINTS.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 from . import core
+from .keys import without_secrets
 from .meanings import QUOTA_CODES
 
 HINTS = {
@@ -99,3 +105,16 @@ def hint(error: core.Error, asked: str = "") -> str:
     if asked and (not found or status == "429"):
         return ALIKE.format(asked)
     return found or HINTS.get(f"{status[:1]}xx", "")
+
+
+def command_again(argv: list[str], begun: bool, *more: str) -> str:
+    """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
+    without = "--overwrite" if begun else ""  # what it has written is to be kept
+    more = tuple(word for word in more if word not in argv)
+    if any("?" in word and without_secrets(word) != word for word in argv):
+        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
+        return ", ".join(["the same command again", *changes])
+    name = os.path.basename(sys.executable)
+    python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
+    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

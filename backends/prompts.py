@@ -15,6 +15,12 @@ from typing import Any
 from . import core
 
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+ENDPOINTS = {
+    "chat": "/chat/completions",
+    "responses": "/responses",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+}
 BLANK = " \t\r\n\f\v\x1a\xa0\u3000\ufeff\u200b\u200c\u200d\u2060\u3164"  # not seen; isspace() does not know all of them
 
 
@@ -246,8 +252,8 @@ def endpoint_of(body: Mapping[str, Any], endpoint: str) -> str:
         plain = isinstance(text, list) and not any(isinstance(one, dict) for one in text)
         found = "embeddings" if plain else "responses"
     if endpoint not in ("chat", found):
-        raise LookupError(f"this is a whole request for {core.ENDPOINTS[found]}; leave out -e {endpoint}")
-    return core.ENDPOINTS[found]
+        raise LookupError(f"this is a whole request for {ENDPOINTS[found]}; leave out -e {endpoint}")
+    return ENDPOINTS[found]
 
 
 def asked_in(body: Mapping[str, Any]) -> Any:

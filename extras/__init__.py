@@ -9,8 +9,8 @@ A file here has two functions. Its docstring is its manual; the first line says 
 `args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
 and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
 finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
-output; `taken`, what other files are by their real paths, and `writes`, a list to which a flag and its file are added
-if the extra writes one: nothing is written over. `facts` go into --report.
+output; `comparison`, what --compare runs; `taken`, what other files are by their real paths, and `writes`, a list to
+which a flag and its file are added if the extra writes one: nothing is written over. `facts` go into --report.
 
 A file that is named by a suffix reads such files, too:
 
@@ -51,6 +51,10 @@ backends/ they are reached as `core`: the module that has loaded the file, whate
 """
 
 import importlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,7 +72,7 @@ INDEX = {
     "budget": ("--max-cost",),
     "dry_run": ("--dry-run",),
     "to_batch": ("--to-batch",),
-    "sweep": ("--compare",),
+    "compare": ("--compare",),
     "text": ("", "--format"),
     "table": (".csv", ".tsv"),
     "shutdown": ("",),
@@ -82,3 +86,78 @@ def __getattr__(name: str) -> Any:
     if name == "core":
         return importlib.import_module(__name__.rpartition(".")[0] or "concurrent_prompts")
     raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+this: Any = sys.modules[__name__]  # which has the core, too
+
+
+# ---- Loading them ----------------------------------------------------------------------------------------------
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flag that loads a third party's."""
+    option("--extra", metavar="MODULE", action="append", default=[],
+           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
+
+
+def files_for(argv: Sequence[str]) -> list[Any]:
+    """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
+
+    For --help that is all of them. Raises UsageError where one is asked for that is not there.
+    """
+    signs = {"", *(word.partition("=")[0] for word in argv)}
+    texts = "-t", "--template", "-s", "--system", "-p", "--param"
+    words = [word for flag, word in itertools.pairwise(("", *argv)) if flag not in texts and not word.startswith(texts)]
+    signs |= {os.path.splitext(word.lower().removesuffix(".gz"))[1] or "-" for word in words}
+    found = []
+    for name, own in INDEX.items():
+        asked = next((sign for sign in own if sign and sign in signs), "")
+        if asked or "" in own or signs & {"-h", "--help"}:
+            try:
+                found.append(this.core.sibling("extras", name, asked))
+            except this.core.UsageError:
+                if asked:
+                    raise
+    return found + [third_party(name) for name in named_extras(argv)]
+
+
+def named_extras(argv: Sequence[str]) -> Iterator[str]:
+    """Yield what follows each --extra."""
+    for word, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        flag, mark, name = word.partition("=")
+        if flag == "--extra" and (mark or after):
+            yield name if mark else after
+
+
+def third_party(name: str) -> Any:
+    """Return the module of that name. Raises UsageError where it is none, or no extra."""
+    try:
+        file = this.core.import_named(name)
+        if callable(file.add_arguments) and callable(file.create):
+            return file
+        reason = "add_arguments and create are to be functions"
+    except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
+        reason = this.core.in_short(failure)
+    raise this.core.UsageError(f"--extra {this.core.short(name, 60)}: {reason}")
+
+
+def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
+    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
+    try:
+        yield from extra.select(prompts)
+    except this.core.UsageError:
+        raise
+    except Exception as failure:
+        raise this.core.extra_failure(extra.select, failure) from None
+
+
+def unwritable(path: str | os.PathLike[str]) -> str:
+    """Return why no file can be written, or replaced, there; or ''."""
+    folder = os.path.dirname(path) or "."
+    if kind := this.core.other_than_file(path):
+        return f"{path} is not a regular file but {kind}"
+    if why := this.core.unwritable_draft(path):
+        return str(why)
+    if not os.path.isdir(folder):
+        return f"{path} cannot be written: there is no folder {folder}"
+    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
@@ -172,7 +173,7 @@ class Budget:
     ) -> None:
         """Take over the account of the runs before this one, and count the lines of their results file."""
         self._read_account(results)
-        for offset, row in core.read_results(results) if results.exists() else ():
+        for offset, row in read_results(results) if results.exists() else ():
             if price := price_of_row(row):
                 self.count(row, price, offset)
 
@@ -343,6 +344,18 @@ class Budget:
         except OSError as failure:
             raise core.disk_error(self._run.path, failure) from None
         yield self.said()
+
+
+def read_results(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each line of a results file stands, and its row; what is no result is passed over."""
+    offset = 0
+    with core.open_regular(path) as lines:
+        for line in iter(functools.partial(lines.readline, core.RESULT_MOST), b""):
+            row = core.parse_json(line.strip(b"\0\r\n "))
+            with contextlib.suppress(ValueError):
+                core.recognised(row)
+                yield offset, row
+            offset += len(line)
 
 
 def add_arguments(option: Callable[..., Any]) -> None:

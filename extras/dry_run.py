@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import core
+from . import core, unwritable
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
+from .text import Printer
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -191,14 +192,14 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 
 def dry_run(args: argparse.Namespace) -> int:
     """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
-    api, *_ = [core.make_api(args, name, dry=True) for name in args.backends]
+    api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
     prompts = core.checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
-    sink: core.Journal | core.Printer = core.Printer()
+    sink: core.Journal | Printer = Printer()
     for extra in args.extras:
         if hasattr(extra, "check"):
             extra.check()
-    if args.output != "-" and (why := core.unwritable(args.journal)):
+    if args.output != "-" and (why := unwritable(args.journal)):
         raise core.UsageError(f"{why}; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
         sink = core.Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, look=True)

@@ -1,15 +1,22 @@
-"""Inputs that cannot be used as they are: what they hold, and the template or the command that helps.
+"""Inputs that are no plain file of prompts: gzipped ones, standard input, and those that cannot be used as they are,
+with what they hold and the template or the command that helps.
 
-Nothing here is loaded before an input is refused.
+Nothing here is loaded before such an input is met.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gzip
+import io
 import itertools
+import os
 import pathlib
 import re
 import shlex
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -246,3 +253,45 @@ def is_binary(start: bytes) -> bool:
     except UnicodeDecodeError:
         return b"\0" in start
     return start.count(0) * 8 > len(start)
+
+
+# ---- Other sources than a plain file ---------------------------------------------------------------------------
+
+
+class Unpacked(io.BufferedReader):
+    """What a gzip file holds; it gives what it has unpacked before it raises what is wrong with the rest."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(Unpacking(fileobj=file))
+
+    def peek(self, size: int = 0, /) -> bytes:
+        """Return the first bytes, and stay there. Raises what reading raises where there is not even one."""
+        start = self.read1(size)  # no more than its first member
+        with contextlib.suppress(*core.BROKEN):  # damage further on costs only what comes after it
+            while len(start) < size and (more := self.read1(size - len(start))):
+                start += more
+        self.seek(0)
+        return start
+
+
+class Unpacking(gzip.GzipFile):
+    """A gzip file that loses nothing in the step in which it meets the damage."""
+
+    def readinto(self, buffer: Any) -> int:
+        """Called by a BufferedReader."""
+        return self.readinto1(memoryview(buffer)[:1024])
+
+
+@contextlib.contextmanager
+def spooled() -> Iterator[str]:
+    """Copy standard input into a file and yield its path: waiting for a writer must not hold up calls in flight."""
+    if sys.stdin is None:
+        raise core.UsageError("standard input is closed; name a file of prompts")
+    if sys.stdin.buffer.isatty():
+        print("type prompts, one a line; end with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "prompts")
+        with open(path, "wb") as file:
+            while block := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
+                file.write(block)
+        yield path

@@ -27,8 +27,9 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import core
+from . import core, unwritable
 from .plot_page import as_page
+from .ran import title
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +108,7 @@ class Plot:
         path, facts = self._args.plot, self._args.facts
         kept = read(ran[0].run.path) if ran[0].run.path else ()
         earlier = facts.get("kept") or facts.get("kept_failed")
-        names = [self._args.name if earlier else one.title() for one in ran]
+        names = [self._args.name if earlier else title(one) for one in ran]
         try:
             rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
             keys = core.sibling("backends", "keys")
@@ -124,7 +125,7 @@ def check(path: str) -> None:
     """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
     if not path.lower().endswith(SUFFIXES):
         raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if why := core.unwritable(path):
+    if why := unwritable(path):
         raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("a picture needs matplotlib: pip install matplotlib")

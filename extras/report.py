@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
+from .ran import cpu, rate
 
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
 OPTIONAL = (
@@ -110,8 +111,8 @@ def figures(ran: core.Ran) -> dict[str, Any]:
         "endpoint": ran.api.endpoint,
         "concurrency": ran.asked,
         "most_in_flight": ran.most,
-        "answers_a_second": ran.rate,
-        "cpu_seconds_a_prompt": ran.cpu,
+        "answers_a_second": rate(ran),
+        "cpu_seconds_a_prompt": cpu(ran),
         **counted(ran.tally),
         "limits": limiter.learned(),
         "limits_a_minute": {q.name: 60 * q.limit for q in (limiter.requests, limiter.tokens) if q.source},

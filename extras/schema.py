@@ -156,9 +156,9 @@ class Schema:
         place = path.partition("?")[0]
         if self._told_form:
             return body
-        if place == core.ENDPOINTS["responses"]:
+        if place == "/responses":
             return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
-        if place in (core.ENDPOINTS["chat"], core.ENDPOINTS["completions"]):  # the latter is vLLM's
+        if place in ("/chat/completions", "/completions"):  # the latter is vLLM's
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
         raise ValueError(f"how {path} takes a schema (--schema) is not known")
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from . import core
+from . import core, unwritable
 
 WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options that mean something to it
 
@@ -84,7 +84,7 @@ def out_of_place(args: argparse.Namespace, used: str) -> str:
 
 def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
     """Raise UsageError where no file can be written anew."""
-    if why := core.unwritable(path):
+    if why := unwritable(path):
         raise core.UsageError(f"{why}; choose another file with {flag}")
     if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
         raise core.UsageError(f"{path} is the input; choose another file with {flag}")
@@ -179,7 +179,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
     paths, output = shards_in(names), pathlib.Path(args.output)
     check_new(args, output, "-o")
     counts = [0, 0]  # failures, answers
-    core.open_files()
+    core.sibling("backends", "loading").open_files()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(held(path)) for path in paths]
         if output.exists():

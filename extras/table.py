@@ -20,7 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-from . import core
+from . import core, unwritable
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons
@@ -156,7 +156,7 @@ def own_columns(prompt: core.Prompt) -> dict[str, Any]:
 
 def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
     """Raise UsageError where a table cannot take the place of what is there, or had better not."""
-    if why := core.unwritable(path):
+    if why := unwritable(path):
         raise core.UsageError(f"{why}; choose another file with -o")
     if not path.exists():
         return

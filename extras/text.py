@@ -1,4 +1,4 @@
-"""The form of standard output: text to read on a terminal, else JSON Lines, or as --format says."""
+"""Standard output: text to read on a terminal, else JSON Lines, or as --format says."""
 
 from __future__ import annotations
 
@@ -28,16 +28,71 @@ def create(args: argparse.Namespace) -> None:
         core.sibling("extras", "table", "--format csv")
         args.printer = table_printer
     elif args.format == "text" or (args.format is None and args.output == "-" and sys.stdout and sys.stdout.isatty()):
-        args.printer = lambda args: core.Printer(as_text)
+        args.printer = lambda args: standard_output(args, as_text)
 
 
-def table_printer(args: argparse.Namespace) -> core.Printer:
+def standard_output(args: argparse.Namespace, form: Callable[[core.Result], bytes] = core.Result.as_line) -> Printer:
+    """Return what prints the answers in that form. Raises UsageError where they cannot be printed as asked."""
+    if args.retry_failed or args.overwrite:
+        advice = "leave out --retry-failed and --overwrite, or name a file (-o)"
+        raise core.UsageError(f"standard output keeps nothing: {advice}")
+    core.check_stdout()
+    return Printer(form)
+
+
+def table_printer(args: argparse.Namespace) -> Printer:
     """Return what prints the answers as a table."""
     from .table import Table
 
+    standard_output(args)
     table = Table(core.prompts_of(args))
-    return core.Printer(table.line, table.head)
+    return Printer(table.line, table.head)
 
+
+class Printer:
+    """A journal's stand-in for standard output, where nothing can be kept: results in the input's order, as they can.
+
+    `form` makes of each what is printed, after the `head`.
+    """
+
+    kept = answers = 0
+    kept_errors: tuple[core.Error, ...] = ()
+    path = None
+    left = staticmethod(iter)  # all the prompts
+
+    def __init__(self, form: Callable[[core.Result], bytes] = core.Result.as_line, head: bytes = b"") -> None:
+        self._form = form
+        self._early = {-1: head}
+        self._next = -1
+
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(self, kind: Any, *failure: Any) -> None:
+        if kind is None or not issubclass(kind, OSError | core.UsageError):
+            for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
+                self._write(lines)
+
+    def append(self, result: core.Result) -> None:
+        """Print a result once all before it are printed."""
+        self._early[result.prompt.number] = self._form(result)
+        while self._next in self._early:
+            self._write(self._early.pop(self._next))
+            self._next += 1
+
+    def check(self, *given: Any, **options: Any) -> None:
+        """Do nothing: nothing was there before, and nothing can be brought to a disk or put into order."""
+
+    attend = sync = finish = check
+
+    def _write(self, lines: bytes) -> None:
+        if sys.stdout.isatty():  # in JSON an escape is the same text
+            lines = core.visible(lines.decode().expandtabs()).encode()
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+
+# ---- Text for people -------------------------------------------------------------------------------------------
 
 WIDE = "\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
 WIDE += "\U0001f300-\U0001faff\U00020000-\U0003fffd"  # two columns each: Chinese, Japanese, Korean, emoji

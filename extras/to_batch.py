@@ -49,12 +49,12 @@ class ToBatch:
 
 def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
-    api = core.make_api(args, None, dry=True)
+    api = core.sibling("backends", "loading").make_api(args, None, dry=True)
     name_of = custom_ids(core.prompts_of(args, args.limit))
     batch = core.sibling("backends", "api")
     places, files, counts = batch.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
     bad, reason = 0, ""
-    core.open_files()
+    core.sibling("backends", "loading").open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
         for prompt in core.checked(core.prompts_of(args, args.limit), api):
             url = prompt.path.removesuffix(api.query)

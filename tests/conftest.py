@@ -68,13 +68,16 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def read(tmp_path):
-    """Return a function that writes a file and reads it as prompts, a table where the extra for it is there."""
+    """Return a function that writes a file and reads it as prompts, a table or a gzip file where extras/ is there."""
 
     def read(name, content):
         if ".csv" in name.lower() or ".tsv" in name.lower():
             pytest.importorskip("concurrent_prompts.extras.table")
+        content = content if isinstance(content, bytes) else content.encode()
+        if content.startswith(b"\x1f\x8b"):
+            pytest.importorskip("concurrent_prompts.extras.inputs")
         path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_bytes(content)
         return list(concurrent_prompts.read_prompts(path))
 
     return read

@@ -34,6 +34,7 @@ from typing import Any
 
 import concurrent_prompts
 from concurrent_prompts import Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
+from concurrent_prompts.backends import prompts as prompts_file
 from concurrent_prompts.backends import stdlib
 from concurrent_prompts.backends.api import Api
 from tests.backends.test_stdlib import FRAMINGS, MALFORMED, TOKENS, FakeTransport, answer, feed, pieces
@@ -725,7 +726,7 @@ def check_reading(reply: tuple[int, dict[str, str], bytes]) -> None:
         strictly(result.as_line())
 
 
-PROMPTS = [Prompt(0, "a", path=path, body=b"{}") for path in (*concurrent_prompts.ENDPOINTS.values(), "/other")]
+PROMPTS = [Prompt(0, "a", path=path, body=b"{}") for path in (*prompts_file.ENDPOINTS.values(), "/other")]
 PROMPTS.append(Prompt(0, "a", id="r-1", kind="batch", path="/chat/completions", body=b"{}"))
 AIOHTTP = importlib.util.find_spec("aiohttp") is not None
 

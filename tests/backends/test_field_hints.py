@@ -51,7 +51,7 @@ def ask(here, backend, capsys):
 
 
 def test_every_flag_that_a_hint_names_is_there():
-    text = concurrent_prompts.build_parser(concurrent_prompts.extra_files(["--help"])).format_help()
+    text = concurrent_prompts.build_parser(concurrent_prompts.extras_folder().files_for(["--help"])).format_help()
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
     for advice in [*HINTS.values(), *(advice for _, _, advice in NAMED)]:
         assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", advice)) <= known, advice

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
-from tests.helpers import ROOT, SCRIPT, rows, start
+from tests.helpers import LIBRARIES, ROOT, SCRIPT, rows, start
 
 
 def test_the_main_job(here, stand_in, capsys):
@@ -175,7 +176,7 @@ def test_batch_request_lines_get_batch_output_lines(here, stand_in):
 def test_compare(here, stand_in, capsys):
     names = ["stdlib"]
     for name in ("openai-sdk", "raw-aiohttp"):
-        if concurrent_prompts.importlib.util.find_spec(concurrent_prompts.LIBRARIES[name].split()[0]):
+        if importlib.util.find_spec(LIBRARIES[name]):
             names.append(name)
     pathlib.Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
     server = stand_in(latency=0.02)
@@ -434,7 +435,8 @@ def test_the_readme_holds_the_help_and_the_manual_is_the_help():
     def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
         return "".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
 
-    help_text = concurrent_prompts.build_parser(concurrent_prompts.extra_files(["--help"])).format_help()
+    extras = pytest.importorskip("concurrent_prompts.extras")
+    help_text = concurrent_prompts.build_parser(extras.files_for(["--help"])).format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
     options = help_text[help_text.index("positional arguments:") :]
     assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
@@ -493,6 +495,7 @@ def test_importing_needs_the_standard_library_alone():
 
 
 def test_nothing_is_printed_where_the_run_cannot_begin(here, capsys, monkeypatch):
+    pytest.importorskip("concurrent_prompts.extras")
     pathlib.Path("without_a_beginning.py").write_text("def connect(*given):\n    raise ValueError('no')\n")
     monkeypatch.syspath_prepend(here)
     command = ["prompts.txt", "-o", "-", "--format", "csv", "-b", "without_a_beginning:connect"]

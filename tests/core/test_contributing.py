@@ -62,6 +62,7 @@ def test_the_extra_refuses_a_file_that_is_not_there(saved, stand_in, capsys):
 
 
 def test_the_extra_shows_its_flag(saved, capsys):
+    pytest.importorskip("concurrent_prompts.extras")
     saved("skip", "One that leaves prompts out:")
     with pytest.raises(SystemExit):
         main(["--extra", "skip", "--help"])

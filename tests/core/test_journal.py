@@ -1,6 +1,5 @@
-"""The results file: appended, continued, put in order; and standard output in its place."""
+"""The results file: appended, continued, put in order."""
 
-import contextlib
 import errno
 import functools
 import json
@@ -12,7 +11,6 @@ import concurrent_prompts
 from concurrent_prompts import (
     Error,
     Journal,
-    Printer,
     Result,
     UsageError,
     as_prompts,
@@ -467,43 +465,6 @@ def test_a_200_without_an_answer_is_no_batch_response():
 
 
 # ---- Standard output -----------------------------------------------------------------------------------------
-
-
-def printed(capsysbinary):
-    return [json.loads(line)["text"] for line in capsysbinary.readouterr().out.splitlines()]
-
-
-def test_the_printer_prints_in_input_order_as_soon_as_it_can(capsysbinary):
-    prompts = prepare(list("abcd"))
-    steps = [(2, []), (0, ["to a"]), (1, ["to b", "to c"]), (3, ["to d"])]
-    with Printer() as printer:
-        assert list(printer.left(prompts)) == prompts
-        for number, expected in steps:
-            printer.append(result_of(prompts[number]))
-            assert printed(capsysbinary) == expected
-        printer.finish()
-    assert printed(capsysbinary) == []
-
-
-@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
-def test_the_printer_prints_what_is_there_when_the_run_ends_early(capsysbinary, failure):
-    prompts = prepare(list("abcd"))
-    with contextlib.suppress(KeyboardInterrupt), Printer() as printer:
-        for number in (3, 1):
-            printer.append(result_of(prompts[number]))
-        assert printed(capsysbinary) == []
-        if failure:
-            raise failure
-    assert printed(capsysbinary) == ["to b", "to d"]
-
-
-def test_the_printer_prints_batch_lines(capsysbinary):
-    results, lines = batch_results()
-    with Printer() as printer:
-        for result in results:
-            printer.append(result)
-    found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
-    assert [{key: row[key] for key in lines[0]} for row in found] == lines
 
 
 def test_blank_lines_and_zeros_in_the_file_are_passed_over(path):

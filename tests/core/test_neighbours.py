@@ -90,8 +90,9 @@ def test_a_backend_of_ones_own_in_the_current_folder_is_found(tmp_path, entry):
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
     (folder / "p.txt").write_text("one\n")
-    ran = command_line(entry, folder, "p.txt", "-b", "mine:connect", "--base-url", "http://127.0.0.1:1/v1", "-o", "-")
-    assert ran.returncode == 0 and json.loads(ran.stdout)["text"] == "mine", ran.stderr
+    ran = command_line(entry, folder, "p.txt", "-b", "mine:connect", "--base-url", "http://127.0.0.1:1/v1")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((folder / "p.results.jsonl").read_text())["text"] == "mine"
 
 
 def test_a_current_folder_that_is_the_modules_own_is_kept(tmp_path):

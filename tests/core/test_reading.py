@@ -97,6 +97,7 @@ STDIN = {
 
 @pytest.mark.parametrize(("content", "expected"), STDIN.values(), ids=STDIN)
 def test_standard_input(monkeypatch, content, expected):
+    pytest.importorskip("concurrent_prompts.extras.inputs")
     buffer = io.BytesIO(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=buffer))
     prompts = list(read_prompts("-"))
@@ -131,6 +132,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("content", "reason"), REFUSED.values(), ids=REFUSED)
 def test_unusable_files(tmp_path, content, reason):
+    if content and content.startswith(b"\x1f\x8b"):
+        pytest.importorskip("concurrent_prompts.extras.inputs")
     path = tmp_path / "p.txt"
     if content is not None:
         path.write_bytes(content)
@@ -242,8 +245,7 @@ def test_a_line_that_is_too_long_costs_no_other(read, short_lines, name, packed)
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
 def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, short_lines, name):
-    if name.endswith(".csv"):
-        pytest.importorskip("concurrent_prompts.extras.table")
+    pytest.importorskip("concurrent_prompts.extras.inputs")
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b'{"prompt"\n' + b"a" * 30_000_000 + b"\nb\n"))
     tracemalloc.start()
     try:
@@ -256,11 +258,12 @@ def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, short_lines, na
 
 
 def test_lines_that_are_too_long_are_counted_without_reading_them(tmp_path, short_lines):
+    progress = pytest.importorskip("concurrent_prompts.extras.progress")
     (tmp_path / "p.txt").write_text(f"a\n{LONG}\nb\n")
     args = types.SimpleNamespace(extras=[], limit=None, source=str(tmp_path / "p.txt"), name="p.txt")
     tracemalloc.start()
     try:
-        assert concurrent_prompts.count_prompts(args) == 3
+        assert progress.count_prompts(args) == 3
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()

@@ -95,13 +95,15 @@ def test_what_an_extra_raises_is_a_sentence_that_names_it(here, stand_in, capsys
 
 
 def test_what_an_extra_raises_for_the_progress_stops_the_run(monkeypatch):
+    progress_file = pytest.importorskip("concurrent_prompts.extras.progress")
+
     class Extra:
         def status(self, ran):
             raise RuntimeError("boom")
 
     run = concurrent_prompts.Run(None.__class__, extras=[Extra()])
     ran = concurrent_prompts.Ran(None, run, 1, concurrent_prompts.Tally())
-    progress = object.__new__(concurrent_prompts.Progress)
+    progress = object.__new__(progress_file.Progress)
     progress._ran, progress._run, progress._tally = ran, run, ran.tally
     assert progress._state() == ["0 in flight", "stopping"] and "boom" in str(run.stopped)
 

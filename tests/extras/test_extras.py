@@ -13,11 +13,12 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
-from concurrent_prompts.extras import INDEX
+from concurrent_prompts.extras import INDEX, progress
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
-PARTS = "__init__", "stand_in", "plot_page", "inputs"  # what no flag loads: the contract, and parts of other files
+# What no flag loads: the contract, parts of other files, and what the core itself asks for
+PARTS = "__init__", "stand_in", "plot_page", "inputs", "progress", "ran", "sweep"
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -64,7 +65,7 @@ def test_help_shows_a_group_for_each_file(capsys):
 @pytest.mark.parametrize("suffix", [sign for own in INDEX.values() for sign in own if sign.startswith(".")])
 @pytest.mark.parametrize("words", ["prompts{}", "prompts{}.gz", "p.txt -o out{}", "p.txt --output=OUT{}"])
 def test_a_suffix_loads_its_file(suffix, words):
-    files = concurrent_prompts.extra_files(words.format(suffix).split())
+    files = concurrent_prompts.extras_folder().files_for(words.format(suffix).split())
     assert [own for own in INDEX if suffix in INDEX[own]] == [
         name for name in map(concurrent_prompts.extra_name, files) if "" not in INDEX[name]]  # fmt: skip
 
@@ -79,7 +80,8 @@ sys.exit(concurrent_prompts.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("words", "loaded"), [
     (["p.txt", "-b", "stdlib", "-q"], [name for name in INDEX if "" in INDEX[name]]),
-    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"], [n for n in INDEX if {"", "--report"} & {*INDEX[n]}]),
+    (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"],
+     ["ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):
@@ -88,7 +90,8 @@ def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):
     ran = python("-c", code, *words, "--base-url", stand_in().url, cwd=tmp_path)
     expected = [] if loaded is None else ["", *(f".{name}" for name in loaded)]
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1].split()[1:] == [f"concurrent_prompts.extras{name}" for name in expected]
+    found = ran.stdout.splitlines()[-1].split()[1:]
+    assert sorted(found) == sorted(f"concurrent_prompts.extras{name}" for name in expected)
 
 
 # ---- What is not there ---------------------------------------------------------------------------------------
@@ -129,9 +132,9 @@ URL = "--base-url http://127.0.0.1:9/v1"
 
 @pytest.mark.parametrize(("missing", "words", "sentence"), [
     ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
-    ("extras", "p.txt --compare -c 1,4", "several numbers of calls need extras/sweep.py"),
+    ("extras", "p.txt --compare -c 1,4", "--compare of several needs extras/compare.py"),
     ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
-    ("backends", "p.txt -b stdlib", "backend stdlib needs the folder backends/"),
+    ("backends", "p.txt -b stdlib", "the folder backends/ is missing; it goes beside"),
     ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),
 ])  # fmt: skip
 def test_what_needs_a_file_that_is_missing_is_refused(copied, missing, words, sentence):
@@ -224,7 +227,7 @@ RAISING = {  # hook: the method, the exit status, and how many answers are paid 
 
 @pytest.mark.parametrize("case", RAISING)
 def test_a_hook_that_raises_is_one_sentence_and_loses_nothing(here, stand_in, third, capsys, monkeypatch, case):
-    monkeypatch.setattr(concurrent_prompts.Progress, "EVERY", 0.005)
+    monkeypatch.setattr(progress.Progress, "EVERY", 0.005)
     method, status, paid = RAISING[case]
     third("mine", f"{MINE} {method}\n")
     third("yours", MINE.replace("--mine", "--yours") + " def wrap(self, attempt): return attempt")
@@ -392,11 +395,13 @@ def backend(url, **settings):
     ],
 )
 def test_a_text_that_ends_like_a_file_loads_nothing(words):
-    assert "table" not in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]
+    files = concurrent_prompts.extras_folder().files_for(words)
+    assert "table" not in [concurrent_prompts.extra_name(file) for file in files]
 
 
 @pytest.mark.parametrize(
     "words", [["-t", "{a}", "p.csv"], ["p.txt", "-o", "a.csv"], ["-o=a.tsv"], ["p.csv.gz"], ["-tx", "p.csv"]]
 )
 def test_a_file_by_its_suffix_is_loaded(words):
-    assert "table" in [concurrent_prompts.extra_name(file) for file in concurrent_prompts.extra_files(words)]
+    files = concurrent_prompts.extras_folder().files_for(words)
+    assert "table" in [concurrent_prompts.extra_name(file) for file in files]

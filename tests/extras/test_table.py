@@ -14,8 +14,9 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Printer, Result, as_prompts, main
+from concurrent_prompts import Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
+from concurrent_prompts.extras.text import Printer
 from tests.helpers import SCRIPT, completion, jsonl, rows
 
 

@@ -1,14 +1,17 @@
-"""Answers as text, to be read on a terminal."""
+"""Answers on standard output: in the input's order, and as text to be read on a terminal."""
 
+import contextlib
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from concurrent_prompts import Error, Printer, Result, as_prompts, main
+from concurrent_prompts import Error, Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
-from concurrent_prompts.extras.text import as_text
+from concurrent_prompts.extras.text import Printer, as_text
+from tests.core.test_journal import batch_results, prepare, result_of
 from tests.helpers import SCRIPT, Terminal
 
 
@@ -140,3 +143,40 @@ def test_a_closed_pipe_ends_quietly(here, stand_in, form):
         process.stdout.close()
         assert process.stderr.read().count("Traceback") == 0
     assert process.returncode == 3
+
+
+def printed(capsysbinary):
+    return [json.loads(line)["text"] for line in capsysbinary.readouterr().out.splitlines()]
+
+
+def test_the_printer_prints_in_input_order_as_soon_as_it_can(capsysbinary):
+    prompts = prepare(list("abcd"))
+    steps = [(2, []), (0, ["to a"]), (1, ["to b", "to c"]), (3, ["to d"])]
+    with Printer() as printer:
+        assert list(printer.left(prompts)) == prompts
+        for number, expected in steps:
+            printer.append(result_of(prompts[number]))
+            assert printed(capsysbinary) == expected
+        printer.finish()
+    assert printed(capsysbinary) == []
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
+def test_the_printer_prints_what_is_there_when_the_run_ends_early(capsysbinary, failure):
+    prompts = prepare(list("abcd"))
+    with contextlib.suppress(KeyboardInterrupt), Printer() as printer:
+        for number in (3, 1):
+            printer.append(result_of(prompts[number]))
+        assert printed(capsysbinary) == []
+        if failure:
+            raise failure
+    assert printed(capsysbinary) == ["to b", "to d"]
+
+
+def test_the_printer_prints_batch_lines(capsysbinary):
+    results, lines = batch_results()
+    with Printer() as printer:
+        for result in results:
+            printer.append(result)
+    found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert [{key: row[key] for key in lines[0]} for row in found] == lines

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Progress, Ran, Run, Tally
+from concurrent_prompts import Ran, Run, Tally
+from concurrent_prompts.extras.progress import Progress
 from tests.helpers import Terminal
 
 
@@ -19,7 +20,7 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
         monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(Progress, "EVERY", 0.001)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress(3, Ran(None, Run(lambda prompt: None), 1, Tally()), None, False)
+    progress = Progress(3, Ran(None, Run(lambda prompt: None), 1, Tally()), None)
     while not sys.stderr.buffer.getvalue().count(b"3 done"):
         await asyncio.sleep(0)
     progress.close()
@@ -39,7 +40,7 @@ async def test_the_time_that_is_left_counts_no_outage(monkeypatch):
     monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
     monkeypatch.setitem(sys.modules, "tqdm", None)
     run = Run(lambda prompt: None)
-    progress = Progress(200, Ran(None, run, 1, tally), None, False)
+    progress = Progress(200, Ran(None, run, 1, tally), None)
 
     def tick(seconds):
         now[0] += seconds
@@ -64,7 +65,7 @@ async def test_tqdm_counts_no_outage_either(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
     run = Run(lambda prompt: None)
-    progress = Progress(200, Ran(None, run, 1, Tally()), None, False)
+    progress = Progress(200, Ran(None, run, 1, Tally()), None)
     began, run.limiter.away_since = progress._bar.start_t, now[0]
     now[0] += 30
     progress._timer.cancel()

@@ -1,0 +1,167 @@
+"""Which backends there are, how one is found by its name, and the options that say what is asked of the API behind it.
+
+Nothing here is needed where the user's own coroutine function makes the calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from . import core
+from .prompts import ENDPOINTS
+
+BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
+LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
+LIBRARIES["dask-cluster"] = "distributed cryptography"  # as pip takes them
+SETTINGS = "model", "system", "template", "params", "endpoint", "base_url", "api_key_env", "allow_http", "form"
+ROOT = (__package__ or "").rpartition(".")[0]  # the core's name
+
+
+# ---- Finding one -----------------------------------------------------------------------------------------------
+
+
+def load_backend(
+    name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
+) -> Any:
+    """Return the API behind the backend of that name. Arguments and errors as those of the core's `load_backend`."""
+    name = name or default_backend()
+    name = name if ":" in name else name.replace("_", "-")
+    connect = find_backend(name)
+    if schema is not None:
+        checker = core.sibling("extras", "schema", "schema").Schema(schema)
+        checker.check_options(settings.get("endpoint", "chat"), settings.get("params") or {})
+        settings |= {"form": checker.asked, "extras": (checker,)}
+    if not inspect.isasyncgenfunction(connect):
+        if worker_backend is not None or settings.get("cluster") is not None:
+            raise core.UsageError(f"--worker-backend and --cluster are for -b dask-cluster, not for {name}")
+        return core.sibling("backends", "api").Api(connect, name=name, **settings)
+    try:
+        live = find_backend(worker_backend or default_backend())
+    except core.UsageError as problem:
+        raise core.UsageError(f"--worker-backend: {problem}") from None
+    if inspect.isasyncgenfunction(live):
+        raise core.UsageError(f"--worker-backend {worker_backend} answers in bulk; name a live one")
+    bulk = core.sibling("backends", "bulk")
+    return bulk.BulkApi(live, name=name, submit=connect, worker_backend=worker_backend, **settings)
+
+
+def find_backend(name: str) -> Callable[..., Any]:
+    """Return the function that the backend of that name is. Raises UsageError where there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        if attribute:
+            found: Any = functools.reduce(getattr, attribute.split("."), core.import_named(module))
+        else:
+            one = importlib.import_module(f"{ROOT}.backends.{name.replace('-', '_')}")
+            found = getattr(one, "submit", None) or one.connect
+    except ModuleNotFoundError as missing:
+        raise core.UsageError(missing_backend(name, missing.name or "")) from None
+    except (ImportError, AttributeError, ValueError, TypeError) as failure:
+        raise core.UsageError(f"backend {name}: {failure}") from None
+    except Exception as failure:  # somebody else's file may raise anything
+        raise core.UsageError(f"backend {name}: {core.in_short(failure)}") from None
+    if not callable(found):
+        raise core.UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
+    return found  # type: ignore[no-any-return]
+
+
+def default_backend() -> str:
+    """Return the name of the backend that is used where none is asked for."""
+    return "raw-aiohttp" if importlib.util.find_spec("aiohttp") else "stdlib"
+
+
+def missing_backend(name: str, module: str) -> str:
+    """Return the sentence that says why a backend cannot be loaded and what to do."""
+    if name in BACKENDS and module.startswith(ROOT):
+        return f"backend {name} needs {core.file_of(module)}, which goes beside {core.PROGRAM}"
+    if module.startswith(f"{ROOT}.backends."):
+        return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
+    if name in LIBRARIES:
+        return f"backend {name} needs {LIBRARIES[name].replace(' ', ' and ')}: pip install {LIBRARIES[name]}"
+    return f"backend {name}: there is no module {module}"
+
+
+def raised_in(failure: BaseException, args: argparse.Namespace) -> str:
+    """Return in which module and function of a third party's extra or backend an exception was raised, or ''."""
+    names = [*getattr(args, "extra", ()), *(name for name in (args.backend or "").split(",") if ":" in name)]
+    packages = {re.split("[.:]", name)[0] for name in [*names, getattr(args, "worker_backend", None) or ""]}
+    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+    return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
+
+
+# ---- The command line's ----------------------------------------------------------------------------------------
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add the flags that say which API is asked, and what."""
+    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib, openai-batch, "
+           "dask-cluster or package.module:name (default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c "
+           "with --compare")  # fmt: skip
+    option("-m", "--model", metavar="NAME", help=f"model (default: {core.DEFAULT_MODEL})")
+    option("-s", "--system", metavar="TEXT", help="system text before each prompt")
+    option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
+    option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
+    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
+           help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
+    option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
+    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
+           help="variable with the key (default: %(default)s)")  # fmt: skip
+    option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Read the names of the backends and the parameters. Raises UsageError where one is none."""
+    args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
+    args.params = dict(parameter(text) for text in args.param)
+    if "" in args.backends:
+        raise core.UsageError("-b has an empty name")
+    if "," in (args.backend or "") and not args.compare:
+        raise core.UsageError("several backends (-b a,b) are for --compare")
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Return the name and the value of NAME=JSON."""
+    name, _, value = map(str.strip, text.partition("="))
+    try:
+        parsed = core.decode_row(value)
+    except (ValueError, RecursionError):
+        advice = f"a text needs its quotes: -p '{name or 'stop'}=\"…\"'"
+        raise core.UsageError(f"-p {text}: not NAME=JSON; {advice}") from None
+    if not name or (name == "stream" and parsed):
+        raise core.UsageError(f"-p {text}: " + ("answers are not streamed here" if name else "no name"))
+    return name, parsed
+
+
+def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:
+    """Return the API that the arguments ask for; without a backend it only makes requests."""
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    if not backend:
+        return core.sibling("backends", "api").Api(lambda *_: None, dry=dry, **settings)
+    api = load_backend(backend, dry=dry, **settings, **args.settings)
+    if api.loop and not dry:
+        api.check_options(args)
+    return api
+
+
+def open_files() -> int:
+    """Return how many files (each connection is one) may be open, after asking for as many as may be had."""
+    if sys.platform == "win32":  # knows no such limit
+        return 1 << 20
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20

@@ -1,0 +1,95 @@
+"""--compare: the ways of sending the prompts side by side, for each backend named, as a table with a sentence.
+
+Several numbers of calls after -c make it a sweep, whose sentences are in sweep.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import core
+from .ran import cpu, rate, title
+
+
+def add_arguments(option: Callable[..., Any]) -> None:
+    """Add nothing: the flag is the core's."""
+
+
+def create(args: argparse.Namespace) -> None:
+    """Take the place of the core's own, which knows one backend and two ways."""
+    args.comparison = compare
+
+
+async def compare(args: argparse.Namespace) -> int:
+    """Run the prompts with each of so many calls in flight, with each backend; print who won."""
+    core.check_stdout()
+    sweep = len(args.calls) > 1
+    levels: list[int | str] = args.calls if sweep else [1, args.calls[0]]
+    ran: list[core.Ran] = []
+    deadline = args.deadline or math.inf
+    end = time.monotonic() + deadline
+    apis = [core.sibling("backends", "loading").make_api(args, name) for name in args.backends]
+    prompts = list(core.checked(core.prompts_of(args, args.limit), apis[0]))
+    for api, calls in itertools.product(apis, levels):
+        args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
+        ran.append(await core.measure(args, api, calls, prompts))
+        if (reason := ran[-1].run.stopped) is not None:
+            print(*table(ran), sep="\n")
+            if reason.kind == "deadline":  # of all runs together
+                reason = core.PromptError("deadline", f"the deadline of {core.duration(deadline)} is over", "stop")
+            args.facts["verdicts"] = []
+            status, files = core.tell_report(ran, 130 if reason.kind == "interrupted" else 3)
+            core.say_error(*files)
+            core.say_stopped(reason, args)
+            return status
+    ways = () if sweep else zip(ran, ("Sequential", "Concurrent"), strict=False)  # of the first backend
+    shown = [core.as_in_the_article(one, way) for one, way in ways]
+    judge = core.sibling("extras", "sweep", "a sweep").verdicts if sweep else verdicts
+    said = args.facts["verdicts"] = [*judge(ran), *cheapest(ran)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    for lines in [*shown, table(ran), (line for sentence in said for line in core.wrapped(sentence, width))]:
+        print(*lines, "", sep="\n")
+    for one in ran:
+        core.say_error(*(f"{title(one)}: {warning}" for warning in one.tally.warnings()))
+    status, files = core.tell_report(ran, int(any(one.tally.failed for one in ran)))
+    core.say_error(*([] if args.quiet else files))
+    return status
+
+
+def table(ran: list[core.Ran]) -> Iterator[str]:
+    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
+    rows = [["backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed"]]
+    for one in ran:
+        tally = one.tally
+        spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
+        figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{rate(one):,.1f}", f"{1000 * cpu(one):.2f}", *spread]
+        rows.append([core.short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *figures in rows:
+        yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
+
+
+def verdicts(ran: list[core.Ran]) -> Iterator[str]:
+    """Yield the sentences that say which way was faster, with each backend."""
+    for name in dict.fromkeys(one.api.name for one in ran):
+        runs = [one for one in ran if one.api.name == name and one.tally.answered]
+        if len(runs) == 2:
+            slow, fast = (one.tally.wall for one in runs)
+            won = f"ran {core.times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
+            yield f"{name}: concurrent {won} sequential ({core.duration(fast)}, {core.duration(slow)})."
+
+
+def cheapest(ran: list[core.Ran]) -> Iterator[str]:
+    """Yield the sentence that names the backend which used the least CPU time, if there are several."""
+    known = [one for one in {one.api.name: one for one in ran}.values() if one.tally.answered >= 100]
+    if len(known) > 1:  # CPU time of fewer is mostly chance
+        cheap, *_, dear = sorted(known, key=cpu)
+        less = core.times(cpu(dear) / cpu(cheap))
+        yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."

@@ -1,0 +1,110 @@
+"""The progress of a run on standard error, as long as it goes on and nobody has asked for quiet."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import core
+
+
+@contextlib.contextmanager
+def shown(args: argparse.Namespace, ran: core.Ran, sink: Any, total: int | None = None) -> Iterator[None]:
+    """Show the progress of a run, of so many prompts or those of the input, whose results go into the sink."""
+    if sink and args.output == "-" and sys.stdout.isatty():  # the answers themselves are the progress
+        yield
+        return
+    progress = Progress(total or count_prompts(args), ran, sink)
+    try:
+        yield
+    finally:
+        progress.close()
+
+
+class Progress:
+    """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds."""
+
+    EVERY = 5.0  # seconds between lines
+
+    def __init__(self, total: int | None, ran: core.Ran, sink: Any) -> None:
+        self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
+        self._terminal = core.obeys(sys.stderr)
+        self._bar: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._began, self._last = time.monotonic(), (time.monotonic(), 0)
+        if self._terminal:
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
+        self._tick()
+
+    def _tick(self) -> None:
+        """Write what there is to say, and set the timer for the next time."""
+        kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
+        new = self._tally.answered + self._tally.failed
+        now, lost = time.monotonic(), 0.0
+        if self._run.limiter.away_since and new == self._last[1]:  # outage
+            lost = now - self._last[0]
+        self._began, self._last = self._began + lost, (now, new)
+        if self._bar is not None:
+            self._bar.start_t += lost
+            self._bar.initial, self._bar.n = kept, kept + new
+            self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
+            self._bar.set_postfix_str(", ".join(self._state()))
+        elif self._terminal:
+            self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+        elif self._timer is not None:
+            self._write(f"{self._text(kept, new)}\n")
+        every = 0.2 if self._terminal else self.EVERY
+        self._timer = asyncio.get_running_loop().call_later(every, self._tick)
+
+    def _text(self, kept: int, new: int) -> str:
+        done, total, state = kept + new, self._total, self._state()
+        if not self._run.state():
+            rate = new / max(0.001, time.monotonic() - self._began)
+            left = f", {core.duration(max(0, total - done) / rate)} left" if total and rate > 0 else ""
+            state.append(f"{rate:,.1f}/s{left}")
+        return ", ".join([f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state])
+
+    def _state(self) -> list[str]:
+        failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
+        hooks = core.hooked(self._run.extras, "status")
+        told = [str(core.call_hook(self._run, hook, self._ran) or "") for hook in hooks]
+        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._bar is not None:
+            self._bar.close()
+        elif self._timer is not None and self._terminal:
+            self._write("\r\x1b[K")
+
+
+def count_prompts(args: argparse.Namespace) -> int | None:
+    """Return about how many prompts there are, for the progress; None where that cannot be known beforehand."""
+    selecting = [extra for extra in args.extras if hasattr(extra, "select")]
+    if not all(hasattr(extra, "count") for extra in selecting):
+        return None
+    left: int | None = None
+    with contextlib.suppress(core.UsageError, *core.BROKEN), core.open_input(args.source, args.name) as (file, form, _):
+        found, reader = core.sound_lines(file, "", []), core.reader_of(form)
+        lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
+        left = min(lines, args.limit or lines)
+    for extra in selecting:
+        with core.blaming(extra.count):
+            left = extra.count(left) if left is not None else None
+    return left
