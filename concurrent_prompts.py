@@ -1361,7 +1361,7 @@ class Limiter:
         self.pause_end = -math.inf
         self.away_since: float | None = None
         self.heard = False  # whether the server has ever said anything
-        self.alone = False  # whether one call at a time goes out until the first is answered
+        self.alone_since = math.inf  # one call at a time goes out until one is answered that began since then
         self.latest = -math.inf  # the start of the latest call that was answered
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
@@ -1456,7 +1456,7 @@ class Limiter:
 
     def _closed(self, cost: float, now: float) -> float:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
-        if self.in_flight + 1 > (1 if self.alone else self.window.room):
+        if self.in_flight + 1 > (1 if self.alone_since < math.inf else self.window.room):
             return math.inf
         if self._suspect and self.sent < self._knocks[1]:
             return max(0.0, self.pause_end - now)
@@ -1533,7 +1533,8 @@ class Limiter:
             self._overdue(call)
 
     def _answered(self, call: Call) -> None:
-        self.alone = False
+        if call.started >= self.alone_since:
+            self.alone_since = math.inf
         self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
         self.window.answered(call.place, call.latency)
         self.requests.let_in(call.started)
@@ -1895,7 +1896,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
-        self._answers = 0
+        self._answers, self._refused_at = 0, -math.inf
         self._refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
         self._refused: set[int] = set()  # and the prompts that have failed so since the last answer
         self._alike: tuple[Any, ...] = ()  # what all calls have failed with, as long as none was answered
@@ -2073,7 +2074,8 @@ class Run:
             result.take(await attempt(prompt))
             result.error = result.exception = None
             self._answers += 1
-            self._refusal = ()
+            if result.sent >= self._refused_at:
+                self._refusal = ()
             return None
         except PromptError as failure:
             if failure.keep:
@@ -2134,6 +2136,7 @@ class Run:
         result.missed = min(result.missed, result.sent)
         if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
             return "fail" if self._answers or others else "stop"
+        self._refused_at = self.limiter.alone_since = self.clock()
         return "retry"
 
     def unfinished(self, result: Result) -> Result:
@@ -2187,9 +2190,10 @@ class Run:
         if (alike := likeness(failure)) != self._alike:
             self._alike, self._alike_since, self._failed_alike = alike, self.clock(), 0
         self._failed_alike += 1
-        if self._failed_alike >= 3 and not self.limiter.alone and 2 * self._failed_alike > self.limiter.sent:
+        most = 2 * self._failed_alike > self.limiter.sent
+        if self._failed_alike >= 3 and most and self.limiter.alone_since == math.inf:
             log.error("every call so far has failed alike: %s", failure)
-            self.limiter.alone = True
+            self.limiter.alone_since = -math.inf
         waits = failure.error.status in (502, 503, 504)
         enough = 36 if waits else 12
         if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):

@@ -638,7 +638,7 @@ def refuse(bench: Bench, name: str, server: Recorder, status: int | None, advice
     first = job.run(environment=bad)
     bench.exactly(f"{name}, exit status", first.status, 3)
     bench.exactly(f"{name}, says what to do", advice in first.text, True)
-    bench.at_most(f"{name}, requests after the first refusal", needless(first, status, 50), 3)
+    bench.at_most(f"{name}, requests after the first refusal", needless(first, status, 50), 6)
     bench.exactly(f"{name}, answers sent and not in the file", len(first.told() - job.answered()), 0)
     kept = len(job.answered())
     mend()
