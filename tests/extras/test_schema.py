@@ -687,7 +687,7 @@ def children(checker, monkeypatch):
             super().__init__(*args, **options)
             started.append((self, options["env"]))
 
-    monkeypatch.setattr(concurrent_prompts.subprocess, "Popen", Popen)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(schema_file.Checker, "SECONDS", 0.2)
     yield started
     assert all(child.returncode is not None for child, _ in started), "it has not been ended with the run"
