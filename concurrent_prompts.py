@@ -796,17 +796,6 @@ def file_of(module: str) -> str:
     return f"{path}.py" if "/" in path else f"the folder {path}/"
 
 
-def import_named(module: str) -> Any:
-    """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
-    sys.path.append("")
-    try:
-        return importlib.import_module(module)
-    finally:
-        sys.path.reverse()  # it may have been there before, and what is imported may have added more
-        sys.path.remove("")
-        sys.path.reverse()
-
-
 class Own:
     """The reader's own coroutine function, behind the same door as an Api."""
 
@@ -3521,11 +3510,6 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
         yield prompt
 
 
-def first_of(prompts: Iterable[Prompt], api: Any) -> Prompt:
-    """Return the first prompt that can be sent, an empty one where there is none."""
-    return next((prompt for prompt in prompts if api.prepare(prompt).error is None), Prompt(0, ""))
-
-
 def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
     first = list(itertools.islice(prompts, 1))  # a shard may have none
@@ -3552,7 +3536,8 @@ async def answer_file(args: argparse.Namespace) -> int:
     calls = 1 if args.sequential else args.calls[0]
     run = make_run(args, api, calls)
     sink = open_sink(args)
-    run.first, run.overwrites = first_of(prompts_of(args), api), args.overwrite
+    sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
+    run.first, run.overwrites = next(sound, Prompt(0, "")), args.overwrite
     run.journal, run.path, run.whole = sink, sink.path, args.limit is None
     with sink, interruptible(run):
         if sink.path and not api.loop and beside_results(sink.path, "running").exists():

@@ -79,7 +79,7 @@ def install(
     module, _, attribute = backend.partition(":")
     try:
         if attribute:
-            live: Any = core.import_named(module)
+            live: Any = loading.import_named(module)
         else:
             if backend == "openai-sdk":
                 make_module(f"{package}.backends.httpcore_pool", sources)

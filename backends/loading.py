@@ -60,7 +60,7 @@ def find_backend(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         if attribute:
-            found: Any = functools.reduce(getattr, attribute.split("."), core.import_named(module))
+            found: Any = functools.reduce(getattr, attribute.split("."), import_named(module))
         else:
             one = importlib.import_module(f"{ROOT}.backends.{name.replace('-', '_')}")
             found = getattr(one, "submit", None) or one.connect
@@ -73,6 +73,17 @@ def find_backend(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise core.UsageError(f"backend {name} is no function; see the contract in backends/__init__.py")
     return found  # type: ignore[no-any-return]
+
+
+def import_named(module: str) -> Any:
+    """Import a module that the user has named. The current folder is searched too: last, and for nothing else."""
+    sys.path.append("")
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.reverse()  # it may have been there before, and what is imported may have added more
+        sys.path.remove("")
+        sys.path.reverse()
 
 
 def default_backend() -> str:

@@ -132,7 +132,7 @@ def named_extras(argv: Sequence[str]) -> Iterator[str]:
 def third_party(name: str) -> Any:
     """Return the module of that name. Raises UsageError where it is none, or no extra."""
     try:
-        file = this.core.import_named(name)
+        file = this.core.sibling("backends", "loading").import_named(name)
         if callable(file.add_arguments) and callable(file.create):
             return file
         reason = "add_arguments and create are to be functions"
