@@ -2124,7 +2124,7 @@ class Run:
             return "stop"
         result.missed = min(result.missed, result.sent)
         if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
-            return "fail" if self._answers or others else "stop"
+            return "fail"
         self._refused_at = self.limiter.alone_since = self.clock()
         return "retry"
 
