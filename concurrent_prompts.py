@@ -206,8 +206,9 @@ class Result:
 
     def take(self, reply: Reply) -> None:
         """Fill in the answer."""
+        if reply.usage is not self.usage:
+            self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
-        self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
     def lose(self, failure: "PromptError") -> None:
         """Count the tokens of an attempt that failed: they are paid for, too."""
@@ -1333,6 +1334,7 @@ class Limiter:
 
     PAUSE = Quota.PAUSE
     AT_ONCE = 4  # calls, before a server has said anything
+    READ_EVERY = 0.01  # seconds between two looks at the headers of answers
 
     def __init__(
         self,
@@ -1352,6 +1354,8 @@ class Limiter:
         self.heard = False  # whether the server has ever said anything
         self.alone_since = math.inf  # one call at a time goes out until one is answered that began since then
         self.latest = -math.inf  # the start of the latest call that was answered
+        self.limit: float | None = None  # what calls_a_minute said last
+        self._read_at = -math.inf  # when headers are looked at again
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
         self._latency = 0.0  # of the answers of late
@@ -1511,8 +1515,12 @@ class Limiter:
         if rejected:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = self.requests.hear(outcome.headers, call, call.spent[0], now)
-        told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
+        told = False
+        if failure is not None or now >= self._read_at:  # to read the headers of every reply would be a quarter of the work
+            self._read_at = now + self.READ_EVERY
+            told = self.requests.hear(outcome.headers, call, call.spent[0], now)
+            told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
+            self.limit = self.calls_a_minute()
         self._note(call, failure, now)
         if failure is None:
             self._answered(call)
@@ -2229,11 +2237,12 @@ class Run:
         self._answered = call.started + call.latency
         if call.latency > self._timeout / 4:  # there is a queue
             self._oldest = min(self._oldest, call.started)
-        result.limit = self.limiter.calls_a_minute()
+        result.limit = self.limiter.limit
         self._unheard.clear()
         self.patience.answered(call)
-        tokens = token_counts(outcome.usage) if outcome.usage else NO_TOKENS
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, tokens, cost))
+        if outcome.usage:
+            result.usage, result.tokens = outcome.usage, token_counts(outcome.usage)
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
         result.reply = outcome
         return outcome
 
