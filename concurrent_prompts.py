@@ -1374,7 +1374,7 @@ class Limiter:
         self._probes = 0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
-        self._queued = 0
+        self.queued = 0
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -1420,7 +1420,7 @@ class Limiter:
             return f"a pause that the server asked for, {duration(self.pause_end - now)} left"
         held = next((f"limit: {quota}" for quota in (self.requests, self.tokens) if quota.wait(1, now)), "")
         held = held or (f"server: {self.window}" if self.window.source else "")
-        return f"held by the {held}" if held and self._queued else ""
+        return f"held by the {held}" if held and self.queued else ""
 
     async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
         """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
@@ -1428,13 +1428,13 @@ class Limiter:
         What is asked `again` does not queue up behind all that is asked for the first time.
         """
         asked, held_up = self._clock(), self._held_up
-        self._queued += 1
+        self.queued += 1
         try:
             async with contextlib.nullcontext() if again else self._queue:
                 while span := self._closed(cost, self._clock()):
                     await self._change(span)
         finally:
-            self._queued -= 1
+            self.queued -= 1
         now = self._clock()
         self._let_go(cost, now)
         return min(now - asked, self._held_up - held_up)
@@ -1442,7 +1442,7 @@ class Limiter:
     def admit(self, cost: float, again: bool) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
         now = self._clock()
-        if (self._queued and not again) or self._closed(cost, now):
+        if (self.queued and not again) or self._closed(cost, now):
             return False
         self._let_go(cost, now)
         return True
@@ -1516,7 +1516,7 @@ class Limiter:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
         told = False
-        if failure is not None or now >= self._read_at:  # to read the headers of every reply would be a quarter of the work
+        if failure is not None or now >= self._read_at:  # to read them costs time
             self._read_at = now + self.READ_EVERY
             told = self.requests.hear(outcome.headers, call, call.spent[0], now)
             told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
@@ -1874,6 +1874,7 @@ class Run:
         self.api: Any = send if hasattr(send, "prepare") else Own(send)
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
+        self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
@@ -2223,6 +2224,8 @@ class Run:
             if waited is None:
                 raise self.stop_error()
             paused = waited
+        if self.start and not self.limiter.queued:
+            self.start()
         result.attempts += 1
         result.sent = self.clock()
         losses = result.losses if result.attempts < self._max_attempts else None
@@ -2334,6 +2337,8 @@ class Run:
         wait, asked = self.wait_after(failure, result.attempts), self.clock()
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         self._backing_off[result.prompt.number] = asked + wait
+        if self.start:
+            self.start()
         try:
             awake = await self.wait_or_stop(self.sleep(wait))
         finally:
@@ -2911,26 +2916,36 @@ async def run_sequential(
 
 
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
-    """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
+    """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency.
+
+    A worker is started when the call of the last one has gone out, as long as no other waits for its turn.
+    """
     if run.loop:
         await run.loop(run, prompts, record)
         return
-    admitted = run.admit(prompts)
+    admitted, started = run.admit(prompts), 0
 
-    async def worker(prompt: Prompt | None) -> None:
-        while prompt is not None:
+    async def worker() -> None:
+        nonlocal started
+        for prompt in admitted:
             await deliver(run, record, await run.answer(prompt))
-            prompt = next(admitted, None)
+        started = run.concurrency  # there are no more
 
-    workers = []
+    def start() -> None:
+        nonlocal started
+        if started < run.concurrency and not run.limiter.queued:
+            started += 1
+            workers.create_task(worker())
+
     try:
-        for prompt in itertools.islice(admitted, run.concurrency):
-            workers.append(asyncio.ensure_future(worker(prompt)))
-        await asyncio.gather(*workers)
-    finally:  # after an error gather leaves the others running
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        async with asyncio.TaskGroup() as workers:
+            run.start = start
+            for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
+                start()
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        run.start = None
 
 
 async def run_concurrent(

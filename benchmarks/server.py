@@ -29,7 +29,7 @@ ANSWER = {
     "system_fingerprint": None,
 }
 BODY = json.dumps(ANSWER).encode()
-# As many as OpenAI's API sends (https://platform.openai.com/docs/api-reference/debugging-requests): reading them is work.
+# As many as OpenAI's API sends (https://platform.openai.com/docs/api-reference/debugging-requests)
 HEADERS = f"""\
 HTTP/1.1 200 OK
 Date: Sun, 29 Nov 2026 08:00:00 GMT
