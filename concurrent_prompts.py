@@ -654,8 +654,11 @@ def form_of(name: str, start: bytes) -> str:
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
-    if suffix == ".json" and (first == b"[" or (first == b"{" and whole and parse_json(line) is None)):
-        raise UsageError(f"{name} is one JSON array, or indented; put each object on a line (jq -c '.[]' {name})")
+    array = first == b"[" and (suffix == ".json" or not whole or line.strip() == b"[" or parse_json(line) is not None)
+    indented = first == b"{" and whole and (parse_json(line) is None if suffix == ".json" else line.strip() == b"{")
+    if suffix in (".json", ".jsonl", ".ndjson") and (array or indented):
+        form = "one JSON array" if array else "indented JSON"
+        raise UsageError(f"{name} is {form}; put each object on a line (jq -c '{'.[]' if array else '.'}' {name})")
     quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
