@@ -1357,6 +1357,7 @@ class Limiter:
         self.heard = False  # whether the server has ever said anything
         self.alone_since = math.inf  # one call at a time goes out until one is answered that began since then
         self.latest = -math.inf  # the start of the latest call that was answered
+        self.silent = -math.inf  # when the server was silent last
         self.limit: float | None = None  # what calls_a_minute said last
         self._read_at = -math.inf  # when headers are looked at again
         self._clock, self._sleep = clock, sleep
@@ -1535,8 +1536,11 @@ class Limiter:
     def _answered(self, call: Call) -> None:
         if call.started >= self.alone_since:
             self.alone_since = math.inf
-        self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
-        self.window.answered(call.place, call.latency)
+        if not self._latency:  # the first answer
+            self._opens = max(self.pause_end, min(self._opens, self._clock()))
+        if call.started >= self.silent:  # the latency of what was sent before says nothing
+            self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
+            self.window.answered(call.place, call.latency)
         self.requests.let_in(call.started)
         self.tokens.let_in(call.started)
         if (rate := self.requests.limit) < math.inf and self.requests.source != "from refusals":
@@ -2308,6 +2312,8 @@ class Run:
             reason.free = silent
             call.end(reason)
         self._oldest = math.inf
+        if self.patience.is_silent():
+            self.limiter.silent = now
         if self.patience.is_silent() and self._asking is None and not isinstance(self.api, Own):
             self._asking = asyncio.ensure_future(self._ask())
         oldest = next((max(call.started, call.alive) for call in self._calls.values() if call.ended is None), now)
