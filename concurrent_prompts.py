@@ -885,15 +885,14 @@ class Quota:
     """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
 
     Its rate comes from the user, from the headers of the responses, or from the rejections: what was accepted between
-    two of them, when the bucket was empty, is what was refilled. Some limits are windows instead, so many in so many
-    seconds: headers name the time of their reset; without headers a window shows by several calls that are accepted
-    at once after nothing was. While nothing is known of an empty bucket, single calls try it at growing intervals,
-    which fit the usual windows (STEPS).
+    two of them, when the bucket was empty, is what was refilled. Some limits are windows instead: headers name the
+    time of their reset, or several calls are accepted at once after nothing was. While nothing is known of an empty
+    bucket, single calls try it at intervals that fit the usual windows (STEPS).
     """
 
     FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
     STEPS = (0.25, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
-    PAUSE = 2.0  # seconds in which a bucket of tokens may fill of which nothing is known
+    PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
     LATE = 1.02  # a window is not over before this share of its length
 
     def __init__(self, name: str, told: float | None = None) -> None:
@@ -904,7 +903,7 @@ class Quota:
         self._level, self._stamp = math.inf, 0.0
         self._others = 0.0  # their rate
         self._heard = -math.inf, 0.0, 0.0  # when the last response came, what was left by then, and spent
-        self._windowed, self._reset = False, math.inf  # whether headers tell a window, and when it is over
+        self._windowed, self._reset = False, math.inf  # whether headers tell a window, and its end
         self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
         self._first = math.inf  # when the first call went out after that
         self.barren = 0  # rejections since anything was accepted
@@ -1004,7 +1003,7 @@ class Quota:
         self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
-        """Learn from a response's headers; return whether they say that there is nothing left for such a call.
+        """Learn from a response's headers; return whether they leave nothing for such a call.
 
         `spent` is what all calls had spent when this one went out.
         """
@@ -1138,22 +1137,22 @@ class Quota:
         self._log.clear()
 
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
-        """Take the limit for a window: the last one began at `_first`, this one by what was tried at `_closed`."""
+        """Take the limit for a window: the last began at `_first`, this one by what was tried at `_closed`."""
         self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
         self.period = now + wait - self._first if wait else self._closed - self._emptied
         self._least = self.period if wait else self._tried - self._emptied
         log.info("limit: %s", self)
 
     def _narrow(self, now: float, wait: float) -> None:
-        """Learn from a rejection within a window: it is longer, or takes less."""
+        """Learn from a rejection within a window: it is longer, or takes less; more in a row say nothing."""
+        self.barren = self.barren + 1 if self._clean < 2 else 0
         if self._longer > self.period:
             near = self._longer < 1.15 * self.period
             self._least, self.period = self.period, self._longer if near else math.sqrt(self.period * self._longer)
-        else:
+        elif not self.barren:
             self.most, self._until = max(1, self.most - 1), min(32, 2 * self._until)
             self._longer = self.period
-        self._clean = 0
-        self._closed = now + (wait or self.period / 20)
+        self._clean, self._closed = 0, now + (wait or self.period * min(1, 2**self.barren / 20))
 
     def _widen(self) -> None:
         """After a window without a rejection try a shorter one, as long as that may be, or else a call more."""
