@@ -116,6 +116,17 @@ def test_the_readme_shows_a_prompt_of_each_form(here, stand_in):
     assert server.stats.answered == len(forms)
 
 
+def test_every_field_of_a_result_is_described(here, stand_in):
+    described = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/results.md"))
+    known = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| `.*", described, re.MULTILINE))))
+    server = stand_in(fault={"500": 0.5}, rpm=60_000)
+    command = ["prompts.txt", "-b", "stdlib", "-q", "--base-url", server.url, "-o"]
+    assert concurrent_prompts.main([*command, "a.jsonl", "-p", "n=2"]) == 0
+    assert concurrent_prompts.main([*command, "b.jsonl", "-e", "embeddings"]) == 0
+    held = {field for row in [*rows("a.jsonl"), *rows("b.jsonl")] for field in row}
+    assert held >= {"texts", "embedding", "tries", "limit"} and held - known == set()
+
+
 # ---- Commands ------------------------------------------------------------------------------------------------
 
 
