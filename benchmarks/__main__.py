@@ -1,4 +1,4 @@
-"""What a request costs, by client, on this machine: the figures of the README.
+"""What a request costs, by client, on this machine: the figures of docs/benchmarks.md.
 
     python -m benchmarks [--quick] [--only NAME,...] [--json FILE] [--markdown FILE] [--svg FILE]
 

@@ -102,7 +102,7 @@ def counted(tally: core.Tally) -> dict[str, Any]:
 
 
 def figures(ran: core.Ran) -> dict[str, Any]:
-    """Return the figures of a run; the README says what they mean."""
+    """Return the figures of a run; docs/results.md says what they mean."""
     limiter = ran.run.limiter
     return {
         "backend": ran.api.name,

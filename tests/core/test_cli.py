@@ -431,15 +431,10 @@ def test_a_lone_copy_goes_by_the_status(here):
     ], done.stderr  # fmt: skip
 
 
-def test_the_readme_holds_the_help_and_the_manual_is_the_help():
-    def plain(text):  # Python 3.13 writes "-b, --backend NAME" for "-b NAME, --backend NAME"
-        return "".join(re.sub(r"(-\w) \S+, --", r"\1, --", text).split())
-
+def test_the_manual_is_the_help():
     extras = pytest.importorskip("concurrent_prompts.extras")
     help_text = concurrent_prompts.build_parser(extras.files_for(["--help"])).format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
-    options = help_text[help_text.index("positional arguments:") :]
-    assert plain(options) in plain((ROOT / "README.md").read_text("utf-8"))
 
 
 def test_answers_that_are_not_whole_are_named_in_the_report():

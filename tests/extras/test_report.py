@@ -34,9 +34,8 @@ def test_the_report_in_numbers(here, stand_in, capsys):
     assert run["cost_usd"] == pytest.approx(spent / 1e6)
 
 
-def test_readme_names_all_that_a_report_holds(here, stand_in, capsys):
-    readme = (ROOT / "README.md").read_text("utf-8")
-    part = readme[readme.index("`--report FILE.json` writes") : readme.index("## Errors")]
+def test_the_page_names_all_that_a_report_holds(here, stand_in, capsys):
+    part = (ROOT / "docs" / "results.md").read_text("utf-8").partition("## The report for programs")[2]
     described = set(re.findall(r"`([a-z_0-9]+)`", part))
     url = stand_in(latency=0.01, fault={"500": 0.5}).url
     assert main(["prompts.txt", "--base-url", url, "--report", "a.json", "--max-attempts", "1", "--max-cost", "1"]) <= 1

@@ -1,30 +1,28 @@
-"""CONTRIBUTING's examples, run as they stand there."""
+"""The backends and the extra that docs/ shows, run as they stand there."""
 
 import importlib
-import itertools
 import json
 import pathlib
 import sys
-import textwrap
 import types
 
 import pytest
 
-import concurrent_prompts
 from concurrent_prompts import main
+from tests.helpers import ROOT
 
-TEXT = (pathlib.Path(concurrent_prompts.__file__).parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("backends.md", "extras.md"))
 
 
 @pytest.fixture
 def saved(here, monkeypatch):
-    """Return a function that saves the code after a sentence of CONTRIBUTING's as a module in the current folder."""
+    """Return a function that saves the code block after a sentence as a module in the current folder."""
     names = []
 
     def save(name, sentence):
-        lines = TEXT[TEXT.index(sentence) + len(sentence) :].lstrip("\n").split("\n")
-        code = itertools.takewhile(lambda line: not line or line.startswith("    "), lines)
-        (here / f"{name}.py").write_text(textwrap.dedent("\n".join(code)))
+        before, _, code = TEXT[TEXT.index(sentence) :].partition("```python\n")
+        assert before.strip() == sentence
+        (here / f"{name}.py").write_text(code.partition("```")[0])
         names.append(name)
         importlib.invalidate_caches()
 
