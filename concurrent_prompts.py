@@ -654,8 +654,11 @@ def form_of(name: str, start: bytes) -> str:
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
-    if suffix == ".json" and (first == b"[" or (first == b"{" and whole and parse_json(line) is None)):
-        raise UsageError(f"{name} is one JSON array, or indented; put each object on a line (jq -c '.[]' {name})")
+    array = first == b"[" and (suffix == ".json" or not whole or line.strip() == b"[" or parse_json(line) is not None)
+    indented = first == b"{" and whole and (parse_json(line) is None if suffix == ".json" else line.strip() == b"{")
+    if suffix in (".json", ".jsonl", ".ndjson") and (array or indented):
+        form = "one JSON array" if array else "indented JSON"
+        raise UsageError(f"{name} is {form}; put each object on a line (jq -c '{'.[]' if array else '.'}' {name})")
     quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
@@ -3085,6 +3088,7 @@ class Tally:
         self._model_of = model_of
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
+        self._first: dict[str, str] = {}  # the prompts that those are of
         self.marked: collections.Counter[str] = collections.Counter()
         self.wall = self.cpu = 0.0
         self._start = time.monotonic(), time.process_time()
@@ -3107,7 +3111,7 @@ class Tally:
         self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.failed += 1
-            self.note(result.error)
+            self.note(result.error, result.id)
         elif result.done:
             self.answered += 1
             self.latency += result.latency
@@ -3134,12 +3138,13 @@ class Tally:
             bill = self.bills.setdefault(key, [*NO_TOKENS])
         bill[:] = map(int.__add__, bill, tokens)
 
-    def note(self, error: Error) -> None:
+    def note(self, error: Error, prompt: str | int = "") -> None:
         """Count a failure by its kind."""
         self.hopeful += error.retryable
         kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
         self.errors[kind] += 1  # a server may name them as it likes
         self._examples.setdefault(kind, error._replace(type=kind))
+        self._first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
 
     @property
     def tokens(self) -> list[int]:
@@ -3188,7 +3193,8 @@ class Tally:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
         for error, count in self.failures():
             advice, first = hint(error), ", first" if count > 1 else ""
-            yield f"{count:,} x {error.type}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
+            message = error.message + self._first[error.type]
+            yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             cut = "length" in reason or "max" in reason.lower()
             advice = "raise max_completion_tokens (-p)" if cut else "see their text"
