@@ -903,7 +903,7 @@ class Quota:
         self._level, self._stamp = math.inf, 0.0
         self._others = 0.0  # their rate
         self._heard = -math.inf, 0.0, 0.0  # when the last response came, what was left by then, and spent
-        self._windowed, self._reset = False, math.inf  # whether headers tell a window, and its end
+        self._windowed, self._reset = False, math.inf  # whether headers tell a window; its end
         self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
         self._first = math.inf  # when the first call went out after that
         self.barren = 0  # rejections since anything was accepted
@@ -917,7 +917,7 @@ class Quota:
         self._log: collections.deque[float] = collections.deque(maxlen=10_000)  # when they went out
         self.most = 0  # calls in a learned window
         self.period = self._longer = self._least = 0.0  # seconds of a learned window, what it is at most, at least
-        self._clean, self._until = 0, 2  # calls since one was rejected, and after how many windows one more is tried
+        self._clean, self._until = 0, 2  # calls since one was rejected; windows to the next trial
         self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
         self._unsaid, self._began = 0, 0.0  # responses since one has told the limit
         self._told = math.inf if told is None else told / 60
@@ -1714,7 +1714,7 @@ def own_part(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Costs:
-    """How many tokens a request will count for: its prompt by length, and the most that it may answer."""
+    """How many tokens a request will count for: its prompt by length, and its longest answer."""
 
     ENVELOPE = 60  # bytes of a request that are no prompt
     MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d{1,9})')  # an input may hold any number
@@ -2188,13 +2188,13 @@ class Run:
         return not self._is_there
 
     def _compare(self, prompt: Prompt, failure: PromptError) -> None:
-        """Stop the run where nothing was ever answered and every call fails alike; before that, go on one by one."""
+        """Stop the run if nothing was ever answered and all fail alike; before that, go on one by one."""
         if self.limiter.latest > -math.inf or not failure.heard or self.stopped:
             return
         if (alike := likeness(failure)) != self._alike:
             self._alike, self._alike_since, self._failed_alike = alike, self.clock(), 0
         self._failed_alike += 1
-        most = 2 * self._failed_alike > self.limiter.sent
+        most = 2 * self._failed_alike > self.limiter.sent and not (failure.slow and self._calls)
         if self._failed_alike >= 3 and most and self.limiter.alone_since == math.inf:
             log.error("every call so far has failed alike: %s", failure)
             self.limiter.alone_since = -math.inf

@@ -1262,17 +1262,20 @@ def soaked(bench: Bench, url: str, count: int, kills: int) -> None:
 def report_soak(bench: Bench, results: Path, count: int, ends: list[int], memories: list[int], took: float,
                 limit: float) -> None:
     """Report on what a soak has left."""
-    seen, failed, wrong = set(), 0, 0
+    seen, failed, wrong = set(), Counter[str](), 0
     with results.open("rb") as file:
         for row in map(json.loads, file):
             text = f"prompt {row['id']}"
             seen.add(row["id"])
-            failed += row["error"] is not None
+            failed.update([row["error"]["type"]] if row["error"] else [])
             wrong += row["error"] is None and row["text"] != stand_in_answers.invent(text, text, "")
     if os.name != "nt":
-        bench.exactly("exit statuses", ", ".join(map(str, ends)), ", ".join([*["-9"] * (len(ends) - 1), "0"]))
+        honest = ", ".join([*["-9"] * (len(ends) - 1), "1" if failed else "0"])
+        bench.exactly("exit statuses", ", ".join(map(str, ends)), honest)
     bench.exactly(f"prompts lost of {count:,}", count - len(seen), 0)
-    bench.exactly("prompts failed", failed, 0)
+    unlucky = failed.pop("no_answer", 0)  # billed for nothing twice, which is not tried a third time
+    bench.at_most("prompts with no answer in two replies", unlucky, 3 + 2 * count * SOAK_FAULTS["null-choices"] ** 2)
+    bench.exactly("prompts failed otherwise", ", ".join(map("{0[1]} {0[0]}".format, failed.items())) or "none", "none")
     bench.exactly("prompts with another's answer", wrong, 0)
     bench.at_most("seconds", took, limit, " s")
     settled, last = memories[len(memories) // 4 :], max(memories[-20:])

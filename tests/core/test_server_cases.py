@@ -8,7 +8,7 @@ from tests.helpers import virtual
 
 # Where the goals are not reached yet: the span / ideal, the calls a prompt and the share refused that are.
 REACHED = {
-    "gate of 20/s, burst 0, 429": (1.6, 1.1, 0.06),
+    "gate of 20/s, burst 0, 429": (1.35, 1.1, 0.06),
     "40 in 8 s, weighted, no headers, refused ones count": (2.85, 1.12, 0.1),
     "40 in 8 s, sliding, no headers": (1.4, 1.12, 0.1),
     "100 in 1 s, sliding, no headers": (1.5, 1.06, 0.06),
@@ -38,11 +38,12 @@ async def measured(case, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", server_cases.ALL, ids=lambda case: case.name)
 @virtual
-async def test_what_is_asked_of_a_case_is_reached(case, seed):
+async def test_what_is_asked_of_a_case_is_reached(case, seed, caplog):
     span, calls, refused = await measured(case, seed)
     goals = case.within, case.calls, case.refused
     most = [max(pair) for pair in zip(goals, REACHED.get(case.name, goals), strict=True)]
     assert span <= most[0] + 0.005 and calls <= most[1] and refused <= most[2]
+    assert "failed alike" not in caplog.text  # one of the first calls was let in
 
 
 @pytest.mark.parametrize("case", LONG_WINDOWS, ids=lambda case: case.name)
