@@ -206,8 +206,9 @@ class Result:
 
     def take(self, reply: Reply) -> None:
         """Fill in the answer."""
+        if reply.usage is not self.usage:
+            self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
         self.text, self.finish_reason, self.model, self.usage, self.extra, self.http, _ = reply
-        self.tokens = token_counts(reply.usage) if reply.usage else NO_TOKENS
 
     def lose(self, failure: "PromptError") -> None:
         """Count the tokens of an attempt that failed: they are paid for, too."""
@@ -653,8 +654,11 @@ def form_of(name: str, start: bytes) -> str:
         return suffix
     line, whole, _ = start.lstrip().partition(b"\n")
     first = line[:1]
-    if suffix == ".json" and (first == b"[" or (first == b"{" and whole and parse_json(line) is None)):
-        raise UsageError(f"{name} is one JSON array, or indented; put each object on a line (jq -c '.[]' {name})")
+    array = first == b"[" and (suffix == ".json" or not whole or line.strip() == b"[" or parse_json(line) is not None)
+    indented = first == b"{" and whole and (parse_json(line) is None if suffix == ".json" else line.strip() == b"{")
+    if suffix in (".json", ".jsonl", ".ndjson") and (array or indented):
+        form = "one JSON array" if array else "indented JSON"
+        raise UsageError(f"{name} is {form}; put each object on a line (jq -c '{'.[]' if array else '.'}' {name})")
     quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
     if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
@@ -1333,6 +1337,7 @@ class Limiter:
 
     PAUSE = Quota.PAUSE
     AT_ONCE = 4  # calls, before a server has said anything
+    READ_EVERY = 0.01  # seconds between two looks at the headers of answers
 
     def __init__(
         self,
@@ -1352,6 +1357,8 @@ class Limiter:
         self.heard = False  # whether the server has ever said anything
         self.alone_since = math.inf  # one call at a time goes out until one is answered that began since then
         self.latest = -math.inf  # the start of the latest call that was answered
+        self.limit: float | None = None  # what calls_a_minute said last
+        self._read_at = -math.inf  # when headers are looked at again
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
         self._latency = 0.0  # of the answers of late
@@ -1370,7 +1377,7 @@ class Limiter:
         self._probes = 0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
-        self._queued = 0
+        self.queued = 0
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -1416,7 +1423,7 @@ class Limiter:
             return f"a pause that the server asked for, {duration(self.pause_end - now)} left"
         held = next((f"limit: {quota}" for quota in (self.requests, self.tokens) if quota.wait(1, now)), "")
         held = held or (f"server: {self.window}" if self.window.source else "")
-        return f"held by the {held}" if held and self._queued else ""
+        return f"held by the {held}" if held and self.queued else ""
 
     async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
         """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
@@ -1424,13 +1431,13 @@ class Limiter:
         What is asked `again` does not queue up behind all that is asked for the first time.
         """
         asked, held_up = self._clock(), self._held_up
-        self._queued += 1
+        self.queued += 1
         try:
             async with contextlib.nullcontext() if again else self._queue:
                 while span := self._closed(cost, self._clock()):
                     await self._change(span)
         finally:
-            self._queued -= 1
+            self.queued -= 1
         now = self._clock()
         self._let_go(cost, now)
         return min(now - asked, self._held_up - held_up)
@@ -1438,7 +1445,7 @@ class Limiter:
     def admit(self, cost: float, again: bool) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
         now = self._clock()
-        if (self._queued and not again) or self._closed(cost, now):
+        if (self.queued and not again) or self._closed(cost, now):
             return False
         self._let_go(cost, now)
         return True
@@ -1511,8 +1518,12 @@ class Limiter:
         if rejected:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = self.requests.hear(outcome.headers, call, call.spent[0], now)
-        told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
+        told = False
+        if failure is not None or now >= self._read_at:  # to read them costs time
+            self._read_at = now + self.READ_EVERY
+            told = self.requests.hear(outcome.headers, call, call.spent[0], now)
+            told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
+            self.limit = self.calls_a_minute()
         self._note(call, failure, now)
         if failure is None:
             self._answered(call)
@@ -1866,6 +1877,7 @@ class Run:
         self.api: Any = send if hasattr(send, "prepare") else Own(send)
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
+        self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
@@ -2124,7 +2136,7 @@ class Run:
             return "stop"
         result.missed = min(result.missed, result.sent)
         if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
-            return "fail" if self._answers or others else "stop"
+            return "fail"
         self._refused_at = self.limiter.alone_since = self.clock()
         return "retry"
 
@@ -2215,6 +2227,8 @@ class Run:
             if waited is None:
                 raise self.stop_error()
             paused = waited
+        if self.start and not self.limiter.queued:
+            self.start()
         result.attempts += 1
         result.sent = self.clock()
         losses = result.losses if result.attempts < self._max_attempts else None
@@ -2229,11 +2243,12 @@ class Run:
         self._answered = call.started + call.latency
         if call.latency > self._timeout / 4:  # there is a queue
             self._oldest = min(self._oldest, call.started)
-        result.limit = self.limiter.calls_a_minute()
+        result.limit = self.limiter.limit
         self._unheard.clear()
         self.patience.answered(call)
-        tokens = token_counts(outcome.usage) if outcome.usage else NO_TOKENS
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, tokens, cost))
+        if outcome.usage:
+            result.usage, result.tokens = outcome.usage, token_counts(outcome.usage)
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
         result.reply = outcome
         return outcome
 
@@ -2325,6 +2340,8 @@ class Run:
         wait, asked = self.wait_after(failure, result.attempts), self.clock()
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         self._backing_off[result.prompt.number] = asked + wait
+        if self.start:
+            self.start()
         try:
             awake = await self.wait_or_stop(self.sleep(wait))
         finally:
@@ -2902,26 +2919,36 @@ async def run_sequential(
 
 
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
-    """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency."""
+    """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency.
+
+    A worker is started when the call of the last one has gone out, as long as no other waits for its turn.
+    """
     if run.loop:
         await run.loop(run, prompts, record)
         return
-    admitted = run.admit(prompts)
+    admitted, started = run.admit(prompts), 0
 
-    async def worker(prompt: Prompt | None) -> None:
-        while prompt is not None:
+    async def worker() -> None:
+        nonlocal started
+        for prompt in admitted:
             await deliver(run, record, await run.answer(prompt))
-            prompt = next(admitted, None)
+        started = run.concurrency  # there are no more
 
-    workers = []
+    def start() -> None:
+        nonlocal started
+        if started < run.concurrency and not run.limiter.queued:
+            started += 1
+            workers.create_task(worker())
+
     try:
-        for prompt in itertools.islice(admitted, run.concurrency):
-            workers.append(asyncio.ensure_future(worker(prompt)))
-        await asyncio.gather(*workers)
-    finally:  # after an error gather leaves the others running
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        async with asyncio.TaskGroup() as workers:
+            run.start = start
+            for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
+                start()
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        run.start = None
 
 
 async def run_concurrent(
@@ -3062,6 +3089,7 @@ class Tally:
         self._model_of = model_of
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
+        self._first: dict[str, str] = {}  # the prompts that those are of
         self.marked: collections.Counter[str] = collections.Counter()
         self.wall = self.cpu = 0.0
         self._start = time.monotonic(), time.process_time()
@@ -3084,7 +3112,7 @@ class Tally:
         self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.failed += 1
-            self.note(result.error)
+            self.note(result.error, result.id)
         elif result.done:
             self.answered += 1
             self.latency += result.latency
@@ -3111,12 +3139,13 @@ class Tally:
             bill = self.bills.setdefault(key, [*NO_TOKENS])
         bill[:] = map(int.__add__, bill, tokens)
 
-    def note(self, error: Error) -> None:
+    def note(self, error: Error, prompt: str | int = "") -> None:
         """Count a failure by its kind."""
         self.hopeful += error.retryable
         kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
         self.errors[kind] += 1  # a server may name them as it likes
         self._examples.setdefault(kind, error._replace(type=kind))
+        self._first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
 
     @property
     def tokens(self) -> list[int]:
@@ -3165,7 +3194,8 @@ class Tally:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
         for error, count in self.failures():
             advice, first = hint(error), ", first" if count > 1 else ""
-            yield f"{count:,} x {error.type}{first}: {error.message}" + (f"\n  -> {advice}" if advice else "")
+            message = error.message + self._first[error.type]
+            yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             cut = "length" in reason or "max" in reason.lower()
             advice = "raise max_completion_tokens (-p)" if cut else "see their text"

@@ -18,7 +18,7 @@ from .meanings import QUOTA_CODES
 
 HINTS = {
     "401": "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env",
-    "403": "this key may not use this model or project; check both",
+    "403": "this key may not use this model or project; check both. If only some prompts get this, it is their content",
     "404": "check the base URL (--base-url; most end in /v1), the endpoint (-e) and the model (-m)",
     "407": "the proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port",
     "408": "ask again, with --retry-failed",

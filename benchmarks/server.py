@@ -29,7 +29,27 @@ ANSWER = {
     "system_fingerprint": None,
 }
 BODY = json.dumps(ANSWER).encode()
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+# As many as OpenAI's API sends (https://platform.openai.com/docs/api-reference/debugging-requests)
+HEADERS = f"""\
+HTTP/1.1 200 OK
+Date: Sun, 29 Nov 2026 08:00:00 GMT
+Content-Type: application/json
+Content-Length: {len(BODY)}
+Connection: keep-alive
+access-control-expose-headers: X-Request-ID
+openai-organization: org-1
+openai-processing-ms: 321
+openai-version: 2020-10-01
+x-ratelimit-limit-requests: 10000000
+x-ratelimit-limit-tokens: 2000000000
+x-ratelimit-remaining-requests: 9999999
+x-ratelimit-remaining-tokens: 1999999000
+x-ratelimit-reset-requests: 1ms
+x-ratelimit-reset-tokens: 1ms
+x-request-id: req_0123456789abcdef0123456789abcdef
+
+"""
+REPLY = HEADERS.replace("\n", "\r\n").encode() + BODY
 SHORTEST, SHAPE, LONGEST = 0.005, 1.5, 0.25  # of the heavy tail: a Pareto distribution, cut off
 NOTHING = {"connections": 0, "answers": 0, "connected": 0.0, "asked": 0.0, "answered": 0.0}
 seen: dict[str, float] = dict(NOTHING)

@@ -150,6 +150,21 @@ def test_a_directory_and_a_json_array_are_refused(tmp_path):
         next(read_prompts(tmp_path / "p.json"))
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".ndjson"])
+@pytest.mark.parametrize(
+    ("text", "jq"),
+    [
+        ('[\n {"prompt": "a"},\n {"prompt": "b"}\n]\n', "jq -c '.[]'"),
+        ('[{"prompt": "a"}, {"prompt": "b"}]\n', "jq -c '.[]'"),
+        ('{\n "prompt": "a"\n}\n{\n "prompt": "b"\n}\n', "jq -c '.'"),
+    ],
+)
+def test_json_that_is_no_jsonl_is_refused_with_what_helps(tmp_path, suffix, text, jq):
+    (tmp_path / f"p{suffix}").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(jq)):
+        next(read_prompts(tmp_path / f"p{suffix}"))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path):
     os.mkfifo(tmp_path / "p.txt")
@@ -336,7 +351,7 @@ def test_columns_of_a_table_are_what_is_neither_prompt_nor_id(read):
 
 
 def test_a_message_is_short_however_long_the_line(read):
-    (prompt,) = read("p.jsonl", "[1" + "0" * 100_000 + ".0]")
+    (prompt,) = read("p.jsonl", '{"a": 1' + "0" * 100_000 + ".0}")
     assert re.search("not JSON: 10+ is not a JSON number", prompt.error.message) and len(prompt.error.message) < 400
     with pytest.raises(UsageError) as caught:
         read("p.csv", ",".join(["a" * 100_000] * 2))

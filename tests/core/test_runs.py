@@ -1038,3 +1038,60 @@ async def test_a_timer_that_comes_late_lets_what_has_come_be_read_first():
     loop.call_later(1, lambda: setattr(loop, "now", loop.now + 60))
     results = await run_concurrent(["a", "b"], send, **options(timeout=10, deadline=30))
     assert outcomes(results) == ["a", "b"] and [result.attempts for result in results] == [1, 1]
+
+
+# ---- Evidence before a stop ----------------------------------------------------------------------------------
+
+
+def refusing(status, message="not for you"):
+    return status, {}, b'{"error": {"message": "%b"}}' % message.encode()
+
+
+def picky(refuses, status=403, latency=0.3):
+    """Return a server that refuses the prompts of which that is true, at once, and answers the others; and its log."""
+    calls = []
+
+    async def post(path, body):
+        prompt = body.partition(b'"content":"')[2].partition(b'"')[0].decode()
+        calls.append(prompt)
+        refused = refuses(int(prompt), len(calls))
+        await asyncio.sleep(0.02 if refused else latency)
+        return refusing(status) if refused else answering("x")
+
+    return post, calls
+
+
+@pytest.mark.parametrize("status", [402, 403, 404])
+@both
+@virtual
+async def test_a_refusal_of_one_prompt_among_others_is_its_own(way, status):
+    post, calls = picky(lambda number, _: number == 2 and (status == 403 or len(calls) > 4), status)
+    results = await way([str(number) for number in range(2 if status == 403 else 0, 12)], api_of(post), **options())
+    refused = [result for result in results if result.error]
+    assert all(result.done and result.error.status == status for result in refused) and len(refused) <= 1
+    assert len(calls) <= len(results) + 3
+
+
+@virtual
+async def test_a_key_that_is_refused_from_some_moment_on_stops_the_run():
+    post, calls = picky(lambda number, so_far: so_far > 100, 401)
+    async with concurrent_prompts.Run(api_of(post), **options(concurrency=10)) as run:
+        results = []
+        prompts = concurrent_prompts.as_prompts([str(number) for number in range(500)])
+        await concurrent_prompts.concurrently(run, prompts, results.append)
+    assert run.stopped.error.status == 401 and run.stopped.prompt.content in calls and len(calls) <= 100 + 10 + 6
+    assert all(result.error is None or not result.done for result in results)
+
+
+@pytest.mark.parametrize(("status", "most"), [(401, 8), (403, 12), (400, 16), (500, 40), (429, 40)])
+@virtual
+async def test_a_run_stops_where_everything_is_refused_alike(status, most, caplog):
+    post, calls = picky(lambda *_: True, status)
+    async with concurrent_prompts.Run(api_of(post), **options()) as run:
+        results = []
+        prompts = concurrent_prompts.as_prompts([str(number) for number in range(200)])
+        await concurrent_prompts.concurrently(run, prompts, results.append)
+    assert run.stopped.error.message == "not for you" and len(calls) <= most and not run.limiter.learned()
+    if status in (400, 500, 429):
+        assert "every call so far has failed alike" in caplog.text
+        assert "/chat/completions" in concurrent_prompts.hint(run.stopped.error, run.stopped.asked)

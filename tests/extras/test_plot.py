@@ -406,7 +406,7 @@ def test_a_picture_drawn_later_and_one_of_nothing(here, stand_in, capsys):
     assert main(["prompts.txt", "--base-url", server.url]) == 0
     assert main(["prompts.txt", "--base-url", server.url, "--plot", "a.svg"]) == 0 and server.stats.requests == 3
     assert "picture in a.svg" in capsys.readouterr().err
-    pathlib.Path("bad.jsonl").write_text("{\n")
+    pathlib.Path("bad.jsonl").write_text("{x\n")
     assert main(["bad.jsonl", "--base-url", server.url, "--plot", "b.svg"]) == 1
     assert "no picture: there is no call to draw" in capsys.readouterr().err and not pathlib.Path("b.svg").exists()
 
