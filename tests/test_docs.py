@@ -24,7 +24,6 @@ OTHERS = {  # flags of other commands
     "pytest": {"--dist"},
     "tests.torture, benchmarks": {"--only", "--quick"},
 }
-UNWRITTEN = {ROOT / "docs" / "limits.md"}  # written at the same time as this; to be deleted when it is there
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -62,7 +61,7 @@ def test_links_lead_somewhere(page):
         if not target.startswith("https://"):
             name, _, anchor = target.partition("#")
             file = page.parent / name if name else page
-            assert file.is_file() or file in UNWRITTEN, target
+            assert file.is_file(), target
             assert not anchor or anchor in anchors(file), target
 
 
@@ -76,7 +75,7 @@ def test_named_files_are_there(page):
     """`folder/file.py` in the text, and the files of tests that the page on security names."""
     text = page.read_text("utf-8")
     for name in re.findall(r"\b(?:backends|extras|tests|docs|benchmarks)/[\w/]+\.(?:py|md|svg)\b", text):
-        assert (ROOT / name).is_file() or ROOT / name in UNWRITTEN, name
+        assert (ROOT / name).is_file(), name
     for name in re.findall(r"\btest_[a-z_]+", text):
         assert [*(ROOT / "tests").rglob(f"{name}.py")], name
 
