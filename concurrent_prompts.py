@@ -394,6 +394,10 @@ class PromptError(Exception):
     def __str__(self) -> str:
         return self.error.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = *self.error[:2], self.verdict, self.error.status, self.http
+        return type(self), told, {**self.__dict__, "headers": dict(self.headers)}
+
     @property
     def kind(self) -> str:
         """The error's type where it is one of ours, '' where a server has spoken: it may write there what it likes."""
@@ -2403,10 +2407,7 @@ async def deliver(run: Run, record: Record, result: Result) -> None:
 
 
 async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
-    """Answer the user's own prompts in that way; those that a stopped run never sent get a Result too.
-
-    Not those that an iterator has not yielded by then: there may be no end to them.
-    """
+    """Answer the user's own prompts in that way; those of a list that a stopped run never sent get a Result too."""
     prompts = as_prompts(items)
     await way(run, prompts, record)
     for prompt in prompts if isinstance(items, Sized) else ():
@@ -2891,11 +2892,9 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         await deliver(run, record, await run.answer(prompt))
 
 
-async def run_sequential(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
-) -> list[Result]:
+async def run_sequential(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts one by one; return their Results in input order. The baseline: arguments as `run`'s."""
-    return await _collect(sequentially, prompts, send, return_exceptions, **options | {"concurrency": 1})
+    return await _collect(sequentially, prompts, send, **options | {"concurrency": 1})
 
 
 # ---- Concurrent run ------------------------------------------------------------------------------------------
@@ -2924,14 +2923,14 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def run_concurrent(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
-) -> list[Result]:
+async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently; return their Results in input order. Arguments as `run`'s."""
-    return await _collect(concurrently, prompts, send, return_exceptions, **options)
+    return await _collect(concurrently, prompts, send, **options)
 
 
-async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
+async def _collect(
+    way: Any, items: Iterable[Any], send: Any, return_exceptions: bool = True, **options: Any
+) -> list[Result]:
     results: list[Result] = []
     async with Run(send, **options) as run:
         await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
@@ -2940,9 +2939,17 @@ async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions:
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
-    """Return the result. Raises its PromptError, if that is asked for."""
+    """Return the result as plain data, which keeps no frame alive. Raises its PromptError, if that is asked for."""
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
+    result.sent = result.missed = 0.0  # JSON has no infinity
+    behind, seen = list[BaseException | None]([result.exception]), set[int]()
+    while behind:
+        if (failure := behind.pop()) is not None and id(failure) not in seen:
+            seen.add(id(failure))
+            failure.__traceback__ = None
+            behind += failure.__cause__, failure.__context__
+            behind += failure.exceptions if isinstance(failure, BaseExceptionGroup) else ()
     return result
 
 
@@ -2992,15 +2999,8 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
-    its text, or a loaded backend (`load_backend`). The event loop is uvloop's where that is installed. Options:
-    `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
-    attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `max_cost`, USD, and
-    `price`, (in, out) or (in, out, cached) USD per million tokens, for models that PRICES lacks; `return_exceptions`:
-    True (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
-    PromptError and ends the run); `clock` and `sleep`, for tests. What `send` raises is classified: ConnectionError,
-    TimeoutError and HTTP errors worth another try are retried; ConnectionRefusedError, once anything has been
-    answered, is an outage that is waited for, as long as it is met by others or for about 30 attempts of one prompt.
-    Prompts that a stopped run never sent have a Result too (`not_sent`), unless `prompts` is an iterator.
+    its text, or a loaded backend (`load_backend`). The options are those of `Run`, and `return_exceptions`: False
+    raises the first failure as PromptError and ends the run. docs/library.md says what each of them does.
     """
     work = run_concurrent(prompts, send, **options)
     try:
