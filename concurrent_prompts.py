@@ -750,7 +750,6 @@ def own_prompt(item: Any, number: int) -> Prompt:
 
 
 def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
-    """Yield a Prompt for each item of the user's own."""
     if isinstance(items, str | bytes | os.PathLike):
         raise TypeError("prompts is one text; pass a list of them, or read_prompts(path)")
     return map(own_prompt, items, itertools.count())
@@ -764,8 +763,8 @@ def load_backend(
 ) -> Any:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
-    `schema` is a JSON schema that each answer has to fit, `worker_backend` what a bulk backend calls with. Raises
-    UsageError where there is no such backend, or its library is missing.
+    `schema` is a JSON schema for each answer, `worker_backend` what a bulk backend calls with. Raises UsageError if
+    there is no such backend or library.
     """
     loading = sibling("backends", "loading")
     return loading.load_backend(name, worker_backend=worker_backend, schema=schema, **settings)
@@ -804,7 +803,6 @@ class Own:
             self._as_reply = sibling("extras", "library").replying(send)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """Return it: the function makes its own request."""
         return prompt
 
     def model_of(self, prompt: Prompt) -> None:
@@ -812,7 +810,6 @@ class Own:
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
-        """Yield the function that answers a prompt."""
         yield self._call
 
     async def _call(self, prompt: Prompt) -> Reply:
@@ -2390,7 +2387,6 @@ Record = Callable[[Result], Awaitable[None] | None]
 
 
 async def deliver(run: Run, record: Record, result: Result) -> None:
-    """Hand a result to whoever asked, then to the extras."""
     waiting = record(result)
     if waiting is not None:
         await waiting
@@ -2948,11 +2944,15 @@ async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> l
 async def _collect(
     way: Any, items: Iterable[Any], send: Any, return_exceptions: bool = True, **options: Any
 ) -> list[Result]:
-    results: list[Result] = []
-    async with Run(send, **options) as run:
-        await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
-    check_end(run)
-    return sorted(results, key=lambda result: result.prompt.number)
+    results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
+    try:
+        async with Run(send, **options) as run:
+            await _work(way, run, items, lambda one: insort(results, checked_result(one, return_exceptions)))
+        check_end(run)
+    except BaseException as failure:
+        vars(failure)["results"] = results  # paid for
+        raise
+    return results
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
@@ -3020,7 +3020,7 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
-    The options are those of `Run`, and `return_exceptions`: see docs/library.md. TypeError: `send` cannot be that.
+    Options: `Run`'s and `return_exceptions`, see docs/library.md. What it raises has the `results` so far.
     """
     here: Callable[..., Any] = run_loop
     with contextlib.suppress(UsageError):  # a lone copy has an event loop for each run alone

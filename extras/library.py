@@ -93,10 +93,11 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
     try:
         while not outcome.done():
             concurrent.futures.wait([outcome], 0.2)  # Windows hears of Ctrl-C in between
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         for cancel in started:
             cancel()
         concurrent.futures.wait([outcome])
+        vars(interrupt)["results"] = getattr(outcome.exception(), "results", [])
         raise
     return outcome.result()  # type: ignore[no-any-return]
 
@@ -106,10 +107,14 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
 
     The tasks that it leaves are cancelled.
     """
+    so_far: list[core.Result] = []
 
     async def body() -> T:
         try:
             return await work
+        except BaseException as failure:
+            so_far.extend(getattr(failure, "results", ()))
+            raise
         finally:
             left = asyncio.all_tasks() - {asyncio.current_task()}
             for task in left:
@@ -117,7 +122,11 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
             await asyncio.gather(*left, return_exceptions=True)
 
     runner: asyncio.Runner = of_this_thread("runner", new_runner)
-    return runner.run(body(), context=contextvars.copy_context())
+    try:
+        return runner.run(body(), context=contextvars.copy_context())
+    except KeyboardInterrupt as interrupt:  # which asyncio makes of a cancellation
+        vars(interrupt)["results"] = so_far
+        raise
 
 
 def new_runner() -> asyncio.Runner:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pickle
+import signal
 import ssl
 import subprocess
 import sys
@@ -444,3 +445,52 @@ def test_nothing_is_left_open_at_the_end(tmp_path):
     loud = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
     ran = subprocess.run(loud, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (ran.returncode, ran.stdout) == (0, "a b\n") and "Warning" not in ran.stderr
+
+
+# ---- Nothing that was paid is lost ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [run_sequential, run_concurrent])
+@pytest.mark.parametrize("end", ["iterable", "raised", "wrong", "cancelled"])
+async def test_what_ends_a_run_carries_the_results_so_far(way, end):
+    async def send(prompt):
+        if prompt == "c" and end == "cancelled":
+            task.cancel()
+            await asyncio.sleep(60)
+        return {"raised": boom, "wrong": parts}.get(end, shout)(prompt) if prompt == "c" else await shout(prompt)
+
+    def prompts():
+        yield from "bac" if end != "iterable" else "ba"
+        if end == "iterable":
+            raise OSError("disk")
+
+    async def sending(prompt):
+        found = await send(prompt)
+        return await found if end == "raised" and prompt == "c" else found
+
+    task = asyncio.ensure_future(way(prompts(), sending, return_exceptions=False, concurrency=1))
+    with pytest.raises((OSError, PromptError, TypeError, asyncio.CancelledError)) as caught:
+        await task
+    assert [result.text for result in caught.value.results][:2] == ["B", "A"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_stop_button_leaves_the_results_so_far(nested):
+    async def send(prompt):
+        if prompt == "c":
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        return await shout(prompt)
+
+    async def inside():
+        return run([*"abc"], send, concurrency=1)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        if nested:
+            with asyncio.Runner() as runner:
+                runner.get_loop().run_until_complete(inside())
+        else:
+            run([*"abc"], send, concurrency=1)
+    assert [result.text for result in caught.value.results] == ["A", "B"]
+    assert run(["d"], shout)[0].text == "D"
