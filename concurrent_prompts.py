@@ -48,7 +48,6 @@ import asyncio
 import bisect
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -79,6 +78,7 @@ __all__ = [
     "Error",
     "Prompt",
     "PromptError",
+    "Reply",
     "Result",
     "UsageError",
     "as_completed",
@@ -110,24 +110,20 @@ T = TypeVar("T")
 
 
 class Error(NamedTuple):
-    """Why a prompt has no answer.
-
-    `type` is the server's own code where it gave one ("context_length_exceeded"), `status` its HTTP status, and
-    `retryable` whether asking again may help.
-    """
+    """Why a prompt has no answer: `type` is the server's own code if it gave one, `status` its HTTP status."""
 
     type: str
     message: str
     status: int | None = None
-    retryable: bool = False
+    retryable: bool = False  # asking again may help
 
 
 @dataclasses.dataclass(slots=True)
 class Prompt:
     """One prompt: what is asked, where it stood, and what goes back out beside its answer.
 
-    `kind` is the key that `content` stood under ("prompt", "messages", "input", "batch", or "" where there was
-    none). `path` and `body` are the request as it will be sent. `error` is set where there is nothing to send.
+    `kind` is the key of `content` ("prompt", "messages", "input", "batch", or ""), `path` and `body` the request as it
+    will be sent. `error` is set if there is nothing to send.
     """
 
     number: int  # place in the input (or in the shard of it), from 0
@@ -165,11 +161,10 @@ class Reply(NamedTuple):
 class Result:
     """What became of one prompt: `text`, or else `error`; an answer that does not fit the schema has both.
 
-    The clocks are in seconds. `latency` is the last attempt's time on the wire; before it came `slot_wait` (for a
-    place among the calls in flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off)
-    and `lost` (on the wire in attempts that failed), so that the five add up to the prompt's time from `started`, a
-    Unix time. `tries` says when each of the failed attempts before the last one began, after `started`, and how long
-    it took; `limit` is how many calls a minute the server was known to let through by then.
+    The clocks are in seconds and add up to the prompt's time from `started`, a Unix time: `slot_wait` (for a place in
+    flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off), `lost` (failed attempts) and
+    `latency` (the last one). `tries` are the start, after `started`, and the length of each failed attempt; `limit` is
+    how many calls a minute the server was known to let through.
     """
 
     prompt: Prompt
@@ -201,7 +196,7 @@ class Result:
 
     @property
     def id(self) -> str | int:
-        """The prompt's `id` column, or else its line number; in Python its place in the list, from 1."""
+        """The prompt's `id` column, or its line number; in Python its place, from 1."""
         return self.prompt.id
 
     def take(self, reply: Reply) -> None:
@@ -271,18 +266,10 @@ Ask = Callable[[Prompt], Awaitable[Reply]]
 Attempt = Ask  # what the extras wrap
 
 
-@functools.cache
-def usage_reader() -> Callable[[Mapping[str, Any]], list[int]]:
-    """Return what reads all forms of usage; a lone copy counts no tokens."""
-    try:
-        return sibling("backends", "usage").token_counts  # type: ignore[no-any-return]
-    except UsageError:
-        return lambda usage: [*NO_TOKENS]
-
-
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
     """Return a usage object's tokens in, out, cached, for reasoning, written to a cache; 0 where unsaid."""
-    return usage_reader()(usage)
+    known = meanings("usage")
+    return known.token_counts(usage) if known else [*NO_TOKENS]
 
 
 def beside(row: Mapping[str, Any] | Sequence[str], columns: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +288,7 @@ def fingerprint(prompt: Prompt) -> str:
     A line number is not part of it, so that lines may be inserted, removed and moved between runs. 8 more are of the
     row as it was read: they tell another job from the same one with another model.
     """
-    asked = prompt.body or repr(prompt.content).encode("utf-8", "replace")
+    asked = prompt.body or repr(prompt.content if prompt.row is None else prompt.row).encode("utf-8", "replace")
     by = prompt.path + repr(prompt.id) if prompt.named else prompt.path
     row = prompt.content if not prompt.columns else (prompt.content, prompt.columns)
     text = row if isinstance(row, str) else repr(row)
@@ -395,6 +382,10 @@ class PromptError(Exception):
     def __str__(self) -> str:
         return self.error.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = *self.error[:2], self.verdict, self.error.status, self.http
+        return type(self), told, {**self.__dict__, "headers": dict(self.headers)}
+
     @property
     def kind(self) -> str:
         """The error's type where it is one of ours, '' where a server has spoken: it may write there what it likes."""
@@ -459,7 +450,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
 
     backends/failures.py knows what servers say; a lone copy goes by the status and by Retry-After.
     """
-    if known := failures():
+    if known := meanings("failures"):
         return known.http_error(status, headers, body)  # type: ignore[no-any-return]
     passing = status in (408, 409, 425, 429) or status >= 500
     verdict = "retry" if passing else "stop" if status in (401, 402, 403, 404, 405, 407) else "fail"
@@ -473,12 +464,10 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
 
 
 @functools.cache
-def failures() -> Any:
-    """Return the file that knows what a failure means, None in a lone copy."""
-    try:
-        return sibling("backends", "failures")
-    except UsageError:
-        return None
+def meanings(name: str) -> Any:
+    """Return that file of backends/, None in a lone copy."""
+    with contextlib.suppress(UsageError):
+        return sibling("backends", name)
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -499,7 +488,7 @@ def as_prompt_error(failure: Exception) -> PromptError:
     if isinstance(failure, PromptError):
         return failure
     try:
-        known = failures()
+        known = meanings("failures")
         return (known.classified if known else classified)(failure, short(text_of(failure)))
     except Exception:  # one of its attributes, or its class, raises something itself
         return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "it cannot be looked at")
@@ -754,15 +743,20 @@ def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
     return prompt
 
 
+def own_prompt(item: Any, number: int) -> Prompt:
+    """Return the Prompt for an item of the user's own. Raises TypeError if the first is none."""
+    if isinstance(item, Prompt):
+        return dataclasses.replace(item, number=number, path="", body=b"")  # another run may ask otherwise
+    prompt = as_prompt(item, number, number + 1, f"prompt {number + 1}")
+    if prompt.error and not number and not isinstance(item, Error):
+        raise TypeError(f"{prompt.error.message}, but {type(item).__name__}: {short(repr(item), 60)}")
+    return prompt
+
+
 def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
-    """Yield a Prompt for each text, object or Prompt of the reader's own iterable."""
     if isinstance(items, str | bytes | os.PathLike):
         raise TypeError("prompts is one text; pass a list of them, or read_prompts(path)")
-    for number, item in enumerate(items):
-        if isinstance(item, Prompt):
-            yield dataclasses.replace(item, number=number, path="", body=b"")  # another run may ask otherwise
-        else:
-            yield as_prompt(item, number, number + 1, f"prompt {number + 1}")
+    return map(own_prompt, items, itertools.count())
 
 
 # ---- Backend loading -----------------------------------------------------------------------------------------
@@ -773,10 +767,8 @@ def load_backend(
 ) -> Any:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
-    `schema` is a JSON schema, as a dict, that each answer has to fit: the short form of the extra of that name.
-    Without a name it is raw-aiohttp where aiohttp is installed, else stdlib. `worker_backend` is the live backend
-    that a bulk backend makes its calls with. Raises UsageError where there is no such backend, or its library is
-    missing.
+    `schema` is a JSON schema for each answer, `worker_backend` what a bulk backend calls with. Raises UsageError if
+    there is no such backend or library.
     """
     loading = sibling("backends", "loading")
     return loading.load_backend(name, worker_backend=worker_backend, schema=schema, **settings)
@@ -801,7 +793,7 @@ def file_of(module: str) -> str:
 
 
 class Own:
-    """The reader's own coroutine function, behind the same door as an Api."""
+    """The user's own coroutine function, behind the same door as an Api."""
 
     loop, extras, clocked, parting = None, (), True, ""
     conceal = staticmethod(str)
@@ -810,9 +802,11 @@ class Own:
         if not callable(send):
             raise TypeError("send is neither a coroutine function nor a loaded backend")
         self._send = send
+        self._as_reply: Callable[[Any], Reply] = lambda it: it if isinstance(it, Reply) else Reply(it)
+        with contextlib.suppress(UsageError):  # a lone copy checks less
+            self._as_reply = sibling("extras", "library").replying(send)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """Nothing is to be done: the function makes its own request."""
         return prompt
 
     def model_of(self, prompt: Prompt) -> None:
@@ -820,14 +814,13 @@ class Own:
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
-        """Yield the function that answers a prompt."""
         yield self._call
 
     async def _call(self, prompt: Prompt) -> Reply:
-        waiting = self._send(prompt.content if prompt.kind else prompt.columns)
+        waiting = self._send(prompt.content if prompt.row is None else prompt.row)
         if not isinstance(waiting, Awaitable):
-            raise TypeError("send is no coroutine function: write it as `async def`")
-        return Reply(await waiting)
+            raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
+        return self._as_reply(await waiting)
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -2416,7 +2409,6 @@ Record = Callable[[Result], Awaitable[None] | None]
 
 
 async def deliver(run: Run, record: Record, result: Result) -> None:
-    """Hand a result to whoever asked for it, then to the extras."""
     waiting = record(result)
     if waiting is not None:
         await waiting
@@ -2424,16 +2416,29 @@ async def deliver(run: Run, record: Record, result: Result) -> None:
         call_hook(run, listener, result)
 
 
-async def _work(way: Any, run: Run, items: Iterable[Any], record: Record) -> None:
-    """Answer the user's own prompts in that way; those that a stopped run never sent get a Result too.
-
-    Not those that an iterator has not yielded by then: there may be no end to them.
-    """
-    prompts = as_prompts(items)
-    await way(run, prompts, record)
+async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
+    """Answer the user's own prompts in that way; those of a list that were never sent get a Result too."""
+    prompts = items if hasattr(items, "__aiter__") else as_prompts(items)
+    try:
+        await way(run, prompts, record)
+    finally:
+        if hasattr(items, "aclose"):
+            await items.aclose()
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
         await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
+
+
+def pulling(run: Run, prompts: Any) -> Callable[[], Awaitable[Prompt | None]]:
+    """Return a function that gives the next prompt to be sent, None at the end."""
+    if hasattr(prompts, "__aiter__"):
+        return sibling("extras", "library", "an asynchronous iterable").pulling(run, prompts)  # type: ignore[no-any-return]
+    admitted = run.admit(prompts)
+
+    async def pull() -> Prompt | None:
+        return next(admitted, None)
+
+    return pull
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -2909,15 +2914,14 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     """Answer one prompt after the other: it takes the sum of the latencies."""
     if run.loop:
         raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
-    for prompt in run.admit(prompts):
+    pull = pulling(run, prompts)
+    while (prompt := await pull()) is not None:
         await deliver(run, record, await run.answer(prompt))
 
 
-async def run_sequential(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
-) -> list[Result]:
-    """Answer the prompts one by one; return their Results in input order. The baseline: arguments as `run`'s."""
-    return await _collect(sequentially, prompts, send, return_exceptions, **options | {"concurrency": 1})
+async def run_sequential(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+    """Answer the prompts one by one, the baseline: arguments and Results as `run`'s."""
+    return await _collect(sequentially, prompts, send, **options | {"concurrency": 1})
 
 
 # ---- Concurrent run ------------------------------------------------------------------------------------------
@@ -2931,11 +2935,18 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     if run.loop:
         await run.loop(run, prompts, record)
         return
-    admitted, started = run.admit(prompts), 0
+    pull, broken, started = pulling(run, prompts), list[BaseException](), 0
+
+    async def pulled() -> Prompt | None:
+        try:
+            return await pull()
+        except Exception as failure:  # of the user's iterable: what is in flight will be paid
+            broken.append(failure)
+            return None
 
     async def worker() -> None:
         nonlocal started
-        for prompt in admitted:
+        while (prompt := await pulled()) is not None:
             await deliver(run, record, await run.answer(prompt))
         started = run.concurrency  # there are no more
 
@@ -2951,46 +2962,59 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
             for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
                 start()
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        broken.insert(0, failures.exceptions[0])
     finally:
         run.start = None
+    if broken:
+        raise broken[0]
 
 
-async def run_concurrent(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
+async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+    """Answer the prompts concurrently: arguments and Results as `run`'s."""
+    return await _collect(concurrently, prompts, send, **options)
+
+
+async def _collect(
+    way: Any, items: Iterable[Any], send: Any, return_exceptions: bool = True, **options: Any
 ) -> list[Result]:
-    """Answer the prompts concurrently; return their Results in input order. Arguments as `run`'s."""
-    return await _collect(concurrently, prompts, send, return_exceptions, **options)
-
-
-async def _collect(way: Any, items: Iterable[Any], send: Any, return_exceptions: bool, **options: Any) -> list[Result]:
-    results: list[Result] = []
-    async with Run(send, **options) as run:
-        await _work(way, run, items, lambda result: results.append(checked_result(result, return_exceptions)))
-    warn_of_extra(run)
-    return sorted(results, key=lambda result: result.prompt.number)
+    results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
+    try:
+        async with Run(send, **options) as run:
+            await _work(way, run, items, lambda one: insort(results, checked_result(one, return_exceptions)))
+        check_end(run)
+    except BaseException as failure:
+        vars(failure)["results"] = results  # paid for
+        raise
+    return results
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
-    """Return the result. Raises its PromptError, if that is asked for."""
+    """Return the result as plain data that keeps no frame alive. Raises its PromptError, if that is asked for."""
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
+    result.sent = result.missed = 0.0  # JSON has no infinity
+    behind, seen = list[BaseException | None]([result.exception]), set[int]()
+    while behind:
+        if (failure := behind.pop()) is not None and id(failure) not in seen:
+            seen.add(id(failure))
+            failure.__traceback__ = None
+            behind += failure.__cause__, failure.__context__
+            behind += failure.exceptions if isinstance(failure, BaseExceptionGroup) else ()
     return result
 
 
-def warn_of_extra(run: Run) -> None:
-    """Say that an extra has stopped the run: it may have done so when all Results were there."""
-    if run.stopped is not None and run.stopped.kind == "extra":
+def check_end(run: Run) -> None:
+    """Raise TypeError if `send` was wrong; say that an extra has stopped the run, maybe after its last Result."""
+    if run.stopped and run.stopped.kind == "send":
+        raise TypeError(str(run.stopped))
+    if run.stopped and run.stopped.kind == "extra":
         log.error("stopped: %s", run.stopped)
 
 
 async def as_completed(
     prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
 ) -> AsyncIterator[Result]:
-    """Yield the Results as the answers come, with no more than `concurrency` of them waiting to be taken.
-
-    Arguments as `run`'s.
-    """
+    """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
     async with Run(send, **options) as run:
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
         work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
@@ -3008,59 +3032,33 @@ async def as_completed(
             work.cancel()
             end.cancel()
             await asyncio.gather(work, end, return_exceptions=True)
-    warn_of_extra(run)
+    check_end(run)
 
 
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine on an event loop of its own: uvloop's where it is installed, else asyncio's."""
+def new_runner() -> asyncio.Runner:
+    """Return an event loop that is not yet running: uvloop's where it is installed, else asyncio's."""
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):
         from uvloop import new_event_loop as new_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    return asyncio.Runner(loop_factory=new_loop)
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine on an event loop of its own."""
+    with new_runner() as runner:
         return runner.run(work)
 
 
 def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
-    `prompts` are texts, or objects as in a .jsonl file. `send` is an `async` function that takes a prompt and returns
-    its text, or a loaded backend (`load_backend`). The event loop is uvloop's where that is installed. Options:
-    `concurrency`, the most calls in flight, or "auto"; `max_attempts` for each prompt; `timeout`, seconds for one
-    attempt; `deadline`, seconds for the run; `rpm` and `tpm`, requests and tokens a minute; `max_cost`, USD, and
-    `price`, (in, out) or (in, out, cached) USD per million tokens, for models that PRICES lacks; `return_exceptions`:
-    True (a failed prompt's Result has an `error`, the others their answers) or False (the first failure is raised as
-    PromptError and ends the run); `clock` and `sleep`, for tests. What `send` raises is classified: ConnectionError,
-    TimeoutError and HTTP errors worth another try are retried; ConnectionRefusedError, once anything has been
-    answered, is an outage that is waited for, as long as it is met by others or for about 30 attempts of one prompt.
-    Prompts that a stopped run never sent have a Result too (`not_sent`), unless `prompts` is an iterator.
+    `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
+    Options: `Run`'s and `return_exceptions`, see docs/library.md. What it raises has the `results` so far.
     """
-    work = run_concurrent(prompts, send, **options)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return run_loop(work)
-    return _run_in_thread(work)
-
-
-def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine in a thread of its own, since an event loop is running in this one."""
-    started: list[Callable[[], Any]] = []
-
-    async def body() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        started.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        return await work
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(run_loop, body())
-        try:
-            concurrent.futures.wait([outcome])
-        except KeyboardInterrupt:
-            for cancel in started:
-                cancel()
-            raise
-    return outcome.result()
+    here: Callable[..., Any] = run_loop
+    with contextlib.suppress(UsageError):  # a lone copy has an event loop for each run alone
+        here = sibling("extras", "library").run_here
+    return here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
 
 
 # ---- Report --------------------------------------------------------------------------------------------------

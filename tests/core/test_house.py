@@ -13,7 +13,7 @@ CORE = ROOT / "concurrent_prompts.py"
 FOLDERS = "backends", "extras"
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 
-MOST_LINES, MOST_BYTES = 3_782, 187_487  # of the core: these only go down
+MOST_LINES, MOST_BYTES = 3_780, 187_287  # of the core: these only go down
 MOST_LINES_OF_A_FILE = 800  # of backends and extras
 
 # What the files of the two folders use of the core. A change here is a change for third parties, too.
@@ -24,9 +24,9 @@ PUBLIC = """
     WHOLE __loader__ __name__ __version__ answer_of as_in_the_article as_prompt_error beside beside_results blaming
     call_hook cell check_stdout checked decode_nested decode_row deliver disk_error dump duration encode_json
     extra_failure extra_name file_of fingerprint flush header hint hooked http_error in_short load lock log measure
-    no_service obeys open_beside open_input open_regular other_than_file own_part parse_json plural positive
-    prompts_of reader_of recognised replacing run_loop say_error say_stopped shallow short sibling sound_lines
-    tell_report text_of times token_counts unwritable_draft visible wrapped
+    new_runner no_service obeys open_beside open_input open_regular other_than_file own_part own_prompt parse_json
+    plural positive prompts_of reader_of recognised replacing run_loop say_error say_stopped shallow short sibling
+    sound_lines tell_report text_of times token_counts unwritable_draft visible wrapped
 """
 
 

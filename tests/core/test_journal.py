@@ -522,7 +522,7 @@ def test_a_job_that_has_changed_is_the_same_job(path, items, settings):
 def test_another_jobs_answers_are_refused(path):
     session(path, ["a", "b", "c"], fail=["c"])
     before = path.read_bytes()
-    for items in (["x", "y"], [{"prompt": "a", "x": 1, "id": 7}], [17], []):
+    for items in (["x", "y"], [{"prompt": "a", "x": 1, "id": 7}], ["x", 17], []):
         with pytest.raises(UsageError, match=r"another job: none belongs to q\.txt; .*-o.*--overwrite"):
             check(path, items)
     assert path.read_bytes() == before

@@ -1,0 +1,144 @@
+"""Checks of the user's own coroutine function, and prompts from an asynchronous iterable: what only Python needs."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import functools
+import inspect
+import itertools
+import os
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from . import core
+
+T = TypeVar("T")
+
+
+def replying(send: Callable[[Any], Any]) -> Callable[[Any], core.Reply]:
+    """Return what makes a Reply of what `send` gives. Raises TypeError if it does not take one prompt."""
+    try:
+        inspect.signature(send).bind(None)
+    except (TypeError, ValueError) as failure:  # some written in C do not tell
+        if isinstance(failure, TypeError) or isinstance(send, functools.partial):
+            raise TypeError(f"send is called with one prompt, which it does not take: {failure}") from None
+    return as_reply
+
+
+def as_reply(answer: Any) -> core.Reply:
+    """Return the answer as a Reply, with a plain usage and headers in lower case; stop the run if it is none."""
+    if isinstance(answer, Awaitable | AsyncIterator | Iterator | BaseException):
+        raise wrong(answer, "await it, join its parts, or raise it")
+    if not isinstance(answer, core.Reply):
+        return core.Reply(answer)
+    usage: Any = answer.usage
+    headers = answer.headers
+    usage = usage.model_dump() if hasattr(usage, "model_dump") else usage  # an SDK's own
+    if not isinstance(usage, dict | None) or not hasattr(headers, "get"):
+        raise wrong(answer, "a Reply's usage is a dict or None, its headers are a mapping")
+    headers = {name.lower(): text for name, text in headers.items()} if type(headers) is dict else headers
+    return answer._replace(usage=usage, headers=headers)
+
+
+def wrong(given: Any, advice: str) -> core.PromptError:
+    """Return the error that stops a run whose function returns what can be no answer; it is raised as TypeError."""
+    given = f"{type(given).__name__} {core.short(repr(given), 60)}"
+    return core.PromptError("send", f"send returned {given}: {advice}", "stop")
+
+
+def pulling(run: core.Run, prompts: Any) -> Callable[[], Awaitable[core.Prompt | None]]:
+    """Return a function that gives the next prompt of an asynchronous iterable that is to be sent, None at the end."""
+    if run.loop:
+        raise core.UsageError(f"{run.api.name} takes no asynchronous iterable; pass a list")
+    turn, items, numbers = asyncio.Lock(), aiter(prompts), itertools.count()
+
+    async def pull() -> core.Prompt | None:
+        async with turn:
+            item = None if run.stopped else await run.wait_or_stop(anext(items, turn))
+            ended = item is None or item is turn
+            return None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
+
+    return pull
+
+
+_threads = threading.local()  # the lasting event loop of each thread, and the thread that it has for runs inside one
+
+
+def run_here(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine to its end, in a thread where an event loop is running in this one already.
+
+    Everything else on that loop waits, too: that is said, but for a notebook, where nothing else is there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run_lasting(work)
+    if "ipykernel" not in sys.modules:
+        core.log.warning("run holds up the event loop that is running here; write `await run_concurrent(...)`")
+    pool = of_this_thread("pool", lambda: concurrent.futures.ThreadPoolExecutor(1, "concurrent_prompts"))
+    started: list[Callable[[], Any]] = []
+
+    async def body() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        started.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await work
+
+    outcome = pool.submit(contextvars.copy_context().run, run_lasting, body())
+    try:
+        while not outcome.done():
+            concurrent.futures.wait([outcome], 0.2)  # Windows hears of Ctrl-C in between
+    except KeyboardInterrupt as interrupt:
+        for cancel in started:
+            cancel()
+        concurrent.futures.wait([outcome])
+        vars(interrupt)["results"] = getattr(outcome.exception(), "results", [])
+        raise
+    return outcome.result()  # type: ignore[no-any-return]
+
+
+def run_lasting(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine on the thread's lasting event loop: a client is of use on that of its first call alone.
+
+    The tasks that it leaves are cancelled.
+    """
+    so_far: list[core.Result] = []
+
+    async def body() -> T:
+        try:
+            return await work
+        except BaseException as failure:
+            so_far.extend(getattr(failure, "results", ()))
+            raise
+        finally:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    runner: asyncio.Runner = of_this_thread("runner", new_runner)
+    try:
+        return runner.run(body(), context=contextvars.copy_context())
+    except KeyboardInterrupt as interrupt:  # which asyncio makes of a cancellation
+        vars(interrupt)["results"] = so_far
+        raise
+
+
+def new_runner() -> asyncio.Runner:
+    """Return an event loop that is not yet running, and closed when its thread or the process ends."""
+    runner, pid = core.new_runner(), os.getpid()
+    weakref.finalize(runner, lambda loop: os.getpid() == pid and loop.close(), runner.get_loop())
+    return runner
+
+
+def of_this_thread(name: str, create: Callable[[], Any]) -> Any:
+    """Return the thread's own; a forked process makes new ones, and leaves alone what is its parent's."""
+    own, key = vars(_threads), f"{name} {os.getpid()}"
+    if key not in own:
+        own[key] = create()
+    return own[key]
