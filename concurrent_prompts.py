@@ -2124,6 +2124,8 @@ class Run:
         """
         if not failure.heard:
             return "stop"
+        if self._answers and not self.limiter.sent:  # a bulk backend's: its errors come in a row
+            return "fail"
         if (alike := likeness(failure)) != self._refusal:
             self._refusal, self._refused = alike, set()
         self._refused.add(result.prompt.number)
@@ -2131,7 +2133,7 @@ class Run:
         if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
             return "stop"
         result.missed = min(result.missed, result.sent)
-        if self._answered_since(result) or result.attempts >= 3 or (self._answers and not self.limiter.sent):
+        if self._answered_since(result) or result.attempts >= 3:
             return "fail"
         self._refused_at = self.limiter.alone_since = self.clock()
         return "retry"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import bulk as bulk_file
 from concurrent_prompts.backends.api import reply_of
 from concurrent_prompts.extras import stand_in as stand_in_server
-from tests.helpers import SCRIPT, reply, rows, scripted
+from tests.helpers import SCRIPT, reply, rows, scripted, serving
 
 pytest.importorskip("openai")
 openai_batch = pytest.importorskip("concurrent_prompts.backends.openai_batch")
@@ -635,3 +636,32 @@ def test_azures_lines_are_taken(ask, backend):
     call = ask()
     assert main(["in.jsonl", "-b", backend, "--base-url", call.server.url]) == 0
     assert [row["custom_id"] for row in rows("in.results.jsonl") if row["response"]["status_code"] == 200] == [*urls]
+
+
+def test_refusals_in_the_error_file_are_their_prompts_own(here):
+    """Providers say with a 403 that they have looked at what a prompt holds."""
+    names = []
+
+    def answer(head, body):
+        method, path = head.decode().split()[:2]
+        place = path.partition("/v1")[2].partition("?")[0]
+        if place == "/files":
+            names.extend(re.findall(rb'"custom_id": ?"([^"]+)"', body))
+            return reply(b'{"id": "file-1", "object": "file", "created_at": 1}')
+        if place == "/files/file-2/content":
+            message = b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
+            row = b'{"custom_id": "%b", "response": {"status_code": 200, "body": %b}}'
+            return reply(b"\n".join(row % (name, message) for name in names[4:]))
+        if place == "/files/file-3/content":
+            row = b'{"custom_id": "%b", "response": {"status_code": 403, "body": {"error": {"message": "flagged"}}}}'
+            return reply(b"\n".join(row % name for name in names[:4]))
+        batch = {"id": "batch_1", "object": "batch", "created_at": 1, "input_file_id": "file-1"}
+        batch |= {"output_file_id": "file-2", "error_file_id": "file-3"}
+        batch |= {"status": "completed" if method == "GET" else "validating"}
+        return reply(json.dumps(batch if "batches" in place else {"data": []}).encode())
+
+    pathlib.Path("p.txt").write_text("".join(f"prompt {number}\n" for number in range(8)))
+    with serving(answer) as (url, _):
+        assert main(["p.txt", "-b", "openai-batch", "--base-url", url]) == 1
+    statuses = [row["error"] and row["error"]["status"] for row in rows("p.results.jsonl")]
+    assert statuses == [403] * 4 + [None] * 4
