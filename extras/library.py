@@ -82,6 +82,7 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
         core.log.warning("run holds up the event loop that is running here; write `await run_concurrent(...)`")
     pool = of_this_thread("pool", lambda: concurrent.futures.ThreadPoolExecutor(1, "concurrent_prompts"))
     started: list[Callable[[], Any]] = []
+    ready = threading.Event()  # it begins when Ctrl-C is heeded here
 
     async def body() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -89,8 +90,13 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
         started.append(lambda: loop.call_soon_threadsafe(task.cancel))
         return await work
 
-    outcome = pool.submit(contextvars.copy_context().run, run_lasting, body())
+    def begin() -> T:
+        ready.wait(5)
+        return run_lasting(body())
+
+    outcome = pool.submit(contextvars.copy_context().run, begin)
     try:
+        ready.set()
         while not outcome.done():
             concurrent.futures.wait([outcome], 0.2)  # Windows hears of Ctrl-C in between
     except KeyboardInterrupt as interrupt:
