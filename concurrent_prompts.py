@@ -1189,7 +1189,7 @@ class Window:
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
         self._most = math.inf  # the throughput when it was last set
-        self._rounds = 24.0  # to the next trial
+        self.rounds = 24.0  # to the next trial
         self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
 
     def __str__(self) -> str:
@@ -1265,29 +1265,29 @@ class Window:
             self.source, self._octaves, self._noted, self._usual = "", {}, 0, self._lately
         elif self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
             self.size = min(self.ceiling, self.size + 1 / self.size)
-        if self.answers < self._rounds * self.size:
+        if self.answers < self.rounds * self.size:
             return
         mean = self._total / self.answers
         before, self._before = self._before, None
         if before is None:
             self._before = self.size, mean
-            self.size, self._rounds = min(self.ceiling, self.size * 1.25), 4
+            self.size, self.rounds = min(self.ceiling, self.size * 1.25), 4
         elif mean > before[1] + math.log(1.1):  # it does not bring a tenth more
-            self.size, self._rounds = before[0], 24
+            self.size, self.rounds = before[0], 24
         self.answers, self._total = 0, 0.0
 
     def _try_more(self, place: int) -> None:
-        """Try one more after `_rounds` round trips; if it is answered, twice as many the next time."""
+        """Try one more after `rounds` round trips; if it is answered, twice as many the next time."""
         if place > self._limit + self._more / 2 and place > 1.25 * self._limit + 2:
             self.source = ""  # it was no limit of calls at once
-        elif self.answers >= self.size * (self._rounds if not self._more else 1):
+        elif self.answers >= self.size * (self.rounds if not self._more else 1):
             self._more = 2 * self._more if self._more > 1 else max(2, self._limit / 4) if self._more else 1
             self.size, self.answers = min(self.ceiling, self.size + self._more), 0
 
     def reduce(self, size: float, rounds: float = 1.0) -> None:
         """Give way to a rejection, for so many round trips at least."""
         again = self.source == "from refusals" and self._limit * 0.75 <= size
-        self._rounds = max(rounds, min(32.0, 2 * self._rounds) if again else 1.0)
+        self.rounds = max(rounds, min(32.0, 2 * self.rounds) if again else 1.0)
         self.source, self.size, self.answers, self._more = "from refusals", max(1.0, min(self.size, size)), 0, 0.0
         self._limit = self.size
         log.info("the server takes no more calls at once: now %d", self.size)
@@ -1327,7 +1327,6 @@ class Limiter:
     was sent after the first of them is answered, the server is down: one call a second tries until it is back.
     """
 
-    PAUSE = Quota.PAUSE
     AT_ONCE = 4  # calls, before a server has said anything
     READ_EVERY = 0.01  # seconds between two looks at the headers of answers
 
@@ -1564,11 +1563,13 @@ class Limiter:
             self._trusted = 2 * (self._confirmed - 1)
         elif self._suspect and not self._latency and call.number < 5:  # several of the very first
             call, self._suspect = self._suspect, None
-        elif call.started > self._rejection and at_the_door and not wait and self._doubts(quota):
-            return self._suspect_of(call, now)
+        elif call.started > self._rejection and at_the_door and not wait and self._doubted(quota):
+            if not self._trusted:
+                return self._suspect_of(call, now)
+            self._trusted -= 1
         elif call.started <= self._rejection:  # one of those that went out together
             if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
-                self.window.reduce(self.in_flight, self.window._rounds)
+                self.window.reduce(self.in_flight, self.window.rounds)
             return
         again = call.number - self._mark <= 2
         quota.trial = min(50.0, max(5.0, 0.5 / max(0.001, call.latency)))
@@ -1589,12 +1590,10 @@ class Limiter:
         if wait:
             quota.begin()
 
-    def _doubts(self, quota: Quota) -> bool:
-        """Whether a rejection may be one by chance, as some servers and proxies are."""
-        if quota is self.tokens or quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers"):
-            return False
-        self._trusted -= 1
-        return self._trusted < 0
+    def _doubted(self, quota: Quota) -> bool:
+        """Whether a rejection may be one by chance, as those of some servers and proxies are."""
+        known = quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers")
+        return quota is self.requests and not known
 
     def _suspect_of(self, call: Call, now: float) -> None:
         """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
@@ -2132,8 +2131,7 @@ class Run:
         others = any(call.prompt not in self._refused for call in self._calls.values())
         if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
             return "stop"
-        result.missed = min(result.missed, result.sent)
-        if self._answered_since(result) or result.attempts >= 3:
+        if self.limiter.latest > result.sent or result.attempts >= 3:
             return "fail"
         self._refused_at = self.limiter.alone_since = self.clock()
         return "retry"
@@ -2225,7 +2223,7 @@ class Run:
             if waited is None:
                 raise self.stop_error()
             paused = waited
-        if self.start and not self.limiter.queued:
+        if self.start:
             self.start()
         result.attempts += 1
         result.sent = self.clock()
@@ -2308,8 +2306,10 @@ class Run:
         self._oldest = math.inf
         if self.patience.is_silent():
             self.limiter.silent = now
-        if self.patience.is_silent() and self._asking is None and not isinstance(self.api, Own):
-            self._asking = asyncio.ensure_future(self._ask())
+            if self._asking is None and not isinstance(self.api, Own):
+                self._asking = asyncio.ensure_future(self._ask())
+        elif self._asking and self._asking.done():
+            self._asking = None
         oldest = next((max(call.started, call.alive) for call in self._calls.values() if call.ended is None), now)
         if self._calls:
             self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)

@@ -932,6 +932,24 @@ async def test_a_server_that_is_silent_for_a_while_costs_little_more_than_that(c
 
 
 @virtual
+async def test_each_silence_is_asked_about():
+    """Tries with prompts come ever more rarely; a request that costs nothing tells soon that the server is back."""
+    silences, answered = [(2, 30), (40, 70)], []
+
+    async def post(path, body):
+        if any(begin <= now() < end for begin, end in silences):
+            await asyncio.sleep(10**6)
+        await asyncio.sleep(0.3)
+        answered.append(now())
+        return answering("x")
+
+    results = await run_concurrent(map(str, range(1000)), api_of(post), **options(concurrency=5))
+    assert all(result.error is None for result in results)
+    for _, end in silences:
+        assert min(when for when in answered if when > end) < end + 2
+
+
+@virtual
 async def test_a_stop_does_not_wait_for_a_silent_server():
     server = Silence((3, math.inf), seed=1)
     async with concurrent_prompts.Run(server, concurrency=20, **options()) as work:
