@@ -1370,7 +1370,7 @@ class Limiter:
         self._held_up = 0.0  # seconds in which calls waited for the time to come
         self._queue = asyncio.Lock()
         self.queued = 0
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()  # a call has ended, or a limit is another one
 
     def __repr__(self) -> str:
         facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
@@ -1382,22 +1382,6 @@ class Limiter:
             return []
         quotas = [str(quota) for quota in (self.requests, self.tokens) if quota.known]
         return [*quotas, str(self.window)] if self.window.source else quotas
-
-    def share(self, calls: int, start: float, rates: Iterable[tuple[float, str] | None]) -> None:
-        """Take over a share of what a run in several processes may do: at first, and whenever that changes.
-
-        `calls` is the most in flight, `start` what it begins with; `rates`, of requests and of tokens a second, are
-        those that are told or known from refusals.
-        """
-        window = self.window
-        if not window.source:
-            window.size = float(max(start, window.size if self.sent else 0))
-        window.ceiling, window.size = calls, min(window.size, calls)
-        for quota, known in zip((self.requests, self.tokens), rates, strict=True):
-            if known:
-                window.source = window.source if quota.source else ""  # it was not the number at once
-                quota.tell(*known, self._clock())
-        self._changed.set()
 
     def calls_a_minute(self) -> float | None:
         """Return how many calls a minute the server is known to let through, None where nothing is known."""
@@ -1486,12 +1470,12 @@ class Limiter:
 
     async def _change(self, span: float) -> None:
         """Wait until a call has ended, or until the time has come."""
-        self._changed.clear()
+        self.changed.clear()
         if span == math.inf:
-            await self._changed.wait()
+            await self.changed.wait()
             return
         began = self._clock()
-        waits = [asyncio.ensure_future(self._sleep(span)), asyncio.ensure_future(self._changed.wait())]
+        waits = [asyncio.ensure_future(self._sleep(span)), asyncio.ensure_future(self.changed.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -1505,7 +1489,7 @@ class Limiter:
         call.latency = now - call.started
         failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
-        self._changed.set()
+        self.changed.set()
         rejected = failure is not None and failure.slow
         if rejected:
             self.requests.refund(1, call.started)

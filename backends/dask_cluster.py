@@ -198,7 +198,7 @@ class Engine:
             self._run.stop(self._core.PromptError("interrupted", orders["stop"], "stop"))
         if "calls" not in orders:
             return b""
-        self._run.limiter.share(min(orders["calls"], self._run.concurrency), orders["start"], orders["rates"])
+        self._share(min(orders["calls"], self._run.concurrency), orders["start"], orders["rates"])
         for number, kind, path, body in rows:
             prompt = self._core.Prompt(number, None, kind=kind, path=path, body=body)
             self._tasks.add(asyncio.ensure_future(self._answer(prompt)))
@@ -207,6 +207,21 @@ class Engine:
                 await asyncio.wait_for(self._some.wait(), TURN)
                 await asyncio.wait_for(self._enough.wait(), orders["interval"])
         return self._reply(orders["interval"])
+
+    def _share(self, calls: int, start: float, rates: list[tuple[float, str] | None]) -> None:
+        """Take over this worker's share: the most calls in flight, how many to begin with, and the rates.
+
+        `rates`, of requests and of tokens a second, are those that are told or known from rejections, else None.
+        """
+        limiter, window = self._run.limiter, self._run.limiter.window
+        if not window.source:
+            window.size = float(max(start, window.size if limiter.sent else 0))
+        window.ceiling, window.size = calls, min(window.size, calls)
+        for quota, known in zip((limiter.requests, limiter.tokens), rates, strict=True):
+            if known:
+                window.source = window.source if quota.source else ""  # it was not the number at once
+                quota.tell(*known, self._run.clock())
+        limiter.changed.set()
 
     async def _answer(self, prompt: Any) -> None:
         result = await self._run.answer(prompt)
