@@ -157,7 +157,7 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = NO_HEADERS
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(init=False)
 class Result:
     """What became of one prompt: `text`, or else `error`; an answer that does not fit the schema has both.
 
@@ -194,6 +194,12 @@ class Result:
     missed: float = math.inf  # and the first of those that nobody seemed to be there for
     reply: Reply | None = None  # of the last call, as long as the extras are not through with it
 
+    def __init__(self, prompt: Prompt, text: Any = None, error: Error | None = None, **fields: Any) -> None:
+        self.prompt, self.text, self.error = prompt, text, error
+        self.extra = {}
+        if fields:  # all others are the class's own, until they are set: there is one Result for each prompt
+            vars(self).update(fields)
+
     @property
     def id(self) -> str | int:
         """The prompt's `id` column, or its line number; in Python its place, from 1."""
@@ -223,8 +229,9 @@ class Result:
 
     def as_row(self) -> dict[str, Any]:
         """This result as a line of the results file; a column whose name is taken gets the prefix `input_`."""
-        row = {
-            "id": self.prompt.id,
+        prompt = self.prompt
+        row: dict[str, Any] = {
+            "id": prompt.id,
             "text": self.text,
             "error": self.error and self.error._asdict(),
             "attempts": self.attempts,
@@ -234,20 +241,16 @@ class Result:
             "limit_wait": int(1e6 * self.limit_wait) / 1e6,
             "retry_wait": int(1e6 * self.retry_wait) / 1e6,
             "lost": int(1e6 * self.lost) / 1e6,
-            **self._more_clocks(),
-            "usage": self.usage,
-            "finish_reason": self.finish_reason,
-            "model": self.model,
-            **self.extra,
-            "request": fingerprint(self.prompt),
         }
-        return row | beside([*row, *AT_TIMES], self.prompt.columns) if self.prompt.columns else row
-
-    def _more_clocks(self) -> dict[str, Any]:
-        if self.tries is None and self.limit is None:
-            return {}
-        tries = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries or ()]
-        return ({"tries": tries} if tries else {}) | ({"limit": int(10 * self.limit) / 10} if self.limit else {})
+        if self.tries:
+            row["tries"] = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries]
+        if self.limit:
+            row["limit"] = int(10 * self.limit) / 10
+        row["usage"], row["finish_reason"], row["model"] = self.usage, self.finish_reason, self.model
+        if self.extra:
+            row |= self.extra
+        row["request"] = fingerprint(prompt)
+        return row | beside([*row, *AT_TIMES], prompt.columns) if prompt.columns else row
 
     def as_line(self) -> bytes:
         """This result as a line of the results file: what went in as a Batch request comes out in kind."""
@@ -1852,10 +1855,11 @@ class Run:
         self.patience = Patience()
         self._costs = Costs()
         self.stopped: PromptError | None = None
+        self.broken: Exception | None = None  # what the prompts' iterable has raised
         self.most_in_flight = 0
         self.api: Any = send if hasattr(send, "prepare") else Own(send)
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
-        self.listeners = hooked(self.extras, "on_result")
+        self._listeners = hooked(self.extras, "on_result")
         self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
@@ -2006,9 +2010,12 @@ class Run:
                 prompt = next(rest, None)
             except (PromptError, UsageError) as failure:  # of an extra
                 return self.stop(failure if isinstance(failure, PromptError) else PromptError("extra", str(failure)))
+            except Exception as failure:  # of the user's iterable: what is in flight will be paid
+                self.broken = failure
+                return
             if prompt is None:
                 return
-            yield self.api.prepare(prompt)
+            yield prompt if prompt.body else self.api.prepare(prompt)
 
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
@@ -2018,16 +2025,21 @@ class Run:
             return result
         self.open[prompt.number] = result
         result.started = self.epoch + self.clock()
+        asked, before = prompt, 0
         try:
-            asked = prompt
-            while (failure := await self.take(self._answer_once, asked, result)) is not None:
-                free = failure.free or await self._is_outage(prompt, failure, result)
+            while True:
+                try:
+                    self.took(result, await self._answer_once(asked))
+                    return result
+                except Exception as exc:
+                    failure = self.missed(result, exc, result.attempts > before)
+                free, before = failure.free or await self._is_outage(prompt, failure, result), result.attempts
                 self._compare(prompt, failure)
                 if not await self._goes_on(result, failure, free):
-                    break
+                    return result
+                before = result.attempts
                 if failure.again:
                     asked = dataclasses.replace(prompt, body=failure.again)
-            return result
         finally:
             del self.open[prompt.number]
 
@@ -2047,32 +2059,30 @@ class Run:
         result.set_aside(began, took)
         return True
 
-    async def take(self, attempt: Attempt, prompt: Prompt, result: Result) -> PromptError | None:
-        """Attempt a prompt and fill in the answer; return what came instead of one."""
-        before = result.attempts
-        try:
-            result.take(await attempt(prompt))
-            result.error = result.exception = None
-            self._answers += 1
-            if result.sent >= self._refused_at:
-                self._refusal = ()
-            return None
-        except PromptError as failure:
-            if failure.keep:
-                result.take(failure.keep)
-                result.tokens = NO_TOKENS
-                self.discreet(failure)
-            if result.attempts > before:
-                result.lose(failure)
-            return failure.with_traceback(None)
-        except Exception as failure:  # what an extra did not mean to raise
-            error = self.discreet(extra_failure(self._guilty(failure), failure))
-            if result.reply:  # it was paid
-                error.keep = result.reply
-                result.take(result.reply)
-            return error
-        finally:
-            result.reply = None
+    def took(self, result: Result, reply: Reply) -> None:
+        """Fill in the answer to a prompt."""
+        result.take(reply)
+        result.error = result.exception = result.reply = None
+        self._answers += 1
+        if self._refusal and result.sent >= self._refused_at:
+            self._refusal = ()
+
+    def missed(self, result: Result, failure: Exception, sent: bool) -> PromptError:
+        """Note what came instead of an answer, of a call if one was `sent`; return it as one of our errors."""
+        reply, result.reply = result.reply, None
+        if not isinstance(failure, PromptError):  # what an extra did not mean to raise
+            failure = self.discreet(extra_failure(self._guilty(failure), failure))
+            if reply:  # it was paid
+                failure.keep = reply
+                result.take(reply)
+            return failure
+        if failure.keep:
+            result.take(failure.keep)
+            result.tokens = NO_TOKENS
+            self.discreet(failure)
+        if sent:
+            result.lose(failure)
+        return failure.with_traceback(None)
 
     def discreet(self, failure: PromptError) -> PromptError:
         """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
@@ -2197,70 +2207,80 @@ class Run:
 
     async def _attempt(self, prompt: Prompt) -> Reply:
         """Send a prompt once, when the limits allow it, and return the answer. Raises PromptError."""
-        task, asked, result = asyncio.current_task(self._loop), self.clock(), self.open[prompt.number]
-        assert task is not None
-        cost, again, paused = self._costs.estimate(prompt.body), result.attempts > 0, 0.0
-        if self._loop.time() >= self._due:  # a user's function that awaits nothing lets no timer ring
-            self._end()
-        if self.stopped or not self.limiter.admit(cost, again):
-            waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
-            if waited is None:
-                raise self.stop_error()
-            paused = waited
+        result, limiter = self.open[prompt.number], self.limiter
+        if self._deadline < math.inf and self._loop.time() >= self._due:
+            self._end()  # a user's function that awaits nothing lets no timer ring
+        cost, again = self._costs.estimate(prompt.body), result.attempts > 0
+        if self.stopped or not limiter.admit(cost, again):
+            await self._turn(result, cost, again)
         if self.start:
             self.start()
+        task = asyncio.current_task(self._loop)
+        assert task is not None
         result.attempts += 1
-        result.sent = self.clock()
         losses = result.losses if result.attempts < self._max_attempts else None
         call = Call(task, self.clock(), losses, cost, prompt.number)
-        result.limit_wait += paused
-        result.slot_wait += max(0.0, call.started - asked - paused)
-        outcome = await self._send(call, prompt)
-        result.latency = call.latency
-        if isinstance(outcome, PromptError):
-            result.losses += outcome.kind == "lost" and not outcome.free
-            raise outcome
-        self._answered = call.started + call.latency
-        if call.latency > self._timeout / 4:  # there is a queue
-            self._oldest = min(self._oldest, call.started)
-        result.limit = self.limiter.limit
-        self._unheard.clear()
-        self.patience.answered(call)
-        if outcome.usage:
-            result.usage, result.tokens = outcome.usage, token_counts(outcome.usage)
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, cost))
-        result.reply = outcome
-        return outcome
-
-    async def _send(self, call: Call, prompt: Prompt) -> Reply | PromptError:
-        """Make a call; return what came of it."""
-        cancelled = call.task.cancelling()
-        self.limiter.enter(call)
+        result.sent = call.started
+        limiter.enter(call)
         if call.place > self.most_in_flight:
             self.most_in_flight = call.place
-        self._calls[call.task] = call
+        self._calls[task] = call
         if self._alive:
             self._alive.set(functools.partial(self._hear, call))
         if "sweep" not in self._timers:
             self._sweep()
-        outcome: Reply | PromptError
+        cancelled = task.cancelling()
         try:
-            outcome = await self._call(prompt)
-        except Exception as exc:  # one prompt's failure, a bug in the reader's own code too, costs no other its answer
-            outcome = call.ended or as_prompt_error(exc)
-            if outcome is not exc:
-                outcome.__cause__ = exc
+            reply = await self._call(prompt)
         except BaseException as exc:
-            outcome = call.ended or PromptError("CancelledError", "the call was cancelled from within")
-            ours = call.task.cancelling() <= cancelled + (call.ended is not None)
-            if not ours or not isinstance(exc, asyncio.CancelledError):
-                raise
-        finally:
-            del self._calls[call.task]
-            if call.ended is not None:
-                call.task.uncancel()
-            self.limiter.settle(call, outcome)
-        return outcome
+            raise self._failed(call, exc, cancelled, result)
+        del self._calls[task]
+        if call.ended is not None:
+            task.uncancel()
+        limiter.settle(call, reply)
+        self._answered_by(call, reply, prompt, result)
+        return reply
+
+    async def _turn(self, result: Result, cost: float, again: bool) -> None:
+        """Wait until a call may go out. Raises PromptError where the run is stopped meanwhile."""
+        asked = self.clock()
+        waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
+        if waited is None:
+            raise self.stop_error()
+        result.limit_wait += waited
+        result.slot_wait += max(0.0, self.clock() - asked - waited)
+
+    def _failed(self, call: Call, exc: BaseException, cancelled: int, result: Result) -> BaseException:
+        """Learn from a call without an answer; return what is to be raised: a PromptError, or what is not ours."""
+        del self._calls[call.task]
+        ours = call.task.cancelling() <= cancelled + (call.ended is not None)
+        if call.ended is not None:
+            call.task.uncancel()
+        if isinstance(exc, Exception):  # a bug in the reader's own code too costs no other prompt its answer
+            failure = call.ended or as_prompt_error(exc)
+        else:
+            failure = call.ended or PromptError("CancelledError", "the call was cancelled from within")
+        if failure is not exc:
+            failure.__cause__ = exc if isinstance(exc, Exception) else None
+        self.limiter.settle(call, failure)
+        if not isinstance(exc, Exception) and not (ours and isinstance(exc, asyncio.CancelledError)):
+            return exc
+        result.latency = call.latency
+        result.losses += failure.kind == "lost" and not failure.free
+        return failure
+
+    def _answered_by(self, call: Call, reply: Reply, prompt: Prompt, result: Result) -> None:
+        """Learn from an answer."""
+        result.latency, result.limit, result.reply = call.latency, self.limiter.limit, reply
+        self._answered = call.started + call.latency
+        if call.latency > self._timeout / 4:  # there is a queue
+            self._oldest = min(self._oldest, call.started)
+        if self._unheard:
+            self._unheard.clear()
+        self.patience.answered(call)
+        if reply.usage:
+            result.usage, result.tokens = reply.usage, token_counts(reply.usage)
+        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, call.cost))
 
     def _hear(self, call: Call) -> None:
         """Note that some of a reply has come: such a call is not lost."""
@@ -2310,8 +2330,10 @@ class Run:
             await self.sleep(PROBE / 4)
 
     def _end(self) -> None:
+        self.cut(PromptError("deadline", f"the deadline of {duration(self._deadline)} is over", "stop"))
+
+    def cut(self, reason: PromptError) -> None:
         """End the run, and what is in flight."""
-        reason = PromptError("deadline", f"the deadline of {duration(self._deadline)} is over", "stop")
         self.stop(reason)
         for call in self._calls.values():
             call.end(reason)
@@ -2367,6 +2389,11 @@ class Run:
         finally:
             self._resting.discard(task)
 
+    def tell(self, result: Result) -> None:
+        """Tell the extras of a result that is recorded."""
+        for listener in self._listeners:
+            call_hook(self, listener, result)
+
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
         reason.prompt = prompt
@@ -2394,12 +2421,11 @@ class Run:
 Record = Callable[[Result], Awaitable[None] | None]
 
 
-async def deliver(run: Run, record: Record, result: Result) -> None:
+async def deliver(record: Record, result: Result) -> None:
+    """Record a result, and wait where that takes long."""
     waiting = record(result)
     if waiting is not None:
         await waiting
-    for listener in run.listeners:
-        call_hook(run, listener, result)
 
 
 async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
@@ -2412,19 +2438,22 @@ async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
             await items.aclose()
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
+        await deliver(record, Result(prompt, error=run.not_sent(), done=False))
 
 
-def pulling(run: Run, prompts: Any) -> Callable[[], Awaitable[Prompt | None]]:
-    """Return a function that gives the next prompt to be sent, None at the end."""
+def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return the coroutine function that answers one prompt after the other, as long as there are any."""
     if hasattr(prompts, "__aiter__"):
-        return sibling("extras", "library", "an asynchronous iterable").pulling(run, prompts)  # type: ignore[no-any-return]
+        return sibling("extras", "library", "an asynchronous iterable").worker_for(run, prompts, record)  # type: ignore[no-any-return]
     admitted = run.admit(prompts)
 
-    async def pull() -> Prompt | None:
-        return next(admitted, None)
+    async def worker() -> None:
+        for prompt in admitted:
+            waiting = record(await run.answer(prompt))
+            if waiting is not None:
+                await waiting
 
-    return pull
+    return worker
 
 
 # ---- Journal -------------------------------------------------------------------------------------------------
@@ -2579,12 +2608,13 @@ class Journal:
             self.kept += error is None
             self.kept_errors += [error] if error else []
 
-    def append(self, result: Result) -> None:
-        """Write a result's line. Raises OSError where the disk will not take it; then no part of it counts."""
+    def append(self, *results: Result) -> None:
+        """Write the results' lines. Raises OSError where the disk will not take them; then no part of them counts."""
         if self._torn:
             self._file.truncate(self._size)
         self._torn = True
-        line = rest = result.as_line()
+        lines = [result.as_line() for result in results]
+        rest = b"".join(lines)
         try:
             while rest:
                 rest = rest[self._file.write(rest) or 0 :]
@@ -2593,8 +2623,9 @@ class Journal:
                 self._file.truncate(self._size)
             raise
         self._torn = False
-        self._place(result.prompt.number, self._size)
-        self._size += len(line)
+        for result, line in zip(results, lines, strict=True):
+            self._place(result.prompt.number, self._size)
+            self._size += len(line)
 
     def _place(self, number: int, offset: int) -> None:
         try:
@@ -2900,9 +2931,9 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     """Answer one prompt after the other: it takes the sum of the latencies."""
     if run.loop:
         raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
-    pull = pulling(run, prompts)
-    while (prompt := await pull()) is not None:
-        await deliver(run, record, await run.answer(prompt))
+    await worker_for(run, prompts, record)()
+    if run.broken:
+        raise run.broken
 
 
 async def run_sequential(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
@@ -2921,38 +2952,29 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     if run.loop:
         await run.loop(run, prompts, record)
         return
-    pull, broken, started = pulling(run, prompts), list[BaseException](), 0
-
-    async def pulled() -> Prompt | None:
-        try:
-            return await pull()
-        except Exception as failure:  # of the user's iterable: what is in flight will be paid
-            broken.append(failure)
-            return None
+    answer_prompts, started = worker_for(run, prompts, record), 0
 
     async def worker() -> None:
-        nonlocal started
-        while (prompt := await pulled()) is not None:
-            await deliver(run, record, await run.answer(prompt))
-        started = run.concurrency  # there are no more
+        await answer_prompts()
+        run.start = None  # there are no more
 
     def start() -> None:
         nonlocal started
-        if started < run.concurrency and not run.limiter.queued:
+        if not run.limiter.queued:
             started += 1
+            run.start = start if started < run.concurrency else None
             workers.create_task(worker())
 
     try:
         async with asyncio.TaskGroup() as workers:
-            run.start = start
             for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
                 start()
     except BaseExceptionGroup as failures:
-        broken.insert(0, failures.exceptions[0])
+        raise failures.exceptions[0] from None
     finally:
         run.start = None
-    if broken:
-        raise broken[0]
+    if run.broken:
+        raise run.broken
 
 
 async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
@@ -2966,7 +2988,12 @@ async def _collect(
     results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
     try:
         async with Run(send, **options) as run:
-            await _work(way, run, items, lambda one: insort(results, checked_result(one, return_exceptions)))
+
+            def record(result: Result) -> None:
+                insort(results, checked_result(result, return_exceptions))
+                run.tell(result)
+
+            await _work(way, run, items, record)
         check_end(run)
     except BaseException as failure:
         vars(failure)["results"] = results  # paid for
@@ -3003,7 +3030,12 @@ async def as_completed(
     """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
     async with Run(send, **options) as run:
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
-        work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
+
+        async def record(result: Result) -> None:
+            await results.put(result)
+            run.tell(result)
+
+        work = asyncio.ensure_future(_work(concurrently, run, prompts, record))
 
         async def close() -> None:
             await asyncio.wait([work])
@@ -3564,12 +3596,13 @@ async def answer_file(args: argparse.Namespace) -> int:
         sink.check(map(api.prepare, prompts_of(args)), args.name)
         ran = Ran(api, run, calls, Tally(api.model_of))
         async with run:
-            syncing = asyncio.ensure_future(keep_synced(run, sink))
+            syncing, recorder = asyncio.ensure_future(keep_synced(run, sink)), Recorder(args, ran, sink)
             try:
                 with progress(args, ran, sink):
-                    await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
+                    await way(run, sink.left(prompts), recorder)
             finally:
                 syncing.cancel()
+                recorder.close()
         ran.tally.stop()
         finish(args, run, sink)
     api.warn_of_input()
@@ -3604,19 +3637,56 @@ async def keep_synced(run: Run, sink: Any) -> None:
             return
 
 
-def record(args: argparse.Namespace, ran: Ran, sink: Any, result: Result) -> None:
-    """Keep a result; where the disk will not take it, stop the run: what cannot be kept should not be paid for."""
-    if result.done:
-        args.begun = True
+class Recorder:
+    """Keeps the results as they come, and counts them: those of one turn of the event loop at once.
+
+    Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
+    """
+
+    def __init__(self, args: argparse.Namespace, ran: Ran, sink: Any) -> None:
+        self._args, self._ran, self._sink = args, ran, sink
+        self._results: list[Result] = []
+        self._broken: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, result: Result) -> None:
+        if not self._results:
+            self._loop.call_soon(self._flush)
+        self._results.append(result)
+
+    def _flush(self) -> None:
+        results, self._results = self._results, []
+        done = [result for result in results if result.done]
         try:
-            sink.append(result)
+            if done:
+                self._keep(done)
+        except Exception as failure:  # of a reader that has had enough, say
+            self._broken = self._broken or failure
+            self._ran.run.cut(PromptError("output", in_short(failure), "stop"))
+        for result in results:
+            self._ran.tally.add(result)
+            self._ran.run.tell(result)
+
+    def _keep(self, results: list[Result]) -> None:
+        self._args.begun = True
+        try:
+            self._sink.append(*results)
         except BrokenPipeError:
             raise
         except OSError as failure:
-            result.done = False
-            ran.tally.unwritten += result.error is None
-            ran.run.stop(disk_error(sink.path, failure))
-    ran.tally.add(result)
+            if len(results) > 1:  # some of them may fit
+                for result in results:
+                    self._keep([result])
+                return
+            results[0].done = False
+            self._ran.tally.unwritten += results[0].error is None
+            self._ran.run.stop(disk_error(self._sink.path, failure))
+
+    def close(self) -> None:
+        """Keep what is left. Raises what the sink has raised."""
+        self._flush()
+        if self._broken:
+            raise self._broken
 
 
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
@@ -3751,6 +3821,7 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
                     ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
+                run.tell(result)
 
             with progress(args, ran, None, len(prompts)):
                 await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)

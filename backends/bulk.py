@@ -266,7 +266,7 @@ class Job:
             if prompt.error is None:
                 return Request(prompt, core.Result(prompt), self.api.model_of(prompt))
             try:
-                await core.deliver(self._run, self._record, core.Result(prompt, error=prompt.error))
+                await core.deliver(self._record, core.Result(prompt, error=prompt.error))
             except OSError as failure:
                 self.broken = failure
                 raise
@@ -321,16 +321,16 @@ class Job:
             outcome.prompt = request.result.prompt
             del self._run.open[request.prompt.number]
             self._pay(request, outcome, None)
-            return await core.deliver(self._run, self._record, outcome)
+            return await core.deliver(self._record, outcome)
         result, run = request.result, self._run
         result.latency = run.clock() - request.taken
         failure = await self._read(request, outcome)
         del self._run.open[request.prompt.number]
         self._pay(request, result, failure)
         if failure is None or run.has_failed(result, failure):
-            return await core.deliver(self._run, self._record, result)
+            return await core.deliver(self._record, result)
         if run.stopped:
-            return await core.deliver(self._run, self._record, run.unfinished(result))
+            return await core.deliver(self._record, run.unfinished(result))
         if failure.again:
             request.prompt = dataclasses.replace(request.prompt, body=failure.again)
         result.set_aside(result.waited(), result.latency)
@@ -348,7 +348,12 @@ class Job:
             except Exception as exc:
                 raise self.api.discreet(exc) from None
 
-        return await self._run.take(self._run.wrapped(told, without="budget"), request.prompt, request.result)
+        run, before = self._run, request.result.attempts
+        try:
+            run.took(request.result, await run.wrapped(told, without="budget")(request.prompt))
+        except Exception as exc:
+            return run.missed(request.result, exc, request.result.attempts > before)
+        return None
 
     def _pay(self, request: Request, result: core.Result, failure: core.PromptError | None) -> None:
         """Put what a request has cost in the place of what was reserved for it."""
@@ -381,7 +386,7 @@ class Job:
             left = core.plural(len(results), "prompt")
             self.stop("unanswered", f"{self.api.name} has ended and left {left} unanswered")
         for result in results:
-            await core.deliver(self._run, self._record, self._run.unfinished(result))
+            await core.deliver(self._record, self._run.unfinished(result))
 
 
 async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncIterator[Any]) -> None:

@@ -51,19 +51,27 @@ def wrong(given: Any, advice: str) -> core.PromptError:
     return core.PromptError("send", f"send returned {given}: {advice}", "stop")
 
 
-def pulling(run: core.Run, prompts: Any) -> Callable[[], Awaitable[core.Prompt | None]]:
-    """Return a function that gives the next prompt of an asynchronous iterable that is to be sent, None at the end."""
+def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return the coroutine function that answers one prompt after the other of an asynchronous iterable."""
     if run.loop:
         raise core.UsageError(f"{run.api.name} takes no asynchronous iterable; pass a list")
     turn, items, numbers = asyncio.Lock(), aiter(prompts), itertools.count()
 
     async def pull() -> core.Prompt | None:
         async with turn:
-            item = None if run.stopped else await run.wait_or_stop(anext(items, turn))
+            try:
+                item = None if run.stopped or run.broken else await run.wait_or_stop(anext(items, turn))
+            except Exception as failure:
+                run.broken = failure
+                return None
             ended = item is None or item is turn
             return None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
 
-    return pull
+    async def worker() -> None:
+        while (prompt := await pull()) is not None:
+            await core.deliver(record, await run.answer(prompt))
+
+    return worker
 
 
 _threads = threading.local()  # the lasting event loop of each thread, and the thread that it has for runs inside one

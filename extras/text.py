@@ -73,9 +73,9 @@ class Printer:
             for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
                 self._write(lines)
 
-    def append(self, result: core.Result) -> None:
-        """Print a result once all before it are printed."""
-        self._early[result.prompt.number] = self._form(result)
+    def append(self, *results: core.Result) -> None:
+        """Print each result once all before it are printed."""
+        self._early |= {result.prompt.number: self._form(result) for result in results}
         while self._next in self._early:
             self._write(self._early.pop(self._next))
             self._next += 1

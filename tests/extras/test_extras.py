@@ -218,7 +218,7 @@ RAISING = {  # hook: the method, the exit status, and how many answers are paid 
     "wrap": ("def wrap(self, attempt): 1 / 0", 2, 0),
     "wrap, before": ("def wrap(self, attempt):\n  async def call(prompt): 1 / 0\n  return call", 3, 0),
     "wrap, after": ("def wrap(self, attempt):\n  async def call(it): 1 / await attempt(it)\n  return call", 3, 1),
-    "on_result": ("def on_result(self, result): 1 / 0", 3, 1),
+    "on_result": ("def on_result(self, result): 1 / 0", 3, 2),
     "status": ("def status(self, ran): 1 / 0", 3, 1),
     "report": ("def report(self, ran, status): 1 / 0", 3, 3),
     "report, later": ("def report(self, ran, status): yield 'a line'; 1 / 0", 3, 3),
