@@ -549,7 +549,8 @@ def _finite(text: str) -> float:
     return number
 
 
-decode_row = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode
+_decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+decode_row, scan_row = _decoder.decode, _decoder.scan_once
 
 
 def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Prompt]:
@@ -695,16 +696,20 @@ def skip_line(file: IO[bytes], line: bytes) -> None:
 
 def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
-    decode = decode_nested if form == ".jsonl" else str
+    as_json = form == ".jsonl"
     for number, line in enumerate(lines, 1):
         try:
             if line is OVERLONG:
                 raise ValueError(TOO_LONG_LINE)
-            text = line.decode().rstrip("\r\n")
-            if "\r" in text and form != ".jsonl":
+            text = line.decode().strip() if as_json else line.decode().rstrip("\r\n")
+            if not text or text.isspace():
+                continue
+            if as_json:
+                yield number, decode_nested(text)
+            elif "\r" in text:
                 yield number, Error("unreadable", "a carriage return stands alone (tr '\\r' '\\n')")
-            elif text and not text.isspace():
-                yield number, decode(text.strip() if form == ".jsonl" else text)
+            else:
+                yield number, text
         except UnicodeDecodeError:
             yield number, Error("unreadable", NOT_UTF8)
         except json.JSONDecodeError as failure:  # its own line number would be always 1
@@ -720,7 +725,13 @@ def decode_nested(line: str) -> Any:
         brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", line))
         if any(depth > DEEPEST for depth in itertools.accumulate(1 if one in "[{" else -1 for one in brackets)):
             raise ValueError(f"nested more than {DEEPEST} deep")
-    return decode_row(line)
+    try:
+        row, end = scan_row(line, 0)
+        if end == len(line):
+            return row
+    except StopIteration:
+        pass
+    return decode_row(line)  # which says what is wrong
 
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
@@ -734,13 +745,14 @@ def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
     elif "custom_id" in row and "body" in row:
         prompt.kind, prompt.id, prompt.named = "batch", row["custom_id"], True
     else:
-        prompt.kind = next((key for key in CONTENT_KEYS if key in row), "")
+        prompt.kind = "prompt" if "prompt" in row else next((key for key in CONTENT_KEYS if key in row), "")
         own = ("id", prompt.kind) if prompt.kind else ("id",)  # a column may be called ""
         prompt.content = row[prompt.kind] if prompt.kind else None
-        prompt.columns = {key: value for key, value in row.items() if key not in own}
+        if len(row) > 1 or not prompt.kind:
+            prompt.columns = {key: value for key, value in row.items() if key not in own}
         if row.get("id") not in (None, ""):
             prompt.id, prompt.named = row["id"], True
-    if isinstance(prompt.id, bool) or not isinstance(prompt.id, str | int):
+    if type(prompt.id) is not int and (isinstance(prompt.id, bool) or not isinstance(prompt.id, str | int)):
         prompt.id, prompt.named = line, False
         prompt.error = Error("unreadable", f"{where}: the id is neither a text nor a whole number")
     return prompt
@@ -3124,23 +3136,30 @@ class Tally:
         self.attempts += result.attempts
         self.slot_wait += result.slot_wait
         self.limit_wait += result.limit_wait
-        self.retry_wait += result.retry_wait
-        self.lost += result.lost
-        self.unanswered += result.unanswered
-        for tokens in (result.tokens, result.lost_tokens):
-            if tokens is not NO_TOKENS:
-                self._bill(result, tokens)
-        self.wasted += sum(result.lost_tokens[:2])
-        if result.done and result.error is not None:
-            self.failed += 1
-            self.note(result.error, result.id)
-        elif result.done:
+        tokens = result.tokens
+        if tokens is not NO_TOKENS:
+            self._bill(result, tokens)
+        if result.attempts != 1 or result.error is not None:
+            self._add_lost(result)
+        if result.done and result.error is None:
             self.answered += 1
             self.latency += result.latency
             self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
             if result.finish_reason not in WHOLE or result.text == "":
                 self.mark(result)
-            self.silent += not result.tokens[0] or (not result.tokens[1] and bool(result.text))
+            self.silent += not tokens[0] or (not tokens[1] and bool(result.text))
+
+    def _add_lost(self, result: Result) -> None:
+        """Count the attempts that failed."""
+        self.retry_wait += result.retry_wait
+        self.lost += result.lost
+        self.unanswered += result.unanswered
+        if result.lost_tokens is not NO_TOKENS:
+            self._bill(result, result.lost_tokens)
+            self.wasted += sum(result.lost_tokens[:2])
+        if result.done and result.error is not None:
+            self.failed += 1
+            self.note(result.error, result.id)
 
     def mark(self, result: Result) -> None:
         """Count an answer that is not whole, by what ended it, or that has nothing in it."""
@@ -3158,7 +3177,8 @@ class Tally:
         if bill is None:  # a server may name what it likes
             key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
             bill = self.bills.setdefault(key, [*NO_TOKENS])
-        bill[:] = map(int.__add__, bill, tokens)
+        for place, count in enumerate(tokens):
+            bill[place] += count
 
     def note(self, error: Error, prompt: str | int = "") -> None:
         """Count a failure by its kind."""

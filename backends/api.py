@@ -236,10 +236,12 @@ class Api:
     def model_of(self, prompt: core.Prompt) -> str | None:
         """Return the model that a prompt is asked of; None where the server is to choose."""
         model = self.model_given()
+        if model:
+            return model if isinstance(model, str) else None
         if prompt.kind != "batch":
             named = prompt.columns.get("model") if self._is_request(prompt) else None
-            model = model or named or core.DEFAULT_MODEL
-        elif not model and isinstance(prompt.content["body"], dict):
+            model = named or core.DEFAULT_MODEL
+        elif isinstance(prompt.content["body"], dict):
             model = prompt.content["body"].get("model")
         return model if isinstance(model, str) else None
 

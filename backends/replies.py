@@ -26,6 +26,7 @@ ORDINARY = {
 PLAIN = {"index", "message", "finish_reason", "role", "content"}
 BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}  # the choices
 
+NOTHING_ELSE: dict[str, Any] = {}  # never changed
 Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, what else there is
 
 
@@ -42,7 +43,10 @@ class Unfinished(core.PromptError):
 def parse_reply(body: bytes) -> Any:
     """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
     if len(body) <= VALUES_MOST:
-        return core.parse_json(body)
+        try:
+            return core.load(body)
+        except (ValueError, RecursionError):
+            return core.parse_json(body)
     with contextlib.suppress(ValueError, RecursionError):
         return core.load(body) if has_few_values(body) else None
     return None
@@ -67,7 +71,7 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int =
         data = other_form(data, headers, body)
     if is_error(data):
         raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else TOO_LONG)
-    reader = READERS.get(path.partition("?")[0], other_reply)
+    reader = READERS.get(path) or READERS.get(path.partition("?")[0], other_reply)
     http = 200, core.header(headers, "x-request-id"), data
     try:
         text, reason, extra = reader(data)
@@ -78,7 +82,9 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int =
         raise no_answer(data, status, (*http[:2], for_keeping(data, body))) from None
     if tier := tier_of(data):
         extra = extra | {"service_tier": tier}
-    return core.Reply(text, reason, data.get("model"), usage_of(data), extra, http, headers)
+    usage = data.get("usage")
+    usage = usage if type(usage) is dict and usage else usage_of(data)
+    return core.Reply(text, reason, data.get("model"), usage, extra, http, headers)
 
 
 TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
@@ -147,7 +153,7 @@ def chat_text(data: dict[str, Any]) -> Read:
         choice, message = choices[0], choices[0].get("message") or {}
         text = message.get("content")
         if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
-            return text, "stop", {}  # as most are: this is on the path of every answer
+            return text, "stop", NOTHING_ELSE  # as most are: this is on the path of every answer
     choices = in_order(choices)
     reasons = [reason_of(choice) for choice in choices]  # first: what broke off may have no message
     return of_choices(data, choices, reasons, list(map(message_of, choices)))

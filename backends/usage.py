@@ -108,10 +108,10 @@ def told_cost(usage: Any) -> float | None:
     OpenRouter's `cost` (with a key of one's own it is the fee alone: https://openrouter.ai/docs/use-cases/byok),
     Perplexity's `cost.total_cost` and DeepInfra's `estimated_cost`.
     """
-    if not isinstance(usage, Mapping):
+    if type(usage) is not dict and not isinstance(usage, Mapping):
         return None
     cost = usage.get("cost", usage.get("estimated_cost"))
-    if (told := as_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)) is None:
+    if cost is None or (told := as_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)) is None:
         return None
     details = usage.get("cost_details")
     upstream = details.get("upstream_inference_cost") if usage.get("is_byok") and isinstance(details, dict) else 0
@@ -131,9 +131,11 @@ def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def tier_of(data: Any) -> str:
     """Return the service tier that a reply names, '' if that is the ordinary one or none is named."""
-    if not isinstance(data, Mapping):
+    if type(data) is not dict and not isinstance(data, Mapping):
         return ""
     usage = data.get("usage")
     tier = data.get("service_tier") or (usage.get("service_tier") if isinstance(usage, dict) else "")
+    if not tier:
+        return ""
     tier = tier[:40].lower() if isinstance(tier, str) else ""
     return "" if tier in STANDARD else tier
