@@ -877,6 +877,7 @@ class Call:
 
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
+REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
 
 
@@ -970,7 +971,7 @@ class Quota:
 
     def wait(self, cost: float, now: float) -> float:
         """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
-        if self.rate == math.inf and self._closed < now:
+        if self._level >= cost and self._closed < now and not self.period:  # without what is refilled since
             return 0.0
         closed = self._closed - now
         if self.period:
@@ -983,9 +984,13 @@ class Quota:
 
     def spend(self, cost: float, now: float) -> None:
         """Take out the cost of a call that goes out."""
-        self._first = min(self._first, now)
+        if now < self._first:
+            self._first = now
         if self.rate < math.inf:
-            self._level, self._stamp = self.level(now) - cost, now
+            if now < self._stamp + REFILL_EVERY and now < self._reset:
+                self._level -= cost
+            else:
+                self._level, self._stamp = self.level(now) - cost, now
             if self.source == "from refusals":
                 self._log.append(now)
                 if self.period:
@@ -1215,39 +1220,37 @@ class Window:
         """How many calls may be in flight now."""
         return max(1.0, min(self.size, self.within * self.throughput))
 
-    def answered(self, place: int, latency: float) -> None:
-        """Learn from an answer to a call that was the `place`-th in flight."""
+    def answered(self, place: float, latency: float, count: int = 1) -> None:
+        """Learn from answers to so many calls that were about the `place`-th in flight."""
         latency = max(1e-6, latency)
-        if place > self.highest:
-            self.highest = place
-        self.answers += 1
+        self.answers += count
         rate = place / latency
         slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
         self.throughput = rate if rate > slower else slower
         if self.source == "from refusals":
             self._try_more(place)
         elif self.source:
-            self._watch(place, math.log(latency))
+            self._watch(place, math.log(latency), count)
         else:
             latency = math.log(latency)
-            self._note(place, latency)
+            self._note(place, latency, count)
             if self._lately < self._usual + self.LONGER:
                 if 4 * place >= self.size and (self._noted > 16 or latency < self._usual + self.LONGER):
-                    self.size, self._held = min(self.ceiling, self.size + 3), 0.0
+                    self.size, self._held = min(self.ceiling, self.size + min(3 * count, 3 * self.size)), 0.0
             else:
-                self._held += 1 / self.size
+                self._held += count / self.size
                 if self._held > 1:
                     self._decide()
 
-    def _note(self, place: int, latency: float) -> None:
-        octave = self._octaves.setdefault(place.bit_length(), [0, 0.0, 0])
-        octave[0] += 1
-        octave[1] += latency
-        octave[2] += place
-        self._noted += 1
-        self._lately += (latency - self._lately) / min(16, self._noted)
+    def _note(self, place: float, latency: float, count: int) -> None:
+        octave = self._octaves.setdefault(int(place).bit_length(), [0, 0.0, 0])
+        octave[0] += count
+        octave[1] += latency * count
+        octave[2] += place * count
+        self._noted += count
+        self._lately += (latency - self._lately) * min(1.0, count / min(16, self._noted))
         if self._noted <= 16 and place < 5:
-            self._early.append(latency)
+            self._early += [latency] * count
             if len(self._early) > 2:
                 self._usual = sum(self._early) / len(self._early)
         if octave[0] > 15:
@@ -1273,13 +1276,13 @@ class Window:
         self.size, self.answers = min(self.size, 1.02 * throughput * math.exp(self._usual) + 1), 0
         log.info("more calls in flight bring no more answers: now %d", self.size)
 
-    def _watch(self, place: int, latency: float) -> None:
-        self._lately += (latency - self._lately) / 16
-        self._total += latency
+    def _watch(self, place: float, latency: float, count: int) -> None:
+        self._lately += (latency - self._lately) * min(1.0, count / 16)
+        self._total += latency * count
         if place > 2 * self._most * math.exp(self._lately):  # it was slow then
             self.source, self._octaves, self._noted, self._usual = "", {}, 0, self._lately
         elif self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
-            self.size = min(self.ceiling, self.size + 1 / self.size)
+            self.size = min(self.ceiling, self.size + min(1.0, count / self.size))
         if self.answers < self.rounds * self.size:
             return
         mean = self._total / self.answers
@@ -1291,7 +1294,7 @@ class Window:
             self.size, self.rounds = before[0], 24
         self.answers, self._total = 0, 0.0
 
-    def _try_more(self, place: int) -> None:
+    def _try_more(self, place: float) -> None:
         """Try one more after `rounds` round trips; if it is answered, twice as many the next time."""
         if place > self._limit + self._more / 2 and place > 1.25 * self._limit + 2:
             self.source = ""  # it was no limit of calls at once
@@ -1343,7 +1346,7 @@ class Limiter:
     """
 
     AT_ONCE = 4  # calls, before a server has said anything
-    READ_EVERY = 0.01  # seconds between two looks at the headers of answers
+    LOOK_EVERY = 0.01  # seconds between two looks at the answers
 
     def __init__(
         self,
@@ -1365,7 +1368,11 @@ class Limiter:
         self.latest = -math.inf  # the start of the latest call that was answered
         self.silent = -math.inf  # when the server was silent last
         self.limit: float | None = None  # what calls_a_minute said last
-        self._read_at = -math.inf  # when headers are looked at again
+        self.defer: Callable[..., Any] | None = None  # calls a function after so many seconds; None: look at each answer
+        self.opened: Callable[[], None] | None = None  # is called after each look
+        self._look_at, self._deferred = -math.inf, False  # when answers are looked at again
+        self._answers, self._latencies, self._places = 0, 0.0, 0  # of the answers since the last look
+        self._last: tuple[Call, Mapping[str, str]]  # the last one of them
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
         self._latency = 0.0  # of the answers of late
@@ -1441,9 +1448,14 @@ class Limiter:
         self._let_go(cost, now)
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may be in flight."""
+        return self.in_flight + 1 <= (1 if self.alone_since < math.inf else self.window.room)
+
     def _closed(self, cost: float, now: float) -> float:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
-        if self.in_flight + 1 > (1 if self.alone_since < math.inf else self.window.room):
+        if not self.has_room:
             return math.inf
         if self._suspect and self.sent < self._knocks[1]:
             return max(0.0, self.pause_end - now)
@@ -1499,38 +1511,78 @@ class Limiter:
                 wait.cancel()
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
-        """Take back the place of a call, and learn from how it ended."""
+        """Take back the place of a call, and learn from how it ended: from the usual at most every 10 ms."""
         now = self._clock()
         call.latency = now - call.started
-        failure = outcome if isinstance(outcome, PromptError) else None
         self.in_flight -= 1
-        self.changed.set()
-        rejected = failure is not None and failure.slow
-        if rejected:
+        if self.queued:
+            self.changed.set()
+        if isinstance(outcome, PromptError):
+            return self._learn_from_failure(call, outcome, now)
+        if call.started >= self.silent:  # the latency of what was sent before says nothing
+            self._answers += 1
+            self._latencies += call.latency
+            self._places += call.place
+            if call.place > self.window.highest:
+                self.window.highest = call.place
+        if call.started > self.latest:
+            self.latest = call.started
+        self._last = call, outcome.headers
+        if self.defer is None or now >= self._look_at or self._is_unusual(now):
+            self._learn(call, now)
+        elif not self._deferred:
+            self._deferred = True
+            growing = not self.window.source and self.window.size < self.window.ceiling
+            self.defer(0.0 if growing else self.LOOK_EVERY, self.look)
+
+    def _is_unusual(self, now: float) -> bool:
+        """Whether each answer may change something."""
+        calm = self.alone_since == math.inf and now >= self._doubt and self._latency and not self._failing
+        return not calm or self._suspect is not None or "from refusals" in (self.requests.source, self.tokens.source)
+
+    def look(self) -> None:
+        """Learn from the answers since the last look, if there are any."""
+        self._deferred = False
+        if self._answers:
+            self._learn(self._last[0], self._clock())
+
+    def _learn(self, call: Call, now: float) -> None:
+        """Learn from the answers since the last time, the last of which is the call's."""
+        self._look_at = now + self.LOOK_EVERY
+        self._read(*self._last, now)
+        self._note(call, None, now)
+        self._answered(call)
+        if self.opened:
+            self.opened()
+
+    def _learn_from_failure(self, call: Call, failure: PromptError, now: float) -> None:
+        if failure.slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
-        told = False
-        if failure is not None or now >= self._read_at:  # to read them costs time
-            self._read_at = now + self.READ_EVERY
-            told = self.requests.hear(outcome.headers, call, call.spent[0], now)
-            told |= self.tokens.hear(outcome.headers, call, call.spent[1], now)
-            self.limit = self.calls_a_minute()
+        told = self._read(call, failure.headers, now)
         self._note(call, failure, now)
-        if failure is None:
-            self._answered(call)
-        elif rejected and self.away_since is None:
+        if failure.slow and self.away_since is None:
             self._rejected(call, failure, told, now)
         elif failure.error.status == 504 or failure.kind == "timeout":
             self._overdue(call)
+
+    def _read(self, call: Call, headers: Mapping[str, str], now: float) -> bool:
+        """Read what headers tell of limits; return whether they leave nothing for such a call."""
+        told = self.requests.hear(headers, call, call.spent[0], now)
+        told |= self.tokens.hear(headers, call, call.spent[1], now)
+        self.limit = self.calls_a_minute()
+        return told
 
     def _answered(self, call: Call) -> None:
         if call.started >= self.alone_since:
             self.alone_since = math.inf
         if not self._latency:  # the first answer
             self._opens = max(self.pause_end, min(self._opens, self._clock()))
-        if call.started >= self.silent:  # the latency of what was sent before says nothing
-            self._latency += (call.latency - self._latency) / (50 if self._latency else 1)
-            self.window.answered(call.place, call.latency)
+        if answers := self._answers:
+            latency = self._latencies / answers
+            self._latency += (latency - self._latency) / (max(1.0, 50 / answers) if self._latency else 1)
+            self.window.answered(self._places / answers, latency, answers)
+            self._answers, self._latencies, self._places = 0, 0.0, 0
         self.requests.let_in(call.started)
         self.tokens.let_in(call.started)
         if (rate := self.requests.limit) < math.inf and self.requests.source != "from refusals":
@@ -1641,8 +1693,6 @@ class Limiter:
             self._note_failure(call, failure, now)
         elif failure is None or failure.heard:
             self.heard = True
-            if failure is None:
-                self.latest = max(self.latest, call.started)
             if self.away_since is None and now < self._doubt:
                 self._doubt, self._opens = -math.inf, self.pause_end
             if call.started >= self._failing_from:
@@ -1930,6 +1980,7 @@ class Run:
                         await session.__aenter__()
                     stack.push_async_exit(functools.partial(self._leave, extra.session, session))
             self._answer_once = self.wrapped(self._attempt)
+            self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
         if self._deadline < math.inf:
@@ -2225,7 +2276,7 @@ class Run:
         cost, again = self._costs.estimate(prompt.body), result.attempts > 0
         if self.stopped or not limiter.admit(cost, again):
             await self._turn(result, cost, again)
-        if self.start:
+        if self.start and self.limiter.has_room:
             self.start()
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -2977,8 +3028,13 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
             run.start = start if started < run.concurrency else None
             workers.create_task(worker())
 
+    def opened() -> None:
+        if run.start and run.limiter.has_room:
+            run.start()
+
     try:
         async with asyncio.TaskGroup() as workers:
+            run.limiter.opened = opened
             for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
                 start()
     except BaseExceptionGroup as failures:

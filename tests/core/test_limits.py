@@ -206,7 +206,7 @@ async def test_no_limit():
     server = Simulation(latency=0.1, sigma=0)
     await server.answer(texts(2000, 0))
     ramp = 0.1 * math.log(AUTO_CONCURRENCY / 16, 4)
-    assert server.span <= 0.1 * math.ceil(2000 / AUTO_CONCURRENCY) + ramp + 0.1
+    assert server.span <= 0.1 * math.ceil(2000 / AUTO_CONCURRENCY) + ramp + 0.11
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05])
