@@ -867,7 +867,12 @@ class Call:
     spent: tuple[float, float] = math.inf, math.inf  # requests and tokens by all calls, when it went out
     heard: float = -math.inf  # when some of its reply came
     alive: float = 0.0  # when it, or one that began before it, was seen to go on
+    signs: int = 0  # of life since the last look at it
     ended: PromptError | None = None  # why the run has ended it
+
+    def hear(self) -> None:
+        """Note that some of its reply has come: such a call is not lost."""
+        self.signs += 1
 
     def end(self, reason: PromptError) -> None:
         """Cancel it."""
@@ -982,8 +987,12 @@ class Quota:
             return max(0.0, closed)
         return max(closed, lack / self.rate if self._reset == math.inf else self._reset - now)
 
-    def spend(self, cost: float, now: float) -> None:
-        """Take out the cost of a call that goes out."""
+    def spare(self, now: float) -> float:
+        """Return how much may be spent now, 0.0 where each call is to be looked at."""
+        return 0.0 if self.period or self._closed >= now else max(0.0, self.level(now))
+
+    def spend(self, cost: float, now: float, calls: int = 1) -> None:
+        """Take out the cost of calls that go out."""
         if now < self._first:
             self._first = now
         if self.rate < math.inf:
@@ -998,7 +1007,7 @@ class Quota:
                 if self.period or self.exploring:
                     self.rate = min(1.1 * self.rate, 4 * self.trial)
         self.spent += cost
-        self._calls += 1
+        self._calls += calls
 
     def correct(self, more: float) -> None:
         """Take out what a call cost more than was thought."""
@@ -1372,6 +1381,8 @@ class Limiter:
         self.opened: Callable[[], None] | None = None  # is called after each look
         self._look_at, self._deferred = -math.inf, False  # when answers are looked at again
         self._answers, self._latencies, self._places = 0, 0.0, 0  # of the answers since the last look
+        self._free_calls = self._free_tokens = self._room = 0.0  # what may go out before the next look,
+        self._used_calls, self._used_tokens = 0, 0.0  # and what has of it
         self._last: tuple[Call, Mapping[str, str]]  # the last one of them
         self._clock, self._sleep = clock, sleep
         self._began = math.inf
@@ -1429,6 +1440,7 @@ class Limiter:
         What is asked `again` does not queue up behind all that is asked for the first time.
         """
         asked, held_up = self._clock(), self._held_up
+        self._account(asked)
         self.queued += 1
         try:
             async with contextlib.nullcontext() if again else self._queue:
@@ -1442,11 +1454,35 @@ class Limiter:
 
     def admit(self, cost: float, again: bool) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
+        if self._used_calls < self._free_calls and self.in_flight < self._room:  # as the last look has found
+            if self._used_tokens + cost <= self._free_tokens:
+                self._used_calls += 1
+                self._used_tokens += cost
+                self.in_flight += 1
+                self.sent += 1
+                return True
         now = self._clock()
+        self._account(now)
         if (self.queued and not again) or self._closed(cost, now):
             return False
         self._let_go(cost, now)
+        self._free(now)
         return True
+
+    def _account(self, now: float) -> None:
+        """Take what went out freely from the quotas; from now on each call is looked at."""
+        if self._used_calls:
+            self.requests.spend(self._used_calls, now, self._used_calls)
+            self.tokens.spend(self._used_tokens, now, self._used_calls)
+        self._used_calls = self._free_calls = 0
+        self._used_tokens = 0.0
+
+    def _free(self, now: float) -> None:
+        """Let calls go out freely until the next look, as many as nothing holds up."""
+        if self.defer is None or self.queued or self._is_unusual(now) or now < max(self._opens, self._spread_end):
+            return
+        self._room = min(self.window.room, self.window.highest)
+        self._free_calls, self._free_tokens = self.requests.spare(now), self.tokens.spare(now)
 
     @property
     def has_room(self) -> bool:
@@ -1493,7 +1529,7 @@ class Limiter:
     def enter(self, call: Call) -> None:
         """Note where a call stands that goes out."""
         call.place, call.number = self.in_flight, self.sent
-        call.spent = self.requests.spent, self.tokens.spent
+        call.spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
 
     async def _change(self, span: float) -> None:
         """Wait until a call has ended, or until the time has come."""
@@ -1528,7 +1564,7 @@ class Limiter:
         if call.started > self.latest:
             self.latest = call.started
         self._last = call, outcome.headers
-        if self.defer is None or now >= self._look_at or self._is_unusual(now):
+        if now >= self._look_at or self.defer is None or (not self._free_calls and self._is_unusual(now)):
             self._learn(call, now)
         elif not self._deferred:
             self._deferred = True
@@ -1549,13 +1585,16 @@ class Limiter:
     def _learn(self, call: Call, now: float) -> None:
         """Learn from the answers since the last time, the last of which is the call's."""
         self._look_at = now + self.LOOK_EVERY
+        self._account(now)
         self._read(*self._last, now)
         self._note(call, None, now)
         self._answered(call)
+        self._free(now)
         if self.opened:
             self.opened()
 
     def _learn_from_failure(self, call: Call, failure: PromptError, now: float) -> None:
+        self._account(now)
         if failure.slow:
             self.requests.refund(1, call.started)
             self.tokens.refund(call.cost, call.started)
@@ -1763,24 +1802,26 @@ class Costs:
 
     def __init__(self) -> None:
         self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
+        self._per_byte, self._answer = 0.25, 20.0
 
     def estimate(self, body: bytes) -> float:
         """Return the tokens of a request."""
-        most = self.MOST.search(body) if b'"max_' in body else None
-        answer = float(most[1]) if most else self._out / self._answers
-        if most and (choices := self.CHOICES.search(body)):
-            answer *= int(choices[1])
-        return max(4, len(body) - self.ENVELOPE) * self._in / self._bytes + answer
+        asked, answer = (len(body) - self.ENVELOPE) * self._per_byte, self._answer
+        if b'"max_' in body and (most := self.MOST.search(body)):
+            choices = self.CHOICES.search(body)
+            answer = float(most[1]) * (int(choices[1]) if choices else 1)
+        return (asked if asked > 1 else 1.0) + answer
 
-    def learn(self, body: bytes, tokens: Iterable[int], estimate: float) -> float:
+    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> float:
         """Learn from what the server has counted; return how many tokens it was more than the estimate."""
-        asked, answered, *_ = tokens
-        if not 0 < asked < len(body) + 1e5 or answered > 1e6:  # nothing, or nonsense
+        asked, answered, size = tokens[0], tokens[1], len(body)
+        if not 0 < asked < size + 1e5 or answered > 1e6:  # nothing, or nonsense
             return 0.0
-        self._bytes += max(4, len(body) - self.ENVELOPE)
+        self._bytes += size - self.ENVELOPE if size > self.ENVELOPE + 4 else 4
         self._in += asked
         self._out += answered
         self._answers += 1
+        self._per_byte, self._answer = self._in / self._bytes, self._out / self._answers
         # What may be answered at the most is counted even where the answer is shorter.
         return 0.0 if b'"max_' in body else asked + answered - estimate
 
@@ -1916,6 +1957,7 @@ class Run:
         self.limiter = Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.patience = Patience()
         self._costs = Costs()
+        self._counts = meanings("usage").token_counts if meanings("usage") else token_counts
         self.stopped: PromptError | None = None
         self.broken: Exception | None = None  # what the prompts' iterable has raised
         self.most_in_flight = 0
@@ -2125,7 +2167,8 @@ class Run:
     def took(self, result: Result, reply: Reply) -> None:
         """Fill in the answer to a prompt."""
         result.take(reply)
-        result.error = result.exception = result.reply = None
+        if result.error is not None or result.reply:
+            result.error = result.exception = result.reply = None
         self._answers += 1
         if self._refusal and result.sent >= self._refused_at:
             self._refusal = ()
@@ -2289,7 +2332,7 @@ class Run:
             self.most_in_flight = call.place
         self._calls[task] = call
         if self._alive:
-            self._alive.set(functools.partial(self._hear, call))
+            self._alive.set(call.hear)
         if "sweep" not in self._timers:
             self._sweep()
         cancelled = task.cancelling()
@@ -2334,7 +2377,9 @@ class Run:
 
     def _answered_by(self, call: Call, reply: Reply, prompt: Prompt, result: Result) -> None:
         """Learn from an answer."""
-        result.latency, result.limit, result.reply = call.latency, self.limiter.limit, reply
+        result.latency, result.limit = call.latency, self.limiter.limit
+        if self._answer_once != self._attempt:  # an extra may fail
+            result.reply = reply
         self._answered = call.started + call.latency
         if call.latency > self._timeout / 4:  # there is a queue
             self._oldest = min(self._oldest, call.started)
@@ -2342,12 +2387,8 @@ class Run:
             self._unheard.clear()
         self.patience.answered(call)
         if reply.usage:
-            result.usage, result.tokens = reply.usage, token_counts(reply.usage)
-        self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, call.cost))
-
-    def _hear(self, call: Call) -> None:
-        """Note that some of a reply has come: such a call is not lost."""
-        call.heard = call.alive = self.clock()
+            result.usage, result.tokens = reply.usage, self._counts(reply.usage)
+            self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, call.cost))
 
     async def look_up(self, path: str) -> Any:
         """Return the document at a path of the API: beside the run, outside its limits, tried once.
@@ -2361,7 +2402,9 @@ class Run:
         """End the calls that take too long, and look again as long as there are any."""
         now = self.clock()
         for call in self._calls.values():
-            if call.started > self._oldest:
+            if call.signs:
+                call.signs, call.heard = 0, now
+            if call.heard == now or call.started > self._oldest:
                 call.alive = now
             if now - max(call.started, call.alive) >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
