@@ -1401,9 +1401,12 @@ class Limiter:
         self._failed = self._probed = self._down_at = -math.inf
         self._probes = 0
         self._held_up = 0.0  # seconds in which calls waited for the time to come
-        self._queue = asyncio.Lock()
-        self.queued = 0
-        self.changed = asyncio.Event()  # a call has ended, or a limit is another one
+        # What waits for its turn: the tokens and a future, of those that are asked for the first time and again.
+        self._queues: tuple[collections.deque[Any], collections.deque[Any]] = collections.deque(), collections.deque()
+        self.queued, self._again = 0, False  # how many wait; whether the next is one that is asked again
+        self._alarm: asyncio.Future[None] | None = None  # for the next one,
+        self._due = 0.0  # and when it rings
+        self._ticket: tuple[Any, ...] | None = None  # where the call stands that goes out next: its place, number, spent
 
     def __repr__(self) -> str:
         facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
@@ -1437,22 +1440,59 @@ class Limiter:
     async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
         """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
 
-        What is asked `again` does not queue up behind all that is asked for the first time.
+        What is asked `again` takes turns with what is asked for the first time.
         """
         asked, held_up = self._clock(), self._held_up
-        self._account(asked)
+        waiting: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
+        self._queues[again].append((cost, waiting))
         self.queued += 1
+        self.release()
         try:
-            async with contextlib.nullcontext() if again else self._queue:
-                while span := self._closed(cost, self._clock()):
-                    await self._change(span)
-        finally:
-            self.queued -= 1
-        now = self._clock()
-        self._let_go(cost, now)
-        return min(now - asked, self._held_up - held_up)
+            self._ticket = await waiting
+        except asyncio.CancelledError:
+            if waiting.cancelled():
+                self.queued -= 1
+                self._queues[again].remove((cost, waiting))
+            else:  # it could have gone
+                self.in_flight -= 1
+                self.requests.refund(1, asked)
+                self.tokens.refund(cost, asked)
+            self.release()
+            raise
+        return min(self._clock() - asked, self._held_up - held_up)
 
-    def admit(self, cost: float, again: bool) -> bool:
+    def release(self) -> None:
+        """Let out what waits, as far as it may go; set an alarm for the next one where that is a matter of time."""
+        now = self._clock()
+        self._account(now)
+        while self.queued:
+            queue = self._queues[self._again] or self._queues[not self._again]
+            cost, waiting = queue[0]
+            if waiting.done():  # cancelled, and about to hear of it
+                return
+            if span := self._closed(cost, now):
+                return self._set_alarm(span, now)
+            self._let_go(cost, now)
+            queue.popleft()
+            self.queued, self._again = self.queued - 1, not self._again
+            waiting.set_result(self._ticket)
+
+    def _set_alarm(self, span: float, now: float) -> None:
+        if span < math.inf and (self._alarm is None or self._alarm.done() or now + span < self._due - 0.001):
+            if self._alarm:
+                self._alarm.cancel()
+            self._due, self._alarm = now + span, asyncio.ensure_future(self._wake(span))
+
+    async def _wake(self, span: float) -> None:
+        began = self._clock()
+        try:
+            await self._sleep(span)
+        finally:
+            self._held_up += self._clock() - began
+        self._alarm = None
+        self.release()
+
+    def admit(self, cost: float) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
         if self._used_calls < self._free_calls and self.in_flight < self._room:  # as the last look has found
             if self._used_tokens + cost <= self._free_tokens:
@@ -1463,7 +1503,7 @@ class Limiter:
                 return True
         now = self._clock()
         self._account(now)
-        if (self.queued and not again) or self._closed(cost, now):
+        if self.queued or self._closed(cost, now):
             return False
         self._let_go(cost, now)
         self._free(now)
@@ -1518,6 +1558,7 @@ class Limiter:
             self._opens += 0.35 if self.sent == 16 else 0.0
             if 16 <= self.sent < 32 and self.window.size >= 16:
                 self.window.size += 1
+        self._ticket = self._stand()
 
     def _probe(self, now: float) -> None:
         """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
@@ -1528,33 +1569,26 @@ class Limiter:
 
     def enter(self, call: Call) -> None:
         """Note where a call stands that goes out."""
-        call.place, call.number = self.in_flight, self.sent
-        call.spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
+        call.place, call.number, call.spent = self._ticket or self._stand()
+        self._ticket = None
 
-    async def _change(self, span: float) -> None:
-        """Wait until a call has ended, or until the time has come."""
-        self.changed.clear()
-        if span == math.inf:
-            await self.changed.wait()
-            return
-        began = self._clock()
-        waits = [asyncio.ensure_future(self._sleep(span)), asyncio.ensure_future(self.changed.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._held_up += self._clock() - began
-            for wait in waits:
-                wait.cancel()
+    def _stand(self) -> tuple[Any, ...]:
+        spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
+        return self.in_flight, self.sent, spent
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended: from the usual at most every 10 ms."""
         now = self._clock()
         call.latency = now - call.started
         self.in_flight -= 1
-        if self.queued:
-            self.changed.set()
         if isinstance(outcome, PromptError):
-            return self._learn_from_failure(call, outcome, now)
+            self._learn_from_failure(call, outcome, now)
+        else:
+            self._note_answer(call, outcome, now)
+        if self.queued:
+            self.release()
+
+    def _note_answer(self, call: Call, outcome: Reply, now: float) -> None:
         if call.started >= self.silent:  # the latency of what was sent before says nothing
             self._answers += 1
             self._latencies += call.latency
@@ -1581,6 +1615,7 @@ class Limiter:
         self._deferred = False
         if self._answers:
             self._learn(self._last[0], self._clock())
+            self.release()
 
     def _learn(self, call: Call, now: float) -> None:
         """Learn from the answers since the last time, the last of which is the call's."""
@@ -2317,7 +2352,7 @@ class Run:
         if self._deadline < math.inf and self._loop.time() >= self._due:
             self._end()  # a user's function that awaits nothing lets no timer ring
         cost, again = self._costs.estimate(prompt.body), result.attempts > 0
-        if self.stopped or not limiter.admit(cost, again):
+        if self.stopped or not limiter.admit(cost):
             await self._turn(result, cost, again)
         if self.start and self.limiter.has_room:
             self.start()

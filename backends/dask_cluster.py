@@ -221,7 +221,7 @@ class Engine:
             if known:
                 window.source = window.source if quota.source else ""  # it was not the number at once
                 quota.tell(*known, self._run.clock())
-        limiter.changed.set()
+        limiter.release()
 
     async def _answer(self, prompt: Any) -> None:
         result = await self._run.answer(prompt)
