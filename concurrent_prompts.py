@@ -237,10 +237,10 @@ class Result:
             "attempts": self.attempts,
             "latency": int(1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
             "started": int(1e6 * self.started) / 1e6,
-            "slot_wait": int(1e6 * self.slot_wait) / 1e6,
-            "limit_wait": int(1e6 * self.limit_wait) / 1e6,
-            "retry_wait": int(1e6 * self.retry_wait) / 1e6,
-            "lost": int(1e6 * self.lost) / 1e6,
+            "slot_wait": self.slot_wait and int(1e6 * self.slot_wait) / 1e6,
+            "limit_wait": self.limit_wait and int(1e6 * self.limit_wait) / 1e6,
+            "retry_wait": self.retry_wait and int(1e6 * self.retry_wait) / 1e6,
+            "lost": self.lost and int(1e6 * self.lost) / 1e6,
         }
         if self.tries:
             row["tries"] = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries]
@@ -293,10 +293,10 @@ def fingerprint(prompt: Prompt) -> str:
     """
     asked = prompt.body or repr(prompt.content if prompt.row is None else prompt.row).encode("utf-8", "replace")
     by = prompt.path + repr(prompt.id) if prompt.named else prompt.path
-    row = prompt.content if not prompt.columns else (prompt.content, prompt.columns)
-    text = row if isinstance(row, str) else repr(row)
-    digest = hashlib.blake2b(asked + by.encode("utf-8", "replace"), digest_size=8)
-    return f"{digest.hexdigest()}{zlib.crc32(text.encode('utf-8', 'replace')):08x}"
+    row = (prompt.content, prompt.columns) if prompt.columns else prompt.content
+    text = row if type(row) is str else repr(row)
+    digest = hashlib.blake2b(asked + by.encode("utf-8", "replace"), digest_size=8).digest()
+    return (digest + zlib.crc32(text.encode("utf-8", "replace")).to_bytes(4, "big")).hex()
 
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
@@ -1558,7 +1558,7 @@ class Limiter:
             self._opens += 0.35 if self.sent == 16 else 0.0
             if 16 <= self.sent < 32 and self.window.size >= 16:
                 self.window.size += 1
-        self._ticket = self._stand()
+        self._ticket = self.in_flight, self.sent, (self.requests.spent, self.tokens.spent)
 
     def _probe(self, now: float) -> None:
         """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
@@ -1569,12 +1569,12 @@ class Limiter:
 
     def enter(self, call: Call) -> None:
         """Note where a call stands that goes out."""
-        call.place, call.number, call.spent = self._ticket or self._stand()
-        self._ticket = None
-
-    def _stand(self) -> tuple[Any, ...]:
-        spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
-        return self.in_flight, self.sent, spent
+        if self._ticket:
+            call.place, call.number, call.spent = self._ticket
+            self._ticket = None
+        else:
+            call.place, call.number = self.in_flight, self.sent
+            call.spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended: from the usual at most every 10 ms."""
@@ -1584,26 +1584,23 @@ class Limiter:
         if isinstance(outcome, PromptError):
             self._learn_from_failure(call, outcome, now)
         else:
-            self._note_answer(call, outcome, now)
+            if call.started >= self.silent:  # the latency of what was sent before says nothing
+                self._answers += 1
+                self._latencies += call.latency
+                self._places += call.place
+                if call.place > self.window.highest:
+                    self.window.highest = call.place
+            if call.started > self.latest:
+                self.latest = call.started
+            self._last = call, outcome.headers
+            if now >= self._look_at or self.defer is None or (not self._free_calls and self._is_unusual(now)):
+                self._learn(call, now)
+            elif not self._deferred:
+                self._deferred = True
+                growing = not self.window.source and self.window.size < self.window.ceiling
+                self.defer(0.0 if growing else self.LOOK_EVERY, self.look)
         if self.queued:
             self.release()
-
-    def _note_answer(self, call: Call, outcome: Reply, now: float) -> None:
-        if call.started >= self.silent:  # the latency of what was sent before says nothing
-            self._answers += 1
-            self._latencies += call.latency
-            self._places += call.place
-            if call.place > self.window.highest:
-                self.window.highest = call.place
-        if call.started > self.latest:
-            self.latest = call.started
-        self._last = call, outcome.headers
-        if now >= self._look_at or self.defer is None or (not self._free_calls and self._is_unusual(now)):
-            self._learn(call, now)
-        elif not self._deferred:
-            self._deferred = True
-            growing = not self.window.source and self.window.size < self.window.ceiling
-            self.defer(0.0 if growing else self.LOOK_EVERY, self.look)
 
     def _is_unusual(self, now: float) -> bool:
         """Whether each answer may change something."""
@@ -2011,7 +2008,7 @@ class Run:
         self.whole = True  # all of the input is asked for
         self.said = ""  # what a bulk backend is waiting for
         self._max_attempts, self._timeout = max_attempts, timeout
-        self._deadline = math.inf if deadline is None else deadline
+        self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
         self.clock, self.sleep = clock, sleep
         self.epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
@@ -2060,7 +2057,7 @@ class Run:
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
-        if self._deadline < math.inf:
+        if self._bounded:
             self._later("deadline", self._deadline, self._end)
         return self
 
@@ -2349,12 +2346,12 @@ class Run:
     async def _attempt(self, prompt: Prompt) -> Reply:
         """Send a prompt once, when the limits allow it, and return the answer. Raises PromptError."""
         result, limiter = self.open[prompt.number], self.limiter
-        if self._deadline < math.inf and self._loop.time() >= self._due:
+        if self._bounded and self._loop.time() >= self._due:
             self._end()  # a user's function that awaits nothing lets no timer ring
         cost, again = self._costs.estimate(prompt.body), result.attempts > 0
         if self.stopped or not limiter.admit(cost):
             await self._turn(result, cost, again)
-        if self.start and self.limiter.has_room:
+        if self.start and limiter.in_flight < limiter.window.size:
             self.start()
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -2765,7 +2762,10 @@ class Journal:
             raise
         self._torn = False
         for result, line in zip(results, lines, strict=True):
-            self._place(result.prompt.number, self._size)
+            try:
+                self._offsets[result.prompt.number] = self._size + 1
+            except OverflowError:
+                self._place(result.prompt.number, self._size)
             self._size += len(line)
 
     def _place(self, number: int, offset: int) -> None:
@@ -3267,24 +3267,27 @@ class Tally:
 
     def add(self, result: Result) -> None:
         """Count a result."""
+        tokens, latency = result.tokens, result.latency
+        if tokens is not NO_TOKENS:
+            self._bill(result, tokens)
+        if result.attempts != 1 or result.error is not None or result.slot_wait or result.limit_wait:
+            self._add_rare(result)
+        else:
+            self.attempts += 1
+        if result.done and result.error is None:
+            self.answered += 1
+            self.latency += latency
+            self.latencies[round(1000 * math.log(latency or 1e-6))] += 1
+            if result.finish_reason not in WHOLE or result.text == "":
+                self.mark(result)
+            if not tokens[0] or not tokens[1]:
+                self.silent += not tokens[0] or bool(result.text)
+
+    def _add_rare(self, result: Result) -> None:
+        """Count what has waited, and the attempts that failed."""
         self.attempts += result.attempts
         self.slot_wait += result.slot_wait
         self.limit_wait += result.limit_wait
-        tokens = result.tokens
-        if tokens is not NO_TOKENS:
-            self._bill(result, tokens)
-        if result.attempts != 1 or result.error is not None:
-            self._add_lost(result)
-        if result.done and result.error is None:
-            self.answered += 1
-            self.latency += result.latency
-            self.latencies[round(1000 * math.log(result.latency or 1e-6))] += 1
-            if result.finish_reason not in WHOLE or result.text == "":
-                self.mark(result)
-            self.silent += not tokens[0] or (not tokens[1] and bool(result.text))
-
-    def _add_lost(self, result: Result) -> None:
-        """Count the attempts that failed."""
         self.retry_wait += result.retry_wait
         self.lost += result.lost
         self.unanswered += result.unanswered
@@ -3306,7 +3309,8 @@ class Tally:
 
     def _bill(self, result: Result, tokens: Sequence[int]) -> None:
         model = result.model if type(result.model) is str else None
-        key = self._model_of(result.prompt), model, result.extra.get("service_tier", ""), tokens[0] > LONG_INPUT
+        tier = result.extra.get("service_tier", "") if result.extra else ""
+        key = self._model_of(result.prompt), model, tier, tokens[0] > LONG_INPUT
         bill = self.bills.get(key)
         if bill is None:  # a server may name what it likes
             key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
@@ -3817,9 +3821,10 @@ class Recorder:
         except Exception as failure:  # of a reader that has had enough, say
             self._broken = self._broken or failure
             self._ran.run.cut(PromptError("output", in_short(failure), "stop"))
+        tally, tell = self._ran.tally, self._ran.run.tell
         for result in results:
-            self._ran.tally.add(result)
-            self._ran.run.tell(result)
+            tally.add(result)
+            tell(result)
 
     def _keep(self, results: list[Result]) -> None:
         self._args.begun = True

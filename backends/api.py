@@ -235,11 +235,11 @@ class Api:
 
     def model_of(self, prompt: core.Prompt) -> str | None:
         """Return the model that a prompt is asked of; None where the server is to choose."""
-        model = self.model_given()
+        model = self.params.get("model") or self.model
         if model:
             return model if isinstance(model, str) else None
         if prompt.kind != "batch":
-            named = prompt.columns.get("model") if self._is_request(prompt) else None
+            named = prompt.columns.get("model") if prompt.columns and self._is_request(prompt) else None
             model = named or core.DEFAULT_MODEL
         elif isinstance(prompt.content["body"], dict):
             model = prompt.content["body"].get("model")
@@ -269,7 +269,7 @@ class Api:
 
     def _is_request(self, prompt: core.Prompt) -> bool:
         """Whether a row names its own model, and is sent as it is."""
-        return bool(prompt.columns) and not is_templated(prompt, self.template) and bool(whole_request(prompt))
+        return not is_templated(prompt, self.template) and bool(whole_request(prompt))
 
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         if prompt.kind == "batch":

@@ -68,7 +68,7 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     """
     if template is not None:
         return filled(prompt, template)
-    if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not half(prompt):
+    if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not (prompt.columns and half(prompt)):
         if is_blank(prompt.content):
             raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
         return prompt.content
@@ -166,7 +166,7 @@ def is_part(value: Any) -> bool:
 def half(prompt: core.Prompt) -> list[str]:
     """Return the columns that hold another part of what is asked."""
     columns = prompt.columns
-    return [name for name in other_parts(prompt.kind, tuple(columns)) if not is_blank(columns[name])] if columns else []
+    return [name for name in other_parts(prompt.kind, tuple(columns)) if not is_blank(columns[name])]
 
 
 @functools.lru_cache(1000)

@@ -43,10 +43,7 @@ class Unfinished(core.PromptError):
 def parse_reply(body: bytes) -> Any:
     """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
     if len(body) <= VALUES_MOST:
-        try:
-            return core.load(body)
-        except (ValueError, RecursionError):
-            return core.parse_json(body)
+        return core.parse_json(body)
     with contextlib.suppress(ValueError, RecursionError):
         return core.load(body) if has_few_values(body) else None
     return None
@@ -66,25 +63,28 @@ def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) ->
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int = 200) -> core.Reply:
     """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
-    data = parse_reply(body)
-    if not isinstance(data, dict):
+    try:
+        data = core.load(body) if len(body) <= VALUES_MOST else parse_reply(body)
+    except (ValueError, RecursionError):
+        data = parse_reply(body)
+    if type(data) is not dict:
         data = other_form(data, headers, body)
     if is_error(data):
         raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else TOO_LONG)
     reader = READERS.get(path) or READERS.get(path.partition("?")[0], other_reply)
-    http = 200, core.header(headers, "x-request-id"), data
+    request_id = core.header(headers, "x-request-id")
     try:
         text, reason, extra = reader(data)
     except core.PromptError as failure:
-        failure.http = (failure.error.status or 200, http[1], for_keeping(data, body))
+        failure.http = failure.error.status or 200, request_id, for_keeping(data, body)
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
-        raise no_answer(data, status, (*http[:2], for_keeping(data, body))) from None
+        raise no_answer(data, status, (200, request_id, for_keeping(data, body))) from None
     if tier := tier_of(data):
         extra = extra | {"service_tier": tier}
     usage = data.get("usage")
     usage = usage if type(usage) is dict and usage else usage_of(data)
-    return core.Reply(text, reason, data.get("model"), usage, extra, http, headers)
+    return core.Reply(text, reason, data.get("model"), usage, extra, (200, request_id, data), headers)
 
 
 TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
@@ -150,7 +150,8 @@ def chat_text(data: dict[str, Any]) -> Read:
     """Return the text, the finish reason and what else there is of a chat completion."""
     choices = data["choices"]
     if len(choices) == 1 and BESIDE.isdisjoint(data):
-        choice, message = choices[0], choices[0].get("message") or {}
+        choice = choices[0]
+        message = choice.get("message") or {}
         text = message.get("content")
         if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
             return text, "stop", NOTHING_ELSE  # as most are: this is on the path of every answer
