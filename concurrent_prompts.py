@@ -189,6 +189,7 @@ class Result:
     http: Http | None = None
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
+    kept: bool = False  # of an earlier run, from its results file
     losses: int = 0  # how often its call was given up as lost
     sent: float = -math.inf  # when the last attempt began, on the run's clock,
     missed: float = math.inf  # and the first of those that nobody seemed to be there for
@@ -1857,6 +1858,7 @@ class Run:
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
         self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
+        self.passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
@@ -2412,7 +2414,8 @@ async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
             await items.aclose()
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
+        if not (run.passed and await run.passed(run.api.prepare(prompt))):
+            await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
 def pulling(run: Run, prompts: Any) -> Callable[[], Awaitable[Prompt | None]]:
@@ -2422,7 +2425,9 @@ def pulling(run: Run, prompts: Any) -> Callable[[], Awaitable[Prompt | None]]:
     admitted = run.admit(prompts)
 
     async def pull() -> Prompt | None:
-        return next(admitted, None)
+        while (prompt := next(admitted, None)) is not None and run.passed and await run.passed(prompt):
+            pass
+        return prompt
 
     return pull
 
@@ -2500,7 +2505,7 @@ class Journal:
         """Index the lines that are there; return the size without a last line that was cut short."""
         size, damaged = 0, 0
         line = b""
-        with open(os.dup(self._file.fileno()), "rb") as lines:
+        with self.reading() as lines:
             lines.seek(0)
             for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
                 if len(line) == RESULT_MOST:
@@ -2621,7 +2626,7 @@ class Journal:
         log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
 
     def _copy(self, file: IO[bytes]) -> None:
-        with open(os.dup(self._file.fileno()), "rb") as lines:
+        with self.reading() as lines:
             lines.seek(0)
             shutil.copyfileobj(lines, file)
 
@@ -2652,7 +2657,7 @@ class Journal:
         self.sync()
         try:
             with replacing(self.path) as file:
-                with open(os.dup(self._file.fileno()), "rb") as lines:
+                with self.reading() as lines:
                     file.writelines(self._ordered(lines))
                     stale = [line_at(lines, offset) for offset in self._stale(whole)]
                 if not whole:
@@ -2668,20 +2673,17 @@ class Journal:
                 raise
             log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
 
-    def lines_of(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, bytes]]:
-        """Yield each prompt of the whole input with its line, or with b"" where it is still open."""
-        rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
-        with open(os.dup(self._file.fileno()), "rb") as lines:
-            for prompt in prompts:
-                key = fingerprint(prompt)[:16]
-                if prompt.number < len(self._offsets):
-                    offset = self._offsets[prompt.number] - 1
-                else:
-                    if key not in rest:  # an answer before a failure, as in `left`
-                        places = self._earlier.get(key, ())
-                        rest[key] = iter(sorted(places, key=lambda place: self._lines[place][2] is not None))
-                    offset = next(rest[key], -1)
-                yield prompt, line_at(lines, offset) if offset >= 0 else b""
+    def reading(self) -> IO[bytes]:
+        """Open the file once more, to read it."""
+        return open(os.dup(self._file.fileno()), "rb", buffering=1 << 14)
+
+    def place(self, number: int) -> int | None:
+        """Return where that prompt's line begins, -1 if it has none, None if the run has not reached it."""
+        return self._offsets[number] - 1 if number < len(self._offsets) else None
+
+    def unclaimed(self, key: str) -> list[int]:
+        """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
+        return sorted(self._earlier.get(key, ()), key=lambda place: self._lines[place][2] is not None)
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
@@ -2801,6 +2803,28 @@ def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
         return row_id, key, error, answered
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
+
+
+CLOCKS = "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit"
+FIELDS = "text", *CLOCKS, "usage", "finish_reason", "model"  # of a line, that a Result has under the same name
+
+
+def result_in(line: bytes, prompt: Prompt) -> Result | None:
+    """Return the prompt's Result from its line; None if that is damaged, or another request's."""
+    row = parse_json(line)
+    try:
+        _, key, error, _ = recognised(row)
+    except ValueError:  # the file was changed
+        return None
+    if key[:16] != fingerprint(prompt)[:16]:
+        return None
+    if "request" not in row:
+        return sibling("backends", "api").batch_result(row, prompt, error)  # type: ignore[no-any-return]
+    own = own_part(row)
+    known = {name: own.pop(name) for name in FIELDS if name in own}
+    extra = {name: value for name, value in own.items() if name not in ("id", "error")}
+    tokens = token_counts(known["usage"]) if isinstance(known.get("usage"), dict) else NO_TOKENS
+    return Result(prompt, error=error, tokens=tokens, extra=extra, **known)
 
 
 NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
@@ -2960,18 +2984,79 @@ async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> l
     return await _collect(concurrently, prompts, send, **options)
 
 
-async def _collect(
-    way: Any, items: Iterable[Any], send: Any, return_exceptions: bool = True, **options: Any
-) -> list[Result]:
+async def _collect(way: Any, items: Any, send: Any, return_exceptions: bool = True, **options: Any) -> list[Result]:
     results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
     try:
-        async with Run(send, **options) as run:
-            await _work(way, run, items, lambda one: insort(results, checked_result(one, return_exceptions)))
+        take: Record = lambda one: insort(results, checked_result(one, return_exceptions))  # noqa: E731
+        async with opened(items, send, take, **options) as (run, record):
+            await _work(way, run, items, record)
         check_end(run)
     except BaseException as failure:
         vars(failure)["results"] = results  # paid for
         raise
     return results
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    items: Any,
+    send: Any,
+    take: Record,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    on_result: Callable[[Result], Any] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> AsyncIterator[tuple[Run, Record]]:
+    """Open a run of the user's own prompts; yield it with what keeps its Results: in `output`, then by `take`.
+
+    Those that the file holds already are given to `take` instead of being asked for again.
+    """
+    run, record = Run(send, **options), take
+    if on_result or progress:
+        named = "on_result=" if on_result else "progress=True"
+        record = sibling("extras", "library", named).watched(run, items, take, on_result, progress)
+    if output is None:
+        if overwrite or retry_failed:
+            raise ValueError("overwrite and retry_failed are of a results file: name one (output=)")
+        async with run:
+            yield run, record
+        return
+    path, whole = pathlib.Path(output), isinstance(items, Sized)
+    if path.suffix.lower() in (*NOT_WRITTEN, *TABLES):
+        raise UsageError(f"output={str(path)!r}: results are written as JSON Lines; name it .jsonl")
+    sink = Journal(path, overwrite=overwrite, retry_failed=retry_failed)
+
+    def keep(result: Result) -> Awaitable[None] | None:
+        try:
+            if result.done:
+                sink.append(result)
+        except (OSError, TypeError) as failure:
+            result.done, what = False, f"send returned what no line of JSON can hold ({failure}); return a text"
+            run.stop(disk_error(path, failure) if isinstance(failure, OSError) else PromptError("send", what, "stop"))
+        return record(result)
+
+    async def passed(prompt: Prompt) -> bool:
+        try:
+            to_line(prompt.columns)
+        except TypeError as failure:
+            raise TypeError(f"{prompt.where} has what no line of JSON can hold, for output=: {failure}") from None
+        if [*sink.left([prompt])]:
+            return False
+        with sink.reading() as lines:
+            found = result_in(line_at(lines, sink.place(prompt.number) or 0), prompt)
+        result = found or Result(prompt, error=Error("unreadable", f"{path} was changed meanwhile"), done=False)
+        result.kept = True
+        if (waiting := take(result)) is not None:
+            await waiting
+        await asyncio.sleep(0)  # there may be many
+        return True
+
+    run.passed, run.overwrites = passed, overwrite
+    async with journaled(run, sink, as_prompts(items) if whole else None, "these prompts"):
+        yield run, keep
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
@@ -2993,6 +3078,8 @@ def check_end(run: Run) -> None:
     """Raise TypeError if `send` was wrong; say that an extra has stopped the run, maybe after its last Result."""
     if run.stopped and run.stopped.kind == "send":
         raise TypeError(str(run.stopped))
+    if run.stopped and run.stopped.kind == "on_result" and run.stopped.__cause__:
+        raise run.stopped.__cause__
     if run.stopped and run.stopped.kind == "extra":
         log.error("stopped: %s", run.stopped)
 
@@ -3001,9 +3088,9 @@ async def as_completed(
     prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
 ) -> AsyncIterator[Result]:
     """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
-    async with Run(send, **options) as run:
+    async with opened(prompts, send, lambda result: results.put(result), **options) as (run, record):
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
-        work = asyncio.ensure_future(_work(concurrently, run, prompts, results.put))
+        work = asyncio.ensure_future(_work(concurrently, run, prompts, record))
 
         async def close() -> None:
             await asyncio.wait([work])
@@ -3218,15 +3305,6 @@ class Ran:
         return self.run.most_in_flight
 
 
-def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
-    """Yield the first results of a run and its time."""
-    yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number + 1}. {short(text, 74)}" for number, text in sorted(ran.texts.items()))
-    if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
-        yield f"  ... and {rest:,} more"
-    yield f"{way} time: {ran.tally.wall:.2f} seconds"
-
-
 # ---- Extras ---------------------------------------------------------------------------------------------------
 
 
@@ -3323,7 +3401,7 @@ def main(argv: list[str] | None = None) -> int:
                 with blaming(command):
                     if (status := command()) is not None:
                         return int(status)
-            work = (args.comparison or compare) if args.compare else answer_file
+            work = sibling("extras", "compare", "--compare").compare if args.compare else answer_file
             status = run_command(work(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
@@ -3332,7 +3410,7 @@ def main(argv: list[str] | None = None) -> int:
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
+        sibling("backends", "hints").say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
         return 130
     except OSError as failure:
         silence(sys.stdout)
@@ -3379,11 +3457,10 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer, args.comparison = {}, {}, None, None, None
+    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     loading.check(args)
-    refuse_together(args)
     args.given_output, args.output = args.output, args.output or default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
@@ -3392,7 +3469,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         with blaming(file.create):
             args.extras += [extra] if (extra := file.create(args)) is not None else []
     args.journal = args.journal or args.output
-    check_arguments(args)
+    loading.check_files(args)
     return args
 
 
@@ -3400,34 +3477,6 @@ def default_output(prompts: str | None) -> str:
     """Return where the results go if nobody says."""
     path = pathlib.Path((prompts or "-").removesuffix(".gz"))
     return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
-
-
-def refuse_together(args: argparse.Namespace) -> None:
-    """Raise UsageError where options contradict one another."""
-    results = args.output or args.retry_failed or args.overwrite
-    for wrong, advice in (
-        (args.sequential and (args.compare or args.concurrency),
-         "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
-        (args.compare and results,
-         "--compare writes no results file; leave out -o, --retry-failed and --overwrite"),
-        (len(args.calls) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
-    ):  # fmt: skip
-        if wrong:
-            raise UsageError(advice)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UsageError where something is missing, or the output cannot be what is asked of it."""
-    if args.prompts is None:
-        raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
-    for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
-        if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
-            raise UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := extras_folder().unwritable(path)):
-            raise UsageError(f"{why}; choose another file with {flag}")
-    if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
-        raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
-    reader_of(suffix)  # what reads a table writes it, too
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
@@ -3537,41 +3586,22 @@ def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
     return map(api.prepare, itertools.chain(first, prompts))
 
 
-def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
-    """Return a run as the arguments ask for, with so many calls in flight."""
-    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
-    run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
-    if not api.loop:
-        connections = sibling("backends", "loading").open_files() - 64  # the interpreter and the files need some
-        run.at_most(connections)
-    return run
-
-
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = sibling("backends", "loading").make_api(args, args.backends[0])
     prompts = checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
-    run = make_run(args, api, calls)
+    run = sibling("backends", "loading").make_run(args, api, calls)
     sink = open_sink(args)
     sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    run.first, run.overwrites = next(sound, Prompt(0, "")), args.overwrite
-    run.journal, run.path, run.whole = sink, sink.path, args.limit is None
-    with sink, interruptible(run):
-        if sink.path and not api.loop and beside_results(sink.path, "running").exists():
-            sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
-        sink.check(map(api.prepare, prompts_of(args)), args.name)
-        ran = Ran(api, run, calls, Tally(api.model_of))
-        async with run:
-            syncing = asyncio.ensure_future(keep_synced(run, sink))
-            try:
-                with progress(args, ran, sink):
-                    await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
-            finally:
-                syncing.cancel()
-        ran.tally.stop()
-        finish(args, run, sink)
+    run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
+    with interruptible(run):
+        async with journaled(run, sink, prompts_of(args), args.name):
+            ran = Ran(api, run, calls, Tally(api.model_of))
+            with progress(args, ran, sink):
+                await way(run, sink.left(prompts), functools.partial(record, args, ran, sink))
+                ran.tally.stop()
     api.warn_of_input()
     return report(args, ran, sink)
 
@@ -3582,14 +3612,30 @@ def progress(args: argparse.Namespace, ran: Ran, *more: Any) -> contextlib.Abstr
     return sibling("extras", "progress").shown(args, ran, *more) if shown else contextlib.nullcontext()
 
 
-def finish(args: argparse.Namespace, run: Run, sink: Any) -> None:
-    """Put the results into order, if all is done; what cannot be written stops the run."""
-    if run.stopped is not None:
-        return
-    try:
-        sink.finish(whole=args.limit is None)
-    except OSError as failure:
-        run.stop(disk_error(sink.path, failure))
+@contextlib.asynccontextmanager
+async def journaled(run: Run, sink: Any, prompts: Iterable[Prompt] | None, source: str) -> AsyncIterator[None]:
+    """Open a run whose results go into the sink: refused if those there are others', in the input's order at the end.
+
+    `prompts` are those of the whole input, None if they cannot be looked at beforehand.
+    """
+    run.journal, run.path = sink, sink.path
+    with sink:
+        if sink.path and not run.loop and beside_results(sink.path, "running").exists():
+            name = getattr(run.api, "name", "your function")
+            sibling("backends", "bulk").PendingJobs(sink.path, name, run.overwrites)  # another backend's
+        if prompts is not None:
+            sink.check(map(run.api.prepare, prompts), source)
+        async with run:
+            syncing = asyncio.ensure_future(keep_synced(run, sink))
+            try:
+                yield
+            finally:
+                syncing.cancel()
+        try:
+            if run.stopped is None:
+                sink.finish(whole=run.whole)
+        except OSError as failure:  # what cannot be written stops the run
+            run.stop(disk_error(sink.path, failure))
 
 
 async def keep_synced(run: Run, sink: Any) -> None:
@@ -3689,25 +3735,12 @@ def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
-        say_stopped(run.stopped, args)
+        sibling("backends", "hints").say_stopped(run.stopped, args)
     elif sink.path and tally.hopeful and not args.quiet:
         say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
         again = sibling("backends", "hints").command_again(args.argv, True, "--retry-failed")
         say_error(again, indent="    ", wrap=False)
     return status
-
-
-def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
-    """Say why the run was stopped, what to do and how to continue."""
-    say_error(f"{PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
-    if advice := hint(reason.error, reason.asked):
-        say_error(f"-> {advice}", indent="  ")
-    if reason.prompt:
-        where = f" ({reason.prompt.where})" if reason.prompt.where else ""
-        say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
-    if args and args.output != "-" and not args.compare:
-        again = sibling("backends", "hints").command_again(args.argv, args.begun)
-        say_error(f"to continue: {again}", indent="  ", wrap=False)
 
 
 def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
@@ -3720,42 +3753,6 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
     with contextlib.suppress(OSError):
         for line in "\n".join(lines).split("\n") if lines else ():
             print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
-
-
-async def compare(args: argparse.Namespace) -> int:
-    """Answer the prompts one by one, then concurrently, and print the times: all that --compare does without extras."""
-    check_stdout()
-    if len(args.calls) > 1 or len(args.backends) > 1:
-        raise UsageError(f"--compare of several needs extras/compare.py, which goes beside {PROGRAM}")
-    api = sibling("backends", "loading").make_api(args, args.backends[0])
-    prompts = list(checked(prompts_of(args, args.limit), api))
-    for way, calls in (("Sequential", 1), ("Concurrent", args.calls[0])):
-        ran = await measure(args, api, calls, prompts)
-        print(*as_in_the_article(ran, way), "", sep="\n")
-        if ran.run.stopped is not None:
-            say_stopped(ran.run.stopped, args)
-            return 130 if ran.run.stopped.kind == "interrupted" else 3
-    return int(ran.tally.failed > 0)
-
-
-async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
-    """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
-    run = make_run(args, api, calls)
-    run.first = prompts[0]
-    with interruptible(run):
-        async with run:
-            await run.answer(prompts[0])
-            ran = Ran(api, run, calls, Tally(api.model_of))
-
-            def note(result: Result) -> None:
-                ran.tally.add(result)
-                if result.prompt.number < 3:
-                    ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
-
-            with progress(args, ran, None, len(prompts)):
-                await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
-                ran.tally.stop()
-    return ran
 
 
 if __name__ == "__main__":

@@ -263,6 +263,8 @@ class Job:
             prompt.error = prompt.error or self.unpaid(prompt)
             if number % 100 == 99:
                 await asyncio.sleep(0)
+            if self._run.passed and await self._run.passed(prompt):
+                continue
             if prompt.error is None:
                 return Request(prompt, core.Result(prompt), self.api.model_of(prompt))
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -12,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sized
 from typing import Any, TypeVar
 
 from . import core
@@ -59,11 +60,68 @@ def pulling(run: core.Run, prompts: Any) -> Callable[[], Awaitable[core.Prompt |
 
     async def pull() -> core.Prompt | None:
         async with turn:
-            item = None if run.stopped else await run.wait_or_stop(anext(items, turn))
-            ended = item is None or item is turn
-            return None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
+            while True:
+                item = None if run.stopped else await run.wait_or_stop(anext(items, turn))
+                ended = item is None or item is turn
+                prompt = None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
+                if prompt is None or not run.passed or not await run.passed(prompt):
+                    return prompt
 
     return pull
+
+
+def watched(
+    run: core.Run, items: Any, take: core.Record, on_result: Callable[[core.Result], Any] | None, progress: bool
+) -> core.Record:
+    """Let the run show its progress; return what gives each new Result to `take`, then to the user's function.
+
+    What that raises stops the run in good order, and is raised at its end.
+    """
+    if progress:
+        shown = Shown(len(items) if isinstance(items, Sized) else None)
+        run.extras.append(shown)
+        run.listeners.append(shown.on_result)
+    if on_result is None:
+        return take
+    failed: list[Exception] = []
+
+    async def record(result: core.Result) -> None:
+        if (waiting := take(result)) is not None:
+            await waiting
+        if not result.done or failed:
+            return
+        try:
+            if isinstance(waiting := on_result(result), Awaitable):
+                await waiting
+        except Exception as failure:
+            failed.append(failure)
+            reason = core.PromptError("on_result", f"on_result: {core.in_short(failure)}", "stop")
+            reason.__cause__ = failure
+            run.stop(reason)
+
+    return record
+
+
+class Shown:
+    """The progress of a run of the user's own prompts, as an extra; `total` is how many they are, None if unknown."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Show it as long as the run goes on."""
+        self._tally = core.Tally(run.api.model_of)
+        ran = core.Ran(run.api, run, run.concurrency, self._tally)
+        progress = core.sibling("extras", "progress", "progress=True").Progress(self._total, ran, run.journal)
+        try:
+            yield
+        finally:
+            progress.close()
+
+    def on_result(self, result: core.Result) -> None:
+        """Count a result."""
+        self._tally.add(result)
 
 
 _threads = threading.local()  # the lasting event loop of each thread, and the thread that it has for runs inside one

@@ -132,7 +132,7 @@ URL = "--base-url http://127.0.0.1:9/v1"
 
 @pytest.mark.parametrize(("missing", "words", "sentence"), [
     ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
-    ("extras", "p.txt --compare -c 1,4", "--compare of several needs extras/compare.py"),
+    ("extras", "p.txt --compare -c 1,4", "--compare needs the folder extras/, which"),
     ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
     ("backends", "p.txt -b stdlib", "the folder backends/ is missing; it goes beside"),
     ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),
