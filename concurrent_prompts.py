@@ -64,7 +64,6 @@ import pathlib
 import random
 import re
 import shutil
-import signal
 import stat
 import textwrap
 import time
@@ -376,6 +375,7 @@ class PromptError(Exception):
         self.prompt: Prompt | None = None  # the one that it stopped the run at,
         self.asked = ""  # and its path, if all prompts have failed alike
         self.free = False  # it costs the prompt no attempt
+        self.decided = False  # by the user's own `retry`
         self.at_once = 0  # how many calls at once the server says that it takes
         self.again = b""  # the request to send next time
         self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
@@ -799,10 +799,11 @@ class Own:
     loop, extras, clocked, parting = None, (), True, ""
     conceal = staticmethod(str)
 
-    def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
+    def __init__(self, send: Callable[[Any], Awaitable[Any]], retry: Callable[[Exception], Any] | None = None) -> None:
         if not callable(send):
             raise TypeError("send is neither a coroutine function nor a loaded backend")
         self._send = send
+        self._decided = sibling("extras", "library", "retry=").deciding(retry) if retry else lambda failure: failure
         self._as_reply: Callable[[Any], Reply] = lambda it: it if isinstance(it, Reply) else Reply(it)
         with contextlib.suppress(UsageError):  # a lone copy checks less
             self._as_reply = sibling("extras", "library").replying(send)
@@ -818,10 +819,13 @@ class Own:
         yield self._call
 
     async def _call(self, prompt: Prompt) -> Reply:
-        waiting = self._send(prompt.content if prompt.row is None else prompt.row)
-        if not isinstance(waiting, Awaitable):
-            raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
-        return self._as_reply(await waiting)
+        try:
+            waiting = self._send(prompt.content if prompt.row is None else prompt.row)
+            if isinstance(waiting, Awaitable):
+                return self._as_reply(await waiting)
+        except Exception as failure:
+            raise self._decided(failure)  # noqa: B904 - it is the same one, or has it as its cause
+        raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -1739,7 +1743,8 @@ class Patience:
     SEVERAL = 3  # calls in flight, of which one may be slow by itself
     LONGEST = 8.0  # seconds between two tries of a silent server
 
-    def __init__(self) -> None:
+    def __init__(self, resend: bool = True) -> None:
+        self._resend = resend
         self.answers = 0
         self.slowest = 0.0
         self.given_up = 0
@@ -1750,7 +1755,7 @@ class Patience:
 
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
-        if not self.answers or losses is None:
+        if not self.answers or losses is None or not self._resend:
             return math.inf
         return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 2.0**losses
 
@@ -1835,6 +1840,8 @@ class Run:
         extras: Iterable[Any] = (),
         max_cost: float | None = None,
         price: Iterable[float] | None = None,
+        retry: Callable[[Exception], str | float | None] | None = None,
+        resend_lost: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -1850,11 +1857,13 @@ class Run:
             sibling("extras", "prices", "price").as_price(price)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
         self.limiter = Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
-        self.patience = Patience()
+        self.patience = Patience(resend_lost)
         self._costs = Costs()
         self.stopped: PromptError | None = None
         self.most_in_flight = 0
-        self.api: Any = send if hasattr(send, "prepare") else Own(send)
+        self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
+        if retry and self.api is send:
+            raise ValueError("retry is for a function of your own; a backend knows what its errors mean")
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
         self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
@@ -1878,6 +1887,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
+        self._overdue: list[int] = []  # the prompts whose calls had no answer in time, before anything was heard
         self._answers, self._refused_at = 0, -math.inf
         self._refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
         self._refused: set[int] = set()  # and the prompts that have failed so since the last answer
@@ -2115,7 +2125,8 @@ class Run:
             self._refusal, self._refused = alike, set()
         self._refused.add(result.prompt.number)
         others = any(call.prompt not in self._refused for call in self._calls.values())
-        if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
+        own = failure.error.status == 403 or (failure.error.status == 404 and isinstance(self.api, Own))
+        if len(self._refused) >= (12 if others else 3) or not (self._answers or own):
             return "stop"
         if self.limiter.latest > result.sent or result.attempts >= 3:
             return "fail"
@@ -2179,7 +2190,7 @@ class Run:
             self.limiter.alone_since = -math.inf
         waits = failure.error.status in (502, 503, 504)
         enough = 36 if waits else 12
-        if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):
+        if failure.loading or failure.decided or (failure.slow and not waits and self.clock() < self._alike_since + 90):
             return
         if self._failed_alike >= enough:
             reason = PromptError(*failure.error[:2], "stop", failure.error.status)
@@ -2188,8 +2199,11 @@ class Run:
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
-        if self.limiter.heard or failure.verdict != "retry" or failure.heard:
+        if self.limiter.heard or failure.verdict != "retry" or failure.heard or failure.decided:
             return False
+        if failure.kind == "timeout":  # a user's function may take long by itself, and a prompt, too
+            self._overdue.append(result.prompt.number)
+            return len({*self._overdue} if isinstance(self.api, Own) else self._overdue) >= 3
         now, since = self.clock(), self.limiter.away_since
         if since is not None:
             return now - since >= PROBE * min(2, self._max_attempts - 1)
@@ -2339,6 +2353,8 @@ class Run:
         """Return the seconds to wait after so many attempts, the last of which has failed so."""
         if failure.slow:  # else the limits say when the next call may go out
             return 0.0 if failure.at_once else min(failure.wait or 0.0, PAUSE_CEILING)
+        if failure.decided and failure.wait is not None:
+            return failure.wait
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or failure.again else backoff(attempts)
         if self._answered > self.clock() - 5:
@@ -3596,7 +3612,7 @@ async def answer_file(args: argparse.Namespace) -> int:
     sink = open_sink(args)
     sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
     run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
-    with interruptible(run):
+    with sibling("backends", "interrupts").interruptible(run):
         async with journaled(run, sink, prompts_of(args), args.name):
             ran = Ran(api, run, calls, Tally(api.model_of))
             with progress(args, ran, sink):
@@ -3668,46 +3684,6 @@ def record(args: argparse.Namespace, ran: Ran, sink: Any, result: Result) -> Non
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
-
-
-HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
-
-
-@contextlib.contextmanager
-def interruptible(run: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once.
-
-    The second does so too where the event loop is held up: by an input that takes long to read, by somebody's function.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    presses, interrupted = itertools.count(1), PromptError("interrupted", "interrupted", "stop")
-    unheard: list[float] = []  # when the first signal came that the event loop has not heard of yet
-
-    def signalled(*_: Any) -> None:
-        if unheard and time.monotonic() > unheard[0] + HELD_UP:
-            run.stop(interrupted)
-            raise KeyboardInterrupt  # from within whatever it is that keeps the event loop
-        unheard.append(time.monotonic())
-        loop.call_soon_threadsafe(interrupt)
-
-    def interrupt() -> None:
-        unheard.clear()
-        if next(presses) > 1:
-            task.cancel()
-            return
-        run.stop(interrupted)
-        calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
-        say_error(f"\nstopping: {run.api.parting or calls}")
-
-    with contextlib.ExitStack() as stack:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                with contextlib.suppress(ValueError):  # not in the main thread
-                    before = signal.signal(number, signalled)
-                    stack.callback(signal.signal, number, before)
-        yield
 
 
 def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:

@@ -18,6 +18,7 @@ import math
 import re
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -413,9 +414,16 @@ def classified(failure: Exception, text: str) -> core.PromptError:
         return core.PromptError("unreachable", text, "retry")
     if lost:
         return core.PromptError("connection_error", text, "retry")
-    if isinstance(failure, json.JSONDecodeError):
+    if isinstance(failure, json.JSONDecodeError) and read_by(failure) in meanings.LIBRARIES:
         return core.PromptError("malformed_reply", text, "retry")
     return core.PromptError(core.short(type(failure).__name__, 60), text)
+
+
+def read_by(failure: BaseException) -> str:
+    """Return the package that has read the JSON that was none: a library a server's reply, the user what they like."""
+    frames = [frame.f_globals.get("__name__") or "" for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    packages = [name.partition(".")[0] for name in frames]
+    return next((name for name in reversed(packages) if name not in ("json", "simplejson", "orjson")), "")
 
 
 def lasting(causes: list[BaseException], text: str) -> str:

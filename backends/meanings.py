@@ -407,6 +407,7 @@ LOST_CONNECTIONS = {
     "anthropic.APIConnectionError", "requests.ConnectionError", "requests.ChunkedEncodingError",
     "urllib3.ProtocolError", "urllib3.NewConnectionError",
 }  # fmt: skip
+LIBRARIES = {"aiohttp", "anthropic", "google", "httpx", "httpx2", "openai", "requests"}  # that read replies as JSON
 NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSErrors
 # What the backends say of a proxy that does not connect: stdlib, aiohttp, httpx2
 PROXY_REFUSAL = forms(r"\bCONNECT with status (4\d\d)|ClientHttpProxyError: (4\d\d)|ProxyError: (4\d\d)")

@@ -66,7 +66,7 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
     """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
     run = core.sibling("backends", "loading").make_run(args, api, calls)
     run.first = prompts[0]
-    with core.interruptible(run):
+    with core.sibling("backends", "interrupts").interruptible(run):
         async with run:
             await run.answer(prompts[0])
             ran = core.Ran(api, run, calls, core.Tally(api.model_of))

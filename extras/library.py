@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import copy
 import functools
 import inspect
 import itertools
+import math
 import os
 import sys
 import threading
@@ -50,6 +52,38 @@ def wrong(given: Any, advice: str) -> core.PromptError:
     """Return the error that stops a run whose function returns what can be no answer; it is raised as TypeError."""
     given = f"{type(given).__name__} {core.short(repr(given), 60)}"
     return core.PromptError("send", f"send returned {given}: {advice}", "stop")
+
+
+def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Exception]:
+    """Return what is to be raised for an exception of the user's own function, as their `retry` decides."""
+
+    def decided(failure: Exception) -> Exception:
+        if isinstance(failure, core.PromptError) and failure.kind == "send":
+            return failure
+        try:
+            decision = retry(failure)
+        except Exception as another:
+            return core.PromptError("send", f"retry raised {core.in_short(another)}", "stop")
+        return failure if decision is None else as_decided(failure, decision)
+
+    return decided
+
+
+def as_decided(failure: Exception, decision: Any) -> core.PromptError:
+    """Return the error for an exception, with the user's decision: a verdict, or the seconds to wait for a retry."""
+    waits = isinstance(decision, int | float) and not isinstance(decision, bool) and 0 <= decision < math.inf
+    if not waits and decision not in ("retry", "fail", "stop"):
+        given = core.short(repr(decision), 60)
+        what = f"retry returned {given}: it returns 'retry', 'fail', 'stop', seconds to wait, or None for the default"
+        return core.PromptError("send", what, "stop")
+    error = copy.copy(core.as_prompt_error(failure))
+    error.verdict = "retry" if waits else decision
+    error.error = error.error._replace(retryable=error.verdict == "retry")
+    error.wait = float(decision) if waits else error.wait
+    error.decided, error.loading = True, False
+    error.heard = error.heard and decision != "stop"  # at once, and not when others are refused as well
+    error.__cause__ = failure
+    return error
 
 
 def pulling(run: core.Run, prompts: Any) -> Callable[[], Awaitable[core.Prompt | None]]:
