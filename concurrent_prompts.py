@@ -75,6 +75,7 @@ from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 __version__ = "0.1.0"
 __all__ = [
     "Error",
+    "Limits",
     "Prompt",
     "PromptError",
     "Reply",
@@ -1842,13 +1843,14 @@ class Run:
         price: Iterable[float] | None = None,
         retry: Callable[[Exception], str | float | None] | None = None,
         resend_lost: bool = True,
+        limits: Any = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
-        limits = [limit for limit in (timeout, deadline, rpm, tpm) if limit is not None]
-        if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
+        numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
+        if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
@@ -1856,7 +1858,12 @@ class Run:
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
-        self.limiter = Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        if limits:
+            if rpm or tpm or getattr(send, "loop", None):
+                raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
+            clock, sleep = limits.clock, limits.sleep
+        own = None if limits else Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        self.limiter: Limiter = own or limits.share()
         self.patience = Patience(resend_lost)
         self._costs = Costs()
         self.stopped: PromptError | None = None
@@ -3088,6 +3095,18 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
             behind += failure.__cause__, failure.__context__
             behind += failure.exceptions if isinstance(failure, BaseExceptionGroup) else ()
     return result
+
+
+def Limits(
+    *,
+    rpm: float | None = None,
+    tpm: float | None = None,
+    concurrency: int | str = "auto",
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Any:
+    """Return the limits of one server for all runs that they are passed to: run(..., limits=limits)."""
+    return sibling("extras", "limits", "Limits").Limits(rpm, tpm, concurrency, clock, sleep)
 
 
 def check_end(run: Run) -> None:

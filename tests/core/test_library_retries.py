@@ -158,7 +158,7 @@ async def test_a_decision_that_is_none_is_one_type_error(way, answer):
         return answer
 
     send = Failing(a=[KeyError("x")] * 9)
-    with pytest.raises(TypeError, match="retry (returned|raised)"):
+    with pytest.raises(TypeError, match=r"retry (returned|raised)"):
         await way([*"abc"], send, retry=retry, concurrency=1)
     assert [prompt for prompt, _ in send.calls] == ["a"]
 
