@@ -47,7 +47,7 @@ import array
 import asyncio
 import bisect
 import codecs
-import collections
+import collections.abc
 import contextlib
 import dataclasses
 import errno
@@ -70,7 +70,7 @@ import time
 import traceback
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import IO, Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
 
 __version__ = "0.1.0"
 __all__ = [
@@ -1858,10 +1858,9 @@ class Run:
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
-        if limits:
-            if rpm or tpm or getattr(send, "loop", None):
-                raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
-            clock, sleep = limits.clock, limits.sleep
+        if limits and (rpm or tpm or getattr(send, "loop", None)):
+            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
+        clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
         own = None if limits else Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.limiter: Limiter = own or limits.share()
         self.patience = Patience(resend_lost)
@@ -2850,9 +2849,6 @@ def result_in(line: bytes, prompt: Prompt) -> Result | None:
     return Result(prompt, error=error, tokens=tokens, extra=extra, **known)
 
 
-NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
-
-
 def renewed(line: bytes, prompt: Prompt) -> bytes:
     """Return a result's line with the id and the columns that its prompt has by now."""
     try:
@@ -2923,16 +2919,6 @@ def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side:
 # ---- Other forms of the results ------------------------------------------------------------------------------
 
 
-def answer_of(result: Result) -> Any:
-    """Return the answer: a text, or else all of several, the vectors, or the whole reply."""
-    return next((result.extra[name] for name in NO_TEXTS if name in result.extra), result.text)
-
-
-def cell(value: Any) -> str:
-    """Return what stands in a table for a value: a text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else "" if value is None else to_line(value).decode().rstrip("\n")
-
-
 def wrapped(line: str, width: int) -> list[str]:
     """Return the line in parts of so many columns; a word or an address that is longer stays whole."""
     indent = " " * (len(line) - len(line.lstrip()))
@@ -2952,9 +2938,23 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         await deliver(run, record, await run.answer(prompt))
 
 
-async def run_sequential(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+# The options of all four functions; a type checker finds a misspelt one.
+Options = TypedDict("Options", {  # noqa: UP013 - in a third of the lines
+    "concurrency": int | str, "max_attempts": int, "timeout": float, "deadline": float | None, "rpm": float | None,
+    "tpm": float | None, "limits": Any, "retry": Callable[[Exception], str | float | None] | None, "resend_lost": bool,
+    "output": str | os.PathLike[str] | None, "overwrite": bool, "retry_failed": bool, "progress": bool,
+    "on_result": Callable[[Result], Any] | None, "return_exceptions": bool, "max_cost": float | None,
+    "price": Iterable[float] | None, "extras": Iterable[Any], "clock": Callable[[], float],
+    "sleep": Callable[[float], Awaitable[None]],
+}, total=False)  # fmt: skip
+Prompts = Iterable[Any] | collections.abc.AsyncIterable[Any]
+Send = Callable[[Any], Awaitable[Any]]  # or what load_backend returns
+
+
+async def run_sequential(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts one by one, the baseline: arguments and Results as `run`'s."""
-    return await _collect(sequentially, prompts, send, **options | {"concurrency": 1})
+    options["concurrency"] = 1
+    return await _collect(sequentially, prompts, send, **options)
 
 
 # ---- Concurrent run ------------------------------------------------------------------------------------------
@@ -3002,7 +3002,7 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         raise broken[0]
 
 
-async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+async def run_concurrent(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts concurrently: arguments and Results as `run`'s."""
     return await _collect(concurrently, prompts, send, **options)
 
@@ -3022,17 +3022,9 @@ async def _collect(way: Any, items: Any, send: Any, return_exceptions: bool = Tr
 
 @contextlib.asynccontextmanager
 async def opened(
-    items: Any,
-    send: Any,
-    take: Record,
-    *,
-    output: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    on_result: Callable[[Result], Any] | None = None,
-    progress: bool = False,
-    **options: Any,
-) -> AsyncIterator[tuple[Run, Record]]:
+    items: Any, send: Any, take: Record, output: str | os.PathLike[str] | None = None, overwrite: bool = False,
+    retry_failed: bool = False, on_result: Any = None, progress: bool = False, **options: Any,
+) -> AsyncIterator[tuple[Run, Record]]:  # fmt: skip
     """Open a run of the user's own prompts; yield it with what keeps its Results: in `output`, then by `take`.
 
     Those that the file holds already are given to `take` instead of being asked for again.
@@ -3120,9 +3112,10 @@ def check_end(run: Run) -> None:
 
 
 async def as_completed(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
-) -> AsyncIterator[Result]:
+    prompts: Prompts, send: Send, **options: Unpack[Options]
+) -> collections.abc.AsyncGenerator[Result, None]:
     """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
+    return_exceptions = options.pop("return_exceptions", True)
     async with opened(prompts, send, lambda result: results.put(result), **options) as (run, record):
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
         work = asyncio.ensure_future(_work(concurrently, run, prompts, record))
@@ -3157,7 +3150,7 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+def run(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
@@ -3587,12 +3580,6 @@ def open_sink(args: argparse.Namespace) -> Any:
     if args.output == "-":
         return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
     return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
-
-
-def check_stdout() -> None:
-    """Raise UsageError where there is no standard output."""
-    if sys.stdout is None:
-        raise UsageError("standard output is closed; name a file with -o")
 
 
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:

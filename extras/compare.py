@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .ran import cpu, rate, title
+from .ran import answer_of, cell, check_stdout, cpu, rate, title
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -28,7 +28,7 @@ def create(args: argparse.Namespace) -> None:
 
 async def compare(args: argparse.Namespace) -> int:
     """Run the prompts with each of so many calls in flight, with each backend; print who won."""
-    core.check_stdout()
+    check_stdout()
     sweep = len(args.calls) > 1
     levels: list[int | str] = args.calls if sweep else [1, args.calls[0]]
     ran: list[core.Ran] = []
@@ -74,7 +74,7 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
             def note(result: core.Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
-                    text = result.error.message if result.error else core.cell(core.answer_of(result))
+                    text = result.error.message if result.error else cell(answer_of(result))
                     ran.texts[result.prompt.number] = text
 
             with core.progress(args, ran, None, len(prompts)):

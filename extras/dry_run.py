@@ -19,6 +19,7 @@ from typing import Any
 from . import core, unwritable
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
+from .ran import check_stdout
 from .text import Printer
 
 
@@ -38,7 +39,7 @@ class DryRun:
     def __init__(self, args: argparse.Namespace) -> None:
         if getattr(args, "report", None) or getattr(args, "plot", None):
             raise core.UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
-        core.check_stdout()
+        check_stdout()
         self._args = args
 
     def command(self) -> int:

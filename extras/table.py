@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core, unwritable
+from .ran import answer_of, cell
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons
@@ -97,7 +98,7 @@ class Table:
         """Return a result's record."""
         row, error = own_columns(result.prompt), result.error
         reason = error and f"{error.type}: {error.message}"
-        return self._line([*map(row.get, self._names), core.answer_of(result), reason])
+        return self._line([*map(row.get, self._names), answer_of(result), reason])
 
     def _line(self, values: Iterable[Any]) -> bytes:
         record: Any = self._record(map(harmless, values))  # ends with \r\n, so that either is quoted where it is data
@@ -115,7 +116,7 @@ class Table:
 
 def harmless(value: Any) -> str:
     """Return a value as a field that no spreadsheet takes for a formula; numbers stay as they are."""
-    text: str = core.cell(value)
+    text: str = cell(value)
     return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
