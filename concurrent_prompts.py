@@ -95,8 +95,11 @@ if "__file__" in globals():  # backends/ and extras/ are subpackages: beside thi
     _here = os.path.dirname(os.path.abspath(__file__))
     _installed = os.path.join(_here, "concurrent_prompts_files")
     __path__ = [_installed if os.path.isdir(_installed) else _here]
+    for _folder in "backends", "extras":  # or with a _
+        if os.path.isdir(f"{_here}/_{_folder}") and not os.path.isdir(f"{__path__[0]}/{_folder}"):
+            sys.modules[f"{MODULE}.{_folder}"] = importlib.import_module(f"{MODULE}._{_folder}")
 
-PROGRAM = "concurrent_prompts.py"
+PROGRAM = os.path.basename(globals().get("__file__") or "concurrent_prompts.py")
 DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
@@ -3159,6 +3162,9 @@ def run(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result
     here: Callable[..., Any] = run_loop
     with contextlib.suppress(UsageError):  # a lone copy has an event loop for each run alone
         here = sibling("extras", "library").run_here
+    with contextlib.suppress(RuntimeError):
+        if here is run_loop and asyncio.get_running_loop():
+            raise UsageError("an event loop is running: write `await run_concurrent(...)`")
     return here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
 
 
@@ -3408,7 +3414,14 @@ class ErrorLog(logging.Handler):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit status. With arguments, the process is left as it was."""
+    known = meanings("interrupts") if argv is not None else None
+    with known.restored(log) if known else contextlib.nullcontext():
+        return command(argv)
+
+
+def command(argv: list[str] | None) -> int:
+    """Do what it says."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file of ours may become what a closed stream was
         pass
     os.close(number)
@@ -3425,9 +3438,9 @@ def main(argv: list[str] | None = None) -> int:
             args.source = args.prompts
             if args.prompts == "-":
                 args.source = stack.enter_context(sibling("extras", "inputs", STDIN).spooled())
-            for command in hooked(args.extras, "command"):
-                with blaming(command):
-                    if (status := command()) is not None:
+            for instead in hooked(args.extras, "command"):
+                with blaming(instead):
+                    if (status := instead()) is not None:
                         return int(status)
             work = sibling("extras", "compare", "--compare").compare if args.compare else answer_file
             status = run_command(work(args))
@@ -3489,7 +3502,7 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     loading.check(args)
-    args.given_output, args.output = args.output, args.output or default_output(args.prompts)
+    args.given_output, args.output = args.output, args.output or loading.default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
     args.extras = []
@@ -3499,12 +3512,6 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
     args.journal = args.journal or args.output
     loading.check_files(args)
     return args
-
-
-def default_output(prompts: str | None) -> str:
-    """Return where the results go if nobody says."""
-    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
-    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
@@ -3600,21 +3607,14 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
         yield prompt
 
 
-def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
-    """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
-    first = list(itertools.islice(prompts, 1))  # a shard may have none
-    if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
-        raise UsageError(error.message)
-    return map(api.prepare, itertools.chain(first, prompts))
-
-
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    api = sibling("backends", "loading").make_api(args, args.backends[0])
-    prompts = checked(prompts_of(args, args.limit), api)
+    loading = sibling("backends", "loading")
+    api = loading.make_api(args, args.backends[0])
+    prompts = loading.checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
-    run = sibling("backends", "loading").make_run(args, api, calls)
+    run = loading.make_run(args, api, calls)
     sink = open_sink(args)
     sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
     run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None

@@ -1,16 +1,27 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first one lets a command end in good order, the second at once."""
+"""What a command has to do with its process: Ctrl-C, SIGTERM and SIGHUP, and leaving all as it was.
+
+The first signal lets a command end in good order, the second at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import io
 import itertools
+import logging
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from . import core
+
+resource: Any = None
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
 
 HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
 
@@ -50,3 +61,25 @@ def interruptible(run: core.Run) -> Iterator[None]:
                     before = signal.signal(number, signalled)
                     stack.callback(signal.signal, number, before)
         yield
+
+
+@contextlib.contextmanager
+def restored(log: logging.Logger) -> Iterator[None]:
+    """Put back, at the end, what a command changes in a process that goes on after it."""
+    level, threshold, frozen = log.level, gc.get_threshold(), gc.get_freeze_count()
+    stdout, stderr = sys.stdout, sys.stderr
+    errors = getattr(stdout, "errors", None)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE) if resource else None
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        gc.set_threshold(*threshold)
+        if not frozen:
+            gc.unfreeze()
+        if resource and files:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files[0], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        sys.stdout, sys.stderr = stdout, stderr
+        if isinstance(stdout, io.TextIOWrapper) and errors:
+            stdout.reconfigure(errors=errors)

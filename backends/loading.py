@@ -11,12 +11,13 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
@@ -156,6 +157,20 @@ def refuse_together(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if wrong:
             raise core.UsageError(advice)
+
+
+def default_output(prompts: str | None) -> str:
+    """Return where the results go if nobody says."""
+    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
+    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
+
+
+def checked(prompts: Iterator[core.Prompt], api: Any) -> Iterator[core.Prompt]:
+    """Yield the prepared prompts. Raises core.UsageError where the first cannot be used as asked."""
+    first = list(itertools.islice(prompts, 1))  # a shard may have none
+    if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
+        raise core.UsageError(error.message)
+    return map(api.prepare, itertools.chain(first, prompts))
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -194,7 +194,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 def dry_run(args: argparse.Namespace) -> int:
     """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
-    prompts = core.checked(core.prompts_of(args, args.limit), api)
+    prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
     sink: core.Journal | Printer = Printer()
     for extra in args.extras:

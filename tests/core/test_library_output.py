@@ -235,8 +235,8 @@ def test_a_lone_copy_keeps_and_resumes(tmp_path):
         "('B', False) ('A', False)",
         "asked c",
         "('C', False) ('B', True) ('A', True)",
-        "progress=True needs the folder extras/, which goes beside concurrent_prompts.py",
-        "on_result= needs the folder extras/, which goes beside concurrent_prompts.py",
+        "progress=True needs the folder extras/, which goes beside mine.py",
+        "on_result= needs the folder extras/, which goes beside mine.py",
     ], ran.stderr
 
 
