@@ -47,7 +47,7 @@ import array
 import asyncio
 import bisect
 import codecs
-import collections
+import collections.abc
 import contextlib
 import dataclasses
 import errno
@@ -64,18 +64,18 @@ import pathlib
 import random
 import re
 import shutil
-import signal
 import stat
 import textwrap
 import time
 import traceback
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import IO, Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
 
 __version__ = "0.1.0"
 __all__ = [
     "Error",
+    "Limits",
     "Prompt",
     "PromptError",
     "Reply",
@@ -95,8 +95,11 @@ if "__file__" in globals():  # backends/ and extras/ are subpackages: beside thi
     _here = os.path.dirname(os.path.abspath(__file__))
     _installed = os.path.join(_here, "concurrent_prompts_files")
     __path__ = [_installed if os.path.isdir(_installed) else _here]
+    for _folder in "backends", "extras":  # or with a _
+        if os.path.isdir(f"{_here}/_{_folder}") and not os.path.isdir(f"{__path__[0]}/{_folder}"):
+            sys.modules[f"{MODULE}.{_folder}"] = importlib.import_module(f"{MODULE}._{_folder}")
 
-PROGRAM = "concurrent_prompts.py"
+PROGRAM = os.path.basename(globals().get("__file__") or "concurrent_prompts.py")
 DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_TIMEOUT = 600.0  # seconds of one attempt: what the official SDK allows; an honest long answer is not paid twice
 DEFAULT_ATTEMPTS = 8
@@ -189,6 +192,7 @@ class Result:
     http: Http | None = None
     exception: Exception | None = None  # what was raised last, where `error` is set
     done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
+    kept: bool = False  # of an earlier run, from its results file
     losses: int = 0  # how often its call was given up as lost
     sent: float = -math.inf  # when the last attempt began, on the run's clock,
     missed: float = math.inf  # and the first of those that nobody seemed to be there for
@@ -378,6 +382,7 @@ class PromptError(Exception):
         self.prompt: Prompt | None = None  # the one that it stopped the run at,
         self.asked = ""  # and its path, if all prompts have failed alike
         self.free = False  # it costs the prompt no attempt
+        self.decided = False  # by the user's own `retry`
         self.at_once = 0  # how many calls at once the server says that it takes
         self.again = b""  # the request to send next time
         self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
@@ -549,7 +554,7 @@ def _finite(text: str) -> float:
     return number
 
 
-_decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+_decoder: Any = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 decode_row, scan_row = _decoder.decode, _decoder.scan_once
 
 
@@ -813,10 +818,11 @@ class Own:
     loop, extras, clocked, parting = None, (), True, ""
     conceal = staticmethod(str)
 
-    def __init__(self, send: Callable[[Any], Awaitable[Any]]) -> None:
+    def __init__(self, send: Callable[[Any], Awaitable[Any]], retry: Callable[[Exception], Any] | None = None) -> None:
         if not callable(send):
             raise TypeError("send is neither a coroutine function nor a loaded backend")
         self._send = send
+        self._decided = sibling("extras", "library", "retry=").deciding(retry) if retry else lambda failure: failure
         self._as_reply: Callable[[Any], Reply] = lambda it: it if isinstance(it, Reply) else Reply(it)
         with contextlib.suppress(UsageError):  # a lone copy checks less
             self._as_reply = sibling("extras", "library").replying(send)
@@ -832,10 +838,13 @@ class Own:
         yield self._call
 
     async def _call(self, prompt: Prompt) -> Reply:
-        waiting = self._send(prompt.content if prompt.row is None else prompt.row)
-        if not isinstance(waiting, Awaitable):
-            raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
-        return self._as_reply(await waiting)
+        try:
+            waiting = self._send(prompt.content if prompt.row is None else prompt.row)
+            if isinstance(waiting, Awaitable):
+                return self._as_reply(await waiting)
+        except Exception as failure:
+            raise self._decided(failure)  # noqa: B904 - it is the same one, or has it as its cause
+        raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -864,7 +873,7 @@ class Call:
     place: int = 1  # among the calls in flight when it went out
     number: int = 1  # among all
     latency: float = 0.0
-    spent: tuple[float, float] = math.inf, math.inf  # requests and tokens by all calls, when it went out
+    spent: Sequence[float] = (math.inf, math.inf)  # requests and tokens by all calls, when it went out
     heard: float = -math.inf  # when some of its reply came
     alive: float = 0.0  # when it, or one that began before it, was seen to go on
     signs: int = 0  # of life since the last look at it
@@ -881,6 +890,7 @@ class Call:
             self.task.cancel()
 
 
+Place = tuple[int, int, float, float]  # among the calls in flight, among all; requests and tokens spent by then
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
 RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
@@ -1377,7 +1387,7 @@ class Limiter:
         self.latest = -math.inf  # the start of the latest call that was answered
         self.silent = -math.inf  # when the server was silent last
         self.limit: float | None = None  # what calls_a_minute said last
-        self.defer: Callable[..., Any] | None = None  # calls a function after so many seconds; None: look at each answer
+        self.defer: Callable[..., Any] | None = None  # calls a function later; None: each answer is looked at
         self.opened: Callable[[], None] | None = None  # is called after each look
         self._look_at, self._deferred = -math.inf, False  # when answers are looked at again
         self._answers, self._latencies, self._places = 0, 0.0, 0  # of the answers since the last look
@@ -1406,7 +1416,6 @@ class Limiter:
         self.queued, self._again = 0, False  # how many wait; whether the next is one that is asked again
         self._alarm: asyncio.Future[None] | None = None  # for the next one,
         self._due = 0.0  # and when it rings
-        self._ticket: tuple[Any, ...] | None = None  # where the call stands that goes out next: its place, number, spent
 
     def __repr__(self) -> str:
         facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
@@ -1438,28 +1447,40 @@ class Limiter:
         return f"held by the {held}" if held and self.queued else ""
 
     async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
-        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up.
+        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up."""
+        return (await self.turn(cost, again))[0]
+
+    async def turn(self, cost: float, again: bool) -> tuple[float, Place]:
+        """Wait as `acquire` does; return the call's place, too.
 
         What is asked `again` takes turns with what is asked for the first time.
         """
         asked, held_up = self._clock(), self._held_up
-        waiting: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
+        waiting = self._line_up(cost, again)
+        try:
+            place = await waiting
+        except asyncio.CancelledError:
+            self._leave(waiting, cost, again, asked)
+            raise
+        return min(self._clock() - asked, self._held_up - held_up), place
+
+    def _line_up(self, cost: float, again: bool) -> "asyncio.Future[Place]":
+        waiting: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
         self._queues[again].append((cost, waiting))
         self.queued += 1
         self.release()
-        try:
-            self._ticket = await waiting
-        except asyncio.CancelledError:
-            if waiting.cancelled():
-                self.queued -= 1
-                self._queues[again].remove((cost, waiting))
-            else:  # it could have gone
-                self.in_flight -= 1
-                self.requests.refund(1, asked)
-                self.tokens.refund(cost, asked)
-            self.release()
-            raise
-        return min(self._clock() - asked, self._held_up - held_up)
+        return waiting
+
+    def _leave(self, waiting: "asyncio.Future[Place]", cost: float, again: bool, asked: float) -> None:
+        """Give up a turn; let the next one have it."""
+        if (cost, waiting) in self._queues[again]:
+            self.queued -= 1
+            self._queues[again].remove((cost, waiting))
+        else:  # it could have gone
+            self.in_flight -= 1
+            self.requests.refund(1, asked)
+            self.tokens.refund(cost, asked)
+        self.release()
 
     def release(self) -> None:
         """Let out what waits, as far as it may go; set an alarm for the next one where that is a matter of time."""
@@ -1475,7 +1496,11 @@ class Limiter:
             self._let_go(cost, now)
             queue.popleft()
             self.queued, self._again = self.queued - 1, not self._again
-            waiting.set_result(self._ticket)
+            self._call_up(waiting, self._place())
+
+    @staticmethod
+    def _call_up(waiting: "asyncio.Future[Place]", place: Place) -> None:
+        waiting.set_result(place)
 
     def _set_alarm(self, span: float, now: float) -> None:
         if span < math.inf and (self._alarm is None or self._alarm.done() or now + span < self._due - 0.001):
@@ -1494,13 +1519,13 @@ class Limiter:
 
     def admit(self, cost: float) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
-        if self._used_calls < self._free_calls and self.in_flight < self._room:  # as the last look has found
-            if self._used_tokens + cost <= self._free_tokens:
-                self._used_calls += 1
-                self._used_tokens += cost
-                self.in_flight += 1
-                self.sent += 1
-                return True
+        tokens = self._used_tokens + cost
+        if self._used_calls < self._free_calls and self.in_flight < self._room and tokens <= self._free_tokens:
+            self._used_calls += 1  # as the last look has found
+            self._used_tokens = tokens
+            self.in_flight += 1
+            self.sent += 1
+            return True
         now = self._clock()
         self._account(now)
         if self.queued or self._closed(cost, now):
@@ -1558,7 +1583,6 @@ class Limiter:
             self._opens += 0.35 if self.sent == 16 else 0.0
             if 16 <= self.sent < 32 and self.window.size >= 16:
                 self.window.size += 1
-        self._ticket = self.in_flight, self.sent, (self.requests.spent, self.tokens.spent)
 
     def _probe(self, now: float) -> None:
         """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
@@ -1567,14 +1591,13 @@ class Limiter:
         else:
             self._probed, self._opens = now, now + PROBE
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: Call, place: Place | None = None) -> None:
         """Note where a call stands that goes out."""
-        if self._ticket:
-            call.place, call.number, call.spent = self._ticket
-            self._ticket = None
-        else:
-            call.place, call.number = self.in_flight, self.sent
-            call.spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
+        call.place, call.number, *call.spent = place or self._place()
+
+    def _place(self) -> Place:
+        requests, tokens = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
+        return self.in_flight, self.sent, requests, tokens
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
         """Take back the place of a call, and learn from how it ended: from the usual at most every 10 ms."""
@@ -1876,7 +1899,8 @@ class Patience:
     SEVERAL = 3  # calls in flight, of which one may be slow by itself
     LONGEST = 8.0  # seconds between two tries of a silent server
 
-    def __init__(self) -> None:
+    def __init__(self, resend: bool = True) -> None:
+        self._resend = resend
         self.answers = 0
         self.slowest = 0.0
         self.given_up = 0
@@ -1887,7 +1911,7 @@ class Patience:
 
     def limit(self, losses: int | None) -> float:
         """Return after how many seconds a call is late."""
-        if not self.answers or losses is None:
+        if not self.answers or losses is None or not self._resend:
             return math.inf
         return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 2.0**losses
 
@@ -1972,13 +1996,16 @@ class Run:
         extras: Iterable[Any] = (),
         max_cost: float | None = None,
         price: Iterable[float] | None = None,
+        retry: Callable[[Exception], str | float | None] | None = None,
+        resend_lost: bool = True,
+        limits: Any = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
-        limits = [limit for limit in (timeout, deadline, rpm, tpm) if limit is not None]
-        if self.concurrency < 1 or max_attempts < 1 or not all(limit > 0 for limit in limits):
+        numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
+        if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
@@ -1986,17 +2013,24 @@ class Run:
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
-        self.limiter = Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
-        self.patience = Patience()
+        if limits and (rpm or tpm or getattr(send, "loop", None)):
+            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
+        clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
+        own = None if limits else Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        self.limiter: Limiter = own or limits.share()
+        self.patience = Patience(resend_lost)
         self._costs = Costs()
         self._counts = meanings("usage").token_counts if meanings("usage") else token_counts
         self.stopped: PromptError | None = None
         self.broken: Exception | None = None  # what the prompts' iterable has raised
         self.most_in_flight = 0
-        self.api: Any = send if hasattr(send, "prepare") else Own(send)
+        self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
+        if retry and self.api is send:
+            raise ValueError("retry is for a function of your own; a backend knows what its errors mean")
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
-        self._listeners = hooked(self.extras, "on_result")
+        self.listeners = hooked(self.extras, "on_result")
         self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
+        self.passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
         self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
         self.path: pathlib.Path | None = None  # its file,
@@ -2016,6 +2050,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
         self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
+        self._overdue: list[int] = []  # the prompts whose calls had no answer in time, before anything was heard
         self._answers, self._refused_at = 0, -math.inf
         self._refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
         self._refused: set[int] = set()  # and the prompts that have failed so since the last answer
@@ -2261,7 +2296,8 @@ class Run:
             self._refusal, self._refused = alike, set()
         self._refused.add(result.prompt.number)
         others = any(call.prompt not in self._refused for call in self._calls.values())
-        if len(self._refused) >= (12 if others else 3) or not (self._answers or failure.error.status == 403):
+        own = failure.error.status == 403 or (failure.error.status == 404 and isinstance(self.api, Own))
+        if len(self._refused) >= (12 if others else 3) or not (self._answers or own):
             return "stop"
         if self.limiter.latest > result.sent or result.attempts >= 3:
             return "fail"
@@ -2325,7 +2361,7 @@ class Run:
             self.limiter.alone_since = -math.inf
         waits = failure.error.status in (502, 503, 504)
         enough = 36 if waits else 12
-        if failure.loading or (failure.slow and not waits and self.clock() < self._alike_since + 90):
+        if failure.loading or failure.decided or (failure.slow and not waits and self.clock() < self._alike_since + 90):
             return
         if self._failed_alike >= enough:
             reason = PromptError(*failure.error[:2], "stop", failure.error.status)
@@ -2334,8 +2370,11 @@ class Run:
 
     def _never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
-        if self.limiter.heard or failure.verdict != "retry" or failure.heard:
+        if self.limiter.heard or failure.verdict != "retry" or failure.heard or failure.decided:
             return False
+        if failure.kind == "timeout":  # a user's function may take long by itself, and a prompt, too
+            self._overdue.append(result.prompt.number)
+            return len({*self._overdue} if isinstance(self.api, Own) else self._overdue) >= 3
         now, since = self.clock(), self.limiter.away_since
         if since is not None:
             return now - since >= PROBE * min(2, self._max_attempts - 1)
@@ -2348,9 +2387,8 @@ class Run:
         result, limiter = self.open[prompt.number], self.limiter
         if self._bounded and self._loop.time() >= self._due:
             self._end()  # a user's function that awaits nothing lets no timer ring
-        cost, again = self._costs.estimate(prompt.body), result.attempts > 0
-        if self.stopped or not limiter.admit(cost):
-            await self._turn(result, cost, again)
+        cost = self._costs.estimate(prompt.body)
+        place = None if not self.stopped and limiter.admit(cost) else await self._turn(result, cost)
         if self.start and limiter.in_flight < limiter.window.size:
             self.start()
         task = asyncio.current_task(self._loop)
@@ -2359,7 +2397,7 @@ class Run:
         losses = result.losses if result.attempts < self._max_attempts else None
         call = Call(task, self.clock(), losses, cost, prompt.number)
         result.sent = call.started
-        limiter.enter(call)
+        limiter.enter(call, place)
         if call.place > self.most_in_flight:
             self.most_in_flight = call.place
         self._calls[task] = call
@@ -2369,9 +2407,9 @@ class Run:
             self._sweep()
         cancelled = task.cancelling()
         try:
-            reply = await self._call(prompt)
+            reply: Reply = await self._call(prompt)
         except BaseException as exc:
-            raise self._failed(call, exc, cancelled, result)
+            raise self._failed(call, exc, cancelled, result)  # noqa: B904 - it has its cause
         del self._calls[task]
         if call.ended is not None:
             task.uncancel()
@@ -2379,14 +2417,16 @@ class Run:
         self._answered_by(call, reply, prompt, result)
         return reply
 
-    async def _turn(self, result: Result, cost: float, again: bool) -> None:
-        """Wait until a call may go out. Raises PromptError where the run is stopped meanwhile."""
+    async def _turn(self, result: Result, cost: float) -> Place:
+        """Wait until a call may go out; return its place. Raises PromptError where the run is stopped meanwhile."""
         asked = self.clock()
-        waited = await self.wait_or_stop(self.limiter.acquire(cost, again))
-        if waited is None:
+        turn = await self.wait_or_stop(self.limiter.turn(cost, result.attempts > 0))
+        if not isinstance(turn, tuple):
             raise self.stop_error()
+        waited, place = turn
         result.limit_wait += waited
         result.slot_wait += max(0.0, self.clock() - asked - waited)
+        return place
 
     def _failed(self, call: Call, exc: BaseException, cancelled: int, result: Result) -> BaseException:
         """Learn from a call without an answer; return what is to be raised: a PromptError, or what is not ours."""
@@ -2497,6 +2537,8 @@ class Run:
         """Return the seconds to wait after so many attempts, the last of which has failed so."""
         if failure.slow:  # else the limits say when the next call may go out
             return 0.0 if failure.at_once else min(failure.wait or 0.0, PAUSE_CEILING)
+        if failure.decided and failure.wait is not None:
+            return failure.wait
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or failure.again else backoff(attempts)
         if self._answered > self.clock() - 5:
@@ -2527,11 +2569,6 @@ class Run:
         finally:
             self._resting.discard(task)
 
-    def tell(self, result: Result) -> None:
-        """Tell the extras of a result that is recorded."""
-        for listener in self._listeners:
-            call_hook(self, listener, result)
-
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
         reason.prompt = prompt
@@ -2559,11 +2596,13 @@ class Run:
 Record = Callable[[Result], Awaitable[None] | None]
 
 
-async def deliver(record: Record, result: Result) -> None:
-    """Record a result, and wait where that takes long."""
+async def deliver(run: Run, record: Record, result: Result) -> None:
+    """Record a result, wait where that takes long, and tell the extras of it."""
     waiting = record(result)
     if waiting is not None:
         await waiting
+    for listener in run.listeners:
+        call_hook(run, listener, result)
 
 
 async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
@@ -2576,7 +2615,8 @@ async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
             await items.aclose()
     for prompt in prompts if isinstance(items, Sized) else ():
         await asyncio.sleep(0)  # there may be many
-        await deliver(record, Result(prompt, error=run.not_sent(), done=False))
+        if not (run.passed and await run.passed(run.api.prepare(prompt))):
+            await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
 def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -2587,9 +2627,8 @@ def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine
 
     async def worker() -> None:
         for prompt in admitted:
-            waiting = record(await run.answer(prompt))
-            if waiting is not None:
-                await waiting
+            if not (run.passed and await run.passed(prompt)):
+                await deliver(run, record, await run.answer(prompt))
 
     return worker
 
@@ -2667,7 +2706,7 @@ class Journal:
         """Index the lines that are there; return the size without a last line that was cut short."""
         size, damaged = 0, 0
         line = b""
-        with open(os.dup(self._file.fileno()), "rb") as lines:
+        with self.reading() as lines:
             lines.seek(0)
             for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
                 if len(line) == RESULT_MOST:
@@ -2793,7 +2832,7 @@ class Journal:
         log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
 
     def _copy(self, file: IO[bytes]) -> None:
-        with open(os.dup(self._file.fileno()), "rb") as lines:
+        with self.reading() as lines:
             lines.seek(0)
             shutil.copyfileobj(lines, file)
 
@@ -2824,7 +2863,7 @@ class Journal:
         self.sync()
         try:
             with replacing(self.path) as file:
-                with open(os.dup(self._file.fileno()), "rb") as lines:
+                with self.reading() as lines:
                     file.writelines(self._ordered(lines))
                     stale = [line_at(lines, offset) for offset in self._stale(whole)]
                 if not whole:
@@ -2840,20 +2879,17 @@ class Journal:
                 raise
             log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
 
-    def lines_of(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, bytes]]:
-        """Yield each prompt of the whole input with its line, or with b"" where it is still open."""
-        rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
-        with open(os.dup(self._file.fileno()), "rb") as lines:
-            for prompt in prompts:
-                key = fingerprint(prompt)[:16]
-                if prompt.number < len(self._offsets):
-                    offset = self._offsets[prompt.number] - 1
-                else:
-                    if key not in rest:  # an answer before a failure, as in `left`
-                        places = self._earlier.get(key, ())
-                        rest[key] = iter(sorted(places, key=lambda place: self._lines[place][2] is not None))
-                    offset = next(rest[key], -1)
-                yield prompt, line_at(lines, offset) if offset >= 0 else b""
+    def reading(self) -> IO[bytes]:
+        """Open the file once more, to read it."""
+        return open(os.dup(self._file.fileno()), "rb", buffering=1 << 14)
+
+    def place(self, number: int) -> int | None:
+        """Return where that prompt's line begins, -1 if it has none, None if the run has not reached it."""
+        return self._offsets[number] - 1 if number < len(self._offsets) else None
+
+    def unclaimed(self, key: str) -> list[int]:
+        """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
+        return sorted(self._earlier.get(key, ()), key=lambda place: self._lines[place][2] is not None)
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
@@ -2975,7 +3011,26 @@ def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
         raise ValueError from failure
 
 
-NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
+CLOCKS = "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit"
+FIELDS = "text", *CLOCKS, "usage", "finish_reason", "model"  # of a line, that a Result has under the same name
+
+
+def result_in(line: bytes, prompt: Prompt) -> Result | None:
+    """Return the prompt's Result from its line; None if that is damaged, or another request's."""
+    row = parse_json(line)
+    try:
+        _, key, error, _ = recognised(row)
+    except ValueError:  # the file was changed
+        return None
+    if key[:16] != fingerprint(prompt)[:16]:
+        return None
+    if "request" not in row:
+        return sibling("backends", "api").batch_result(row, prompt, error)  # type: ignore[no-any-return]
+    own = own_part(row)
+    known = {name: own.pop(name) for name in FIELDS if name in own}
+    extra = {name: value for name, value in own.items() if name not in ("id", "error")}
+    tokens = token_counts(known["usage"]) if isinstance(known.get("usage"), dict) else NO_TOKENS
+    return Result(prompt, error=error, tokens=tokens, extra=extra, **known)
 
 
 def renewed(line: bytes, prompt: Prompt) -> bytes:
@@ -3048,16 +3103,6 @@ def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side:
 # ---- Other forms of the results ------------------------------------------------------------------------------
 
 
-def answer_of(result: Result) -> Any:
-    """Return the answer: a text, or else all of several, the vectors, or the whole reply."""
-    return next((result.extra[name] for name in NO_TEXTS if name in result.extra), result.text)
-
-
-def cell(value: Any) -> str:
-    """Return what stands in a table for a value: a text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else "" if value is None else to_line(value).decode().rstrip("\n")
-
-
 def wrapped(line: str, width: int) -> list[str]:
     """Return the line in parts of so many columns; a word or an address that is longer stays whole."""
     indent = " " * (len(line) - len(line.lstrip()))
@@ -3077,9 +3122,23 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         raise run.broken
 
 
-async def run_sequential(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+# The options of all four functions; a type checker finds a misspelt one.
+Options = TypedDict("Options", {  # noqa: UP013 - in a third of the lines
+    "concurrency": int | str, "max_attempts": int, "timeout": float, "deadline": float | None, "rpm": float | None,
+    "tpm": float | None, "limits": Any, "retry": Callable[[Exception], str | float | None] | None, "resend_lost": bool,
+    "output": str | os.PathLike[str] | None, "overwrite": bool, "retry_failed": bool, "progress": bool,
+    "on_result": Callable[[Result], Any] | None, "return_exceptions": bool, "max_cost": float | None,
+    "price": Iterable[float] | None, "extras": Iterable[Any], "clock": Callable[[], float],
+    "sleep": Callable[[float], Awaitable[None]],
+}, total=False)  # fmt: skip
+Prompts = Iterable[Any] | collections.abc.AsyncIterable[Any]
+Send = Callable[[Any], Awaitable[Any]]  # or what load_backend returns
+
+
+async def run_sequential(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts one by one, the baseline: arguments and Results as `run`'s."""
-    return await _collect(sequentially, prompts, send, **options | {"concurrency": 1})
+    options["concurrency"] = 1
+    return await _collect(sequentially, prompts, send, **options)
 
 
 # ---- Concurrent run ------------------------------------------------------------------------------------------
@@ -3123,28 +3182,76 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         raise run.broken
 
 
-async def run_concurrent(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+async def run_concurrent(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts concurrently: arguments and Results as `run`'s."""
     return await _collect(concurrently, prompts, send, **options)
 
 
-async def _collect(
-    way: Any, items: Iterable[Any], send: Any, return_exceptions: bool = True, **options: Any
-) -> list[Result]:
+async def _collect(way: Any, items: Any, send: Any, return_exceptions: bool = True, **options: Any) -> list[Result]:
     results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
     try:
-        async with Run(send, **options) as run:
-
-            def record(result: Result) -> None:
-                insort(results, checked_result(result, return_exceptions))
-                run.tell(result)
-
+        take: Record = lambda one: insort(results, checked_result(one, return_exceptions))  # noqa: E731
+        async with opened(items, send, take, **options) as (run, record):
             await _work(way, run, items, record)
         check_end(run)
     except BaseException as failure:
         vars(failure)["results"] = results  # paid for
         raise
     return results
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    items: Any, send: Any, take: Record, output: str | os.PathLike[str] | None = None, overwrite: bool = False,
+    retry_failed: bool = False, on_result: Any = None, progress: bool = False, **options: Any,
+) -> AsyncIterator[tuple[Run, Record]]:  # fmt: skip
+    """Open a run of the user's own prompts; yield it with what keeps its Results: in `output`, then by `take`.
+
+    Those that the file holds already are given to `take` instead of being asked for again.
+    """
+    run, record = Run(send, **options), take
+    if on_result or progress:
+        named = "on_result=" if on_result else "progress=True"
+        record = sibling("extras", "library", named).watched(run, items, take, on_result, progress)
+    if output is None:
+        if overwrite or retry_failed:
+            raise ValueError("overwrite and retry_failed are of a results file: name one (output=)")
+        async with run:
+            yield run, record
+        return
+    path, whole = pathlib.Path(output), isinstance(items, Sized)
+    if path.suffix.lower() in (*NOT_WRITTEN, *TABLES):
+        raise UsageError(f"output={str(path)!r}: results are written as JSON Lines; name it .jsonl")
+    sink = Journal(path, overwrite=overwrite, retry_failed=retry_failed)
+
+    def keep(result: Result) -> Awaitable[None] | None:
+        try:
+            if result.done:
+                sink.append(result)
+        except (OSError, TypeError) as failure:
+            result.done, what = False, f"send returned what no line of JSON can hold ({failure}); return a text"
+            run.stop(disk_error(path, failure) if isinstance(failure, OSError) else PromptError("send", what, "stop"))
+        return record(result)
+
+    async def passed(prompt: Prompt) -> bool:
+        try:
+            to_line(prompt.columns)
+        except TypeError as failure:
+            raise TypeError(f"{prompt.where} has what no line of JSON can hold, for output=: {failure}") from None
+        if [*sink.left([prompt])]:
+            return False
+        with sink.reading() as lines:
+            found = result_in(line_at(lines, sink.place(prompt.number) or 0), prompt)
+        result = found or Result(prompt, error=Error("unreadable", f"{path} was changed meanwhile"), done=False)
+        result.kept = True
+        if (waiting := take(result)) is not None:
+            await waiting
+        await asyncio.sleep(0)  # there may be many
+        return True
+
+    run.passed, run.overwrites = passed, overwrite
+    async with journaled(run, sink, as_prompts(items) if whole else None, "these prompts"):
+        yield run, keep
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
@@ -3162,25 +3269,35 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
     return result
 
 
+def Limits(
+    *,
+    rpm: float | None = None,
+    tpm: float | None = None,
+    concurrency: int | str = "auto",
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Any:
+    """Return the limits of one server for all runs that they are passed to: run(..., limits=limits)."""
+    return sibling("extras", "limits", "Limits").Limits(rpm, tpm, concurrency, clock, sleep)
+
+
 def check_end(run: Run) -> None:
     """Raise TypeError if `send` was wrong; say that an extra has stopped the run, maybe after its last Result."""
     if run.stopped and run.stopped.kind == "send":
         raise TypeError(str(run.stopped))
+    if run.stopped and run.stopped.kind == "on_result" and run.stopped.__cause__:
+        raise run.stopped.__cause__
     if run.stopped and run.stopped.kind == "extra":
         log.error("stopped: %s", run.stopped)
 
 
 async def as_completed(
-    prompts: Iterable[Any], send: Any, *, return_exceptions: bool = True, **options: Any
-) -> AsyncIterator[Result]:
+    prompts: Prompts, send: Send, **options: Unpack[Options]
+) -> collections.abc.AsyncGenerator[Result, None]:
     """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
-    async with Run(send, **options) as run:
+    return_exceptions = options.pop("return_exceptions", True)
+    async with opened(prompts, send, lambda result: results.put(result), **options) as (run, record):
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
-
-        async def record(result: Result) -> None:
-            await results.put(result)
-            run.tell(result)
-
         work = asyncio.ensure_future(_work(concurrently, run, prompts, record))
 
         async def close() -> None:
@@ -3213,7 +3330,7 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
+def run(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
@@ -3222,6 +3339,9 @@ def run(prompts: Iterable[Any], send: Any, **options: Any) -> list[Result]:
     here: Callable[..., Any] = run_loop
     with contextlib.suppress(UsageError):  # a lone copy has an event loop for each run alone
         here = sibling("extras", "library").run_here
+    with contextlib.suppress(RuntimeError):
+        if here is run_loop and asyncio.get_running_loop():
+            raise UsageError("an event loop is running: write `await run_concurrent(...)`")
     return here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
 
 
@@ -3408,15 +3528,6 @@ class Ran:
         return self.run.most_in_flight
 
 
-def as_in_the_article(ran: Ran, way: str) -> Iterator[str]:
-    """Yield the first results of a run and its time."""
-    yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number + 1}. {short(text, 74)}" for number, text in sorted(ran.texts.items()))
-    if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
-        yield f"  ... and {rest:,} more"
-    yield f"{way} time: {ran.tally.wall:.2f} seconds"
-
-
 # ---- Extras ---------------------------------------------------------------------------------------------------
 
 
@@ -3492,7 +3603,14 @@ class ErrorLog(logging.Handler):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit status. With arguments, the process is left as it was."""
+    known = meanings("interrupts") if argv is not None else None
+    with known.restored(log) if known else contextlib.nullcontext():
+        return command(argv)
+
+
+def command(argv: list[str] | None) -> int:
+    """Do what it says."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file of ours may become what a closed stream was
         pass
     os.close(number)
@@ -3509,11 +3627,11 @@ def main(argv: list[str] | None = None) -> int:
             args.source = args.prompts
             if args.prompts == "-":
                 args.source = stack.enter_context(sibling("extras", "inputs", STDIN).spooled())
-            for command in hooked(args.extras, "command"):
-                with blaming(command):
-                    if (status := command()) is not None:
+            for instead in hooked(args.extras, "command"):
+                with blaming(instead):
+                    if (status := instead()) is not None:
                         return int(status)
-            work = (args.comparison or compare) if args.compare else answer_file
+            work = sibling("extras", "compare", "--compare").compare if args.compare else answer_file
             status = run_command(work(args))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure still has a name
@@ -3522,7 +3640,7 @@ def main(argv: list[str] | None = None) -> int:
         say_error(f"{PROGRAM}: {problem}")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
+        sibling("backends", "hints").say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
         return 130
     except OSError as failure:
         silence(sys.stdout)
@@ -3569,12 +3687,11 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         raise UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer, args.comparison = {}, {}, None, None, None
+    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
     args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     loading.check(args)
-    refuse_together(args)
-    args.given_output, args.output = args.output, args.output or default_output(args.prompts)
+    args.given_output, args.output = args.output, args.output or loading.default_output(args.prompts)
     args.journal = ""
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
     args.extras = []
@@ -3582,42 +3699,8 @@ def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argp
         with blaming(file.create):
             args.extras += [extra] if (extra := file.create(args)) is not None else []
     args.journal = args.journal or args.output
-    check_arguments(args)
+    loading.check_files(args)
     return args
-
-
-def default_output(prompts: str | None) -> str:
-    """Return where the results go if nobody says."""
-    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
-    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
-
-
-def refuse_together(args: argparse.Namespace) -> None:
-    """Raise UsageError where options contradict one another."""
-    results = args.output or args.retry_failed or args.overwrite
-    for wrong, advice in (
-        (args.sequential and (args.compare or args.concurrency),
-         "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
-        (args.compare and results,
-         "--compare writes no results file; leave out -o, --retry-failed and --overwrite"),
-        (len(args.calls) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
-    ):  # fmt: skip
-        if wrong:
-            raise UsageError(advice)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UsageError where something is missing, or the output cannot be what is asked of it."""
-    if args.prompts is None:
-        raise UsageError("no PROMPTS file given; try --demo --compare, or --help")
-    for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
-        if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
-            raise UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := extras_folder().unwritable(path)):
-            raise UsageError(f"{why}; choose another file with {flag}")
-    if (suffix := pathlib.PurePath(args.output).suffix.lower()) in NOT_WRITTEN:
-        raise UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
-    reader_of(suffix)  # what reads a table writes it, too
 
 
 def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
@@ -3695,12 +3778,6 @@ def open_sink(args: argparse.Namespace) -> Any:
     return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
-def check_stdout() -> None:
-    """Raise UsageError where there is no standard output."""
-    if sys.stdout is None:
-        raise UsageError("standard output is closed; name a file with -o")
-
-
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
     """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
 
@@ -3719,50 +3796,27 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
         yield prompt
 
 
-def checked(prompts: Iterator[Prompt], api: Any) -> Iterator[Prompt]:
-    """Yield the prepared prompts. Raises UsageError where the first cannot be used as asked."""
-    first = list(itertools.islice(prompts, 1))  # a shard may have none
-    if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
-        raise UsageError(error.message)
-    return map(api.prepare, itertools.chain(first, prompts))
-
-
-def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> Run:
-    """Return a run as the arguments ask for, with so many calls in flight."""
-    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
-    run = Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
-    if not api.loop:
-        connections = sibling("backends", "loading").open_files() - 64  # the interpreter and the files need some
-        run.at_most(connections)
-    return run
-
-
 async def answer_file(args: argparse.Namespace) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    api = sibling("backends", "loading").make_api(args, args.backends[0])
-    prompts = checked(prompts_of(args, args.limit), api)
+    loading = sibling("backends", "loading")
+    api = loading.make_api(args, args.backends[0])
+    prompts = loading.checked(prompts_of(args, args.limit), api)
     way = sequentially if args.sequential else concurrently
     calls = 1 if args.sequential else args.calls[0]
-    run = make_run(args, api, calls)
+    run = loading.make_run(args, api, calls)
     sink = open_sink(args)
     sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    run.first, run.overwrites = next(sound, Prompt(0, "")), args.overwrite
-    run.journal, run.path, run.whole = sink, sink.path, args.limit is None
-    with sink, interruptible(run):
-        if sink.path and not api.loop and beside_results(sink.path, "running").exists():
-            sibling("backends", "bulk").PendingJobs(sink.path, api.name, args.overwrite)  # another backend's
-        sink.check(map(api.prepare, prompts_of(args)), args.name)
-        ran = Ran(api, run, calls, Tally(api.model_of))
-        async with run:
-            syncing, recorder = asyncio.ensure_future(keep_synced(run, sink)), Recorder(args, ran, sink)
+    run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
+    with sibling("backends", "interrupts").interruptible(run):
+        async with journaled(run, sink, prompts_of(args), args.name):
+            ran = Ran(api, run, calls, Tally(api.model_of))
+            recorder = Recorder(args, ran, sink)
             try:
                 with progress(args, ran, sink):
                     await way(run, sink.left(prompts), recorder)
             finally:
-                syncing.cancel()
                 recorder.close()
-        ran.tally.stop()
-        finish(args, run, sink)
+            ran.tally.stop()
     api.warn_of_input()
     return report(args, ran, sink)
 
@@ -3773,14 +3827,30 @@ def progress(args: argparse.Namespace, ran: Ran, *more: Any) -> contextlib.Abstr
     return sibling("extras", "progress").shown(args, ran, *more) if shown else contextlib.nullcontext()
 
 
-def finish(args: argparse.Namespace, run: Run, sink: Any) -> None:
-    """Put the results into order, if all is done; what cannot be written stops the run."""
-    if run.stopped is not None:
-        return
-    try:
-        sink.finish(whole=args.limit is None)
-    except OSError as failure:
-        run.stop(disk_error(sink.path, failure))
+@contextlib.asynccontextmanager
+async def journaled(run: Run, sink: Any, prompts: Iterable[Prompt] | None, source: str) -> AsyncIterator[None]:
+    """Open a run whose results go into the sink: refused if those there are others', in the input's order at the end.
+
+    `prompts` are those of the whole input, None if they cannot be looked at beforehand.
+    """
+    run.journal, run.path = sink, sink.path
+    with sink:
+        if sink.path and not run.loop and beside_results(sink.path, "running").exists():
+            name = getattr(run.api, "name", "your function")
+            sibling("backends", "bulk").PendingJobs(sink.path, name, run.overwrites)  # another backend's
+        if prompts is not None:
+            sink.check(map(run.api.prepare, prompts), source)
+        async with run:
+            syncing = asyncio.ensure_future(keep_synced(run, sink))
+            try:
+                yield
+            finally:
+                syncing.cancel()
+        try:
+            if run.stopped is None:
+                sink.finish(whole=run.whole)
+        except OSError as failure:  # what cannot be written stops the run
+            run.stop(disk_error(sink.path, failure))
 
 
 async def keep_synced(run: Run, sink: Any) -> None:
@@ -3803,6 +3873,7 @@ class Recorder:
 
     def __init__(self, args: argparse.Namespace, ran: Ran, sink: Any) -> None:
         self._args, self._ran, self._sink = args, ran, sink
+        self._listeners, ran.run.listeners = ran.run.listeners, []  # they hear of a result once it is kept
         self._results: list[Result] = []
         self._broken: Exception | None = None
         self._loop = asyncio.get_running_loop()
@@ -3821,10 +3892,10 @@ class Recorder:
         except Exception as failure:  # of a reader that has had enough, say
             self._broken = self._broken or failure
             self._ran.run.cut(PromptError("output", in_short(failure), "stop"))
-        tally, tell = self._ran.tally, self._ran.run.tell
         for result in results:
-            tally.add(result)
-            tell(result)
+            self._ran.tally.add(result)
+            for listener in self._listeners:
+                call_hook(self._ran.run, listener, result)
 
     def _keep(self, results: list[Result]) -> None:
         self._args.begun = True
@@ -3853,46 +3924,6 @@ def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
 
 
-HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
-
-
-@contextlib.contextmanager
-def interruptible(run: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once.
-
-    The second does so too where the event loop is held up: by an input that takes long to read, by somebody's function.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    presses, interrupted = itertools.count(1), PromptError("interrupted", "interrupted", "stop")
-    unheard: list[float] = []  # when the first signal came that the event loop has not heard of yet
-
-    def signalled(*_: Any) -> None:
-        if unheard and time.monotonic() > unheard[0] + HELD_UP:
-            run.stop(interrupted)
-            raise KeyboardInterrupt  # from within whatever it is that keeps the event loop
-        unheard.append(time.monotonic())
-        loop.call_soon_threadsafe(interrupt)
-
-    def interrupt() -> None:
-        unheard.clear()
-        if next(presses) > 1:
-            task.cancel()
-            return
-        run.stop(interrupted)
-        calls = f"{plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
-        say_error(f"\nstopping: {run.api.parting or calls}")
-
-    with contextlib.ExitStack() as stack:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                with contextlib.suppress(ValueError):  # not in the main thread
-                    before = signal.signal(number, signalled)
-                    stack.callback(signal.signal, number, before)
-        yield
-
-
 def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     """Print the report and the warnings; return the exit status."""
     tally, run = ran.tally, ran.run
@@ -3918,25 +3949,12 @@ def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
     for warning in tally.warnings():
         say_error(warning, indent="  ")
     if run.stopped is not None:
-        say_stopped(run.stopped, args)
+        sibling("backends", "hints").say_stopped(run.stopped, args)
     elif sink.path and tally.hopeful and not args.quiet:
         say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
         again = sibling("backends", "hints").command_again(args.argv, True, "--retry-failed")
         say_error(again, indent="    ", wrap=False)
     return status
-
-
-def say_stopped(reason: PromptError, args: argparse.Namespace | None) -> None:
-    """Say why the run was stopped, what to do and how to continue."""
-    say_error(f"{PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
-    if advice := hint(reason.error, reason.asked):
-        say_error(f"-> {advice}", indent="  ")
-    if reason.prompt:
-        where = f" ({reason.prompt.where})" if reason.prompt.where else ""
-        say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
-    if args and args.output != "-" and not args.compare:
-        again = sibling("backends", "hints").command_again(args.argv, args.begun)
-        say_error(f"to continue: {again}", indent="  ", wrap=False)
 
 
 def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
@@ -3949,43 +3967,6 @@ def say_error(*lines: str, start: str = "", indent: str = "", width: int | None 
     with contextlib.suppress(OSError):
         for line in "\n".join(lines).split("\n") if lines else ():
             print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
-
-
-async def compare(args: argparse.Namespace) -> int:
-    """Answer the prompts one by one, then concurrently, and print the times: all that --compare does without extras."""
-    check_stdout()
-    if len(args.calls) > 1 or len(args.backends) > 1:
-        raise UsageError(f"--compare of several needs extras/compare.py, which goes beside {PROGRAM}")
-    api = sibling("backends", "loading").make_api(args, args.backends[0])
-    prompts = list(checked(prompts_of(args, args.limit), api))
-    for way, calls in (("Sequential", 1), ("Concurrent", args.calls[0])):
-        ran = await measure(args, api, calls, prompts)
-        print(*as_in_the_article(ran, way), "", sep="\n")
-        if ran.run.stopped is not None:
-            say_stopped(ran.run.stopped, args)
-            return 130 if ran.run.stopped.kind == "interrupted" else 3
-    return int(ran.tally.failed > 0)
-
-
-async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[Prompt]) -> Ran:
-    """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
-    run = make_run(args, api, calls)
-    run.first = prompts[0]
-    with interruptible(run):
-        async with run:
-            await run.answer(prompts[0])
-            ran = Ran(api, run, calls, Tally(api.model_of))
-
-            def note(result: Result) -> None:
-                ran.tally.add(result)
-                if result.prompt.number < 3:
-                    ran.texts[result.prompt.number] = result.error.message if result.error else cell(answer_of(result))
-                run.tell(result)
-
-            with progress(args, ran, None, len(prompts)):
-                await (sequentially if calls == 1 else concurrently)(run, iter(prompts), note)
-                ran.tally.stop()
-    return ran
 
 
 if __name__ == "__main__":

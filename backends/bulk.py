@@ -263,10 +263,12 @@ class Job:
             prompt.error = prompt.error or self.unpaid(prompt)
             if number % 100 == 99:
                 await asyncio.sleep(0)
+            if self._run.passed and await self._run.passed(prompt):
+                continue
             if prompt.error is None:
                 return Request(prompt, core.Result(prompt), self.api.model_of(prompt))
             try:
-                await core.deliver(self._record, core.Result(prompt, error=prompt.error))
+                await core.deliver(self._run, self._record, core.Result(prompt, error=prompt.error))
             except OSError as failure:
                 self.broken = failure
                 raise
@@ -321,16 +323,16 @@ class Job:
             outcome.prompt = request.result.prompt
             del self._run.open[request.prompt.number]
             self._pay(request, outcome, None)
-            return await core.deliver(self._record, outcome)
+            return await core.deliver(self._run, self._record, outcome)
         result, run = request.result, self._run
         result.latency = run.clock() - request.taken
         failure = await self._read(request, outcome)
         del self._run.open[request.prompt.number]
         self._pay(request, result, failure)
         if failure is None or run.has_failed(result, failure):
-            return await core.deliver(self._record, result)
+            return await core.deliver(self._run, self._record, result)
         if run.stopped:
-            return await core.deliver(self._record, run.unfinished(result))
+            return await core.deliver(self._run, self._record, run.unfinished(result))
         if failure.again:
             request.prompt = dataclasses.replace(request.prompt, body=failure.again)
         result.set_aside(result.waited(), result.latency)
@@ -386,7 +388,7 @@ class Job:
             left = core.plural(len(results), "prompt")
             self.stop("unanswered", f"{self.api.name} has ended and left {left} unanswered")
         for result in results:
-            await core.deliver(self._record, self._run.unfinished(result))
+            await core.deliver(self._run, self._record, self._run.unfinished(result))
 
 
 async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncIterator[Any]) -> None:

@@ -8,6 +8,7 @@ but for what stops the run. `classified` judges an exception. What servers and l
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import email.utils
 import errno
@@ -18,10 +19,12 @@ import math
 import re
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import core, meanings
+from .exceptions import KEYLESS, REFUSED, UNSENDABLE, class_names, is_refused, members, told_by, wrapped_in
 
 LONGEST_WAIT = 1e9  # seconds
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
@@ -391,31 +394,73 @@ def page_title(body: bytes | str | Any) -> str:
 
 
 def classified(failure: Exception, text: str) -> core.PromptError:
-    """Return the error for an exception with that text."""
-    said, text = text, text or core.short(type(failure).__name__, 60)
-    causes = [*itertools.islice(causes_of(failure), 20)]  # they may go round in a circle
+    """Return the error for an exception with that text: the worst of a group's; of what it wraps, if that is known."""
+    if isinstance(failure, ExceptionGroup):
+        several = [one for one in members(failure) if isinstance(one, Exception)]
+        found = [core.as_prompt_error(one) for one in several]
+        return max(found, key=lambda error: (WORST.index(error.verdict), error.slow, error.wait or 0.0))
+    causes = [*wrapped_in(failure)]
+    for cause in causes:
+        if isinstance(cause, ExceptionGroup) and cause is not failure:
+            return classified(cause, text)
+        if isinstance(cause, core.PromptError) and cause is not failure:
+            return copy.copy(cause)
+        said = text if cause is failure else core.short(core.text_of(cause))
+        if (error := of_library(cause, said, causes)) is not None:
+            return error
+    return core.PromptError(core.short(type(failure).__name__, 60), text or core.short(type(failure).__name__, 60))
+
+
+WORST = "retry", "fail", "stop"
+
+
+def of_library(failure: BaseException, said: str, causes: list[BaseException]) -> core.PromptError | None:
+    """Return the error for one of the exceptions known, with that text; None if it is a class of the user's own."""
+    names, text = class_names(failure), said or core.short(type(failure).__name__, 60)
     if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
         return core.PromptError("certificate", text, "stop")
     if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
         return core.PromptError("too_many_files", text, "retry")
-    reply = getattr(failure, "response", failure)  # openai.APIStatusError, httpx.HTTPStatusError
-    status = getattr(reply, "status_code", None) or getattr(reply, "status", None)  # aiohttp.ClientResponseError
-    if isinstance(status, int) and 100 <= status < 600:
-        headers: Any = getattr(reply, "headers", None)
-        return http_error(status, headers if hasattr(headers, "get") else {}, getattr(failure, "body", None) or text)
-    names = class_names(failure)
+    if (told := told_by(failure)) is not None:
+        return of_reply(*told, text)
+    if names & UNSENDABLE:
+        return core.PromptError(core.short(type(failure).__name__, 60), text)
+    if names & KEYLESS:
+        return core.PromptError("invalid_api_key", text, "stop")
     lost = names & meanings.LOST_CONNECTIONS or getattr(failure, "errno", None) in meanings.NO_ROUTE
     if lost and (kind := lasting(causes, text)):
         return core.PromptError(kind, text, "stop")
     if names & meanings.TIMEOUTS:
         return core.PromptError("timeout", said or "no answer in time", "retry")
-    if isinstance(failure, ConnectionRefusedError):
-        return core.PromptError("unreachable", text, "retry")
     if lost:
-        return core.PromptError("connection_error", text, "retry")
-    if isinstance(failure, json.JSONDecodeError):
+        kind = "unreachable" if is_refused(failure) else "connection_error"
+        return core.PromptError(kind, text, "retry")
+    if isinstance(failure, json.JSONDecodeError) and read_by(failure) in meanings.LIBRARIES:
         return core.PromptError("malformed_reply", text, "retry")
-    return core.PromptError(core.short(type(failure).__name__, 60), text)
+    return None
+
+
+def of_reply(status: int, headers: Mapping[str, str], body: Any, text: str) -> core.PromptError:
+    """Return the error for a reply that a library has raised an exception for."""
+    if status == 503 and meanings.GRPC_LOST.search(f"{body}"):  # gRPC's own words: no server has said so
+        kind = "unreachable" if REFUSED.search(f"{body}") else "connection_error"
+        return core.PromptError(kind, error_of(body)[1] or text, "retry")
+    if not 200 <= status < 300:
+        return http_error(status, headers, body or text)
+    if isinstance(body, dict) and is_error(body):
+        error = error_in_answer(body)
+        error.headers = headers
+        return error
+    error = core.PromptError("malformed_reply", text, "retry", status)
+    error.useless = 1  # twice at the most: it is billed each time
+    return error
+
+
+def read_by(failure: BaseException) -> str:
+    """Return the package that has read the JSON that was none: a library a server's reply, the user what they like."""
+    frames = [frame.f_globals.get("__name__") or "" for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    packages = [name.partition(".")[0] for name in frames]
+    return next((name for name in reversed(packages) if name not in ("json", "simplejson", "orjson")), "")
 
 
 def lasting(causes: list[BaseException], text: str) -> str:
@@ -426,15 +471,3 @@ def lasting(causes: list[BaseException], text: str) -> str:
     if meanings.TLS_ALERT.search(text):
         return "plain_http"
     return "proxy_refused" if meanings.PROXY_REFUSAL.search(text) else ""
-
-
-def causes_of(failure: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception and those that it was raised from."""
-    while failure is not None:
-        yield failure
-        failure = failure.__cause__
-
-
-def class_names(failure: BaseException) -> set[str]:
-    """Return the names of an exception's class and its bases, each behind its top-level package: httpx.ReadTimeout."""
-    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(failure).__mro__}

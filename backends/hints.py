@@ -5,6 +5,7 @@ An extra adds what it has to say to HINTS.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -118,3 +119,16 @@ def command_again(argv: list[str], begun: bool, *more: str) -> str:
     python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
     words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> None:
+    """Say why the run was stopped, what to do and how to continue."""
+    core.say_error(f"{core.PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
+    if advice := hint(reason.error, reason.asked):
+        core.say_error(f"-> {advice}", indent="  ")
+    if reason.prompt:
+        where = f" ({reason.prompt.where})" if reason.prompt.where else ""
+        core.say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
+    if args and args.output != "-" and not args.compare:
+        again = command_again(args.argv, args.begun)
+        core.say_error(f"to continue: {again}", indent="  ", wrap=False)

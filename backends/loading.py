@@ -11,10 +11,13 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
+import os
+import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
@@ -139,6 +142,49 @@ def check(args: argparse.Namespace) -> None:
         raise core.UsageError("-b has an empty name")
     if "," in (args.backend or "") and not args.compare:
         raise core.UsageError("several backends (-b a,b) are for --compare")
+    refuse_together(args)
+
+
+def refuse_together(args: argparse.Namespace) -> None:
+    """Raise UsageError where options contradict one another."""
+    results = args.output or args.retry_failed or args.overwrite
+    for wrong, advice in (
+        (args.sequential and (args.compare or args.concurrency),
+         "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
+        (args.compare and results,
+         "--compare writes no results file; leave out -o, --retry-failed and --overwrite"),
+        (len(args.calls) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
+    ):  # fmt: skip
+        if wrong:
+            raise core.UsageError(advice)
+
+
+def default_output(prompts: str | None) -> str:
+    """Return where the results go if nobody says."""
+    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
+    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
+
+
+def checked(prompts: Iterator[core.Prompt], api: Any) -> Iterator[core.Prompt]:
+    """Yield the prepared prompts. Raises core.UsageError where the first cannot be used as asked."""
+    first = list(itertools.islice(prompts, 1))  # a shard may have none
+    if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
+        raise core.UsageError(error.message)
+    return map(api.prepare, itertools.chain(first, prompts))
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Raise UsageError where something is missing, or the output cannot be what is asked of it."""
+    if args.prompts is None:
+        raise core.UsageError("no PROMPTS file given; try --demo --compare, or --help")
+    for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
+        if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
+            raise core.UsageError(f"{path} is {other}; choose another file with {flag}")
+        if flag != "-o" and (why := core.extras_folder().unwritable(path)):
+            raise core.UsageError(f"{why}; choose another file with {flag}")
+    if (suffix := pathlib.PurePath(args.output).suffix.lower()) in core.NOT_WRITTEN:
+        raise core.UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
+    core.reader_of(suffix)  # what reads a table writes it, too
 
 
 def parameter(text: str) -> tuple[str, Any]:
@@ -163,6 +209,16 @@ def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -
     if api.loop and not dry:
         api.check_options(args)
     return api
+
+
+def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> core.Run:
+    """Return a run as the arguments ask for, with so many calls in flight."""
+    names = ("max_attempts", "timeout", "deadline", "rpm", "tpm", "extras")
+    run = core.Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
+    if not api.loop:
+        connections = open_files() - 64  # the interpreter and the files need some
+        run.at_most(connections)
+    return run
 
 
 def open_files() -> int:

@@ -399,14 +399,23 @@ MINIMAX = {1001: 408, 1002: 429, 1004: 401, 1008: 402, 1026: 400, 1027: 400, 103
 TIMEOUTS = {
     "builtins.TimeoutError", "httpx.TimeoutException", "httpx2.TimeoutException", "httpcore.TimeoutException",
     "openai.APITimeoutError", "anthropic.APITimeoutError", "requests.Timeout", "urllib3.TimeoutError",
+    "botocore.ConnectTimeoutError", "botocore.ReadTimeoutError",
 }  # fmt: skip
 LOST_CONNECTIONS = {
     "builtins.ConnectionError", "asyncio.IncompleteReadError", "socket.gaierror", "ssl.SSLError", "http.HTTPException",
     "urllib.URLError", "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError",
     "httpx2.TransportError", "httpcore.NetworkError", "httpcore.ProtocolError", "openai.APIConnectionError",
     "anthropic.APIConnectionError", "requests.ConnectionError", "requests.ChunkedEncodingError",
-    "urllib3.ProtocolError", "urllib3.NewConnectionError",
+    "urllib3.ProtocolError", "urllib3.NewConnectionError", "botocore.ConnectionError",
+    "botocore.HTTPClientError", "google.TransportError",
+    "websockets.ConnectionClosed",
 }  # fmt: skip
+LIBRARIES = {"aiohttp", "anthropic", "google", "httpx", "httpx2", "openai", "requests"}  # that read replies as JSON
+# gRPC says UNAVAILABLE of a connection that is lost, and of a server that has too much to do
+GRPC_LOST = forms(r"""
+    failed to connect to all addresses
+    \b(?:socket closed|GOAWAY|connection reset|dns resolution failed)\b
+""")
 NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}  # plain OSErrors
 # What the backends say of a proxy that does not connect: stdlib, aiohttp, httpx2
 PROXY_REFUSAL = forms(r"\bCONNECT with status (4\d\d)|ClientHttpProxyError: (4\d\d)|ProxyError: (4\d\d)")

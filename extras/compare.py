@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .ran import cpu, rate, title
+from .ran import answer_of, cell, check_stdout, cpu, rate, title
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -23,23 +23,22 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> None:
-    """Take the place of the core's own, which knows one backend and two ways."""
-    args.comparison = compare
+    """Nothing is to be checked: the core calls `compare`."""
 
 
 async def compare(args: argparse.Namespace) -> int:
     """Run the prompts with each of so many calls in flight, with each backend; print who won."""
-    core.check_stdout()
+    check_stdout()
     sweep = len(args.calls) > 1
     levels: list[int | str] = args.calls if sweep else [1, args.calls[0]]
     ran: list[core.Ran] = []
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
     apis = [core.sibling("backends", "loading").make_api(args, name) for name in args.backends]
-    prompts = list(core.checked(core.prompts_of(args, args.limit), apis[0]))
+    prompts = list(core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), apis[0]))
     for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
-        ran.append(await core.measure(args, api, calls, prompts))
+        ran.append(await measure(args, api, calls, prompts))
         if (reason := ran[-1].run.stopped) is not None:
             print(*table(ran), sep="\n")
             if reason.kind == "deadline":  # of all runs together
@@ -47,10 +46,10 @@ async def compare(args: argparse.Namespace) -> int:
             args.facts["verdicts"] = []
             status, files = core.tell_report(ran, 130 if reason.kind == "interrupted" else 3)
             core.say_error(*files)
-            core.say_stopped(reason, args)
+            core.sibling("backends", "hints").say_stopped(reason, args)
             return status
     ways = () if sweep else zip(ran, ("Sequential", "Concurrent"), strict=False)  # of the first backend
-    shown = [core.as_in_the_article(one, way) for one, way in ways]
+    shown = [as_in_the_article(one, way) for one, way in ways]
     judge = core.sibling("extras", "sweep", "a sweep").verdicts if sweep else verdicts
     said = args.facts["verdicts"] = [*judge(ran), *cheapest(ran)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
@@ -61,6 +60,36 @@ async def compare(args: argparse.Namespace) -> int:
     status, files = core.tell_report(ran, int(any(one.tally.failed for one in ran)))
     core.say_error(*([] if args.quiet else files))
     return status
+
+
+async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts: list[core.Prompt]) -> core.Ran:
+    """Do one run of the comparison; the first call, which loads and connects everything, is before the clock."""
+    run = core.sibling("backends", "loading").make_run(args, api, calls)
+    run.first = prompts[0]
+    with core.sibling("backends", "interrupts").interruptible(run):
+        async with run:
+            await run.answer(prompts[0])
+            ran = core.Ran(api, run, calls, core.Tally(api.model_of))
+
+            def note(result: core.Result) -> None:
+                ran.tally.add(result)
+                if result.prompt.number < 3:
+                    text = result.error.message if result.error else cell(answer_of(result))
+                    ran.texts[result.prompt.number] = text
+
+            with core.progress(args, ran, None, len(prompts)):
+                await (core.sequentially if calls == 1 else core.concurrently)(run, iter(prompts), note)
+                ran.tally.stop()
+    return ran
+
+
+def as_in_the_article(ran: core.Ran, way: str) -> Iterator[str]:
+    """Yield the first results of a run and its time."""
+    yield f"{way} results ({ran.api.name}):"
+    yield from (f"  {number + 1}. {core.short(text, 74)}" for number, text in sorted(ran.texts.items()))
+    if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
+        yield f"  ... and {rest:,} more"
+    yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
 
 def table(ran: list[core.Ran]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from . import core, unwritable
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
+from .ran import check_stdout
 from .text import Printer
 
 
@@ -38,7 +39,7 @@ class DryRun:
     def __init__(self, args: argparse.Namespace) -> None:
         if getattr(args, "report", None) or getattr(args, "plot", None):
             raise core.UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
-        core.check_stdout()
+        check_stdout()
         self._args = args
 
     def command(self) -> int:
@@ -193,7 +194,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 def dry_run(args: argparse.Namespace) -> int:
     """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
-    prompts = core.checked(core.prompts_of(args, args.limit), api)
+    prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
     sink: core.Journal | Printer = Printer()
     for extra in args.extras:

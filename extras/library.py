@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
+import copy
 import functools
 import inspect
 import itertools
+import math
 import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sized
 from typing import Any, TypeVar
 
 from . import core
@@ -51,6 +54,38 @@ def wrong(given: Any, advice: str) -> core.PromptError:
     return core.PromptError("send", f"send returned {given}: {advice}", "stop")
 
 
+def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Exception]:
+    """Return what is to be raised for an exception of the user's own function, as their `retry` decides."""
+
+    def decided(failure: Exception) -> Exception:
+        if isinstance(failure, core.PromptError) and failure.kind == "send":
+            return failure
+        try:
+            decision = retry(failure)
+        except Exception as another:
+            return core.PromptError("send", f"retry raised {core.in_short(another)}", "stop")
+        return failure if decision is None else as_decided(failure, decision)
+
+    return decided
+
+
+def as_decided(failure: Exception, decision: Any) -> core.PromptError:
+    """Return the error for an exception, with the user's decision: a verdict, or the seconds to wait for a retry."""
+    waits = isinstance(decision, int | float) and not isinstance(decision, bool) and 0 <= decision < math.inf
+    if not waits and decision not in ("retry", "fail", "stop"):
+        given = core.short(repr(decision), 60)
+        what = f"retry returned {given}: it returns 'retry', 'fail', 'stop', seconds to wait, or None for the default"
+        return core.PromptError("send", what, "stop")
+    error = copy.copy(core.as_prompt_error(failure))
+    error.verdict = "retry" if waits else decision
+    error.error = error.error._replace(retryable=error.verdict == "retry")
+    error.wait = float(decision) if waits else error.wait
+    error.decided, error.loading = True, False
+    error.heard = error.heard and decision != "stop"  # at once, and not when others are refused as well
+    error.__cause__ = failure
+    return error
+
+
 def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return the coroutine function that answers one prompt after the other of an asynchronous iterable."""
     if run.loop:
@@ -59,19 +94,76 @@ def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[],
 
     async def pull() -> core.Prompt | None:
         async with turn:
-            try:
-                item = None if run.stopped or run.broken else await run.wait_or_stop(anext(items, turn))
-            except Exception as failure:
-                run.broken = failure
-                return None
-            ended = item is None or item is turn
-            return None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
+            while True:
+                try:
+                    item = None if run.stopped or run.broken else await run.wait_or_stop(anext(items, turn))
+                except Exception as failure:
+                    run.broken = failure
+                    return None
+                ended = item is None or item is turn
+                prompt = None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
+                if prompt is None or not run.passed or not await run.passed(prompt):
+                    return prompt
 
     async def worker() -> None:
         while (prompt := await pull()) is not None:
-            await core.deliver(record, await run.answer(prompt))
+            await core.deliver(run, record, await run.answer(prompt))
 
     return worker
+
+
+def watched(
+    run: core.Run, items: Any, take: core.Record, on_result: Callable[[core.Result], Any] | None, progress: bool
+) -> core.Record:
+    """Let the run show its progress; return what gives each new Result to `take`, then to the user's function.
+
+    What that raises stops the run in good order, and is raised at its end.
+    """
+    if progress:
+        shown = Shown(len(items) if isinstance(items, Sized) else None)
+        run.extras.append(shown)
+        run.listeners.append(shown.on_result)
+    if on_result is None:
+        return take
+    failed: list[Exception] = []
+
+    async def record(result: core.Result) -> None:
+        if (waiting := take(result)) is not None:
+            await waiting
+        if not result.done or failed:
+            return
+        try:
+            if isinstance(waiting := on_result(result), Awaitable):
+                await waiting
+        except Exception as failure:
+            failed.append(failure)
+            reason = core.PromptError("on_result", f"on_result: {core.in_short(failure)}", "stop")
+            reason.__cause__ = failure
+            run.stop(reason)
+
+    return record
+
+
+class Shown:
+    """The progress of a run of the user's own prompts, as an extra; `total` is how many they are, None if unknown."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Show it as long as the run goes on."""
+        self._tally = core.Tally(run.api.model_of)
+        ran = core.Ran(run.api, run, run.concurrency, self._tally)
+        progress = core.sibling("extras", "progress", "progress=True").Progress(self._total, ran, run.journal)
+        try:
+            yield
+        finally:
+            progress.close()
+
+    def on_result(self, result: core.Result) -> None:
+        """Count a result."""
+        self._tally.add(result)
 
 
 _threads = threading.local()  # the lasting event loop of each thread, and the thread that it has for runs inside one

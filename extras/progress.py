@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import shutil
 import sys
 import time
@@ -38,10 +39,10 @@ class Progress:
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._began, self._last = time.monotonic(), (time.monotonic(), 0)
-        if self._terminal:
+        notebook = "ipykernel" in sys.modules
+        if self._terminal or notebook:
             with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
+                tqdm = importlib.import_module("tqdm.auto" if notebook else "tqdm").tqdm
                 self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
         self._tick()
 
@@ -62,7 +63,7 @@ class Progress:
             self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
         elif self._timer is not None:
             self._write(f"{self._text(kept, new)}\n")
-        every = 0.2 if self._terminal else self.EVERY
+        every = 0.2 if self._terminal or self._bar is not None else self.EVERY
         self._timer = asyncio.get_running_loop().call_later(every, self._tick)
 
     def _text(self, kept: int, new: int) -> str:

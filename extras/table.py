@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core, unwritable
+from .ran import answer_of, cell
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons
@@ -97,7 +98,7 @@ class Table:
         """Return a result's record."""
         row, error = own_columns(result.prompt), result.error
         reason = error and f"{error.type}: {error.message}"
-        return self._line([*map(row.get, self._names), core.answer_of(result), reason])
+        return self._line([*map(row.get, self._names), answer_of(result), reason])
 
     def _line(self, values: Iterable[Any]) -> bytes:
         record: Any = self._record(map(harmless, values))  # ends with \r\n, so that either is quoted where it is data
@@ -115,7 +116,7 @@ class Table:
 
 def harmless(value: Any) -> str:
     """Return a value as a field that no spreadsheet takes for a formula; numbers stay as they are."""
-    text: str = core.cell(value)
+    text: str = cell(value)
     return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
@@ -124,27 +125,20 @@ OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None,
 
 def results_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
     """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
-    for prompt, line in journal.lines_of(prompts):
-        yield (result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
+    for prompt, line in lines_of(journal, prompts):
+        yield (core.result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
 
 
-def result_in(line: bytes, prompt: core.Prompt) -> core.Result | None:
-    """Return the prompt's result from its line, without clocks and counts; None if the line is another request's.
-
-    It may be, if the input was changed while the run went on.
-    """
-    row = core.parse_json(line)
-    try:
-        _, found, error, _ = core.recognised(row)
-    except ValueError:  # the file was changed
-        return None
-    if found[:16] != core.fingerprint(prompt)[:16]:
-        return None
-    if "request" in row:
-        extra = {name: value for name, value in core.own_part(row).items() if name in core.NO_TEXTS}
-        return core.Result(prompt, row["text"], error, extra=extra)
-    other: core.Result | None = core.sibling("backends", "api").batch_result(row, prompt, error)
-    return other
+def lines_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[tuple[core.Prompt, bytes]]:
+    """Yield each prompt of the whole input with its line, or with b"" if it is still open."""
+    rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
+    with journal.reading() as lines:
+        for prompt in prompts:
+            if (offset := journal.place(prompt.number)) is None:
+                key = core.fingerprint(prompt)[:16]
+                rest[key] = rest[key] if key in rest else iter(journal.unclaimed(key))
+                offset = next(rest[key], -1)
+            yield prompt, core.line_at(lines, offset) if offset >= 0 else b""
 
 
 def own_columns(prompt: core.Prompt) -> dict[str, Any]:

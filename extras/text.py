@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
+from .ran import answer_of, cell, check_stdout
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -36,7 +37,7 @@ def standard_output(args: argparse.Namespace, form: Callable[[core.Result], byte
     if args.retry_failed or args.overwrite:
         advice = "leave out --retry-failed and --overwrite, or name a file (-o)"
         raise core.UsageError(f"standard output keeps nothing: {advice}")
-    core.check_stdout()
+    check_stdout()
     return Printer(form)
 
 
@@ -105,7 +106,7 @@ def as_text(result: core.Result) -> bytes:
     """Return a result for people: the beginning of the prompt on one line, the answer below, and a blank line."""
     width = max(20, min(100, shutil.get_terminal_size().columns))
     title, *more = wrapped(core.short(f"[{result.id}] {asked(result.prompt)}", width), width - 2)
-    answer = core.answer_of(result)
+    answer = answer_of(result)
     if result.error:
         failed = f"failed: {result.error.type}: {result.error.message}"
         answer = f"{failed}\n\n{answer}" if answer else failed
@@ -113,7 +114,7 @@ def as_text(result: core.Result) -> bytes:
         answer = "\n\n".join(f"({number} of {len(answer)})\n{text}" for number, text in enumerate(answer, 1))
     elif "embedding" in result.extra:
         answer = "\n".join(map(vector_text, answer if answer and isinstance(answer[0], list) else [answer]))
-    lines = [f"{title} …" if more else title, *laid_out(core.cell(answer) or "(an empty answer)", width), "", ""]
+    lines = [f"{title} …" if more else title, *laid_out(cell(answer) or "(an empty answer)", width), "", ""]
     return "\n".join(lines).encode(errors="backslashreplace")
 
 
@@ -124,7 +125,7 @@ def asked(prompt: core.Prompt) -> str:
         content = next((content["body"][key] for key in core.CONTENT_KEYS if key in content["body"]), content["body"])
     if isinstance(content, list) and content and isinstance(content[-1], dict):
         content = content[-1].get("content")
-    return "" if isinstance(content, core.Error) else core.cell(content)
+    return "" if isinstance(content, core.Error) else cell(content)
 
 
 def vector_text(vector: Any) -> str:

@@ -56,7 +56,7 @@ def write_batch(args: argparse.Namespace) -> int:
     bad, reason = 0, ""
     core.sibling("backends", "loading").open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
-        for prompt in core.checked(core.prompts_of(args, args.limit), api):
+        for prompt in core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api):
             url = prompt.path.removesuffix(api.query)
             line = b"" if prompt.error else batch.request_line(name_of(prompt), url, prompt.body)
             if prompt.error or len(line) > batch.BATCH_BYTES:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 import concurrent_prompts
+from concurrent_prompts.backends import interrupts
 from tests.helpers import SCRIPT
 
 EXTRA = """
@@ -138,7 +139,7 @@ def test_the_second_signal_ends_what_never_lets_go_of_the_event_loop(here, numbe
         try:
             assert process.stdout.readline() == "held\n"
             process.send_signal(number)
-            time.sleep(concurrent_prompts.HELD_UP + 0.1)
+            time.sleep(interrupts.HELD_UP + 0.1)
             process.send_signal(number)
             began = time.monotonic()
             said = process.communicate(timeout=20)[1]

@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
-PARTS = "__init__", "stand_in", "plot_page", "inputs", "library", "progress", "ran", "sweep"
+PARTS = "__init__", "stand_in", "plot_page", "inputs", "library", "limits", "progress", "ran", "sweep"
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -132,7 +132,7 @@ URL = "--base-url http://127.0.0.1:9/v1"
 
 @pytest.mark.parametrize(("missing", "words", "sentence"), [
     ("extras", "p.txt -o answers.csv", "a .csv file needs the folder extras/"),
-    ("extras", "p.txt --compare -c 1,4", "--compare of several needs extras/compare.py"),
+    ("extras", "p.txt --compare -c 1,4", "--compare needs the folder extras/, which"),
     ("backends/stdlib.py", "p.txt -b stdlib", "backend stdlib needs backends/stdlib.py"),
     ("backends", "p.txt -b stdlib", "the folder backends/ is missing; it goes beside"),
     ("backends/keys.py", "p.txt -b stdlib", "backends/keys.py is missing; it goes beside"),

@@ -1,0 +1,130 @@
+"""One server's limits for several runs in this process: `limits = Limits(rpm=600)`, run(..., limits=limits) for each.
+
+The runs share one Limiter: the calls in flight, the rates, what was learned, and outages. They may go on at once in one
+event loop, one after another, or in threads, each with an event loop of its own. Calls go out in turn; among runs in
+different threads there is no order, and each thread may be a call ahead of the limit for a moment, which it makes up
+for. Other processes need --shard or dask-cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from . import core
+
+
+class Limits:
+    """What is passed to the runs; each has a `share` of it."""
+
+    def __init__(
+        self,
+        rpm: float | None,
+        tpm: float | None,
+        concurrency: int | str,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        calls = core.AUTO_CONCURRENCY if concurrency == "auto" else int(concurrency)
+        if calls < 1 or not all(limit > 0 for limit in (rpm, tpm) if limit is not None):
+            raise ValueError("rpm, tpm and concurrency are greater than 0")
+        start = 16 if concurrency == "auto" else calls
+        self.clock, self.sleep = clock, sleep
+        self.limiter = Common(start, calls, clock, sleep, rpm, tpm, core.DEFAULT_TIMEOUT)
+
+    def __repr__(self) -> str:
+        return f"<Limits of {self.limiter!r}>"
+
+    def learned(self) -> list[str]:
+        """Return what is known of the server's limits."""
+        return self.limiter.learned()
+
+    def share(self) -> Share:
+        """Return the limiter of one run."""
+        return Share(self.limiter)
+
+
+class Share:
+    """The Limiter as one run sees it: all is common but how many of its own calls wait."""
+
+    _common: core.Limiter
+    queued: int
+
+    def __init__(self, common: core.Limiter) -> None:
+        vars(self).update(_common=common, queued=0, defer=None, opened=None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._common, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            vars(self)[name] = value
+        else:
+            setattr(self._common, name, value)
+
+    async def turn(self, cost: float, again: bool) -> tuple[float, core.Place]:
+        """Wait until a call may go out, as the Limiter does."""
+        self.queued += 1
+        try:
+            return await self._common.turn(cost, again)
+        finally:
+            self.queued -= 1
+
+
+class Common(core.Limiter):
+    """A Limiter that belongs to no event loop and to no thread."""
+
+    LONGEST = 0.1  # seconds after which what waits looks again: a call's end may be another thread's
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self._guard = threading.RLock()
+
+    def admit(self, cost: float) -> bool:
+        with self._guard:
+            return super().admit(cost)
+
+    def enter(self, call: core.Call, place: core.Place | None = None) -> None:
+        with self._guard:
+            super().enter(call, place)
+
+    def settle(self, call: core.Call, outcome: core.Reply | core.PromptError) -> None:
+        with self._guard:
+            super().settle(call, outcome)
+
+    def release(self) -> None:
+        with self._guard:
+            super().release()
+
+    async def turn(self, cost: float, again: bool) -> tuple[float, core.Place]:
+        asked, held_up = self._clock(), 0.0
+        with self._guard:
+            waiting = self._line_up(cost, again)
+        try:
+            while not waiting.done():
+                began, span = self._clock(), self._due - self._clock()
+                await asyncio.wait([waiting], timeout=max(0.001, min(self.LONGEST, span)))
+                held_up += self._clock() - began if span > 0 else 0.0
+                self.release()
+        except asyncio.CancelledError:
+            waiting.cancel()
+            with self._guard:
+                self._leave(waiting, cost, again, asked)
+            raise
+        return held_up, waiting.result()
+
+    @staticmethod
+    def _call_up(waiting: asyncio.Future[core.Place], place: core.Place) -> None:
+        try:
+            same = waiting.get_loop() is asyncio.get_running_loop()
+        except RuntimeError:
+            same = False
+        if same:
+            waiting.set_result(place)
+        else:
+            waiting.get_loop().call_soon_threadsafe(lambda: waiting.done() or waiting.set_result(place))
+
+    def _set_alarm(self, span: float, now: float) -> None:
+        self._due = now + span  # all that waits looks at it
