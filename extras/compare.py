@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .ran import answer_of, cell, check_stdout, cpu, rate, title
+from .ran import cpu, rate, title
+from .text import answer_of, cell, check_stdout
 
 
 def add_arguments(option: Callable[..., Any]) -> None:

@@ -19,8 +19,7 @@ from typing import Any
 from . import core, unwritable
 from .budget import Budget, max_output_tokens
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
-from .ran import check_stdout
-from .text import Printer
+from .text import Printer, check_stdout
 
 
 def add_arguments(option: Callable[..., Any]) -> None:

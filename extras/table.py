@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core, unwritable
-from .ran import answer_of, cell
+from .text import answer_of, cell
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .ran import answer_of, cell, check_stdout
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -43,10 +42,8 @@ def standard_output(args: argparse.Namespace, form: Callable[[core.Result], byte
 
 def table_printer(args: argparse.Namespace) -> Printer:
     """Return what prints the answers as a table."""
-    from .table import Table
-
     standard_output(args)
-    table = Table(core.prompts_of(args))
+    table = core.sibling("extras", "table").Table(core.prompts_of(args))
     return Printer(table.line, table.head)
 
 
@@ -154,3 +151,24 @@ def wrapped(line: str, width: int) -> Iterator[str]:
             part, piece = hang, piece.lstrip()
         part += piece
     yield part.rstrip()
+
+
+# ---- What is shown of an answer -------------------------------------------------------------------------------
+
+NO_TEXTS = ("texts", "embedding", "reply")  # where an answer is that is not one text
+
+
+def answer_of(result: core.Result) -> Any:
+    """Return the answer: a text, or else all of several, the vectors, or the whole reply."""
+    return next((result.extra[name] for name in NO_TEXTS if name in result.extra), result.text)
+
+
+def cell(value: Any) -> str:
+    """Return what stands in a table for a value: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else "" if value is None else core.to_line(value).decode().rstrip("\n")
+
+
+def check_stdout() -> None:
+    """Raise UsageError where there is no standard output."""
+    if sys.stdout is None:
+        raise core.UsageError("standard output is closed; name a file with -o")

@@ -108,6 +108,13 @@ async def test_silence_for_all_prompts_stops_a_run():
 # ---- retry= ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def extras():
+    """Skip a test of what extras/ does where that is not there."""
+    pytest.importorskip("concurrent_prompts.extras.library")
+
+
+@pytest.mark.usefixtures("extras")
 @virtual
 async def test_the_user_decides():
     class Busy(Exception):
@@ -140,6 +147,7 @@ async def test_the_user_decides():
     assert len(asked) == 12 + 3 + 3
 
 
+@pytest.mark.usefixtures("extras")
 @virtual
 async def test_the_user_may_stop_the_run():
     send = Failing(b=[ValueError("over")])
@@ -150,6 +158,7 @@ async def test_the_user_may_stop_the_run():
 
 
 @all_ways
+@pytest.mark.usefixtures("extras")
 @pytest.mark.parametrize("answer", [True, "again", -1, float("nan"), float("inf"), [], ValueError])
 async def test_a_decision_that_is_none_is_one_type_error(way, answer):
     def retry(failure):
