@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import core
+from .usage import usage_of
 
 LINES_MOST = 1_000_000  # of a stream; an answer of a hundred thousand tokens has three times as many
 STARTS = b"data:", b"event:", b"id:", b"retry:", b":"
@@ -39,7 +40,7 @@ def joined(body: bytes) -> dict[str, Any]:
         if not isinstance(chunk, dict):
             continue
         if chunk.get("error") or chunk.get("type") == "error":
-            return chunk if chunk.get("error") else {"error": chunk}
+            return (chunk if chunk.get("error") else {"error": chunk}) | usage_among([*chunks, chunk])
         if chunk.get("type") in ENDS and isinstance(chunk.get("response"), dict):
             response: dict[str, Any] = chunk["response"]
             return response
@@ -47,8 +48,16 @@ def joined(body: bytes) -> dict[str, Any]:
     found = put_together(chunks)
     reasons = [choice.get("finish_reason") for choice in found.get("choices") or ()]
     if not chunks or not (whole or (reasons and all(reasons))):
-        raise core.PromptError("cut_off", "the stream of events ends before the answer does", "retry", 200)
+        failure = core.PromptError("cut_off", "the stream of events ends before the answer does", "retry", 200)
+        failure.http = (200, "", usage_among(chunks) or None)
+        raise failure
     return found
+
+
+def usage_among(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last usage that the chunks tell, as a field, for what broke off is billed; {} if they tell none."""
+    told = (usage for chunk in reversed(chunks) if (usage := usage_of(chunk)))
+    return {"usage": usage} if (usage := next(told, None)) else {}
 
 
 def events(text: str) -> Iterator[str]:

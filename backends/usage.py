@@ -124,8 +124,10 @@ def as_dollars(value: Any) -> float | None:
 
 
 def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the usage object of a reply, None if there is none."""
+    """Return the usage object of a reply, None if there is none; in a stream Groq's may stand under `x_groq` alone."""
     usage = data.get("usage") or data.get("usageMetadata")
+    if not usage and isinstance(beside := data.get("x_groq"), dict):
+        usage = beside.get("usage")
     return usage if isinstance(usage, dict) else None
 
 

@@ -108,4 +108,5 @@ def test_the_tier_that_served(reply, tier):
 
 def test_where_a_reply_has_its_usage():
     assert usage_of({"usage": {"a": 1}}) == usage_of({"usageMetadata": {"a": 1}}) == {"a": 1}
+    assert usage_of({"usage": None, "x_groq": {"id": "r", "usage": {"a": 1}}}) == {"a": 1}
     assert usage_of({"usage": "none"}) is usage_of({}) is None
