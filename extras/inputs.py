@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import gzip
 import io
 import itertools
@@ -244,6 +245,34 @@ def unreadable(name: str, start: bytes) -> str:
     if b"\r" in start.rstrip(b"\r") and b"\n" not in start:
         return f"{name} ends its lines with carriage returns alone; pass it through tr '\\r' '\\n'"
     return ""
+
+
+# Keys of an object by which a line asks something: those of a prompt, and of the usual data sets
+ASKING = {*core.CONTENT_KEYS, "custom_id", "instruction", "conversations", "question"}
+LOOKED_AT = 5  # lines
+
+
+def json_in_text(where: str) -> str:
+    """Return why a line of a .txt file is no prompt, and what helps; '' unless the file's first lines are all JSON."""
+    name = where.rpartition(" line ")[0]
+    try:
+        told = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix == ".txt" and os.stat(name)
+        if not told or not holds_json(name, told.st_mtime_ns, told.st_size):
+            return ""
+    except (OSError, core.UsageError):  # it is called otherwise, or was taken away
+        return ""
+    new = re.sub(r"\.txt(?=(\.gz)?$)", ".jsonl", name, flags=re.IGNORECASE)
+    command = f"cp {file_of(name)} {file_of(new)}"
+    return f"the .txt file holds JSON Lines; name it so ({command}), or send its lines as they are: -t '{{prompt}}'"
+
+
+@functools.lru_cache(16)
+def holds_json(name: str, time: int, size: int) -> bool:
+    """Tell whether the first lines of the file of that date and size are objects that ask something."""
+    with core.open_input(name) as (file, *_):
+        lines = (line for line in iter(lambda: file.readline(1 << 20), b"") if line.strip())
+        found = [core.parse_json(line) for line in itertools.islice(lines, LOOKED_AT)]
+    return bool(found) and all(isinstance(one, dict) and ASKING & one.keys() for one in found)
 
 
 def is_binary(start: bytes) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from concurrent_prompts import UsageError, main, read_prompts
 from concurrent_prompts.extras.inputs import FORMS
-from tests.helpers import completion, constant, jsonl, rows
+from tests.helpers import batch_line, completion, constant, jsonl, rows
 
 # A row of a published data set, and what a prompt made of it is to hold.
 SETS = {
@@ -170,6 +170,36 @@ def test_pictures_beside_a_prompt_are_not_lost(asks, capsys, kind, name):
     if shutil.which("jq"):
         subprocess.run(command, shell=True, check=True)
         assert asks("prompts.jsonl") == (0, [USER])
+
+
+JSON_LINES = {
+    "prompts": jsonl({"prompt": "one"}, {"prompt": "two"}),
+    "messages": "\n" + jsonl({"messages": USER, "id": 1}) * 9,
+    "Batch requests": jsonl(batch_line("a", "hi")),
+    "a data set": jsonl(SETS["Alpaca"][0], SETS["Alpaca"][0]),
+}
+
+
+@pytest.mark.parametrize("text", JSON_LINES.values(), ids=JSON_LINES)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_json_lines_in_a_text_file_are_refused_with_what_helps(asks, capsys, text, packed):
+    pathlib.Path(f"a set.TXT{packed}").write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    for more in ([], ["--dry-run"], ["--shard", "1/1"]):
+        assert asks(f"a set.TXT{packed}", *more) == (2, [])
+        said = capsys.readouterr().err
+    assert not list(pathlib.Path().glob("*results*"))
+    assert asks(f"a set.TXT{packed}", *shlex.split(re.search(r"-t '[^']*'", said)[0]))[1][0][0]["content"][0] == "{"
+    subprocess.run(re.search(r"\((cp .*)\),", said)[1], shell=True, check=True)
+    assert isinstance(next(read_prompts(f"a set.jsonl{packed}")).row, dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{name}, what is it?\n", '{"a": 1}\n{"b": 2}\n', "{\n", '{"prompt": "x"}\nWhat is this?\n', '["prompt"]\n'],
+)
+def test_a_text_that_begins_with_a_brace_is_sent_as_it_is(asks, text):
+    pathlib.Path("p.txt").write_text(text)
+    assert asks("p.txt") == (0, [[{"role": "user", "content": line}] for line in text.splitlines()])
 
 
 def test_the_table_of_forms_is_in_order():
