@@ -75,6 +75,11 @@ NAMED: tuple[tuple[re.Pattern[str], set[int], str], ...] = (
         "the server wants a user and password: "
         'export OPENAI_CUSTOM_HEADERS="Authorization: Basic $(printf user:password | base64)"',
     ),
+    (re.compile(r"^\W{,3}quota exceeded\W{,3}$", re.IGNORECASE), {403}, HINTS["insufficient_quota"]),  # Tyk
+    (
+        re.compile("missing authentication token", re.IGNORECASE), {403},
+        "AWS says this of a path that is not there, too: check --base-url, and then the key (--api-key-env)",
+    ),
     (
         re.compile(r"\b(?:credit|balance|afford|402).{,200}?\bmax[_ ](?:\w{1,20}_)?tokens", re.IGNORECASE), set(),
         "add credit, or ask for shorter answers, which need less of it: -p max_tokens=N",
@@ -104,6 +109,8 @@ def hint(error: core.Error, asked: str = "") -> str:
     found = HINTS.get(kind) or HINTS.get(status) or ""
     if asked and (not found or status == "429"):
         return ALIKE.format(asked)
+    if not found and status[:1] == "2":  # an error in an HTTP 200, of a kind of its own
+        return HINTS["408" if error.retryable else "4xx"]
     return found or HINTS.get(f"{status[:1]}xx", "")
 
 
