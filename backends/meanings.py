@@ -366,13 +366,15 @@ BROKEN = {
     "error", "network_error", "insufficient_system_resource", "abort", "aborted", "server_error", "internal_error",
     "cancelled", "canceled", "timeout", "overloaded", "engine_error", "error_limit", "failed", "interrupted",
     "terminated", "unavailable", "rate_limit", "user_cancel", "user_cancelled", "preempted", "engine_dead",
+    "userstopped", "modelunloaded",  # LM Studio's
 }  # fmt: skip
 # The model's own fault, which it may not make again; Gemini's
-MISMADE = {"malformed_function_call", "function_call_filter: malformed_function_call"}
+MISMADE = {"malformed_function_call", "unexpected_tool_call", "malformed_response"}
+MISMADE |= {f"function_call_filter: {word}" for word in MISMADE}
 # Other words for "stop": DashScope's, TGI's, llamafile's, vLLM's forks', Vertex's; with any letters, as for core.WHOLE
 STOPPED = {
     "finish", "finished", "finish_reason_stop", "stop_token", "content_stop", "end", "done", "normal", "eog",
-    "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",
+    "eosfound", "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",
 }  # fmt: skip
 # Keys of an answer of another API than OpenAI's, and whose it is; the first that are all there count
 FOREIGN = (
@@ -380,6 +382,8 @@ FOREIGN = (
     ({"response", "done"}, "Ollama's own API, not of the one below /v1"),
     ({"candidates"}, "Gemini's own API, not of the one below /v1beta/openai"),
     ({"content", "stop_reason"}, "Anthropic's own API"),
+    ({"embeddings"}, "another API (Cohere's, Ollama's /api), not of the one below /v1"),
+    ({"embedding"}, "another API (Ollama's /api, llama.cpp's own), not of the one below /v1"),
     ({"generated_text"}, "Hugging Face's own API, not of the one below /v1"),
     ({"result", "success"}, "Cloudflare's own API, not of the one below /ai/v1"),
     ({"content", "stop", "tokens_predicted"}, "llama.cpp's own API, not of the one below /v1"),
