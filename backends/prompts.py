@@ -48,15 +48,16 @@ UNMISTAKABLE = words("""
     frequency_penalty function_call functions logit_bias max_completion_tokens max_output_tokens max_tokens
     presence_penalty response_format stream_options tool_choice tools top_p
 """)  # which nobody takes for a column of data
-CALLED_SO = UNMISTAKABLE | {"model"}  # as a column of data they are not sent, which surprises
+CALLED_SO = UNMISTAKABLE | {"model", "generationConfig"}  # as a column of data they are not sent, which surprises
 BESIDE = words("id custom_id metadata model")  # what stands beside a request's parameters
 # Columns that hold another part of what is asked than `prompt`, `messages` or `input` do.
 INSTRUCTIONS = words(
-    "instruction instructions system system_prompt system_message developer preprompt task_description"
+    "instruction instructions system system_prompt system_message developer preprompt task_description preamble "
+    "systeminstruction system_instruction"  # Cohere's, Gemini's
 )
 FOREIGN = words("from value speaker parts")  # keys of a turn that no API has: ShareGPT's, Gemini's
 # What goes with a prompt as well: the turns before it (ChatGLM's, LLaMA-Factory's), what it is about (RAG sets), media
-ADDED = words("history context images image image_url videos video audios")
+ADDED = words("history chat_history context images image image_url videos video audios")
 PARTS = words("text image_url input_audio file")  # types of a message's parts
 BESIDE_PROMPT = INSTRUCTIONS | ADDED | frozenset(core.CONTENT_KEYS)
 BESIDE_INPUT = BESIDE_PROMPT | words("question query problem")
@@ -87,6 +88,8 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
         fits = prompt.kind != "messages"
     else:
         fits = prompt.kind == "input" and isinstance(content, list) and endpoint in ("responses", "embeddings")
+    if isinstance(content, dict) and {"messages", "prompt"} & content.keys():  # OpenAI's preference sets
+        raise LookupError(way_out(prompt))
     if isinstance(content, list) and any(isinstance(one, dict) and FOREIGN & one.keys() for one in content):
         raise LookupError(way_out(prompt))
     if not fits or (isinstance(content, list) and not content):
@@ -215,7 +218,8 @@ def way_out(prompt: core.Prompt) -> str:
     columns = [prompt.kind, *prompt.columns] if prompt.kind else prompt.columns
     plain = f"make one prompt of {say(columns)} (-t)"
     if prompt.kind and not half(prompt):
-        problem = f"`{prompt.kind}` holds turns that are no messages"
+        what = "what asks" if isinstance(prompt.content, dict) else "turns that are no messages"
+        problem = f"`{prompt.kind}` holds {what}"
     elif prompt.kind:
         problem = f"`{prompt.kind}` alone would lose {say(half(prompt))}"
     else:
