@@ -24,6 +24,7 @@ from typing import Any
 from . import core, meanings
 
 LONGEST_WAIT = 1e9  # seconds
+AWAY = 7200.0  # seconds of a limit that are not waited out: it is one of many hours or a day
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
 CODES = "error_type", "error_code", "reason"  # TGI's, Databricks', Novita's
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
@@ -73,6 +74,19 @@ def passing(
         error.wait = asked_wait(error.headers, message, data)
         number = meanings.AT_ONCE.search(message)
         error.at_once = int(number[1]) if number and error.slow else 0
+        if error.slow and error.error.status != 503 and (error.wait or 0.0) > AWAY:
+            return hours_away(error, error.wait or 0.0)
+    return error
+
+
+def hours_away(error: core.PromptError, wait: float) -> core.PromptError:
+    """Return the error as one that stops the run: a limit that nobody waits out; the message says when it is over."""
+    span = f"{wait / 3600:.0f} h" if wait < 48 * 3600 else f"{wait / 86400:.0f} days"
+    moment = time.localtime(time.time() + min(wait, 2 * meanings.RESET_MOST))
+    when = f", at {time.strftime('%Y-%m-%d %H:%M', moment)}" if wait < meanings.RESET_MOST else ""
+    message = f"{error.error.message} (the limit is over in {span}{when})"
+    error.error = error.error._replace(type="limit_for_hours", message=message)
+    error.args, error.verdict = (message,), "stop"
     return error
 
 

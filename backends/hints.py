@@ -26,6 +26,7 @@ HINTS = {
     "429": "the server's rate limit; ask again later, or with a smaller -c",
     "498": "the service tier is full; ask again later, or in another one (-p service_tier=...)",
     "511": "the network wants a sign-in first; open any page in a browser",
+    "limit_for_hours": "run the same command again then: what is answered is kept",
     "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; mend that and run the same command: what is changed is "
     "asked again. If it was the server that had to be mended, add --retry-failed",

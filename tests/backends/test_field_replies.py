@@ -353,7 +353,8 @@ WAITS = {
 @pytest.mark.parametrize(("answer", "wait"), WAITS.values(), ids=WAITS)
 async def test_a_wait_told_in_words(backend, answer, wait):
     failure, _ = await once(backend, answer)
-    assert failure.verdict == "retry" and failure.wait == (wait and pytest.approx(wait))
+    assert failure.verdict == ("stop" if wait and wait > 7200 else "retry")
+    assert failure.error.retryable and failure.wait == (wait and pytest.approx(wait))
 
 
 # ---- Answers that are none, and those that are not whole -----------------------------------------------------
