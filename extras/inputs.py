@@ -136,9 +136,6 @@ def advice(prompt: core.Prompt) -> str:
         parts = " ".join(f"{{{name}}}" for name in (*first, "prompt", *({"input"} & columns.keys())))
         both = f"-t '{parts}' asks both, " if parts != "{prompt}" else ""
         return f"{both}-t '{{prompt}}' that alone"
-    if type(prompt.row) is not dict and (header := without_header(list(columns))):
-        new = f"new{pathlib.PurePath(prompt.where.rpartition(' line ')[0]).suffix}"
-        return f"its first line looks like a prompt; put a header before it: (echo {header}; cat {file}) > {new}"
     for names, template in FORMS:
         if lower.keys() >= set(names.split()):
             text = re.sub(r"\{(\w+)\}", lambda match: f"{{{lower[match[1]]}}}", template)
@@ -147,6 +144,9 @@ def advice(prompt: core.Prompt) -> str:
             before = [one for one in before if columns[one]]
             text = " ".join([*(f"{{{name}}}" for name in before), text])  # never half a prompt
             return f"make one of {named(columns)}, such as -t '{text}'"
+    if type(prompt.row) is not dict and (header := without_header(list(columns))):
+        new = f"new{pathlib.PurePath(prompt.where.rpartition(' line ')[0]).suffix}"
+        return f"its first line looks like a prompt; put a header before it: (echo {header}; cat {file}) > {new}"
     return listed(columns, file)
 
 

@@ -43,6 +43,7 @@ SETS = {
     "LLaMA-Factory": ({"instruction": "Sing.", "input": "La", "system": "Be loud."}, ["Be loud.", "Sing.", "La"]),
     "prompt and context": ({"prompt": "Who?", "context": "Text."}, ["Text.", "Who?"]),
     "prompt in capitals": ({"PROMPT": "Why?"}, ["Why?"]),
+    "a survey": ({"question": "Why?", "What is your name?": "A", "2019": "x"}, ["Why?"]),
     "Cohere": (
         {"message": "Why?", "preamble": "Be brief.", "chat_history": [{"role": "USER", "message": "hi"}]},
         ["Why?", "Be brief.", "hi"],
