@@ -395,12 +395,13 @@ UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PEND
 
 BEFORE = r"(?:[:=]| is| of| up to)? ?(?:about |approx\.? |approximately )?[~≈'\"(]?"
 COUNT = r"(\d{1,15}+(?:[,_]\d{3}){,4}[km]?)\b"
-LIMIT_TEXT = forms(rf"\blimit{BEFORE}{COUNT}.{{,300}}?\brequested{BEFORE}{COUNT}")
-REQUESTED_TEXT = forms(rf"\brequested{BEFORE}{COUNT}.{{,300}}?\blimit{BEFORE}{COUNT}")
+LIMIT_TEXT = forms(rf"\blimit{BEFORE}{COUNT}.{{,300}}?\brequested(?: tokens)?{BEFORE}{COUNT}")
+REQUESTED_TEXT = forms(rf"\brequested(?: tokens)?{BEFORE}{COUNT}.{{,300}}?\blimit{BEFORE}{COUNT}")
 TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
 # "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
 WAIT_TEXT = forms(
-    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|cool ?down|"
+    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|"
+    r"cool(?:ing)? ?down|come back|"
     r"back(?:ing)?[ -]?off|time (?:left|remaining)|next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
 )
 ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")

@@ -144,6 +144,10 @@ WAITS = {
     "a clock": ({}, told("try again in 00:05:30"), 330),
     "back off": ({}, told("throttled, back off for 5000ms"), 5),
     "time left": ({}, told("Too many requests. Time left: 12s"), 12),
+    "come back": ({}, told("You have used all of it. Come back in 1h 2m"), 3720),
+    "cooling": ({}, told("Cooling down for 30s"), 30),
+    "Japanese": ({}, told("30秒後に再試行してください"), 30),
+    "a plan's length": ({}, told("已达到 5 小时的使用上限"), None),
     "nonsense": ({"retry-after": "soon"}, told(retry_after=[], resets_at={}), None),
     "infinity": ({"retry-after": "inf"}, told(retry_after=10**400), None),
 }
@@ -159,6 +163,7 @@ FIT = {
     "Limit 6000, Used 5999, Requested approximately 7000": True,
     "Limit 1M, Requested 2M": True,
     "limit: '6000', requested: '7000'": True,
+    "Requested tokens: 9000 exceed the TPM limit: 6000": True,
     "Requested about 5000, limit of 6,000": False,
 }
 
