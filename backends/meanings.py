@@ -200,15 +200,13 @@ MODEL = Meaning(
     """),
     forms(r"""
         \binvalid model name
-        \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned)
-        \bmodel (?:\S{1,120} )?(?:has been|was) (?:deprecated|retired|removed|discontinued|shut down)\b
-        \bmodel (?:\S{1,120} )?(?:has reached its end of life|is no longer (?:available|supported))\b
+        \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned|is not supported for task)
+        \bmodel (?:\S{1,120} )?(?:(?:was|has been) (?:retired|removed|deprecated)|is no longer |has reached its end)
         \binvalid model identifier\b
         \bmultiple models are loaded\b
         \baccess to the model with the specified model id\b
         \binvocation of model id\b.{,200}?\bon-demand\b
         \bcould not find (?:real modelid|suitable inference handler) for\b
-        \bmodel\b.{,200}?\bis not supported for task\b
         ^\W{,3}\S{1,120} does not support (?:chat|generate|completions?|embeddings?)\b
         \bmodel not exist\b
         \bis not a valid model\b
