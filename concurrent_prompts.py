@@ -636,9 +636,9 @@ def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[I
 
 
 def no_text(name: str, start: bytes) -> str:
-    """Return why a file that begins so is not read as text, and what to do; '' if it is."""
+    """Return why a file that begins so is no text; '' if it is."""
     bad = "\ufffd" in start.decode(errors="replace")
-    if not bad and b"\0" not in start and (b"\n" in start or b"\r" not in start):
+    if not bad and b"\0" not in start and (b"\n" in start or b"\r" not in start) and start[:2] not in b"ve<!<h[{{\\":
         return ""
     with contextlib.suppress(UsageError):
         return str(sibling("extras", "inputs").unreadable(name, start))
@@ -658,7 +658,7 @@ def form_of(name: str, start: bytes) -> str:
         form = "one JSON array" if array else "indented JSON"
         raise UsageError(f"{name} is {form}; put each object on a line (jq -c '{'.[]' if array else '.'}' {name})")
     quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
-    if first == b'"' and not whole and len(start) > START - 4:  # the line goes on; is its string still open?
+    if first == b'"' and not whole and len(start) > START - 4:  # is its string still open?
         quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
     return ".jsonl" if suffix in (".jsonl", ".ndjson") or first == b"{" or quoted else ".txt"
 

@@ -29,6 +29,7 @@ from .prompts import (
     is_blank,
     is_continued,
     is_templated,
+    not_sent,
     whole_request,
 )
 from .replies import READERS, Unfinished, other_reply, reply_of
@@ -102,6 +103,7 @@ class Api:
         self.conceal = concealer(self._key, self.secrets.values())
         self._exposure = self._proxy = ""
         self._continued = bytearray()  # by a prompt's number, 1 if it is a conversation that ends with the assistant
+        self._told = False  # of columns that are not sent
         self._check_network()
 
     def __repr__(self) -> str:
@@ -281,6 +283,8 @@ class Api:
             model = core.short(prompt.columns["model"], 60)
             raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
         content = content_of(prompt, self.endpoint, self.template)
+        if prompt.columns and not self._told:
+            self._tell_of_columns(prompt)
         single = isinstance(content, str)
         if not single:
             self._look_at(prompt, content)
@@ -289,6 +293,13 @@ class Api:
         before, hole, after = self._frame(single)
         text = core.encode_json(content) if hole else ""
         return ENDPOINTS[self.endpoint] + self.query, f"{before}{text}{after}".encode()
+
+    def _tell_of_columns(self, prompt: core.Prompt) -> None:
+        """Warn once of columns that a request would be told by, and that are data here."""
+        given = {*self.params, *(["model"] if self.model_given() else [])}
+        if text := not_sent(prompt.columns, self.template, given):
+            self._told = True
+            core.log.warning("%s: %s", prompt.where, text)
 
     @functools.cache  # noqa: B019 - an Api or two
     def _frame(self, single: bool) -> tuple[str, str, str]:

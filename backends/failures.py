@@ -27,6 +27,7 @@ from . import core, meanings
 from .exceptions import KEYLESS, REFUSED, UNSENDABLE, class_names, is_refused, members, told_by, wrapped_in
 
 LONGEST_WAIT = 1e9  # seconds
+AWAY = 7200.0  # seconds of a limit that are not waited out: it is one of many hours or a day
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
 CODES = "error_type", "error_code", "reason"  # TGI's, Databricks', Novita's
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
@@ -76,6 +77,19 @@ def passing(
         error.wait = asked_wait(error.headers, message, data)
         number = meanings.AT_ONCE.search(message)
         error.at_once = int(number[1]) if number and error.slow else 0
+        if error.slow and error.error.status != 503 and (error.wait or 0.0) > AWAY:
+            return hours_away(error, error.wait or 0.0)
+    return error
+
+
+def hours_away(error: core.PromptError, wait: float) -> core.PromptError:
+    """Return the error as one that stops the run: a limit that nobody waits out; the message says when it is over."""
+    span = f"{wait / 3600:.0f} h" if wait < 48 * 3600 else f"{wait / 86400:.0f} days"
+    moment = time.localtime(time.time() + min(wait, 2 * meanings.RESET_MOST))
+    when = f", at {time.strftime('%Y-%m-%d %H:%M', moment)}" if wait < meanings.RESET_MOST else ""
+    message = f"{error.error.message} (the limit is over in {span}{when})"
+    error.error = error.error._replace(type="limit_for_hours", message=message)
+    error.args, error.verdict = (message,), "stop"
     return error
 
 
@@ -219,7 +233,8 @@ def error_of(data: Any) -> tuple[str, str]:
         text = plain if isinstance(plain, str) else str(core.shallow(plain, core.DEEPEST))
         code = plain if more and isinstance(plain, str) and re.fullmatch(r"\w{1,60}", plain) else code_in(inner)
         return code, f"{text}: {more}"[: core.MESSAGE_MOST] if isinstance(more, str) else text[: core.MESSAGE_MOST]
-    message = next((inner[name] for name in meanings.MESSAGES if inner.get(name)), "")
+    given = [inner[name] for name in meanings.MESSAGES if inner.get(name)]
+    message = next((one for one in given if isinstance(one, str)), given[0] if given else "")  # Apigee's detail is none
     text = message if isinstance(message, str) else json.dumps(core.shallow(message, core.DEEPEST))
     metadata = inner.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None  # what OpenRouter's provider said
@@ -230,15 +245,23 @@ def error_of(data: Any) -> tuple[str, str]:
 def code_in(inner: Mapping[str, Any]) -> str:
     """Return the code of an error: one of those given that stops the run, else the first that is no number."""
     details = inner.get("details")
-    reasons = [one.get("reason") for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+    details = list(filter(dict_like, details[:10])) if isinstance(details, list) else []
+    reasons = [one.get("reason") for one in details] + [id for one in details for id in quotas_in(one)]
     status = inner.get("status")
     google = status if isinstance(status, str) and re.fullmatch("[A-Z_]{4,40}", status) else None
     amazon = str(inner.get("__type") or "").rpartition("#")[2]  # com.amazon.coral.service#ThrottlingException
-    given = inner.get("code"), inner.get("type"), *reasons[:3], google, *map(inner.get, CODES), amazon
+    given = inner.get("code"), inner.get("type"), *reasons[:9], google, *map(inner.get, CODES), amazon
     codes = [str(code)[: core.HEADER_MOST] for code in given if code and isinstance(code, str | int)]
     codes = [code for code in codes if not code.isdigit() and code not in meanings.SAY_NOTHING]
     stopping = (code for code in codes for meaning in STOPPING if meaning.codes.fullmatch(code))
     return next(stopping, codes[0] if codes else "")
+
+
+def quotas_in(detail: Mapping[str, Any]) -> list[Any]:
+    """Return the limits of a day that a detail of Google's names; those of a minute say no more than the status."""
+    several = detail.get("violations")
+    found = [one.get("quotaId") for one in several[:10] if isinstance(one, dict)] if isinstance(several, list) else []
+    return [name for name in found if isinstance(name, str) and "PerDay" in name]
 
 
 def asked_wait(
@@ -322,6 +345,8 @@ def waits_worded(message: str, now: Callable[[], float]) -> Iterator[float]:
         yield 3600 * int(clock[1]) + 60 * int(clock[2]) + int(clock[3])
     if one := meanings.ONE_TEXT.search(message):
         yield meanings.UNITS[one[1][0].lower()]
+    if date := meanings.BEIJING_TEXT.search(message):
+        yield moment_of(f"{date[1] or date[2]}+08:00") - now()
     if chinese := meanings.CHINESE_WAIT.search(message):
         yield int(chinese[1]) * meanings.UNITS[chinese[2][0]]
     if date := meanings.DATE_TEXT.search(message):

@@ -27,6 +27,7 @@ HINTS = {
     "429": "the server's rate limit; ask again later, or with a smaller -c",
     "498": "the service tier is full; ask again later, or in another one (-p service_tier=...)",
     "511": "the network wants a sign-in first; open any page in a browser",
+    "limit_for_hours": "run the same command again then: what is answered is kept",
     "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; mend that and run the same command: what is changed is "
     "asked again. If it was the server that had to be mended, add --retry-failed",
@@ -76,6 +77,11 @@ NAMED: tuple[tuple[re.Pattern[str], set[int], str], ...] = (
         "the server wants a user and password: "
         'export OPENAI_CUSTOM_HEADERS="Authorization: Basic $(printf user:password | base64)"',
     ),
+    (re.compile(r"^\W{,3}quota exceeded\W{,3}$", re.IGNORECASE), {403}, HINTS["insufficient_quota"]),  # Tyk
+    (
+        re.compile("missing authentication token", re.IGNORECASE), {403},
+        "AWS says this of a path that is not there, too: check --base-url, and then the key (--api-key-env)",
+    ),
     (
         re.compile(r"\b(?:credit|balance|afford|402).{,200}?\bmax[_ ](?:\w{1,20}_)?tokens", re.IGNORECASE), set(),
         "add credit, or ask for shorter answers, which need less of it: -p max_tokens=N",
@@ -105,6 +111,8 @@ def hint(error: core.Error, asked: str = "") -> str:
     found = HINTS.get(kind) or HINTS.get(status) or ""
     if asked and (not found or status == "429"):
         return ALIKE.format(asked)
+    if not found and status[:1] == "2":  # an error in an HTTP 200, of a kind of its own
+        return HINTS["408" if error.retryable else "4xx"]
     return found or HINTS.get(f"{status[:1]}xx", "")
 
 

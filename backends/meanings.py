@@ -81,10 +81,14 @@ KEY = Meaning(
         \b(?:invalid|incorrect|expired|missing) (?:access|bearer|auth\w{,20}|security|proxy server|virtual)[ _]?token\b
         \b(?:access|bearer|security) token\b.{,60}?\b(?:invalid|expired|no longer valid)
         \b(?:invalid|incorrect|expired|missing) credentials?\b
-        \b(?:authentication|authorization) (?:error|failed|required)\b
+        \b(?:authentication|authorization) (?:is |was )?(?:error|failed|required|invalid)\b
         \bauthori[sz]ation\b.{,60}?\btoken\b.{,20}?\b(?:invalid|expired)
         \bdid(?:n't| not) provide an? api key\b
         \b(?:missing|invalid|no)\b.{,20}?\bauthori[sz]ation header\b
+        ^\W{,3}(?:bad credentials|invalid token)\W{,3}$
+        \binvalid username or password\b
+        \bnot authenticated\b
+        (?:令牌|token).{,10}?(?:无效|过期|非法)|无效的(?:令牌|密钥)|身份验证失败
         ^\W{,3}unauthori[sz]ed\b
         ^\W{,3}forbidden\W{,3}$
         \berror code: 401\b
@@ -95,24 +99,33 @@ KEY = Meaning(
 )  # fmt: skip
 # Anthropic's 400, DashScope's Arrearage, Moonshot's exceeded_current_quota_error, MiniMax' 1008, Fireworks' 412, xAI's
 # 429, Cloudflare's and Baidu's allowance of a day, Zhipu's 1113, Volcengine's SetLimitExceeded, one-api's and Novita's
-# codes. The word "quota" says nothing: Azure's rate limits have it too, and Gemini's have OpenAI's whole sentence.
+# codes, Gemini's quotaId of a day (google-gemini/gemini-cli#8437), Cohere's trial keys, LiteLLM's and Groq's budgets,
+# Bedrock's and Zhipu's day, Ollama's plans. The word "quota" says nothing: Azure's rate limits have it too, and
+# Gemini's have OpenAI's whole sentence.
 QUOTA = Meaning(
     "insufficient_quota", "stop",
     forms(QUOTA_CODES.pattern + "|arrearage|exceeded_current_quota_error|insufficient_?(?:balance|credits?|funds)|"
           "payment_required|account_?overdue(?:error)?|budget_exceeded|insufficient_user_quota|SetLimitExceeded|"
-          r"not_enough_(?:balance|credits?|funds)|AllocationQuota\.FreeTierOnly|out_of_credits"),
+          r"not_enough_(?:balance|credits?|funds)|AllocationQuota\.FreeTierOnly|out_of_credits|blocked_api_access|"
+          r"[a-z]{1,60}PerDay[a-z-]{,60}"),
     forms(r"""
         \bcredit balance is too low\b
         \b(?:insufficient|not enough|no|out of) (?:\w{1,20} )?(?:balance|credits?|funds)\b(?! (?:was|were) )
         \bbalance is (?:insufficient|too low|not enough|negative)\b
         \bused (?:up )?all (?:of )?(?:\w{1,20} ){,2}credits\b
         \bused up your (?:\w{1,20} ){,3}allocation\b
-        \bspecified api usage limits?\b
+        \bspecified (?:\w{1,20} )?api usage limits?\b
+        \bexceeded your monthly included credits\b
+        \blimited to \d[\d,]{,12}+ (?:api )?calls ?/ ?month\b
+        \btoo many tokens per day\b
+        \bExceeded(?:Token)?Budget\b
+        \breached (?:its|your|the) (?:\w{1,20} )?(?:spend|spending|budget|credit) limit\b
+        \breached (?:its|your|the) (?:session|daily|weekly|monthly) usage limit\b
         ^\W{,3}usage limit exceeded\W{,3}$
-        \bdaily (?:request|usage|token)s? limit (?:has been |was |is )?(?:reached|exceeded)\b
+        \b(?:daily|total) (?:request|usage|token)s? limit (?:has been |was |is )?(?:reached|exceeded)\b
         \bover budget\. spend=
         \bexceeded your current quota, please check your plan(?!.{,1500}?\b(?:retry|metric|ai\.google))
-        (?:欠费|余额不足|额度不足|额度已用尽)
+        (?:欠费|余额不足|额度不足|额度已用尽|每日.{,10}(?:上限|限制))
         \baccount\b.{,80}?\b(?:overdue|in arrears|suspended)
         \b(?:key|credit|spend|spending|budget) limit (?:has been |was )?(?:exceeded|reached)\b
         \bbudget has been exceeded\b
@@ -138,7 +151,7 @@ ACCESS = Meaning(
     OK | {400, 403},
 )  # fmt: skip
 # llama.cpp#19774 and #15780, llama-cpp-python, TGI, vLLM, SGLang, Ollama, Gemini, Anthropic, LiteLLM, DashScope, xAI,
-# LM Studio, Moonshot, SambaNova, Zhipu, Baidu, GitHub Models
+# LM Studio, Moonshot, SambaNova, Zhipu, Baidu, GitHub Models, Mistral, Vertex, MLC, Volcengine, Voyage, Jina, LMDeploy
 CONTEXT = Meaning(
     "context_length_exceeded", "fail",
     forms(r"""
@@ -154,7 +167,15 @@ CONTEXT = Meaning(
         \b(?:longer|larger|greater) than\b.{,40}?\bmax\w{,8} (?:model|sequence) len
         \b(?:prompt|input|message|request)s?(?: text| prompt)?(?: \([^()]{1,40}+\))? (?:is|are) too (?:long|large|big)\b
         \b(?:prompt|input) too (?:long|large)\b
-        \btoo many (?:input |prompt )?tokens\b
+        \btoo many (?:input |prompt )?tokens\b(?!,? (?:please wait|per )| processed)
+        \btokens?\b.{,60}?\btoo large for (?:this |the )?model\b
+        \btoken count is \d.{,40}?\bonly supports\b
+        \blarger than\b.{,40}?\binput length limit\b
+        \btotal tokens\b.{,60}?\bexceed
+        \bmax allowed tokens per\b
+        \b(?:text|input|prompt|document)s? cannot exceed \d{1,9} tokens\b
+        \bmax(?:imum)? tokens of \d{1,9} exceeded\b
+        \b(?:prompt|input) tokens too (?:long|many)\b
         \bcontext (?:window |the )?overflow
         \bmax(?:imum)? (?:supported )?(?:sequence|prompt|input) length is\b
         \bexceed\w{,3} (?:the |this )?model(?:'s)? token limit\b
@@ -162,7 +183,7 @@ CONTEXT = Meaning(
         \bContextWindowExceededError\b
         (?:超长|输入过长|超出.{,10}上下文|上下文.{,10}超)
         \b(?:input|prompt)s?\b.{,60}?\b(?:tokens?|length)\b.{,80}?(?:\bexceed|\bmust be <=)
-        \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq)
+        \b(?:exceed\w{,3}|greater than)\b.{,40}?\b(?:cache size|max_?seq|session_len)
         \bmust have less than \d{1,9} tokens\b
         \brange of input length\b
         \breduce the length of the (?:messages|prompt|input)
@@ -170,7 +191,7 @@ CONTEXT = Meaning(
     OK | {400, 413, 422} | FAULTS,
 )  # fmt: skip
 # LiteLLM's proxy, OpenRouter, Groq, DeepSeek, Mistral, Together, Hugging Face, Bedrock and others have no 404 for it;
-# one-api's is a 503
+# one-api's is a 503, NVIDIA's a 410
 MODEL = Meaning(
     "model_not_found", "stop",
     forms(r"""
@@ -179,7 +200,14 @@ MODEL = Meaning(
     """),
     forms(r"""
         \binvalid model name
-        \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned)
+        \bmodel\b.{,200}?(?:does not exist|not found|has been decommissioned|is not supported for task)
+        \bmodel (?:\S{1,120} )?(?:(?:was|has been) (?:retired|removed|deprecated)|is no longer |has reached its end)
+        \binvalid model identifier\b
+        \bmultiple models are loaded\b
+        \baccess to the model with the specified model id\b
+        \binvocation of model id\b.{,200}?\bon-demand\b
+        \bcould not find (?:real modelid|suitable inference handler) for\b
+        ^\W{,3}\S{1,120} does not support (?:chat|generate|completions?|embeddings?)\b
         \bmodel not exist\b
         \bis not a valid model\b
         ^\W{,3}invalid model(?::| ['"`]|$)
@@ -190,7 +218,16 @@ MODEL = Meaning(
         \bno models? (?:is |are )?loaded\b
         \bmodel (?:is )?not loaded\b
     """),
-    OK | {400, 404, 422, 500},
+    OK | {400, 404, 410, 422, 500},
+)  # fmt: skip
+# OpenAI's models for one endpoint alone, Hugging Face's former address
+ELSEWHERE = Meaning(
+    "wrong_path", "stop", NEVER,
+    forms(r"""
+        \b(?:only |not )supported in (?:the )?v1/\w
+        \bno longer supported\b.{,20}?\bplease use https?://
+    """),
+    frozenset({400, 404, 410}),
 )  # fmt: skip
 # LM Studio without /v1, Zhipu's 200 for a path that is not there, OpenAI's "Unrecognized request URL"
 PATH = Meaning(
@@ -219,16 +256,24 @@ PLAIN_HTTP = Meaning(
     frozenset({400, 403, 426, 497}),
 )  # fmt: skip
 # OpenRouter's 403, which may give its reasons; DashScope, Azure, Gemini, xAI's 403, DeepSeek, Volcengine, Zhipu's 1301,
-# MiniMax' 1026: of this prompt alone
+# MiniMax' 1026; guardrails of Cloudflare (2016 and 2017), Portkey and WSO2 (446), LiteLLM, Kong, Databricks, Bedrock
+# and Google's Model Armor: of this prompt alone
 CONTENT = Meaning(
     "content_filter", "fail",
     forms(r"""
         content_(?!length)\w+|data_?inspection_?failed|ContentPolicyViolationError|ResponsibleAIPolicyViolation
-        moderation_blocked|prohibited_content|\w{,40}sensitive_?content\w{,40}
+        moderation_blocked|censorship_\w+|hooks_failed|\w{,40}policy_violation|prohibited_content|\w{,40}sensitive_?content\w{,40}
     """),
     forms(r"""
         \b(?:input|prompt|request|message|content|text|image)s?\b.{,60}?\bflagged\b
         \brequires moderation\b
+        \bblocked\b.{,60}?\b(?:security configurations|guardrail|moderation|safety)
+        \bprompt (?:pattern )?(?:was |is )blocked\b
+        \bguardrails?\b.{,80}?\b(?:blocked|violat\w{2,5}|intervened)\b
+        \bguardrail_intervened\b|\bviolat\w{2,5} (?:the )?guardrail
+        \bguardrail checks\b.{,40}?\bfailed\b
+        \bmodel armor\b
+        \bconsidered high risk\b
         \bcontent (?:management |usage |safety )?(?:policy|policies|filter)
         \bsafety (?:system|filter|polic)
         \b(?:prohibited|inappropriate|sensitive) (?:content|words?|information)\b
@@ -236,9 +281,9 @@ CONTENT = Meaning(
         \bcontent exists risk\b
         \bContentPolicyViolationError\b
         \bnew_sensitive\b
-        (?:敏感|违规|不安全)
+        (?:敏感|违规|不安全|安全审核)
     """),
-    OK | {400, 403, 451} | FAULTS, own=re.compile(r"content_\w+"),
+    OK | {400, 403, 424, 446, 451} | FAULTS, own=re.compile(r"content_\w+"),
 )  # fmt: skip
 # llama.cpp's 500 for a template, a grammar or a picture; others' for a request that is not right
 REQUEST = Meaning(
@@ -263,16 +308,20 @@ REQUEST = Meaning(
     """),
     OK | FAULTS - STOP_STATUSES, anywhere=False,
 )  # fmt: skip
-# GitHub's and Google's 403, gateways' 200 and 400
 # LiteLLM: "Limit type: max_parallel_requests. Current limit: 3"; others: "Maximum concurrent requests (limit: 5)"
 AT_ONCE_WORDS = re.compile(r"\b(?:max_)?parallel|concurren|\btoo many\b", re.IGNORECASE)
 AT_ONCE = re.compile(
     r"(?:parallel|concurren|simultaneous).{,80}?(?:limit|max\w{,20}|allowed)\D{,20}(\d{1,6})", re.IGNORECASE | re.DOTALL
 )
+# GitHub's and Google's 403, gateways' 200 and 400, Azure API Management's 403, Apigee's 500
 RATE = Meaning(
     "", "retry",
     forms(r"\w{,40}rate_?limit\w*|too_?many_?requests\w*|slow_down|throttl\w*(?:\.\w+)?|resource_exhausted"),
-    forms(r"\brate.?(?:limit|exceeded)|\btoo many requests\b|\bthrottl(?:ed|ing)\b|\brequest limit reached\b"),
+    forms(r"""
+        \brate.?(?:limit|exceeded)|\btoo many requests\b|\bthrottl(?:ed|ing)\b|\brequest limit reached\b
+        \bspike arrest\b|\bquota violation\b|\bcall volume quota\b|\btoken quota (?:is |has been )?exceeded\b
+        \btoo many tokens, please wait\b
+    """),
     OK | {400, 403, 500}, anywhere=False,
 )  # fmt: skip
 # Groq's, of a text that the model has got wrong; it may do better: https://console.groq.com/docs/structured-outputs
@@ -291,7 +340,8 @@ PASSING = Meaning(
         \btry (?:your request |this )?again (?:later|shortly|soon)
         \btry (?:your request |this )?again in (?:an? )?(?:\d|few|moment|while|minute|second|hour)
         \btry your request again\b
-        \btemporar(?:y|ily) (?:unavailable|overloaded|failure|error)
+        \btemporar(?:y|ily) (?:unavailable|overloaded|exceeded|failure|error)
+        \bservice is (?:currently |temporarily )?unavailable\b
         \b(?:is|are) (?:currently )?overloaded\b
         \bserver (?:is )?(?:too )?busy\b
         \bmodel (?:has |was )?(?:crashed|unloaded|reloaded)\b
@@ -302,8 +352,8 @@ PASSING = Meaning(
 )  # fmt: skip
 # The first that is met counts: what is said of the key, the account or the address is more than a code for everything.
 MEANINGS = (
-    LOADING, FLEX, KEY, QUOTA, CLOSED, ACCESS, CONTEXT, MODEL, PATH, PLAIN_HTTP, CONTENT, REQUEST, RATE, GENERATED,
-    SERVER, PASSING,
+    LOADING, FLEX, KEY, QUOTA, CLOSED, ACCESS, CONTEXT, ELSEWHERE, MODEL, PATH, PLAIN_HTTP, CONTENT, REQUEST, RATE,
+    GENERATED, SERVER, PASSING,
 )  # fmt: skip
 
 # ---- Answers that are none -----------------------------------------------------------------------------------
@@ -314,13 +364,15 @@ BROKEN = {
     "error", "network_error", "insufficient_system_resource", "abort", "aborted", "server_error", "internal_error",
     "cancelled", "canceled", "timeout", "overloaded", "engine_error", "error_limit", "failed", "interrupted",
     "terminated", "unavailable", "rate_limit", "user_cancel", "user_cancelled", "preempted", "engine_dead",
+    "userstopped", "modelunloaded",  # LM Studio's
 }  # fmt: skip
 # The model's own fault, which it may not make again; Gemini's
-MISMADE = {"malformed_function_call", "function_call_filter: malformed_function_call"}
+MISMADE = {"malformed_function_call", "unexpected_tool_call", "malformed_response"}
+MISMADE |= {f"function_call_filter: {word}" for word in MISMADE}
 # Other words for "stop": DashScope's, TGI's, llamafile's, vLLM's forks', Vertex's; with any letters, as for core.WHOLE
 STOPPED = {
     "finish", "finished", "finish_reason_stop", "stop_token", "content_stop", "end", "done", "normal", "eog",
-    "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",
+    "eosfound", "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",
 }  # fmt: skip
 # Keys of an answer of another API than OpenAI's, and whose it is; the first that are all there count
 FOREIGN = (
@@ -328,6 +380,8 @@ FOREIGN = (
     ({"response", "done"}, "Ollama's own API, not of the one below /v1"),
     ({"candidates"}, "Gemini's own API, not of the one below /v1beta/openai"),
     ({"content", "stop_reason"}, "Anthropic's own API"),
+    ({"embeddings"}, "another API (Cohere's, Ollama's /api), not of the one below /v1"),
+    ({"embedding"}, "another API (Ollama's /api, llama.cpp's own), not of the one below /v1"),
     ({"generated_text"}, "Hugging Face's own API, not of the one below /v1"),
     ({"result", "success"}, "Cloudflare's own API, not of the one below /ai/v1"),
     ({"content", "stop", "tokens_predicted"}, "llama.cpp's own API, not of the one below /v1"),
@@ -339,16 +393,17 @@ UNFINISHED = {"queued", "in_progress", "pending", "running", "processing", "PEND
 
 BEFORE = r"(?:[:=]| is| of| up to)? ?(?:about |approx\.? |approximately )?[~≈'\"(]?"
 COUNT = r"(\d{1,15}+(?:[,_]\d{3}){,4}[km]?)\b"
-LIMIT_TEXT = forms(rf"\blimit{BEFORE}{COUNT}.{{,300}}?\brequested{BEFORE}{COUNT}")
-REQUESTED_TEXT = forms(rf"\brequested{BEFORE}{COUNT}.{{,300}}?\blimit{BEFORE}{COUNT}")
+LIMIT_TEXT = forms(rf"\blimit{BEFORE}{COUNT}.{{,300}}?\brequested(?: tokens)?{BEFORE}{COUNT}")
+REQUESTED_TEXT = forms(rf"\brequested(?: tokens)?{BEFORE}{COUNT}.{{,300}}?\blimit{BEFORE}{COUNT}")
 TOKENS_TEXT = forms(r"'type': 'tokens'|tokens per|\bTPM\b")
 # "try again in 6m0s" (OpenAI), "Please retry after 5 seconds" (Azure), "retry in 37.7s" (Gemini), "resets in 2 hours"
 WAIT_TEXT = forms(
-    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|cool ?down|"
+    r"\b(?:again|retry\w{,8}|wait\w{,4}|resets?|available|refresh\w{,4}|renew\w{,4}|expires?|lifted|blocked|"
+    r"cool(?:ing)? ?down|come back|"
     r"back(?:ing)?[ -]?off|time (?:left|remaining)|next (?:request|attempt))\b[^.\d]{,40}+(?=\d)"
 )
 ONE_TEXT = forms(r"\b(?:again|retry\w{,8}|wait\w{,4})\b[^.\d]{,30}?\b(?:an?|one) (second|minute|hour|day)\b")
-CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)")
+CHINESE_WAIT = forms(r"(\d{1,9}+) ?(秒|分钟|小时)(?! ?的)")
 SPAN = forms(
     r"(\d{1,12}+(?:,\d{3}){,3}(?:\.\d{1,12}+)?) ?"
     r"(milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d|weeks?)(?![a-z])"
@@ -358,7 +413,11 @@ DATE_TEXT = forms(
     r"\b(?:again|retry|until|resets?|available|after|at)\b[^.\d]{,40}+"
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)"
 )
-CLOCK_TEXT = forms(r"\b(?:again|retry|resets?|available) (?:in|after) (\d{1,2}):(\d\d):(\d\d)\b")
+# Zhipu's plans, by Beijing's clock: https://docs.z.ai/api-reference/api-code (1308 and others)
+BEIJING_TEXT = forms(
+    r"\byour limit will reset at (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?![\dZ+.])|(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ?重置"
+)
+CLOCK_TEXT = forms(r"\b(?:again|retry|resets?|available|replenished) (?:in|after) (\d{1,2}):(\d\d):(\d\d)\b")
 DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 UNITS |= {"秒": 1.0, "分": 60.0, "小": 3600.0}

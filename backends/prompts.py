@@ -5,6 +5,7 @@ The tables of data sets that cannot be sent as they are stand in extras/inputs.p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -47,14 +48,16 @@ UNMISTAKABLE = words("""
     frequency_penalty function_call functions logit_bias max_completion_tokens max_output_tokens max_tokens
     presence_penalty response_format stream_options tool_choice tools top_p
 """)  # which nobody takes for a column of data
+CALLED_SO = UNMISTAKABLE | {"model", "generationConfig"}  # as a column of data they are not sent, which surprises
 BESIDE = words("id custom_id metadata model")  # what stands beside a request's parameters
 # Columns that hold another part of what is asked than `prompt`, `messages` or `input` do.
 INSTRUCTIONS = words(
-    "instruction instructions system system_prompt system_message developer preprompt task_description"
+    "instruction instructions system system_prompt system_message developer preprompt task_description preamble "
+    "systeminstruction system_instruction"  # Cohere's, Gemini's
 )
 FOREIGN = words("from value speaker parts")  # keys of a turn that no API has: ShareGPT's, Gemini's
 # What goes with a prompt as well: the turns before it (ChatGLM's, LLaMA-Factory's), what it is about (RAG sets), media
-ADDED = words("history context images image image_url videos video audios")
+ADDED = words("history chat_history context images image image_url videos video audios")
 PARTS = words("text image_url input_audio file")  # types of a message's parts
 BESIDE_PROMPT = INSTRUCTIONS | ADDED | frozenset(core.CONTENT_KEYS)
 BESIDE_INPUT = BESIDE_PROMPT | words("question query problem")
@@ -71,6 +74,8 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not (prompt.columns and half(prompt)):
         if is_blank(prompt.content):
             raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+        if prompt.content.lstrip()[0] == "{" and not prompt.columns and (why := json_in_text(prompt.where)):
+            raise LookupError(why)
         return prompt.content
     if not prompt.kind and not prompt.columns:
         raise ValueError("an empty object: nothing is asked")
@@ -83,6 +88,8 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
         fits = prompt.kind != "messages"
     else:
         fits = prompt.kind == "input" and isinstance(content, list) and endpoint in ("responses", "embeddings")
+    if isinstance(content, dict) and {"messages", "prompt"} & content.keys():  # OpenAI's preference sets
+        raise LookupError(way_out(prompt))
     if isinstance(content, list) and any(isinstance(one, dict) and FOREIGN & one.keys() for one in content):
         raise LookupError(way_out(prompt))
     if not fits or (isinstance(content, list) and not content):
@@ -90,6 +97,28 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     if is_blank(content):
         raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
     return content
+
+
+def json_in_text(where: str) -> str:
+    """Return why a line in braces is no prompt: JSON in a .txt file; '' if it is one."""
+    with contextlib.suppress(core.UsageError):  # without the file it is sent as it is
+        return str(core.sibling("extras", "inputs").json_in_text(where)) if ".txt" in where[-40:].lower() else ""
+    return ""
+
+
+def not_sent(columns: Mapping[str, Any], template: str | None, given: set[str]) -> str:
+    """Return a warning of columns that are called like what a request is told by, but are data: `model`, `max_tokens`.
+
+    '' if there are none but those that the template names or the command line gives for all.
+    """
+    if CALLED_SO.isdisjoint(columns):
+        return ""
+    known = given | set(names_in(template) if template is not None else ())
+    names = [f"`{name}`" for name in columns if name in CALLED_SO and name not in known]
+    way = "-m" if names[:1] == ["`model`"] else f"-p {names[0][1:-1]}=..." if names else ""
+    what = f"the columns {', '.join(names[:4])} are" if names[1:] else f"the column {names[0]} is" if names else ""
+    whole = 'make each row a whole request, in .jsonl: {"model": ..., "messages": ...}'
+    return f"{what} not sent; give one for all ({way}), or {whole}" if names else ""
 
 
 def filled(prompt: core.Prompt, template: str) -> str:
@@ -189,7 +218,8 @@ def way_out(prompt: core.Prompt) -> str:
     columns = [prompt.kind, *prompt.columns] if prompt.kind else prompt.columns
     plain = f"make one prompt of {say(columns)} (-t)"
     if prompt.kind and not half(prompt):
-        problem = f"`{prompt.kind}` holds turns that are no messages"
+        what = "what asks" if isinstance(prompt.content, dict) else "turns that are no messages"
+        problem = f"`{prompt.kind}` holds {what}"
     elif prompt.kind:
         problem = f"`{prompt.kind}` alone would lose {say(half(prompt))}"
     else:

@@ -109,6 +109,9 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
             return joined(body)
     if "html" in core.header(headers, "content-type"):
         raise core.PromptError("web_page", page_title(body) or "a web page", "stop", 200)
+    first = core.parse_json(body[: core.ERROR_MOST].partition(b"\n")[0]) if data is None else None
+    if isinstance(first, dict) and (name := foreign(first)):
+        raise wrong_api(name)  # Ollama's own stream
     text = page_title(body)
     if data is None and len(body) < 1000 and not body.lstrip().startswith((b"{", b"[")) and meaning_of(200, "", text):
         raise error_in_answer({"error": text})  # a gateway's sentence
@@ -135,7 +138,15 @@ def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.Prompt
 def foreign(data: dict[str, Any]) -> str:
     """Return whose API answers in this form, '' if it is none that is known, or says that it failed."""
     failed = data.get("success") is False
-    return "" if failed else next((name for keys, name in FOREIGN if keys <= data.keys()), "")
+    found = "" if failed else next((name for keys, name in FOREIGN if keys <= data.keys()), "")
+    around = next((name for name in ("data", "result", "response", "body") if holds_answer(data.get(name))), "")
+    return found or (around and f"a gateway's own API, which has the answer within `{around}`")
+
+
+def holds_answer(value: Any) -> bool:
+    """Tell whether a value is a completion, or the JSON of one."""
+    value = core.parse_json(value[: core.ERROR_MOST]) if isinstance(value, str) and value[:1] == "{" else value
+    return isinstance(value, dict) and bool(value.get("choices"))
 
 
 def wrong_api(name: str) -> core.PromptError:
@@ -282,9 +293,10 @@ def response_text(data: dict[str, Any]) -> Read:
     if status in ("failed", "cancelled"):  # an error that is named has been found before
         raise core.PromptError("no_answer", f"the response was {status}, and the server does not say why", "retry", 200)
     output = data["output"]
-    parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
+    parts = [part for item in output if item.get("type") == "message" for part in parts_of(item)]
     text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
-    calls = [item for item in output if str(item.get("type")).endswith("_call")]
+    others = [item for item in output if item.get("type") not in ("message", "reasoning")]
+    calls = [item for item in others if str(item.get("type")).endswith(("_call", "_request"))]  # what is to be done
     reason = (data.get("incomplete_details") or {}).get("reason") or status
     if not output and reason == "completed":
         raise KeyError("output")
@@ -292,8 +304,14 @@ def response_text(data: dict[str, Any]) -> Read:
     thoughts = [item for item in output if item.get("type") == "reasoning"]
     thoughts = [item for item in thoughts if item.get("summary") or item.get("content")]
     more |= {"reasoning": thoughts} if thoughts else {}
-    more |= {"calls": calls} if calls and text else {}
+    more |= {"calls": others} if others and (text or others != calls) else {}
     return text or (encode_text(calls) if calls else ""), reason, {"more": more} if more else {}
+
+
+def parts_of(item: dict[str, Any]) -> list[Any]:
+    """Return the parts of a message of a Responses object; some servers write a text, or null."""
+    content = item.get("content") or []
+    return [{"text": content}] if isinstance(content, str) else list(content)
 
 
 def all_of(parts: list[Any], name: str) -> list[Any]:
@@ -304,6 +322,8 @@ def all_of(parts: list[Any], name: str) -> list[Any]:
 def embedding(data: dict[str, Any]) -> Read:
     """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
     vectors = [item["embedding"] for item in in_order(data["data"])]
+    if not all(vectors):
+        raise KeyError("embedding")
     return None, None, {"embedding": vectors if len(vectors) > 1 else vectors[0]}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import core
+from .usage import usage_of
 
 LINES_MOST = 1_000_000  # of a stream; an answer of a hundred thousand tokens has three times as many
 STARTS = b"data:", b"event:", b"id:", b"retry:", b":"
@@ -39,7 +40,7 @@ def joined(body: bytes) -> dict[str, Any]:
         if not isinstance(chunk, dict):
             continue
         if chunk.get("error") or chunk.get("type") == "error":
-            return chunk if chunk.get("error") else {"error": chunk}
+            return (chunk if chunk.get("error") else {"error": chunk}) | usage_among([*chunks, chunk])
         if chunk.get("type") in ENDS and isinstance(chunk.get("response"), dict):
             response: dict[str, Any] = chunk["response"]
             return response
@@ -47,8 +48,16 @@ def joined(body: bytes) -> dict[str, Any]:
     found = put_together(chunks)
     reasons = [choice.get("finish_reason") for choice in found.get("choices") or ()]
     if not chunks or not (whole or (reasons and all(reasons))):
-        raise core.PromptError("cut_off", "the stream of events ends before the answer does", "retry", 200)
+        failure = core.PromptError("cut_off", "the stream of events ends before the answer does", "retry", 200)
+        failure.http = (200, "", usage_among(chunks) or None)
+        raise failure
     return found
+
+
+def usage_among(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last usage that the chunks tell, as a field, for what broke off is billed; {} if they tell none."""
+    told = (usage for chunk in reversed(chunks) if (usage := usage_of(chunk)))
+    return {"usage": usage} if (usage := next(told, None)) else {}
 
 
 def events(text: str) -> Iterator[str]:
@@ -69,10 +78,14 @@ def put_together(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
-        found |= {name: value for name, value in chunk.items() if value is not None and name != "choices"}
+        told = {name: value for name, value in chunk.items() if value is not None and name != "choices"}
         for place, part in enumerate(chunk.get("choices") or ()):
+            told |= {"usage": usage} if isinstance(usage := part.pop("usage", None), dict) else {}  # Moonshot's place
             number = part["index"] if type(part.get("index")) is int else place
             extend(choices.setdefault(number, {"index": number}), part)
+        if "usage" in found and not any(core.token_counts(told.get("usage") or {})):
+            told.pop("usage", None)  # nothing but noughts
+        found |= told
     for choice in choices.values():
         if "delta" in choice:
             choice["message"] = choice.pop("delta")
@@ -98,19 +111,43 @@ def extend(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
         if value is None or name == "index":
             continue
         if name == "tool_calls" and isinstance(value, list):
-            calls = whole.setdefault(name, {})
-            for place, call in enumerate(value):
-                number = call["index"] if type(call.get("index")) is int else len(calls) + place
-                extend(calls.setdefault(number, {}), call)
+            add_calls(whole.setdefault(name, {}), value)
         elif isinstance(value, dict):
             extend(whole.setdefault(name, {}), value)
+        elif isinstance(value, list) and isinstance(before, Texts):
+            whole[name] = [{"type": "text", "text": before}, *value] if "".join(before) else value
         elif isinstance(value, list) and isinstance(before, list):
             before.extend(value)
+        elif isinstance(value, str) and name not in KEPT and isinstance(before, list) and not isinstance(before, Texts):
+            add_text(before, value)  # Mistral's: thoughts come as parts, the answer as a text
         elif isinstance(value, str) and name not in KEPT:
             whole[name] = before if isinstance(before, Texts) else Texts()
             whole[name].append(value)
-        else:
+        elif value or not before:
             whole[name] = value
 
 
-KEPT = {"role", "id", "type", "finish_reason", "native_finish_reason", "object"}  # texts that are told once, or again
+def add_calls(calls: dict[int, Any], parts: list[dict[str, Any]]) -> None:
+    """Add parts of calls of tools to those that there are, by their index; a new `id` is a new call.
+
+    Gemini's all have index 0: NousResearch/hermes-agent#62940.
+    """
+    for place, part in enumerate(parts):
+        number = part["index"] if type(part.get("index")) is int else len(calls) + place
+        if part.get("id") and calls.get(number, part).get("id") not in (part["id"], None, ""):
+            same = (other for other, call in calls.items() if call.get("id") == part["id"])
+            number = next(same, max(calls) + 1)
+        extend(calls.setdefault(number, {}), part)
+
+
+def add_text(parts: list[Any], text: str) -> None:
+    """Add a text to the parts of a content."""
+    last = parts[-1] if parts else None
+    if isinstance(last, dict) and isinstance(last.get("text"), Texts):
+        last["text"].append(text)
+    elif text:
+        parts.append({"type": "text", "text": Texts([text])})
+
+
+# texts that are told once, or again
+KEPT = {"role", "id", "type", "name", "finish_reason", "native_finish_reason", "object"}

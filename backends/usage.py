@@ -53,8 +53,11 @@ GIVEN = {
 }
 DETAILS = {(f"{part}_tokens_details", name): place for part in ("prompt", "input") for name, place in GIVEN.items()}
 DETAILS |= {("prompt_token_details", name): place for name, place in GIVEN.items()}
-DETAILS |= {("tokens", "input_tokens"): IN, ("tokens", "output_tokens"): OUT}  # Cohere's
+COHERE = "tokens", "billed_units"
+DETAILS |= {(part, f"{name}_tokens"): place for part in COHERE for name, place in (("input", IN), ("output", OUT))}
 DETAILS |= {(f"{part}_tokens_details", "reasoning_tokens"): REASONING for part in ("completion", "output")}
+TICKS = 1e10  # in a USD
+COSTS = "cost", "estimated_cost"
 COST_MOST = 1e6  # USD of a call that are believed
 # Names of the ordinary service tier: OpenAI's, Anthropic's (usage.service_tier) and Groq's.
 STANDARD = {"", "default", "auto", "standard", "standard_only", "on_demand"}
@@ -106,11 +109,14 @@ def told_cost(usage: Any) -> float | None:
     """Return what a usage object says that the call has cost, in USD; None if it does not.
 
     OpenRouter's `cost` (with a key of one's own it is the fee alone: https://openrouter.ai/docs/use-cases/byok),
-    Perplexity's `cost.total_cost` and DeepInfra's `estimated_cost`.
+    Perplexity's `cost.total_cost`, DeepInfra's `estimated_cost` and xAI's `cost_in_usd_ticks`
+    (https://docs.x.ai/developers/cost-tracking).
     """
     if type(usage) is not dict and not isinstance(usage, Mapping):
         return None
-    cost = usage.get("cost", usage.get("estimated_cost"))
+    cost = next((usage[name] for name in COSTS if usage.get(name) is not None), None)
+    if cost is None and (ticks := usage.get("cost_in_usd_ticks")) and type(ticks) in (int, float):
+        cost = ticks / TICKS
     if cost is None or (told := as_dollars(cost.get("total_cost") if isinstance(cost, dict) else cost)) is None:
         return None
     details = usage.get("cost_details")
@@ -124,8 +130,10 @@ def as_dollars(value: Any) -> float | None:
 
 
 def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the usage object of a reply, None if there is none."""
+    """Return the usage object of a reply, None if there is none; in a stream Groq's may stand under `x_groq` alone."""
     usage = data.get("usage") or data.get("usageMetadata")
+    if not usage and isinstance(beside := data.get("x_groq"), dict):
+        usage = beside.get("usage")
     return usage if isinstance(usage, dict) else None
 
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 # file: the flags and the suffixes that load it; "" is every run
 INDEX = {
-    "demo": ("--demo",),
+    "demo": ("--demo", "--dialect"),
     "shards": ("--shard", "--merge"),
     "cluster": ("--cluster", "--worker-backend"),
     "schema": ("--schema",),

@@ -1,6 +1,7 @@
 """--demo: against the built-in stand-in server, with no key and no network.
 
 Without PROMPTS it asks 15 questions of its own; the answers to a file's prompts go to PROMPTS.demo.results.jsonl.
+With --dialect groq (openrouter, azure, ...) the server speaks as that provider does.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ runpy.run_module("extras.stand_in", run_name="__main__", alter_sys=True)
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
-    """Add the flag."""
+    """Add the flags."""
     option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
+    option("--dialect", metavar="NAME", help="the provider as which the --demo server speaks: openrouter, groq, ...")
 
 
 def create(args: argparse.Namespace) -> Demo | None:
-    """Return what starts the server."""
+    """Return what starts the server. Raises UsageError for a dialect that it does not speak."""
+    if args.dialect is not None:
+        known = core.sibling("extras", "stand_in_dialects", "--dialect").DIALECTS
+        if args.dialect not in known:
+            raise core.UsageError(f"--dialect {core.short(args.dialect, 40)} is unknown; there are {', '.join(known)}")
+        if not args.demo:
+            raise core.UsageError("--dialect is for the server of --demo; add that")
     return Demo(args) if args.demo else None
 
 
@@ -59,17 +67,17 @@ class Demo:
         args = self._args
         key, args.base_url, args.api_key_env = args.api_key_env, "http://127.0.0.1:8000/v1", ""
         if not getattr(args, "dry_run", False):
-            args.base_url = args.stack.enter_context(demo_server(key))
+            args.base_url = args.stack.enter_context(demo_server(key, args.dialect or "openai"))
 
 
 @contextmanager
-def demo_server(key: str) -> Iterator[str]:
-    """Run the stand-in server, without the key in that variable; yield its base URL.
+def demo_server(key: str, dialect: str) -> Iterator[str]:
+    """Run the stand-in server in that dialect, without the key in that variable; yield its base URL.
 
     Raises UsageError if it does not start.
     """
     folder = str(pathlib.Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-P", "-c", RUN, folder, *DEMO_SERVER]
+    command = [sys.executable, "-P", "-c", RUN, folder, *DEMO_SERVER, "--dialect", dialect]
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     # Out of reach of a Ctrl-C, so that the calls in flight can finish; the flag is for Windows.
     options |= {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}

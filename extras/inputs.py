@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import gzip
 import io
 import itertools
@@ -67,7 +68,8 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("question", "{question}"),  # openai/gsm8k
     ("query", "{query}"),
     ("problem", "{problem}"),  # hendrycks/competition_math
-    ("inputs", "{inputs}"),  # Muennighoff/P3, FLAN
+    ("inputs", "{inputs}"),  # CohereForAI/aya_dataset, FLAN
+    ("inputs_pretokenized", "{inputs_pretokenized}"),  # bigscience/P3
     ("input_text", "{input_text}"),
     ("user_input", "{user_input}"),
     ("user", "{user}"),
@@ -93,12 +95,22 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("turns", "{turns}"),
     ("prompt", "{prompt}"),  # in other letters
 )  # fmt: skip
-SYSTEM = ["system", "system_prompt", "system_message", "developer", "preprompt"]
+SYSTEM = ["system", "system_prompt", "system_message", "developer", "preprompt", "preamble"]
+SYSTEM += ["systemInstruction", "system_instruction"]  # Gemini's, which hold parts
+HISTORY = ["history", "chat_history", "conversation_history"]
 ANSWERS_OFF = 'if .messages[-1].role == "assistant" then .messages |= .[:-1] else . end'  # what the set answers itself
 # Columns that hold a whole request of another API, or a row of another tool: Anthropic's batches, Gemini's, Bedrock's,
 # LangSmith's, promptfoo's
-NESTED = ("params", "request", "modelInput", "inputs", "vars", "row")
-PAIRS = (("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("prompt", "response"), ("q", "a"))
+NESTED = ("params", "request", "modelInput", "inputs", "input", "vars", "row")
+PAIRS = (
+    ("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("prompt", "response"), ("q", "a"),
+    ("input", "output"), ("instruction", "response"), ("instruction", "output"), ("query", "response"),
+)  # fmt: skip
+# Keys of an object that is a whole data set, with a list of its rows: SQuAD's, the datasets server's, splits, ...
+LISTS = (
+    "data", "rows", "prompts", "questions", "items", "examples", "samples", "instances", "records", "entries",
+    "requests", "train", "test", "validation",
+)  # fmt: skip
 DIALOGUES = ("data", "dialog", "dialogue", "conversation", "conversations", "utterances")  # of texts in turn
 NAME = re.compile(r"\w+")
 ROLES = '{human:"user",gpt:"assistant",chatgpt:"assistant",bot:"assistant",model:"assistant"}'
@@ -127,10 +139,36 @@ def advice(prompt: core.Prompt) -> str:
     for names, template in FORMS:
         if lower.keys() >= set(names.split()):
             text = re.sub(r"\{(\w+)\}", lambda match: f"{{{lower[match[1]]}}}", template)
-            before = [lower[one] for one in SYSTEM if one in lower.keys() - set(names.split()) and columns[lower[one]]]
+            beside = lower.keys() - set(names.split())
+            before = [lower[one.lower()] for one in (*SYSTEM, *HISTORY) if one.lower() in beside]
+            before = [one for one in before if columns[one]]
             text = " ".join([*(f"{{{name}}}" for name in before), text])  # never half a prompt
             return f"make one of {named(columns)}, such as -t '{text}'"
+    if type(prompt.row) is not dict and (header := without_header(list(columns))):
+        new = f"new{pathlib.PurePath(prompt.where.rpartition(' line ')[0]).suffix}"
+        return f"its first line looks like a prompt; put a header before it: (echo {header}; cat {file}) > {new}"
+    return listed(columns, file)
+
+
+def listed(columns: Mapping[str, Any], file: str) -> str:
+    """Return the command for an object that holds all rows in a list, '' if it is none or holds more than that."""
+    known = {*LISTS, "features"}
+    if any(isinstance(value, list | dict) and name not in known for name, value in columns.items()):
+        return ""
+    for name in LISTS:
+        value = columns.get(name)
+        if isinstance(value, list) and value and isinstance(value[0], dict | str):
+            inner = ".row" if isinstance(value[0], dict) and isinstance(value[0].get("row"), dict) else ""
+            return f"jq -c '.{name}[]{inner}' {file} > prompts.jsonl makes a line of each row in {name}"
     return ""
+
+
+def without_header(names: list[str]) -> str:
+    """Return a header for a table whose first line is none, '' if it looks like one: its names are names."""
+    if not any("?" in name or len(name.split()) > 5 or name.isdigit() for name in names):
+        return ""
+    longest = max(names, key=len)
+    return ",".join("prompt" if name == longest else f"column{place}" for place, name in enumerate(names, 1))
 
 
 MEDIA = ("images", "image", "image_url", "videos", "video", "audios")
@@ -176,7 +214,8 @@ def with_system(columns: Mapping[str, Any]) -> Iterator[str]:
     """Yield the jq program for a system text that stands beside messages."""
     for name in SYSTEM:
         if isinstance(columns.get("messages"), list) and columns.get(name):
-            yield f'.messages = [{{role: "system", content: .{name}}}] + .messages | del(.{name})'
+            content = f"([.{name}.parts[].text] | add)" if isinstance(columns[name], dict) else f".{name}"
+            yield f'.messages = [{{role: "system", content: {content}}}] + .messages | del(.{name})'
 
 
 def with_history(columns: Mapping[str, Any]) -> Iterator[str]:
@@ -219,6 +258,10 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {name} > {new}"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} > {new}"),
     (b"%PDF", "PDF", "pdftotext {name} {new}"),
+    (b"\x1f\x8b\x08", "gzip within gzip", "gzip -dc {name} > {new}"),
+    (b"\x1f\x9d", "compress", "gzip -dc {name} > {new}"),
+    (b"{\\rtf", "rich text", "save it as plain text, or textutil -convert txt {name}"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file", "git lfs pull"),
 )  # fmt: skip
 
 
@@ -235,6 +278,12 @@ def unreadable(name: str, start: bytes) -> str:
     for signature, what, command in SIGNATURES:
         if start.startswith(signature):
             return f"{name} is {what}: {source if '{name}' in command else ''}{command.format(name=file, new=new)}"
+    if start[:15].lower().startswith((b"<!doctype html", b"<html")) and b"<head" in start.lower():
+        return f"{name} is a web page: fetch the file itself (was a login in the way?)"
+    if start[257:262] == b"ustar":
+        return f"{name} is a tar archive: tar -xOf {file_of(name)} > new.txt"
+    if suffix_of(name) in (".jsonl", ".ndjson", ".json") and is_talk(core.parse_json(start.partition(b"\n")[0])):
+        return f"{name} has conversations as its lines: {source}jq -c '{{messages: .}}' {file} > prompts.jsonl"
     half = len(start) // 2
     for encoding, first in (("utf-16le", 1), ("utf-16be", 0)):  # of ASCII every second byte is none
         if half and start[first::2].count(0) * 2 > half and not start[1 - first :: 2].count(0) * 2 > half:
@@ -244,6 +293,44 @@ def unreadable(name: str, start: bytes) -> str:
     if b"\r" in start.rstrip(b"\r") and b"\n" not in start:
         return f"{name} ends its lines with carriage returns alone; pass it through tr '\\r' '\\n'"
     return ""
+
+
+# Keys of an object by which a line asks something: those of a prompt, and of the usual data sets
+ASKING = {*core.CONTENT_KEYS, "custom_id", "instruction", "conversations", "question"}
+LOOKED_AT = 5  # lines
+
+
+def json_in_text(where: str) -> str:
+    """Return why a line of a .txt file is no prompt, and what helps; '' unless the file's first lines are all JSON."""
+    name = where.rpartition(" line ")[0]
+    try:
+        told = suffix_of(name) == ".txt" and os.stat(name)
+        if not told or not holds_json(name, told.st_mtime_ns, told.st_size):
+            return ""
+    except (OSError, core.UsageError):  # it is called otherwise, or was taken away
+        return ""
+    new = re.sub(r"\.txt(?=(\.gz)?$)", ".jsonl", name, flags=re.IGNORECASE)
+    command = f"cp {file_of(name)} {file_of(new)}"
+    return f"the .txt file holds JSON Lines; name it so ({command}), or send its lines as they are: -t '{{prompt}}'"
+
+
+@functools.lru_cache(16)
+def holds_json(name: str, time: int, size: int) -> bool:
+    """Tell whether the first lines of the file of that date and size are objects that ask something."""
+    with core.open_input(name) as (file, *_):
+        lines = (line for line in iter(lambda: file.readline(1 << 20), b"") if line.strip())
+        found = [core.parse_json(line) for line in itertools.islice(lines, LOOKED_AT)]
+    return bool(found) and all(isinstance(one, dict) and ASKING & one.keys() for one in found)
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix that says what a file holds, packed or not."""
+    return pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
+
+
+def is_talk(value: Any) -> bool:
+    """Tell whether a line is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
 def is_binary(start: bytes) -> bool:

@@ -22,8 +22,8 @@ How fast it is:
 How it speaks:
   --dialect NAME         openai (default), openrouter, gemini, lmstudio, deepseek, azure, litellm, groq or llamacpp: its
                          paths, keys, headers of limits, errors, usage and finish reasons (extras/stand_in_dialects.py)
-  --keep-alive S         a blank line every S seconds while it works on a call, as DeepSeek and OpenRouter send them
-                         (these two: 5); what fails after that comes with status 200
+  --keep-alive S         a blank line (a comment, if it is to stream) every S seconds while it works on a call, as
+                         DeepSeek and OpenRouter send them (these two: 5); what fails after that comes with status 200
 Whom it turns away:
   --rpm N, --tpm N       requests, tokens per minute, refilled continuously. In tokens a request costs its
                          prompt plus its maximum output (if it sets none, the real one) times n
@@ -77,7 +77,8 @@ Prints its base URL when it is ready; SIGINT, SIGTERM or the end of input stop i
 In Python: ``async with serve(latency=0.1, fault={"500": 0.05}) as server:`` has server.url and server.stats.
 Where a request has a JSON schema (response_format, text.format), its answer is a made-up instance: of objects, arrays,
 enums, texts, numbers and $ref; patterns and formats mean nothing to it.
-It does not stream if asked to, call tools, or check parameters that it does not use.
+Where a request has "stream": true, its answer is a stream of events in the dialect's form, all of them when it is due.
+It does not call tools, or check parameters that it does not use.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ from .stand_in_answers import (
     FAULTS,
     READY_MADE,
     SERIAL,
+    STREAM,
     Ask,
     Refusal,
     Reply,
@@ -132,6 +134,7 @@ from .stand_in_limits import (
     read_sick,
     rejection,
 )
+from .stand_in_streams import comment_of
 
 __all__ = ["BATCH_FAULTS", "ENDPOINTS", "FAULTS", "OUTAGES", "Options", "Server", "Stats", "main", "serve"]
 
@@ -555,7 +558,8 @@ class Server:
         """Give a sign of life for a call that is worked on."""
         assert self._keep_alive
         if not job.left and self.outage != "silent":
-            job.link.send_blank()
+            streamed = job.ask is not None and job.ask.stream
+            job.link.send_blank(comment_of(self.options.dialect) if streamed else "")
             job.blank = self._loop.call_later(self._keep_alive, self._send_blank, job)
 
     def _finish(self, job: Job) -> None:
@@ -620,7 +624,7 @@ class Server:
 
     def _dress(self, reply: Reply, took: float) -> Reply:
         """Add the headers of the API, which the error page of a proxy in front of it lacks."""
-        if reply.content_type != "application/json":
+        if reply.content_type not in ("application/json", STREAM):
             return reply
         limits = "" if self.options.no_limit_headers else "".join(limit.headers() for limit in self._limits)
         limits = self._dialect.dress(limits)

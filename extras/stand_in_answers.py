@@ -20,6 +20,7 @@ from itertools import count
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+STREAM = "text/event-stream"
 VALUE_LIMIT = 1_000_000  # values in a request, numbers in an answer to one, values of an instance of a schema
 SERIAL = (f"{random.SystemRandom().getrandbits(48):012x}{number:012x}" for number in count(1))
 encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -68,8 +69,9 @@ class Ask:
         self.model = self.body["model"]
         if not isinstance(self.model, str):
             raise invalid("model", "a string")
-        if self.body.get("stream"):
-            raise invalid("stream", "false: the stand-in server does not stream")
+        self.stream = self.body.get("stream") or False
+        if type(self.stream) is not bool or (self.stream and self.answer is embeddings):
+            raise invalid("stream", "false" if self.answer is embeddings else "a boolean")
         caps = [self.number(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
         self.cap = next(filter(None, caps), None)
         self.size = self.number("dimensions", 4096) or 8
@@ -361,7 +363,7 @@ def answer(ask: Ask, fault: str, dialect: Any = None) -> Reply:
         content |= {name: None for name in ("choices", "output", "data") if name in content}
     elif dialect:
         dialect.finish(content, ask, fault)
-        if fault == "stream" and content.get("object") == "chat.completion":
-            return Reply(200, dialect.events(content), content_type="text/event-stream")
-    text = encode_json(content)
-    return Reply(200, text[: len(text) // 2] if fault == "malformed" else text)
+    events = dialect.events(content, ask) if dialect and (ask.stream or fault == "stream") else ""
+    text = events or encode_json(content)
+    text = text[: len(text) // 2] if fault == "malformed" else text
+    return Reply(200, text, content_type=STREAM if events else "application/json")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .stand_in_answers import DIALECT_FAULTS, Ask, Reply, encode_json, error
+from .stand_in_streams import stream_of
 
 AZURE_VERSION = "2024-10-21"
 NOWHERE = "/nowhere"  # before a path that the dialect does not have
@@ -360,20 +361,9 @@ class Dialect:
         if self.name == "openrouter":
             choice["error"] = {"code": 502, "message": "Upstream error from StandIn: overloaded"}
 
-    def events(self, content: dict[str, Any]) -> str:
-        """Return an answer as the stream of events that nobody asked for (token_proxy#238)."""
-        parts = [": OPENROUTER PROCESSING"] if self.name == "openrouter" else []
-        rest = {name: value for name, value in content.items() if name not in ("choices", "usage")}
-        rest["object"] = "chat.completion.chunk"
-        for choice in content["choices"]:
-            text = choice["message"]["content"] or ""
-            for piece in (text[: len(text) // 2], text[len(text) // 2 :]):
-                delta = {"index": choice["index"], "delta": {"content": piece}, "finish_reason": None}
-                parts.append(f"data: {encode_json(rest | {'choices': [delta]})}")
-            last = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
-            parts.append(f"data: {encode_json(rest | {'choices': [last]})}")
-        parts.append(f"data: {encode_json(rest | {'choices': [], 'usage': content.get('usage')})}")
-        return "\n\n".join([*parts, "data: [DONE]", ""])
+    def events(self, content: dict[str, Any], ask: Ask) -> str:
+        """Return an answer as a stream of events, "" if this kind of answer has none."""
+        return stream_of(content, ask, self.name)
 
 
 # How an answer ends that broke off, where a provider has a word for it in an HTTP 200: genkit#6259 (OpenRouter),

@@ -17,14 +17,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from .stand_in_answers import REASONS, Ask, Refusal, Reply
+from .stand_in_answers import REASONS, STREAM, Ask, Refusal, Reply
 
 HEAD_LIMIT = 64 * 1024
 BODY_LIMIT = 32 * 1024 * 1024
 FILE_LIMIT = 200 * 1000 * 1000  # of an upload
 TRAILER_LIMIT = 100  # lines after a chunked body
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
-BEGINNING = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+BEGINNING = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
 LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
 
 
@@ -93,9 +93,13 @@ def encode(reply: Reply, head: Head, options: Any) -> tuple[bytes, bytes]:
     if options.gzip:
         body = gzip.compress(body, 1, mtime=0)
         more += "content-encoding: gzip\r\n"
-    if options.chunked and not head.old:
+    streamed = reply.content_type == STREAM
+    if (options.chunked or streamed) and not head.old:
         half = len(body) // 2
-        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+        parts = [body[:half], body[half:]]
+        if streamed and not options.gzip:  # an event each
+            parts = [event + b"\n\n" for event in body.removesuffix(b"\n\n").split(b"\n\n")]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (*parts, b""))
         more += "transfer-encoding: chunked\r\n"
     else:
         more += f"content-length: {len(body)}\r\n"
@@ -208,11 +212,12 @@ class Connection(asyncio.BufferedProtocol):
         elif cut or not head.keep or self._answers == self._server.options.close_every:
             self._transport.close()
 
-    def send_blank(self) -> None:
-        """Begin the answer to the current request, or go on with it, by a blank line."""
-        start = b"" if self._begun else BEGINNING
+    def send_blank(self, comment: str = "") -> None:
+        """Begin the answer to the current request, or go on with it, by a blank line; a stream's by a comment."""
+        start = b"" if self._begun else BEGINNING % (STREAM if comment else "application/json").encode()
         self._begun = True
-        self._transport.write(start + b"1\r\n\n\r\n")
+        line = f"{comment}\n\n".encode() if comment else b"\n"
+        self._transport.write(start + b"%x\r\n%b\r\n" % (len(line), line))
 
     def cut_off(self) -> None:
         """Hang up with a RST on whoever is there, answered or not."""

@@ -8,7 +8,7 @@ import pytest
 from concurrent_prompts import PromptError, hint, http_error, token_counts
 from concurrent_prompts.backends.api import limits_in
 from concurrent_prompts.backends.replies import read_reply
-from tests.backends.test_field_replies import answered, backend, chat, once, served, told  # noqa: F401
+from tests.backends.test_field_replies import answered, backend, chat, once, served, stream, told  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -144,6 +144,10 @@ WAITS = {
     "a clock": ({}, told("try again in 00:05:30"), 330),
     "back off": ({}, told("throttled, back off for 5000ms"), 5),
     "time left": ({}, told("Too many requests. Time left: 12s"), 12),
+    "come back": ({}, told("You have used all of it. Come back in 1h 2m"), 3720),
+    "cooling": ({}, told("Cooling down for 30s"), 30),
+    "Japanese": ({}, told("30秒後に再試行してください"), 30),
+    "a plan's length": ({}, told("已达到 5 小时的使用上限"), None),
     "nonsense": ({"retry-after": "soon"}, told(retry_after=[], resets_at={}), None),
     "infinity": ({"retry-after": "inf"}, told(retry_after=10**400), None),
 }
@@ -159,6 +163,7 @@ FIT = {
     "Limit 6000, Used 5999, Requested approximately 7000": True,
     "Limit 1M, Requested 2M": True,
     "limit: '6000', requested: '7000'": True,
+    "Requested tokens: 9000 exceed the TPM limit: 6000": True,
     "Requested about 5000, limit of 6,000": False,
 }
 
@@ -241,6 +246,127 @@ def test_a_text_in_another_place(body):
 
 def test_an_object_as_content_is_written_as_json():
     assert read(chat({"a": "ü"})).text == '{"a": "ü"}'
+
+
+# ---- Half streams, calls in parts, answers in other places -----------------------------------------------------
+
+
+def delta(reason=None, **part):
+    return {"id": "c", "choices": [{"index": 0, "delta": part, "finish_reason": reason}]}
+
+
+def streamed(*chunks):
+    return read_reply("/chat/completions", {}, stream(*chunks).encode())
+
+
+def call(id, name, arguments, **more):
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}} | more
+
+
+F, G = call("1", "f", '{"a":1}'), call("2", "g", '{"b":2}')
+AT_0 = {"index": 0}
+CALLS = {
+    # the parts of each chunk's calls: what they come to
+    "Gemini's, all at index 0": ([[F | AT_0], [G | AT_0]], [F, G]),
+    "in one chunk": ([[F | AT_0, G | AT_0]], [F, G]),
+    "without an index": ([[F], [G]], [F, G]),
+    "the id again": ([[call("1", "f", '{"a"', index=0)], [call("1", "", ":1}", index=0)]], [F]),
+    "an empty id later": ([[call("1", "f", '{"a"', index=0)], [call("", None, ":1}", index=0)]], [F]),
+    "the name again": ([[call("1", "f", '{"a"', index=0)], [call("1", "f", ":1}", index=0)]], [F]),
+    "in turn": ([[call("1", "f", "{", index=0), call("2", "g", "{", index=1)],
+                 [call(None, None, '"a":1}', index=0), call(None, None, '"b":2}', index=1)]], [F, G]),
+    "in turn, all at index 0": ([[F | AT_0], [call("2", "g", "{", index=0)], [call("2", "g", '"b":2}', index=0)]],
+                                [F, G]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "calls"), CALLS.values(), ids=CALLS)
+def test_calls_that_come_in_parts(parts, calls):
+    assert json.loads(streamed(*[delta(tool_calls=part) for part in parts], delta("tool_calls")).text) == calls
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+
+
+@pytest.mark.parametrize(
+    "chunks", [["All ", "of it."], [[THOUGHT], "All ", "of it."], ["All ", [{"type": "text", "text": "of it."}]]]
+)
+def test_a_content_that_comes_in_parts_and_texts(chunks):
+    reply = streamed(*[delta(content=chunk) for chunk in chunks], delta("stop"))
+    assert reply.text == "All of it." and ("Hm" in json.dumps(reply.extra)) is (chunks[0] == [THOUGHT])
+
+
+TOLD, NOUGHT = {"usage": {"prompt_tokens": 1}}, {"usage": {"prompt_tokens": 0}}
+LAST = {"index": 0, "delta": {}, "finish_reason": "stop"}
+PLACES = {
+    "Moonshot's": [delta(content="a"), {"choices": [LAST | TOLD]}],
+    "noughts after it": [delta("stop", content="a") | TOLD, {"choices": []} | NOUGHT],
+    "a count so far": [delta(content="a") | {"usage": {"prompt_tokens": 9}}, delta("stop") | TOLD],
+}
+
+
+@pytest.mark.parametrize("chunks", PLACES.values(), ids=PLACES)
+def test_where_a_stream_has_its_usage(chunks):
+    reply = streamed(*chunks)
+    assert reply.usage == {"prompt_tokens": 1} and reply.extra == {}
+
+
+async def test_a_stream_of_calls_and_thoughts_on_every_backend(backend):  # noqa: F811
+    chunks = delta(content=[THOUGHT]), delta(content="x", tool_calls=[F | AT_0]), delta("stop", tool_calls=[G | AT_0])
+    reply, _ = await once(backend, served(200, stream(*chunks), content_type="text/event-stream"))
+    assert reply.text == "x" and reply.extra["more"]["tool_calls"] == [F, G] and "Hm" in json.dumps(reply.extra)
+
+
+OTHERS = {
+    "Ollama's own stream": ("/chat/completions", '{"message": {"content": "a"}, "done": false}\n{"done": true}\n'),
+    "Ollama's own vector": ("/embeddings", '{"embedding": [1.0]}'),
+    "Cohere's own vectors": ("/embeddings", '{"embeddings": [[1.0]], "id": "x"}'),
+    "llama.cpp's own vectors": ("/embeddings", '[{"index": 0, "embedding": [[1.0]]}]'),
+    "a gateway's": ("/chat/completions", json.dumps({"code": 0, "msg": "ok", "data": chat()})),
+    "a function's": ("/chat/completions", json.dumps({"statusCode": 200, "body": json.dumps(chat())})),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), OTHERS.values(), ids=OTHERS)
+def test_an_answer_of_another_api_stops_the_run(path, body):
+    with pytest.raises(PromptError) as failure:
+        read_reply(path, {}, body.encode())
+    assert (failure.value.verdict, failure.value.error.type) == ("stop", "wrong_path")
+    assert "form of" in str(failure.value) and "--base-url" in hint(failure.value.error)
+
+
+@pytest.mark.parametrize("reason", ["UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE", "userStopped"])
+def test_more_words_for_what_broke_off(reason):
+    with pytest.raises(PromptError) as failure:
+        read(chat(None, reason))
+    assert failure.value.useless == reason.isupper()
+
+
+@pytest.mark.parametrize("vectors", [[None], [[]], [[1.0], None]])
+def test_an_empty_vector_is_no_answer(vectors):
+    data = {"data": [{"index": place, "embedding": vector} for place, vector in enumerate(vectors)]}
+    with pytest.raises(PromptError, match="no answer"):
+        read_reply("/embeddings", {}, json.dumps(data).encode())
+
+
+TOOLS, APPROVAL = {"type": "mcp_list_tools", "tools": [1]}, {"type": "mcp_approval_request", "arguments": "{}"}
+SAID = {"type": "message", "content": [{"type": "output_text", "text": "Hi"}]}
+ITEMS = {
+    # the items of a Responses object: its text, and what is kept besides
+    "a text as content": ([{"type": "message", "content": "Hi"}], "Hi", None),
+    "no content": ([{"type": "message", "content": None}], "", None),
+    "a question back": ([APPROVAL], json.dumps([APPROVAL]), None),
+    "tools beside a text": ([TOOLS, SAID], "Hi", [TOOLS]),
+    "tools beside a question": ([TOOLS, APPROVAL], json.dumps([APPROVAL]), [TOOLS, APPROVAL]),
+    "tools alone": ([TOOLS], "", [TOOLS]),
+}
+
+
+@pytest.mark.parametrize(("items", "text", "calls"), ITEMS.values(), ids=ITEMS)
+def test_no_item_of_a_response_vanishes(items, text, calls):
+    body = {"id": "r", "object": "response", "status": "completed", "output": items}
+    reply = read_reply("/responses", {}, json.dumps(body).encode())
+    assert reply.text == text and reply.extra.get("more", {}).get("calls") == calls
 
 
 USAGES = {

@@ -353,7 +353,8 @@ WAITS = {
 @pytest.mark.parametrize(("answer", "wait"), WAITS.values(), ids=WAITS)
 async def test_a_wait_told_in_words(backend, answer, wait):
     failure, _ = await once(backend, answer)
-    assert failure.verdict == "retry" and failure.wait == (wait and pytest.approx(wait))
+    assert failure.verdict == ("stop" if wait and wait > 7200 else "retry")
+    assert failure.error.retryable and failure.wait == (wait and pytest.approx(wait))
 
 
 # ---- Answers that are none, and those that are not whole -----------------------------------------------------
@@ -573,6 +574,21 @@ async def test_a_stream_that_ends_early_is_no_answer(backend, body, verdict, kin
     endpoint = "responses" if "response." in body else "chat"
     failure, _ = await once(backend, served(200, body, content_type="text/event-stream"), endpoint=endpoint)
     assert (failure.verdict, failure.error.type) == (verdict, kind)
+
+
+GROQ = {"choices": [], "x_groq": {"id": "r", "usage": USED["usage"]}}
+HALVES = {
+    "cut off": stream(USED | {"choices": CHUNKS[1]["choices"]}, done=False),
+    "an error": stream(*CHUNKS[:2], USED, told("x", "server_error")),
+    "an error with it": stream(*CHUNKS[:2], told("x", "server_error") | {"usage": USED["usage"]}),
+    "Groq's": stream(*CHUNKS[:2], GROQ, told("x", "server_error")),
+}
+
+
+@pytest.mark.parametrize("body", HALVES.values(), ids=HALVES)
+async def test_what_half_a_stream_used_is_billed_all_the_same(backend, body):
+    failure, _ = await once(backend, served(200, body, content_type="text/event-stream"))
+    assert failure.verdict == "retry" and failure.usage == USED["usage"]
 
 
 async def test_a_batch_line_that_asks_for_a_stream_gets_its_answer(backend):

@@ -162,6 +162,30 @@ def test_a_table_holds_no_requests(read):
     assert requests == [{"model": "m", "messages": HI}]
 
 
+NOT_SENT = {
+    "a table": ("p.csv", "model,prompt\na,hi\nb,ho\n", [], "the column `model` is not sent; give one for all (-m)"),
+    "two": ("p.csv", "model,prompt,max_tokens\na,hi,5\n", [], "the columns `model`, `max_tokens` are not sent"),
+    "a row": ("p.jsonl", '{"prompt": "hi", "model": "a", "topic": "x"}\n', [], "the column `model` is not sent"),
+    "one is given": ("p.csv", "model,prompt,top_p\na,hi,1\n", ["-m", "m"], "one for all (-p top_p=...)"),
+    "all are given": ("p.csv", "model,prompt,top_p\na,hi,1\n", ["-m", "m", "-p", "top_p=1"], ""),
+    "the template names it": ("p.csv", "model,prompt\na,hi\n", ["-t", "{prompt} {model}"], ""),
+    "other columns": ("p.csv", "make,prompt,temperature\na,hi,5\n", [], ""),
+    "a whole request": ("p.jsonl", jsonl({"model": "a", "messages": HI}), [], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "flags", "said"), NOT_SENT.values(), ids=NOT_SENT)
+def test_columns_that_are_not_sent_are_told_of_once(here, stand_in, caplog, name, text, flags, said):
+    if name == "p.csv":
+        pytest.importorskip("concurrent_prompts.extras.table")
+    pathlib.Path(name).write_text(text)
+    for more in (["--dry-run", "--base-url", "http://127.0.0.1:9/v1"], ["--base-url", stand_in().url]):
+        caplog.clear()
+        assert main([name, "-q", *flags, *more]) == 0
+        told = [record.getMessage() for record in caplog.records if "not sent" in record.getMessage()]
+        assert len(told) == bool(said) and said in "".join(told), told
+
+
 @pytest.mark.parametrize("backend", NAMES)
 def test_whole_requests_on_a_server(here, stand_in, backend):
     lines = [{"id": "x", "model": "gpt-4o-mini", "messages": HI, "max_tokens": 5}]

@@ -72,6 +72,7 @@ FORMS = {
     "Qwen": ({"prompt_tokens": 3019, "completion_tokens": 104, "total_tokens": 3123,
               "prompt_tokens_details": {"cached_tokens": 2048, "cache_creation_input_tokens": 900}},
              [3019, 104, 2048, 0, 900]),
+    "Cohere's own form": ({"billed_units": {"input_tokens": 10, "output_tokens": 5}}, [10, 5, 0, 0, 0]),
     "Voyage: a total alone": ({"total_tokens": 10}, [10, 0, 0, 0, 0]),
     "embeddings": ({"prompt_tokens": 8, "total_tokens": 8}, [8, 0, 0, 0, 0]),
     "details are null": (openai(9, 1) | {"prompt_tokens_details": None, "completion_tokens_details": None},
@@ -108,4 +109,5 @@ def test_the_tier_that_served(reply, tier):
 
 def test_where_a_reply_has_its_usage():
     assert usage_of({"usage": {"a": 1}}) == usage_of({"usageMetadata": {"a": 1}}) == {"a": 1}
+    assert usage_of({"usage": None, "x_groq": {"id": "r", "usage": {"a": 1}}}) == {"a": 1}
     assert usage_of({"usage": "none"}) is usage_of({}) is None

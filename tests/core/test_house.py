@@ -82,6 +82,16 @@ def test_no_imports_go_in_a_circle(folder):
         ahead = {name: others - ends for name, others in ahead.items() if name not in ends}
 
 
+def test_what_a_worker_is_sent_stands_in_an_order_in_which_it_can_be_loaded():
+    nodes = tree(ROOT / "backends" / "dask_cluster.py").body
+    there = []
+    for name in next(ast.literal_eval(node.value) for node in nodes if ast.unparse(node).startswith("FILES =")):
+        wanted = {one.removeprefix(".") for one in imports(ROOT / "backends" / f"{name}.py") if one.startswith(".")}
+        files = {path.stem for path in FILES if path.parent.name == "backends"} - {"__init__"}
+        assert wanted & files <= set(there), name
+        there.append(name)
+
+
 def test_the_folders_use_public_names_of_the_core_alone():
     pytest.importorskip("concurrent_prompts.extras")
     used = set()

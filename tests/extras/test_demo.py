@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+import pytest
+
 from concurrent_prompts import main
 from tests.helpers import rows, start
 
@@ -19,6 +21,20 @@ def test_a_demo_costs_what_a_told_price_makes_of_it(here):
     with start(["--demo", "-n", "3", "-b", "stdlib", "--price", "1,2"]) as process:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0 and "cost " in err, err
+
+
+def test_a_demo_in_a_dialect(here):
+    assert main(["prompts.txt", "--demo", "--dialect", "azure", "-b", "stdlib", "-q"]) == 0  # its URL has a query
+    assert all(row["model"].startswith("made-up-2") for row in rows("prompts.demo.results.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--demo", "--dialect", "klingon"], "there are openai, openrouter,"), (["--dialect", "groq"], "add that")],
+)
+def test_a_dialect_that_cannot_be(here, capsys, flags, named):
+    assert main(["prompts.txt", *flags]) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_demo(here):

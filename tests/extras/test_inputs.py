@@ -12,7 +12,7 @@ import pytest
 
 from concurrent_prompts import UsageError, main, read_prompts
 from concurrent_prompts.extras.inputs import FORMS
-from tests.helpers import completion, constant, jsonl, rows
+from tests.helpers import batch_line, completion, constant, jsonl, rows
 
 # A row of a published data set, and what a prompt made of it is to hold.
 SETS = {
@@ -43,6 +43,12 @@ SETS = {
     "LLaMA-Factory": ({"instruction": "Sing.", "input": "La", "system": "Be loud."}, ["Be loud.", "Sing.", "La"]),
     "prompt and context": ({"prompt": "Who?", "context": "Text."}, ["Text.", "Who?"]),
     "prompt in capitals": ({"PROMPT": "Why?"}, ["Why?"]),
+    "a survey": ({"question": "Why?", "What is your name?": "A", "2019": "x"}, ["Why?"]),
+    "Cohere": (
+        {"message": "Why?", "preamble": "Be brief.", "chat_history": [{"role": "USER", "message": "hi"}]},
+        ["Why?", "Be brief.", "hi"],
+    ),
+    "P3, before it is split": ({"inputs_pretokenized": "Say it.", "targets_pretokenized": "It."}, ["Say it."]),
     "input and question": ({"input": "Text.", "question": "Who?"}, ["Text.", "Who?"]),
 }
 
@@ -148,17 +154,57 @@ NESTED = {
 }
 
 
+def followed(asks, capsys, *options):
+    """Run on p.jsonl, and follow what is said of it to the letter until it is taken; return what was sent."""
+    for _ in range(4):
+        status, sent = asks("p.jsonl", *options, "--overwrite")
+        if status == 0:
+            return sent
+        command = re.search(r"jq -c .*? > prompts\.jsonl|jq -c 'del.*?'", capsys.readouterr().err)[0]
+        if not shutil.which("jq"):
+            pytest.skip("jq is not installed")
+        command += "" if ">" in command else " p.jsonl > prompts.jsonl"
+        subprocess.run(f"{command} && mv prompts.jsonl p.jsonl", shell=True, check=True)
+    raise AssertionError(command)
+
+
 @pytest.mark.parametrize("row", NESTED.values(), ids=NESTED)
 def test_a_row_within_a_row_is_taken_out_of_it(asks, capsys, row):
     pathlib.Path("p.jsonl").write_text(jsonl(row))
-    for _ in range(2):  # what is in it may need another command
-        if asks("p.jsonl", "-m", "m")[0] == 0:
-            break
-        command = re.search(r"jq -c .* > prompts\.jsonl", capsys.readouterr().err)[0]
-        if not shutil.which("jq"):
-            pytest.skip("jq is not installed")
-        subprocess.run(f"{command} && mv prompts.jsonl p.jsonl", shell=True, check=True)
-    assert asks("p.jsonl", "-m", "m", "--overwrite") == (0, [USER])
+    assert followed(asks, capsys, "-m", "m") == [USER]
+
+
+GEMINI = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
+WHOLE_SETS = {
+    # what stands in a file: the messages that are sent once all is followed that is said
+    "prompts": (jsonl({"prompts": ["hi", "ho"]}), [USER, [{"role": "user", "content": "ho"}]]),
+    "rows": (jsonl({"version": "1.1", "data": [{"prompt": "hi"}, {"prompt": "hi"}]}), [USER, USER]),
+    "the datasets server's": (jsonl({"features": [], "rows": [{"row_idx": 0, "row": {"prompt": "hi"}}]}), [USER]),
+    "splits": (jsonl({"train": [{"prompt": "hi"}], "test": [{"prompt": "ho"}]}), [USER]),
+    "conversations as lines": (jsonl(USER, SYSTEM + USER), [USER, SYSTEM + USER]),
+    "OpenAI's preferences": (
+        jsonl({"input": {"messages": USER, "tools": [{"type": "function"}]}, "preferred_output": [ANSWER]}), [USER],
+    ),
+    "Gemini's system text": (
+        jsonl(GEMINI | {"systemInstruction": {"parts": [{"text": "Be brief."}]}}), [SYSTEM + USER],
+    ),
+    "pairs of input and output": (jsonl({"conversation": [{"input": "hi", "output": "a"}], "source": "x"}), [USER]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "messages"), WHOLE_SETS.values(), ids=WHOLE_SETS)
+def test_what_is_said_of_a_set_leads_to_all_of_it(asks, capsys, text, messages):
+    pathlib.Path("p.jsonl").write_text(text)
+    assert followed(asks, capsys, "-m", "m") == messages
+
+
+@pytest.mark.parametrize("head", ["What is one?", "1,What is the second one of them", "1,Why"])
+def test_a_table_without_a_header_is_told_so_with_what_helps(asks, capsys, head):
+    pathlib.Path("p.csv").write_text(f"{head}\n{head.replace('one', 'two')}\n")
+    assert asks("p.csv") == (2, [])
+    command = re.search(r"\(echo .*", capsys.readouterr().err)[0]
+    subprocess.run(command, shell=True, check=True)
+    assert asks("new.csv")[1][0][0]["content"] == head.rpartition(",")[2]
 
 
 @pytest.mark.parametrize("kind", ["prompt", "messages"])
@@ -170,6 +216,36 @@ def test_pictures_beside_a_prompt_are_not_lost(asks, capsys, kind, name):
     if shutil.which("jq"):
         subprocess.run(command, shell=True, check=True)
         assert asks("prompts.jsonl") == (0, [USER])
+
+
+JSON_LINES = {
+    "prompts": jsonl({"prompt": "one"}, {"prompt": "two"}),
+    "messages": "\n" + jsonl({"messages": USER, "id": 1}) * 9,
+    "Batch requests": jsonl(batch_line("a", "hi")),
+    "a data set": jsonl(SETS["Alpaca"][0], SETS["Alpaca"][0]),
+}
+
+
+@pytest.mark.parametrize("text", JSON_LINES.values(), ids=JSON_LINES)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_json_lines_in_a_text_file_are_refused_with_what_helps(asks, capsys, text, packed):
+    pathlib.Path(f"a set.TXT{packed}").write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    for more in ([], ["--dry-run"], ["--shard", "1/1"]):
+        assert asks(f"a set.TXT{packed}", *more) == (2, [])
+        said = capsys.readouterr().err
+    assert not list(pathlib.Path().glob("*results*"))
+    assert asks(f"a set.TXT{packed}", *shlex.split(re.search(r"-t '[^']*'", said)[0]))[1][0][0]["content"][0] == "{"
+    subprocess.run(re.search(r"\((cp .*)\),", said)[1], shell=True, check=True)
+    assert isinstance(next(read_prompts(f"a set.jsonl{packed}")).row, dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{name}, what is it?\n", '{"a": 1}\n{"b": 2}\n', "{\n", '{"prompt": "x"}\nWhat is this?\n', '["prompt"]\n'],
+)
+def test_a_text_that_begins_with_a_brace_is_sent_as_it_is(asks, text):
+    pathlib.Path("p.txt").write_text(text)
+    assert asks("p.txt") == (0, [[{"role": "user", "content": line}] for line in text.splitlines()])
 
 
 def test_the_table_of_forms_is_in_order():
@@ -245,6 +321,12 @@ def test_other_encodings_are_refused_with_the_command_that_helps(asks, capsys, e
         (b"\xfd7zXZ\0\0\x04", "is xz: xz -dc"),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is PDF: pdftotext"),
         (b"\x7fELF\0\0\0\0", "holds binary data"),
+        (b"\x1f\x9d\x90abc\xff\n", "is compress: gzip -dc p.csv > new.csv"),
+        (gzip.compress(gzip.compress(b"a\n")), "is gzip within gzip: gzip -dc p.csv > new.csv"),
+        (b"{\\rtf1\\ansi\\cocoartf2709\n\\f0 What?}\n", "is rich text: save it as plain text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS, not the file"),
+        (b"<!doctype html>\n<html><head><title>Sign in</title></head></html>\n", "is a web page"),
+        (b"p.txt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "is a tar archive: tar -xOf p.csv > new.txt"),
     ],
 )
 def test_what_is_no_text_is_called_by_its_name(asks, capsys, content, said):

@@ -260,12 +260,13 @@ BAD_REQUESTS = [
     ("POST", CHAT, chat(n=129), 400, {"param": "n"}),
     ("POST", CHAT, chat(n=True), 400, {"param": "n"}),
     ("POST", CHAT, chat(max_tokens="many"), 400, {"param": "max_tokens"}),
-    ("POST", CHAT, chat(stream=True), 400, {"param": "stream"}),
+    ("POST", CHAT, chat(stream="yes"), 400, {"param": "stream"}),
     ("POST", "/v1/responses", {"model": "m", "input": 7}, 400, {"param": "input"}),
     ("POST", "/v1/completions", {"model": "m"}, 400, {"param": "prompt"}),
     ("POST", "/v1/embeddings", {"model": "m", "input": {"a": 1}}, 400, {"param": "input"}),
     ("POST", "/v1/embeddings", {"model": "m", "input": ["a"] * 2049}, 400, {"param": "input"}),
     ("POST", "/v1/embeddings", {"model": "m", "input": "a", "dimensions": 0}, 400, {"param": "dimensions"}),
+    ("POST", "/v1/embeddings", {"model": "m", "input": "a", "stream": True}, 400, {"param": "stream"}),
 ]
 
 
@@ -902,7 +903,8 @@ def test_the_manual_and_the_parser_agree(capsys: Any) -> None:
 def test_it_needs_the_standard_library_alone() -> None:
     # each may import the ones before it
     layers = (
-        "stand_in_answers", "stand_in_dialects", "stand_in_limits", "stand_in_http", "stand_in_batches", "stand_in",
+        "stand_in_answers", "stand_in_streams", "stand_in_dialects", "stand_in_limits", "stand_in_http",
+        "stand_in_batches", "stand_in",
     )  # fmt: skip
     assert {file.stem for file in FOLDER.glob("stand_in*.py")} == set(layers)
     for place, name in enumerate(layers):

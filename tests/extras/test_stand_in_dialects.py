@@ -36,10 +36,11 @@ async def soon(seconds):
     """Do not wait."""
 
 
-async def results_of(dialect, backend, count=1, model="m", base=None, **options):
+async def results_of(dialect, backend, count=1, model="m", base=None, endpoint="chat", params=None, **options):
     """Run as many prompts against a stand-in server; return the results and the server."""
     async with serve(dialect=dialect, **options) as server:
-        api = load_backend(backend, base_url=base(server.url) if base else server.url, model=model)
+        url = base(server.url) if base else server.url
+        api = load_backend(backend, base_url=url, model=model, endpoint=endpoint, params=params)
         prompts = [f"What is {number}?" for number in range(count)]
         return await run_concurrent(prompts, api, concurrency=2, sleep=soon, max_attempts=3), server
 
@@ -107,6 +108,31 @@ async def test_events_that_nobody_asked_for_are_read(dialect, backend):
     assert result.text == plain.text and result.usage.keys() == plain.usage.keys()
 
 
+TELL_USAGE = {"openrouter", "deepseek", "groq"}  # in a stream, asked or not
+STREAM = {"stream": True}
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions", "responses"])
+async def test_a_stream_that_was_asked_for_is_read_as_one_answer(dialect, backend, endpoint):
+    (plain,), _ = await results_of(dialect, backend, endpoint=endpoint)
+    (result,), _ = await results_of(dialect, backend, endpoint=endpoint, params=STREAM)
+    (told,), _ = await results_of(
+        dialect, backend, endpoint=endpoint, params=STREAM | {"stream_options": {"include_usage": True}}
+    )
+    assert (result.text, result.finish_reason, result.extra) == (plain.text, plain.finish_reason, plain.extra)
+    assert token_counts(told.usage) == token_counts(plain.usage)
+    assert bool(result.usage) is (dialect in TELL_USAGE or endpoint == "responses")
+
+
+async def test_a_stream_that_fails(dialect, backend):
+    for fault in ("context", "malformed"):  # before it has begun, and half way
+        (result,), server = await results_of(dialect, backend, params=STREAM, fault={fault: 1.0})
+        assert result.error.type == ("cut_off" if fault == "malformed" else "context_length_exceeded"), result.error
+    results, server = await results_of(dialect, backend, 12, params=STREAM, fault={"cut": 0.4}, seed=2)
+    assert server.stats.faults["cut"] and any(result.text and result.attempts > 1 for result in results)
+    assert all(result.error is None or result.error.retryable for result in results)
+
+
 async def test_a_model_that_is_not_there_stops_the_run(dialect, backend):
     results, server = await results_of(dialect, backend, 5, models=("other",))
     assert {result.error.type for result in results if result.error.status} <= {"model_not_found", "NOT_FOUND",
@@ -152,9 +178,10 @@ async def test_a_wait_is_told_in_the_dialects_way(name, backend):
     assert failure.value.verdict == "retry" and 800 < failure.value.wait < 901, failure.value
 
 
+@pytest.mark.parametrize("params", [None, STREAM], ids=["blank lines", "comments"])
 @pytest.mark.parametrize("name", ["openai", "deepseek", "openrouter"])
-async def test_blank_lines_are_signs_of_life(name, backend):
-    (result,), server = await results_of(name, backend, latency=0.05, keep_alive=0.01)
+async def test_signs_of_life(name, backend, params):
+    (result,), server = await results_of(name, backend, latency=0.05, keep_alive=0.01, params=params)
     assert result.text and server.stats.requests == 1
 
 
@@ -207,6 +234,33 @@ def test_what_each_adds(stand_in):
     assert found["groq"]["x_groq"] and found["groq"]["usage"]["queue_time"]
     assert found["llamacpp"]["timings"] and found["lmstudio"]["stats"] == {} and found["litellm"]["model"] != "m"
     assert found["openai"]["service_tier"] == "default" and "service_tier" not in found["gemini"]
+
+
+def stream(url, **more):
+    """Return the events that a chat is answered with: comments as they are, the data parsed."""
+    request = urllib.request.Request(f"{url}/chat/completions", data=json.dumps(BODY | STREAM | more).encode())
+    with urllib.request.urlopen(request) as reply:
+        assert reply.headers["content-type"] == "text/event-stream" and reply.headers["x-request-id"]
+        blocks = reply.read().decode().removesuffix("\n\n").split("\n\n")
+    assert blocks.pop() == "data: [DONE]"
+    return [json.loads(block.removeprefix("data: ")) if block[0] == "d" else block for block in blocks]
+
+
+def test_what_each_streams(stand_in):
+    url = {name: stand_in(dialect=name).url for name in DIALECTS}
+    chunks = stream(url["openai"], stream_options={"include_usage": True})
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["prompt_tokens"] == 1
+    assert "usage" not in stream(url["openai"])[-1] and stream(url["openrouter"])[0] == ": OPENROUTER PROCESSING"
+    last = {name: stream(url[name])[-1] for name in ("deepseek", "groq", "llamacpp", "openrouter")}
+    assert last["deepseek"]["choices"][0]["finish_reason"] and last["deepseek"]["usage"]
+    assert last["groq"]["x_groq"]["usage"] and "usage" not in last["groq"]
+    assert last["llamacpp"]["timings"] and last["openrouter"]["usage"]["cost"]
+    with urllib.request.urlopen(urllib.request.Request(
+        url["azure"].replace("?", "/chat/completions?"), data=json.dumps(BODY | STREAM).encode()
+    )) as reply:  # fmt: skip
+        first = json.loads(reply.readline().decode().removeprefix("data: "))
+    assert first["choices"] == [] and first["prompt_filter_results"]
 
 
 def test_other_places_and_lists_of_models(stand_in):
