@@ -1500,7 +1500,8 @@ class Limiter:
 
     @staticmethod
     def _call_up(waiting: "asyncio.Future[Place]", place: Place) -> None:
-        waiting.set_result(place)
+        if not waiting.done():  # cancelled meanwhile
+            waiting.set_result(place)
 
     def _set_alarm(self, span: float, now: float) -> None:
         if span < math.inf and (self._alarm is None or self._alarm.done() or now + span < self._due - 0.001):

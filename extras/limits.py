@@ -124,7 +124,7 @@ class Common(core.Limiter):
         if same:
             waiting.set_result(place)
         else:
-            waiting.get_loop().call_soon_threadsafe(lambda: waiting.done() or waiting.set_result(place))
+            waiting.get_loop().call_soon_threadsafe(core.Limiter._call_up, waiting, place)
 
     def _set_alarm(self, span: float, now: float) -> None:
         self._due = now + span  # all that waits looks at it

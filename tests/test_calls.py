@@ -13,7 +13,7 @@ import concurrent_prompts
 from concurrent_prompts import main
 
 OURS = str(pathlib.Path(concurrent_prompts.__file__).parent)
-MOST = {"stdlib": 90, "raw-aiohttp": 85, "openai-sdk": 105}
+MOST = {"stdlib": 95, "raw-aiohttp": 95, "openai-sdk": 115}
 WRAPPED = {"budget": ["--max-cost=1", "-p", "max_completion_tokens=9"], "schema": ["--schema=schema.json"]}
 MORE = {"budget": 80, "schema": 20}
 
