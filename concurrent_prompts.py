@@ -862,16 +862,15 @@ class Call:
 
 
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
-RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
 
 
 @functools.cache
-def header_reader() -> Callable[[Mapping[str, str], str], Sequence[float] | None]:
-    """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
+def header_reader() -> Callable[[Any], Any] | None:
+    """Return the class that learns limits from headers; a lone copy learns them from rejections alone."""
     try:
-        return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
+        return sibling("backends", "limits").Headers  # type: ignore[no-any-return]
     except UsageError:
-        return lambda headers, name: None
+        return None
 
 
 class Quota:
@@ -883,7 +882,6 @@ class Quota:
     bucket, single calls try it at intervals that fit the usual windows (STEPS).
     """
 
-    FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
     STEPS = (0.25, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
     PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
     LATE = 1.02  # a window is not over before this share of its length
@@ -892,13 +890,12 @@ class Quota:
         self.name = name
         self.rate, self.source = math.inf, ""  # a second
         self.size = math.inf  # what a full bucket holds
-        self.spent, self._calls = 0.0, 0
+        self.spent, self.calls = 0.0, 0
         self._level, self._stamp = math.inf, 0.0
-        self._others = 0.0  # their rate
-        self._heard = -math.inf, 0.0, 0.0  # when the last response came, what was left by then, and spent
-        self._windowed, self._reset = False, math.inf  # whether headers tell a window; its end
+        self.headers: Any = None  # what the headers of replies tell of it,
+        self.stated, self.reset = math.inf, math.inf  # the rate, and when a window of theirs is over
         self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
-        self._first = math.inf  # when the first call went out after that
+        self.first = math.inf  # when the first call went out after that
         self.barren = 0  # rejections since anything was accepted
         self._emptied = self._tried = 0.0  # when the first and the last of them came
         self._closed = -math.inf  # until when nothing goes out
@@ -912,11 +909,9 @@ class Quota:
         self.period = self._longer = self._least = 0.0  # seconds of a learned window, what it is at most, at least
         self._clean, self._until = 0, 2  # calls since one was rejected; windows to the next trial
         self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
-        self._unsaid, self._began = 0, 0.0  # responses since one has told the limit
-        self._told = math.inf if told is None else told / 60
-        self._stated = math.inf  # by the headers
+        self.told = math.inf if told is None else told / 60
         if told is not None:
-            self.rate, self.size, self.source, self._level = self._told, 1.0, "as told", 0.0
+            self.rate, self.size, self.source, self._level = self.told, 1.0, "as told", 0.0
 
     def __str__(self) -> str:
         if self.period:
@@ -927,10 +922,10 @@ class Quota:
     def tell(self, rate: float, source: str, now: float) -> None:
         """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
         if source == "from headers":
-            self._stated, self.source = rate, source
-        elif source == "as told" and rate != self._told:
+            self.stated, self.source = rate, source
+        elif source == "as told" and rate != self.told:
             self._level, self._stamp = self.level(now), now
-            self._told = self.rate = rate
+            self.told = self.rate = rate
         elif source == "from refusals":
             self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
             self.rate, self.size, self.source, self.led = rate, 0.0, source, True
@@ -943,13 +938,13 @@ class Quota:
     @property
     def limit(self) -> float:
         """What the server lets through a second, by itself or as it is told; inf where that is not known."""
-        return self.rate if self.source == "from refusals" else min(self._told, self._stated)
+        return self.rate if self.source == "from refusals" else min(self.told, self.stated)
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
-        if now >= self._reset:
-            self._reset, self._level, self._stamp = math.inf, self.size, now
-        if self.rate == math.inf or self._reset < math.inf:
+        if now >= self.reset:
+            self.headers.renew(now)
+        if self.rate == math.inf or self.reset < math.inf:
             return self._level
         return min(self.size, self._level + (now - self._stamp) * self.rate)
 
@@ -964,11 +959,11 @@ class Quota:
         lack = min(cost, self.size) - self.level(now)
         if lack <= 0:
             return max(0.0, closed)
-        return max(closed, lack / self.rate if self._reset == math.inf else self._reset - now)
+        return max(closed, lack / self.rate if self.reset == math.inf else self.reset - now)
 
     def spend(self, cost: float, now: float) -> None:
         """Take out the cost of a call that goes out."""
-        self._first = min(self._first, now)
+        self.first = min(self.first, now)
         if self.rate < math.inf:
             self._level, self._stamp = self.level(now) - cost, now
             if self.source == "from refusals":
@@ -978,7 +973,7 @@ class Quota:
                 if self.period or self.exploring:
                     self.rate = min(1.1 * self.rate, 4 * self.trial)
         self.spent += cost
-        self._calls += 1
+        self.calls += 1
 
     def correct(self, more: float) -> None:
         """Take out what a call cost more than was thought."""
@@ -991,56 +986,19 @@ class Quota:
         if self._log:
             self._log.pop()
         self._level += cost if started > self._last[0] else 0.0
-        self._calls -= 1
+        self.calls -= 1
         marks = self._start, self._last
         self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
-        """Learn from a response's headers; return whether they leave nothing for such a call.
+        """Learn from a response's headers; return whether they leave nothing for such a call."""
+        if self.headers is None and (reader := header_reader()):
+            self.headers = reader(self)
+        return bool(self.headers and self.headers.read(headers, call, spent, now))
 
-        `spent` is what all calls had spent when this one went out.
-        """
-        self._unsaid += 1
-        if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
-            return False  # looking for them costs time, too
-        self._unsaid = 0
-        rate, left, size, reset = found
-        self._windowed |= reset > 1.3 * (size - left) / rate + 1  # a bucket would be full by then
-        reset = reset if self._windowed else 0.0
-        if self._stated not in (rate, math.inf) and not reset:
-            log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
-        self._stated = rate
-        if self.name == "tokens" and rate > RAMP:
-            self._began = self._began or now
-            rate = min(rate, RAMP * 1.5 ** ((now - self._began) / 900))
-        if not self.source:
-            log.info("the server tells its limit of %s", self.name)
-        if self.source != "as told":
-            self.source, self.period = "from headers", 0.0
-        own = self.level(now) if self._told < rate else math.inf  # who is told less keeps his own account
-        self.size = size if own == math.inf else 1.0
-        mean = self.spent / max(1, self._calls)
-        since = self.spent - spent if spent < math.inf else 0.0
-        if reset and own == math.inf:
-            self.rate, self._reset = rate, now + reset + min(1.0, size / rate / 10)
-            self._level = left - since
-            return left < 2
-        self._count_others(rate, left, now)
-        self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
-        # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
-        reserve = min(mean * (2 if self.source == "as told" else 1), size / 10)
-        self._level = min(own, left - reserve, min(size, left + self.rate * (now - call.started)) - since - reserve)
-        self._stamp = now
-        return left < 2 * max(1.0, mean, call.cost if self.name == "tokens" else 1.0)
-
-    def _count_others(self, rate: float, left: float, now: float) -> None:
-        when, before, spent = self._heard
-        span = now - when
-        if span >= 0.01:
-            gone = min(self.size, before + rate * span) - (self.spent - spent) - left
-            fade = math.exp(-span / self.FADE)
-            self._others = self._others * fade + gone / span * (1 - fade)
-            self._heard = now, left, self.spent
+    def set(self, rate: float, size: float, level: float, now: float) -> None:
+        """Take over a rate (a second), what a full bucket holds and what is in it."""
+        self.rate, self.size, self._level, self._stamp = rate, size, level, now
 
     def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
         """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
@@ -1062,7 +1020,7 @@ class Quota:
 
     def begin(self) -> None:
         """Note that a full bucket is begun with the next call."""
-        self._first = math.inf
+        self.first = math.inf
 
     def release(self, span: float = 0.0) -> None:
         """Wait no longer for the next step; do not count the seconds in which the server was down."""
@@ -1102,7 +1060,7 @@ class Quota:
             else:
                 self._estimate(accepted, cost, now)
             self.barren, self.exploring, self._accepted = 0, False, 0
-            self._last, self._first = (now, self.spent), math.inf
+            self._last, self.first = (now, self.spent), math.inf
             self._level, self._stamp = -cost, now
 
     def _estimate(self, accepted: float, cost: float, now: float) -> None:
@@ -1132,7 +1090,7 @@ class Quota:
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
         """Take the limit for a window: the last began at `_first`, this one by what was tried at `_closed`."""
         self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
-        self.period = now + wait - self._first if wait else self._closed - self._emptied
+        self.period = now + wait - self.first if wait else self._closed - self._emptied
         self._least = self.period if wait else self._tried - self._emptied
         log.info("limit: %s", self)
 
@@ -1448,7 +1406,7 @@ class Limiter:
         elif now < self._spread_end:
             self._opens = now + random.uniform(0.5, 1.5) * self._gap
         elif self._latency:
-            if self.in_flight > self.window.highest:
+            if self.in_flight > max(self.AT_ONCE, self.window.highest):
                 self._opens = max(now, self._opens) + self._latency / self.in_flight / 4
         elif self._paced and self.sent >= self.AT_ONCE and self.latest == -math.inf:
             self._opens = now + (0.01 if self.sent < 16 else 0.05)
@@ -1534,12 +1492,15 @@ class Limiter:
         """Learn from a rejection: too many at once, or too many a minute?"""
         wait = min(failure.wait or 0.0, PAUSE_CEILING)
         if failure.at_once:
-            return self.window.tell(failure.at_once)
+            self.window.tell(failure.at_once)
+            return
         quota = self.tokens if "token" in failure.scope else self.requests
         at_the_door = not self._latency or call.latency < self._latency / 4
         if wait:
             self._pause(wait)
         if told or (wait and quota.source in ("as told", "from headers")):
+            if not told and quota.source == "from headers":
+                quota.headers.shut(wait, now)
             return
         if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
             call, self._suspect = self._suspect, None
@@ -3078,7 +3039,7 @@ class Tally:
         self._model_of = model_of
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
-        self._first: dict[str, str] = {}  # the prompts that those are of
+        self.first: dict[str, str] = {}  # the prompts that those are of
         self.marked: collections.Counter[str] = collections.Counter()
         self.wall = self.cpu = 0.0
         self._start = time.monotonic(), time.process_time()
@@ -3134,7 +3095,7 @@ class Tally:
         kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
         self.errors[kind] += 1  # a server may name them as it likes
         self._examples.setdefault(kind, error._replace(type=kind))
-        self._first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
+        self.first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
 
     @property
     def tokens(self) -> list[int]:
@@ -3183,7 +3144,7 @@ class Tally:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
         for error, count in self.failures():
             advice, first = hint(error), ", first" if count > 1 else ""
-            message = error.message + self._first[error.type]
+            message = error.message + self.first[error.type]
             yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             cut = "length" in reason or "max" in reason.lower()
