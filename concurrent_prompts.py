@@ -882,7 +882,8 @@ class Quota:
     bucket, single calls try it at intervals that fit the usual windows (STEPS).
     """
 
-    STEPS = (0.25, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
+    STEPS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
+    USUAL = 1, 60, 3600  # seconds of a window
     PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
     LATE = 1.02  # a window is not over before this share of its length
 
@@ -899,8 +900,8 @@ class Quota:
         self.barren = 0  # rejections since anything was accepted
         self._emptied = self._tried = 0.0  # when the first and the last of them came
         self._closed = -math.inf  # until when nothing goes out
-        self.exploring = self._sure = False
-        self._burst = 0.0  # what a full bucket was seen to hold
+        self.exploring = self._sure = self._fades = False
+        self._burst, self._burst_began = 0.0, math.inf  # what a full bucket was seen to hold, when it was begun
         self._growth = 0.05  # by which the rate rises after each call that was accepted
         self.trial = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
         self._accepted = 0  # calls since the last rejection
@@ -986,6 +987,7 @@ class Quota:
         if self._log:
             self._log.pop()
         self._level += cost if started > self._last[0] else 0.0
+        self._burst -= cost if started < self._start[0] else 0.0
         self.calls -= 1
         marks = self._start, self._last
         self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
@@ -1002,8 +1004,9 @@ class Quota:
 
     def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
         """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
-        self.source, self.size, self.period, self._sure = "from refusals", 0.0, 0.0, False
-        self._start, self._last, self._burst = (now, self.spent), (now, self.spent), self.spent - self._last[1]
+        self.source, self.size, self.period, self._sure, self._fades = "from refusals", 0.0, 0.0, False, False
+        self._burst, self._burst_began = self.spent - self._last[1], self.first
+        self._start = self._last = now, self.spent
         log.info("looking for the limit of %s a minute", self.name)
         if self.name == "tokens":
             self.rate, self._level, self._stamp, self._closed = max(0.1, rate), 0.0, now, now + (wait or self.PAUSE)
@@ -1012,7 +1015,7 @@ class Quota:
 
     def _hold(self, now: float, wait: float) -> None:
         """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
-        self._emptied = self._emptied if self.barren > 1 else now
+        self._emptied = self._emptied if self.exploring or self.barren > 1 else now
         ends = (self._emptied + step * self.LATE for step in self.STEPS)
         self._tried, self.exploring = now, True
         self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
@@ -1032,6 +1035,7 @@ class Quota:
         feeling = self.source == "from refusals" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
+            self.barren = 0 if self._fades else self.barren
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
             self.rate = min(self.rate * faster, 1e6)
@@ -1047,6 +1051,10 @@ class Quota:
             self._level, self._stamp = -cost, now
         elif self.period:
             self._narrow(now, wait)
+        elif self._fades and self.barren < 5:
+            self.barren += 1
+            self.rate, self._growth = 0.9 * self.rate, max(0.002, self._growth / 2)
+            self._level, self._stamp = -cost * self.barren, now
         elif accepted < cost * (0.99 if self.exploring or self._sure else 2):
             self.barren += 1
             if self.name == "requests":
@@ -1055,10 +1063,11 @@ class Quota:
                 patience = min(8.0, 2.0 ** (self.barren - 3)) if self.barren > 2 else 0.0
                 self._level, self._stamp = -max(cost, self.rate * patience), now
         else:
-            if self.name == "requests" and accepted > 3 and (self.barren if not wait else wait > 2):
+            if self.name == "requests" and (accepted > 3 and wait > 2 if wait else self._is_window(accepted)):
                 self._see_window(accepted, now, wait)
             else:
                 self._estimate(accepted, cost, now)
+            self._burst_began = math.inf
             self.barren, self.exploring, self._accepted = 0, False, 0
             self._last, self.first = (now, self.spent), math.inf
             self._level, self._stamp = -cost, now
@@ -1087,9 +1096,25 @@ class Quota:
         self.source, self.period, self.exploring = "", 0.0, False
         self._log.clear()
 
+    def _is_window(self, accepted: float) -> bool:
+        """Whether more are accepted at once than a bucket can hold that had nothing at the time of the last probe."""
+        return self.barren > 0 and accepted > 1 + (self._closed - self._emptied) / max(0.1, self._tried - self._emptied)
+
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
-        """Take the limit for a window: the last began at `_first`, this one by what was tried at `_closed`."""
+        """Take the limit for a window: the last began at `first`, this one by what was tried at `_closed`.
+
+        If it lets through much less than at first it fades out (HAProxy's http_req_rate): what was let through at first
+        comes at a rate.
+        """
+        began = self._burst_began
+        brief = 4 * (self._start[0] - began) < now - began  # all of the first ones were within a window
+        if brief and not wait and accepted < 0.6 * self._burst:
+            self.rate, self._growth, self._sure, self._fades = self._burst / (now - began), 0.01, False, True
+            log.info("limit: %s", self)
+            return
         self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
+        if round((self._closed - self._emptied) / self.LATE, 1) in self.USUAL and not wait:
+            self._clean = -4 * self.most  # hardly any shorter one is tried
         self.period = now + wait - self.first if wait else self._closed - self._emptied
         self._least = self.period if wait else self._tried - self._emptied
         log.info("limit: %s", self)
@@ -1108,7 +1133,7 @@ class Quota:
     def _widen(self) -> None:
         """After a window without a rejection try a shorter one, as long as that may be, or else a call more."""
         self._clean += 1
-        if self._clean % self.most:
+        if self._clean % self.most or self._clean < 0:
             return
         self._longer, self.rate = self.period, self.trial
         if self.period > 1.15 * self._least:
