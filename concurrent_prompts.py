@@ -884,6 +884,7 @@ class Quota:
 
     STEPS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
     USUAL = 1, 60, 3600  # seconds of a window
+    TRIAL = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
     PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
     LATE = 1.02  # a window is not over before this share of its length
 
@@ -903,7 +904,6 @@ class Quota:
         self.exploring = self._sure = self._fades = False
         self._burst, self._burst_began = 0.0, math.inf  # what a full bucket was seen to hold, when it was begun
         self._growth = 0.05  # by which the rate rises after each call that was accepted
-        self.trial = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
         self._accepted = 0  # calls since the last rejection
         self._log: collections.deque[float] = collections.deque(maxlen=10_000)  # when they went out
         self.most = 0  # calls in a learned window
@@ -972,7 +972,7 @@ class Quota:
                 if self.period:
                     self._widen()
                 if self.period or self.exploring:
-                    self.rate = min(1.1 * self.rate, 4 * self.trial)
+                    self.rate = min(1.1 * self.rate, 4 * self.TRIAL)
         self.spent += cost
         self.calls += 1
 
@@ -1019,7 +1019,7 @@ class Quota:
         ends = (self._emptied + step * self.LATE for step in self.STEPS)
         self._tried, self.exploring = now, True
         self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
-        self._level, self._stamp, self.rate = 0.0, self._closed, self.trial
+        self._level, self._stamp, self.rate = 0.0, self._closed, self.TRIAL
 
     def begin(self) -> None:
         """Note that a full bucket is begun with the next call."""
@@ -1081,8 +1081,6 @@ class Quota:
         # The limit has changed, or the bucket was not used up.
         if abs(lately / average - 1) > 0.15 if calls else self._sure and lately < 0.9 * self.rate:
             self._start, average = self._last, lately
-            if accepted > 20 * cost:
-                self._growth = 0.1
         # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
         few = self._burst < 10 * cost and calls and not 0.9 < self.rate / average < 1.1
         self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self.exploring else self._growth / 3
@@ -1112,7 +1110,7 @@ class Quota:
             self.rate, self._growth, self._sure, self._fades = self._burst / (now - began), 0.01, False, True
             log.info("limit: %s", self)
             return
-        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
+        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.TRIAL, 0
         if round((self._closed - self._emptied) / self.LATE, 1) in self.USUAL and not wait:
             self._clean = -4 * self.most  # hardly any shorter one is tried
         self.period = now + wait - self.first if wait else self._closed - self._emptied
@@ -1135,7 +1133,7 @@ class Quota:
         self._clean += 1
         if self._clean % self.most or self._clean < 0:
             return
-        self._longer, self.rate = self.period, self.trial
+        self._longer, self.rate = self.period, self.TRIAL
         if self.period > 1.15 * self._least:
             self.period = math.sqrt(self.period * self._least)
         elif self._clean >= self._until * self.most:
@@ -1171,7 +1169,6 @@ class Window:
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
-        self._most = math.inf  # the throughput when it was last set
         self.rounds = 24.0  # to the next trial
         self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
 
@@ -1226,15 +1223,13 @@ class Window:
         octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
         means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
         self._held = 0.0
-        if len(means) == 1 and self._early:
-            means.insert(0, (2.5, math.exp(sum(self._early) / len(self._early))))
         if len(means) < 2:
             return
         (few, quick), (many, slow) = means[-2:]
         if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
             self._usual = self._lately
             return
-        self._most = throughput = max(place / latency for place, latency in means)
+        throughput = max(place / latency for place, latency in means)
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
@@ -1244,9 +1239,7 @@ class Window:
     def _watch(self, place: int, latency: float) -> None:
         self._lately += (latency - self._lately) / 16
         self._total += latency
-        if place > 2 * self._most * math.exp(self._lately):  # it was slow then
-            self.source, self._octaves, self._noted, self._usual = "", {}, 0, self._lately
-        elif self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
+        if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
             self.size = min(self.ceiling, self.size + 1 / self.size)
         if self.answers < self.rounds * self.size:
             return
@@ -1340,8 +1333,8 @@ class Limiter:
         self._paced = start < ceiling
         self._rejection, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
         self._opens = -math.inf  # before that nothing goes out
-        self._suspect: Call | None = None  # a call that was rejected, if that is to be confirmed
-        self._knocks = 0, 0  # the numbers of the calls that do so, from the first one on to the last
+        self._unconfirmed: Call | None = None  # a call that was rejected, if that is to be confirmed
+        self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
         self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
         self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
@@ -1413,7 +1406,7 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if self.in_flight + 1 > (1 if self.alone_since < math.inf else self.window.room):
             return math.inf
-        if self._suspect and self.sent < self._knocks[1]:
+        if self._unconfirmed and self.sent < self._probe_calls[1]:
             return max(0.0, self.pause_end - now)
         wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
@@ -1426,8 +1419,8 @@ class Limiter:
         self.tokens.spend(cost, now)
         if now < self._doubt:
             self._probe(now)
-        elif self._suspect:
-            self._knock(now)
+        elif self._unconfirmed:
+            self._count_probe(now)
         elif now < self._spread_end:
             self._opens = now + random.uniform(0.5, 1.5) * self._gap
         elif self._latency:
@@ -1514,37 +1507,55 @@ class Limiter:
             self._rejection = self._clock()
 
     def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
-        """Learn from a rejection: too many at once, or too many a minute?"""
+        """Learn from a rejection: the words and headers first, else it is confirmed and then weighed."""
         wait = min(failure.wait or 0.0, PAUSE_CEILING)
         if failure.at_once:
             self.window.tell(failure.at_once)
             return
         quota = self.tokens if "token" in failure.scope else self.requests
-        at_the_door = not self._latency or call.latency < self._latency / 4
         if wait:
             self._pause(wait)
         if told or (wait and quota.source in ("as told", "from headers")):
             if not told and quota.source == "from headers":
                 quota.headers.shut(wait, now)
             return
-        if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
-            call, self._suspect = self._suspect, None
+        at_the_door = not self._latency or call.latency < self._latency / 4
+        confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
+        if confirmed is not None:
+            self._weigh(confirmed, failure, quota, now, at_the_door)
+            if wait:
+                quota.begin()
+
+    def _confirmed_by(self, call: Call, quota: Quota, now: float, may_be_chance: bool) -> Call | None:
+        """Return the rejected call to learn from: itself, the one that it confirms, or None where it says nothing.
+
+        Some proxies reject at random: the first rejection counts once one of a few more calls is rejected, too.
+        """
+        unconfirmed, first, last = self._unconfirmed, *self._probe_calls
+        if unconfirmed and first <= call.number <= last:
+            self._unconfirmed = None
             self._confirmed += 1
             self._trusted = 2 * (self._confirmed - 1)
-        elif self._suspect and not self._latency and call.number < 5:  # several of the very first
-            call, self._suspect = self._suspect, None
-        elif call.started > self._rejection and at_the_door and not wait and self._doubted(quota):
+            return unconfirmed
+        if unconfirmed and not self._latency and call.number < 5:  # several of the very first
+            self._unconfirmed = None
+            return unconfirmed
+        if call.started > self._rejection and may_be_chance and self._doubted(quota):
             if not self._trusted:
-                return self._suspect_of(call, now)
+                self._confirm(call, now)
+                return None
             self._trusted -= 1
         elif call.started <= self._rejection:  # one of those that went out together
             if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
                 self.window.reduce(self.in_flight, self.window.rounds)
-            return
+            return None
+        return call
+
+    def _weigh(self, call: Call, failure: PromptError, quota: Quota, now: float, at_the_door: bool) -> None:
+        """Decide whether it was too many at once or too many a minute."""
+        wait = min(failure.wait or 0.0, PAUSE_CEILING)
         again = call.number - self._mark <= 2
-        quota.trial = min(50.0, max(5.0, 0.5 / max(0.001, call.latency)))
         self._rejection, self._mark = now, self.sent
-        rounds = 10 * wait / self._latency if self._latency else 10 * wait
         if at_the_door and quota.source == "from refusals":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
             quota.refuse(cost, now, wait, spent - cost)
@@ -1553,36 +1564,34 @@ class Limiter:
         elif not at_the_door:
             self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)
         elif not again and call.place > (self.window.highest if wait else 0.9 * self.window.highest - 1):
-            self.window.reduce(self.in_flight, rounds)
+            self.window.reduce(self.in_flight, 10 * wait / (self._latency or 1.0))
             self._strikes = 0
         else:
             self._strike(quota, again, now, wait)
-        if wait:
-            quota.begin()
 
     def _doubted(self, quota: Quota) -> bool:
         """Whether a rejection may be one by chance, as those of some servers and proxies are."""
         known = quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers")
         return quota is self.requests and not known
 
-    def _suspect_of(self, call: Call, now: float) -> None:
+    def _confirm(self, call: Call, now: float) -> None:
         """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
         more = int(2 * call.latency * min(1000.0, self.window.throughput)) if self._latency else 0
         more += self.requests.source != ""  # where calls are paced the first may have been a near miss
-        self._suspect, self._knocks = call, (self.sent + 1, self.sent + 1 + more)
+        self._unconfirmed, self._probe_calls = call, (self.sent + 1, self.sent + 1 + more)
         self._rejection, self._opens = now, self.pause_end
 
-    def _knock(self, now: float) -> None:
-        """Note that a call goes out after a suspect: let the next ones wait until it would have been rejected."""
-        assert self._suspect
-        if self.sent == self._knocks[1]:
-            self._opens = now + max(0.02, 2.5 * self._suspect.latency)
-        elif self.sent > self._knocks[1]:
-            self._acquit()
+    def _count_probe(self, now: float) -> None:
+        """Note that a call goes out to confirm a rejection; the next ones wait until it would have been rejected."""
+        assert self._unconfirmed
+        if self.sent == self._probe_calls[1]:
+            self._opens = now + max(0.02, 2.5 * self._unconfirmed.latency)
+        elif self.sent > self._probe_calls[1]:
+            self._dismiss()
 
-    def _acquit(self) -> None:
+    def _dismiss(self) -> None:
         """Forget what was learned from rejections that were none of a limit."""
-        self._suspect, self._confirmed, self._strikes = None, 0, 0
+        self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
         if self.window.source == "from refusals":
             self.window.source = ""
         if self.requests.source == "from refusals":
@@ -1654,7 +1663,7 @@ class Limiter:
         self._down_at, self._opens = now, now + 0.25
         for quota in (self.requests, self.tokens):
             quota.forget() if quota.exploring else quota.release()
-        self._suspect = None
+        self._unconfirmed = None
         self.window.size, self.window.source = self._before
         if self.heard:
             log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
