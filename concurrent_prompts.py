@@ -1516,7 +1516,7 @@ class Limiter:
         if wait:
             self._pause(wait)
         if told or (wait and quota.source in ("as told", "from headers")):
-            if not told and quota.source == "from headers":
+            if not told and quota.source == "from headers" and quota.headers:
                 quota.headers.shut(wait, now)
             return
         at_the_door = not self._latency or call.latency < self._latency / 4

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import ALIVE, core, named_proxy
 from .failures import error_of
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
+from .limits import LIMIT_FORMS as LIMIT_FORMS
 from .limits import limits_in as limits_in
 from .prompts import (
     ENDPOINTS,
