@@ -893,16 +893,15 @@ class Call:
 Place = tuple[int, int, float, float]  # among the calls in flight, among all; requests and tokens spent by then
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
 REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
-RAMP = 1e6 / 60  # tokens a second; OpenAI answers 429 slow_down to more than half as much again in 15 minutes above it
 
 
 @functools.cache
-def header_reader() -> Callable[[Mapping[str, str], str], Sequence[float] | None]:
-    """Return the function that finds limits in a reply's headers; a lone copy learns them from refusals alone."""
+def header_reader() -> Callable[[Any], Any] | None:
+    """Return the class that learns limits from headers; a lone copy learns them from rejections alone."""
     try:
-        return sibling("backends", "api").limits_in  # type: ignore[no-any-return]
+        return sibling("backends", "limits").Headers  # type: ignore[no-any-return]
     except UsageError:
-        return lambda headers, name: None
+        return None
 
 
 class Quota:
@@ -914,8 +913,9 @@ class Quota:
     bucket, single calls try it at intervals that fit the usual windows (STEPS).
     """
 
-    FADE = 3.0  # seconds over which the use of others, who share the key, is averaged
-    STEPS = (0.25, 1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
+    STEPS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
+    USUAL = 1, 60, 3600  # seconds of a window
+    TRIAL = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
     PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
     LATE = 1.02  # a window is not over before this share of its length
 
@@ -923,31 +923,27 @@ class Quota:
         self.name = name
         self.rate, self.source = math.inf, ""  # a second
         self.size = math.inf  # what a full bucket holds
-        self.spent, self._calls = 0.0, 0
+        self.spent, self.calls = 0.0, 0
         self._level, self._stamp = math.inf, 0.0
-        self._others = 0.0  # their rate
-        self._heard = -math.inf, 0.0, 0.0  # when the last response came, what was left by then, and spent
-        self._windowed, self._reset = False, math.inf  # whether headers tell a window; its end
+        self.headers: Any = None  # what the headers of replies tell of it,
+        self.stated, self.reset = math.inf, math.inf  # the rate, and when a window of theirs is over
         self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
-        self._first = math.inf  # when the first call went out after that
+        self.first = math.inf  # when the first call went out after that
         self.barren = 0  # rejections since anything was accepted
         self._emptied = self._tried = 0.0  # when the first and the last of them came
         self._closed = -math.inf  # until when nothing goes out
-        self.exploring = self._sure = False
-        self._burst = 0.0  # what a full bucket was seen to hold
+        self.exploring = self._sure = self._fades = False
+        self._burst, self._burst_began = 0.0, math.inf  # what a full bucket was seen to hold, when it was begun
         self._growth = 0.05  # by which the rate rises after each call that was accepted
-        self.trial = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
         self._accepted = 0  # calls since the last rejection
         self._log: collections.deque[float] = collections.deque(maxlen=10_000)  # when they went out
         self.most = 0  # calls in a learned window
         self.period = self._longer = self._least = 0.0  # seconds of a learned window, what it is at most, at least
         self._clean, self._until = 0, 2  # calls since one was rejected; windows to the next trial
         self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
-        self._unsaid, self._began = 0, 0.0  # responses since one has told the limit
-        self._told = math.inf if told is None else told / 60
-        self._stated = math.inf  # by the headers
+        self.told = math.inf if told is None else told / 60
         if told is not None:
-            self.rate, self.size, self.source, self._level = self._told, 1.0, "as told", 0.0
+            self.rate, self.size, self.source, self._level = self.told, 1.0, "as told", 0.0
 
     def __str__(self) -> str:
         if self.period:
@@ -958,10 +954,10 @@ class Quota:
     def tell(self, rate: float, source: str, now: float) -> None:
         """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
         if source == "from headers":
-            self._stated, self.source = rate, source
-        elif source == "as told" and rate != self._told:
+            self.stated, self.source = rate, source
+        elif source == "as told" and rate != self.told:
             self._level, self._stamp = self.level(now), now
-            self._told = self.rate = rate
+            self.told = self.rate = rate
         elif source == "from refusals":
             self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
             self.rate, self.size, self.source, self.led = rate, 0.0, source, True
@@ -974,13 +970,13 @@ class Quota:
     @property
     def limit(self) -> float:
         """What the server lets through a second, by itself or as it is told; inf where that is not known."""
-        return self.rate if self.source == "from refusals" else min(self._told, self._stated)
+        return self.rate if self.source == "from refusals" else min(self.told, self.stated)
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
-        if now >= self._reset:
-            self._reset, self._level, self._stamp = math.inf, self.size, now
-        if self.rate == math.inf or self._reset < math.inf:
+        if now >= self.reset:
+            self.headers.renew(now)
+        if self.rate == math.inf or self.reset < math.inf:
             return self._level
         return min(self.size, self._level + (now - self._stamp) * self.rate)
 
@@ -995,7 +991,7 @@ class Quota:
         lack = min(cost, self.size) - self.level(now)
         if lack <= 0:
             return max(0.0, closed)
-        return max(closed, lack / self.rate if self._reset == math.inf else self._reset - now)
+        return max(closed, lack / self.rate if self.reset == math.inf else self.reset - now)
 
     def spare(self, now: float) -> float:
         """Return how much may be spent now, 0.0 where each call is to be looked at."""
@@ -1003,10 +999,10 @@ class Quota:
 
     def spend(self, cost: float, now: float, calls: int = 1) -> None:
         """Take out the cost of calls that go out."""
-        if now < self._first:
-            self._first = now
+        if now < self.first:
+            self.first = now
         if self.rate < math.inf:
-            if now < self._stamp + REFILL_EVERY and now < self._reset:
+            if now < self._stamp + REFILL_EVERY and now < self.reset:
                 self._level -= cost
             else:
                 self._level, self._stamp = self.level(now) - cost, now
@@ -1015,9 +1011,9 @@ class Quota:
                 if self.period:
                     self._widen()
                 if self.period or self.exploring:
-                    self.rate = min(1.1 * self.rate, 4 * self.trial)
+                    self.rate = min(1.1 * self.rate, 4 * self.TRIAL)
         self.spent += cost
-        self._calls += calls
+        self.calls += calls
 
     def correct(self, more: float) -> None:
         """Take out what a call cost more than was thought."""
@@ -1030,61 +1026,26 @@ class Quota:
         if self._log:
             self._log.pop()
         self._level += cost if started > self._last[0] else 0.0
-        self._calls -= 1
+        self._burst -= cost if started < self._start[0] else 0.0
+        self.calls -= 1
         marks = self._start, self._last
         self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
-        """Learn from a response's headers; return whether they leave nothing for such a call.
+        """Learn from a response's headers; return whether they leave nothing for such a call."""
+        if self.headers is None and (reader := header_reader()):
+            self.headers = reader(self)
+        return bool(self.headers and self.headers.read(headers, call, spent, now))
 
-        `spent` is what all calls had spent when this one went out.
-        """
-        self._unsaid += 1
-        if (self._unsaid > 50 and self._unsaid % 50) or not (found := header_reader()(headers, self.name)):
-            return False  # looking for them costs time, too
-        self._unsaid = 0
-        rate, left, size, reset = found
-        self._windowed |= reset > 1.3 * (size - left) / rate + 1  # a bucket would be full by then
-        reset = reset if self._windowed else 0.0
-        if self._stated not in (rate, math.inf) and not reset:
-            log.info("the server has changed its limit of %s to %.0f/min", self.name, 60 * rate)
-        self._stated = rate
-        if self.name == "tokens" and rate > RAMP:
-            self._began = self._began or now
-            rate = min(rate, RAMP * 1.5 ** ((now - self._began) / 900))
-        if not self.source:
-            log.info("the server tells its limit of %s", self.name)
-        if self.source != "as told":
-            self.source, self.period = "from headers", 0.0
-        own = self.level(now) if self._told < rate else math.inf  # who is told less keeps his own account
-        self.size = size if own == math.inf else 1.0
-        mean = self.spent / max(1, self._calls)
-        since = self.spent - spent if spent < math.inf else 0.0
-        if reset and own == math.inf:
-            self.rate, self._reset = rate, now + reset + min(1.0, size / rate / 10)
-            self._level = left - since
-            return left < 2
-        self._count_others(rate, left, now)
-        self.rate = min(self._told, max(rate / 2, rate - max(0.0, self._others)))
-        # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
-        reserve = min(mean * (2 if self.source == "as told" else 1), size / 10)
-        self._level = min(own, left - reserve, min(size, left + self.rate * (now - call.started)) - since - reserve)
-        self._stamp = now
-        return left < 2 * max(1.0, mean, call.cost if self.name == "tokens" else 1.0)
-
-    def _count_others(self, rate: float, left: float, now: float) -> None:
-        when, before, spent = self._heard
-        span = now - when
-        if span >= 0.01:
-            gone = min(self.size, before + rate * span) - (self.spent - spent) - left
-            fade = math.exp(-span / self.FADE)
-            self._others = self._others * fade + gone / span * (1 - fade)
-            self._heard = now, left, self.spent
+    def set(self, rate: float, size: float, level: float, now: float) -> None:
+        """Take over a rate (a second), what a full bucket holds and what is in it."""
+        self.rate, self.size, self._level, self._stamp = rate, size, level, now
 
     def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
         """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
-        self.source, self.size, self.period, self._sure = "from refusals", 0.0, 0.0, False
-        self._start, self._last, self._burst = (now, self.spent), (now, self.spent), self.spent - self._last[1]
+        self.source, self.size, self.period, self._sure, self._fades = "from refusals", 0.0, 0.0, False, False
+        self._burst, self._burst_began = self.spent - self._last[1], self.first
+        self._start = self._last = now, self.spent
         log.info("looking for the limit of %s a minute", self.name)
         if self.name == "tokens":
             self.rate, self._level, self._stamp, self._closed = max(0.1, rate), 0.0, now, now + (wait or self.PAUSE)
@@ -1093,15 +1054,15 @@ class Quota:
 
     def _hold(self, now: float, wait: float) -> None:
         """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
-        self._emptied = self._emptied if self.barren > 1 else now
+        self._emptied = self._emptied if self.exploring or self.barren > 1 else now
         ends = (self._emptied + step * self.LATE for step in self.STEPS)
         self._tried, self.exploring = now, True
         self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
-        self._level, self._stamp, self.rate = 0.0, self._closed, self.trial
+        self._level, self._stamp, self.rate = 0.0, self._closed, self.TRIAL
 
     def begin(self) -> None:
         """Note that a full bucket is begun with the next call."""
-        self._first = math.inf
+        self.first = math.inf
 
     def release(self, span: float = 0.0) -> None:
         """Wait no longer for the next step; do not count the seconds in which the server was down."""
@@ -1113,6 +1074,7 @@ class Quota:
         feeling = self.source == "from refusals" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
+            self.barren = 0 if self._fades else self.barren
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
             self.rate = min(self.rate * faster, 1e6)
@@ -1128,6 +1090,10 @@ class Quota:
             self._level, self._stamp = -cost, now
         elif self.period:
             self._narrow(now, wait)
+        elif self._fades and self.barren < 5:
+            self.barren += 1
+            self.rate, self._growth = 0.9 * self.rate, max(0.002, self._growth / 2)
+            self._level, self._stamp = -cost * self.barren, now
         elif accepted < cost * (0.99 if self.exploring or self._sure else 2):
             self.barren += 1
             if self.name == "requests":
@@ -1136,12 +1102,13 @@ class Quota:
                 patience = min(8.0, 2.0 ** (self.barren - 3)) if self.barren > 2 else 0.0
                 self._level, self._stamp = -max(cost, self.rate * patience), now
         else:
-            if self.name == "requests" and accepted > 3 and (self.barren if not wait else wait > 2):
+            if self.name == "requests" and (accepted > 3 and wait > 2 if wait else self._is_window(accepted)):
                 self._see_window(accepted, now, wait)
             else:
                 self._estimate(accepted, cost, now)
+            self._burst_began = math.inf
             self.barren, self.exploring, self._accepted = 0, False, 0
-            self._last, self._first = (now, self.spent), math.inf
+            self._last, self.first = (now, self.spent), math.inf
             self._level, self._stamp = -cost, now
 
     def _estimate(self, accepted: float, cost: float, now: float) -> None:
@@ -1153,8 +1120,6 @@ class Quota:
         # The limit has changed, or the bucket was not used up.
         if abs(lately / average - 1) > 0.15 if calls else self._sure and lately < 0.9 * self.rate:
             self._start, average = self._last, lately
-            if accepted > 20 * cost:
-                self._growth = 0.1
         # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
         few = self._burst < 10 * cost and calls and not 0.9 < self.rate / average < 1.1
         self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self.exploring else self._growth / 3
@@ -1168,10 +1133,26 @@ class Quota:
         self.source, self.period, self.exploring = "", 0.0, False
         self._log.clear()
 
+    def _is_window(self, accepted: float) -> bool:
+        """Whether more are accepted at once than a bucket can hold that had nothing at the time of the last probe."""
+        return self.barren > 0 and accepted > 1 + (self._closed - self._emptied) / max(0.1, self._tried - self._emptied)
+
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
-        """Take the limit for a window: the last began at `_first`, this one by what was tried at `_closed`."""
-        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.trial, 0
-        self.period = now + wait - self._first if wait else self._closed - self._emptied
+        """Take the limit for a window: the last began at `first`, this one by what was tried at `_closed`.
+
+        If it lets through much less than at first it fades out (HAProxy's http_req_rate): what was let through at first
+        comes at a rate.
+        """
+        began = self._burst_began
+        brief = 4 * (self._start[0] - began) < now - began  # all of the first ones were within a window
+        if brief and not wait and accepted < 0.6 * self._burst:
+            self.rate, self._growth, self._sure, self._fades = self._burst / (now - began), 0.01, False, True
+            log.info("limit: %s", self)
+            return
+        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.TRIAL, 0
+        if round((self._closed - self._emptied) / self.LATE, 1) in self.USUAL and not wait:
+            self._clean = -4 * self.most  # hardly any shorter one is tried
+        self.period = now + wait - self.first if wait else self._closed - self._emptied
         self._least = self.period if wait else self._tried - self._emptied
         log.info("limit: %s", self)
 
@@ -1189,9 +1170,9 @@ class Quota:
     def _widen(self) -> None:
         """After a window without a rejection try a shorter one, as long as that may be, or else a call more."""
         self._clean += 1
-        if self._clean % self.most:
+        if self._clean % self.most or self._clean < 0:
             return
-        self._longer, self.rate = self.period, self.trial
+        self._longer, self.rate = self.period, self.TRIAL
         if self.period > 1.15 * self._least:
             self.period = math.sqrt(self.period * self._least)
         elif self._clean >= self._until * self.most:
@@ -1227,7 +1208,6 @@ class Window:
         self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
         self._total = 0.0  # logarithms of the latencies since it was last set
         self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
-        self._most = math.inf  # the throughput when it was last set
         self.rounds = 24.0  # to the next trial
         self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
 
@@ -1280,15 +1260,13 @@ class Window:
         octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
         means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
         self._held = 0.0
-        if len(means) == 1 and self._early:
-            means.insert(0, (2.5, math.exp(sum(self._early) / len(self._early))))
         if len(means) < 2:
             return
         (few, quick), (many, slow) = means[-2:]
         if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
             self._usual = self._lately
             return
-        self._most = throughput = max(place / latency for place, latency in means)
+        throughput = max(place / latency for place, latency in means)
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "since more bring no more answers"
@@ -1298,9 +1276,7 @@ class Window:
     def _watch(self, place: float, latency: float, count: int) -> None:
         self._lately += (latency - self._lately) * min(1.0, count / 16)
         self._total += latency * count
-        if place > 2 * self._most * math.exp(self._lately):  # it was slow then
-            self.source, self._octaves, self._noted, self._usual = "", {}, 0, self._lately
-        elif self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
+        if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
             self.size = min(self.ceiling, self.size + min(1.0, count / self.size))
         if self.answers < self.rounds * self.size:
             return
@@ -1400,8 +1376,8 @@ class Limiter:
         self._paced = start < ceiling
         self._rejection, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
         self._opens = -math.inf  # before that nothing goes out
-        self._suspect: Call | None = None  # a call that was rejected, if that is to be confirmed
-        self._knocks = 0, 0  # the numbers of the calls that do so, from the first one on to the last
+        self._unconfirmed: Call | None = None  # a call that was rejected, if that is to be confirmed
+        self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
         self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
         self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
@@ -1559,7 +1535,7 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if not self.has_room:
             return math.inf
-        if self._suspect and self.sent < self._knocks[1]:
+        if self._unconfirmed and self.sent < self._probe_calls[1]:
             return max(0.0, self.pause_end - now)
         wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
@@ -1572,12 +1548,12 @@ class Limiter:
         self.tokens.spend(cost, now)
         if now < self._doubt:
             self._probe(now)
-        elif self._suspect:
-            self._knock(now)
+        elif self._unconfirmed:
+            self._count_probe(now)
         elif now < self._spread_end:
             self._opens = now + random.uniform(0.5, 1.5) * self._gap
         elif self._latency:
-            if self.in_flight > self.window.highest:
+            if self.in_flight > max(self.AT_ONCE, self.window.highest):
                 self._opens = max(now, self._opens) + self._latency / self.in_flight / 4
         elif self._paced and self.sent >= self.AT_ONCE and self.latest == -math.inf:
             self._opens = now + (0.01 if self.sent < 16 else 0.05)
@@ -1693,34 +1669,55 @@ class Limiter:
             self._rejection = self._clock()
 
     def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
-        """Learn from a rejection: too many at once, or too many a minute?"""
+        """Learn from a rejection: the words and headers first, else it is confirmed and then weighed."""
         wait = min(failure.wait or 0.0, PAUSE_CEILING)
         if failure.at_once:
-            return self.window.tell(failure.at_once)
+            self.window.tell(failure.at_once)
+            return
         quota = self.tokens if "token" in failure.scope else self.requests
-        at_the_door = not self._latency or call.latency < self._latency / 4
         if wait:
             self._pause(wait)
         if told or (wait and quota.source in ("as told", "from headers")):
+            if not told and quota.source == "from headers" and quota.headers:
+                quota.headers.shut(wait, now)
             return
-        if self._suspect and self._knocks[0] <= call.number <= self._knocks[1]:
-            call, self._suspect = self._suspect, None
+        at_the_door = not self._latency or call.latency < self._latency / 4
+        confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
+        if confirmed is not None:
+            self._weigh(confirmed, failure, quota, now, at_the_door)
+            if wait:
+                quota.begin()
+
+    def _confirmed_by(self, call: Call, quota: Quota, now: float, may_be_chance: bool) -> Call | None:
+        """Return the rejected call to learn from: itself, the one that it confirms, or None where it says nothing.
+
+        Some proxies reject at random: the first rejection counts once one of a few more calls is rejected, too.
+        """
+        unconfirmed, first, last = self._unconfirmed, *self._probe_calls
+        if unconfirmed and first <= call.number <= last:
+            self._unconfirmed = None
             self._confirmed += 1
             self._trusted = 2 * (self._confirmed - 1)
-        elif self._suspect and not self._latency and call.number < 5:  # several of the very first
-            call, self._suspect = self._suspect, None
-        elif call.started > self._rejection and at_the_door and not wait and self._doubted(quota):
+            return unconfirmed
+        if unconfirmed and not self._latency and call.number < 5:  # several of the very first
+            self._unconfirmed = None
+            return unconfirmed
+        if call.started > self._rejection and may_be_chance and self._doubted(quota):
             if not self._trusted:
-                return self._suspect_of(call, now)
+                self._confirm(call, now)
+                return None
             self._trusted -= 1
         elif call.started <= self._rejection:  # one of those that went out together
             if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
                 self.window.reduce(self.in_flight, self.window.rounds)
-            return
+            return None
+        return call
+
+    def _weigh(self, call: Call, failure: PromptError, quota: Quota, now: float, at_the_door: bool) -> None:
+        """Decide whether it was too many at once or too many a minute."""
+        wait = min(failure.wait or 0.0, PAUSE_CEILING)
         again = call.number - self._mark <= 2
-        quota.trial = min(50.0, max(5.0, 0.5 / max(0.001, call.latency)))
         self._rejection, self._mark = now, self.sent
-        rounds = 10 * wait / self._latency if self._latency else 10 * wait
         if at_the_door and quota.source == "from refusals":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
             quota.refuse(cost, now, wait, spent - cost)
@@ -1729,36 +1726,34 @@ class Limiter:
         elif not at_the_door:
             self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)
         elif not again and call.place > (self.window.highest if wait else 0.9 * self.window.highest - 1):
-            self.window.reduce(self.in_flight, rounds)
+            self.window.reduce(self.in_flight, 10 * wait / (self._latency or 1.0))
             self._strikes = 0
         else:
             self._strike(quota, again, now, wait)
-        if wait:
-            quota.begin()
 
     def _doubted(self, quota: Quota) -> bool:
         """Whether a rejection may be one by chance, as those of some servers and proxies are."""
         known = quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers")
         return quota is self.requests and not known
 
-    def _suspect_of(self, call: Call, now: float) -> None:
+    def _confirm(self, call: Call, now: float) -> None:
         """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
         more = int(2 * call.latency * min(1000.0, self.window.throughput)) if self._latency else 0
         more += self.requests.source != ""  # where calls are paced the first may have been a near miss
-        self._suspect, self._knocks = call, (self.sent + 1, self.sent + 1 + more)
+        self._unconfirmed, self._probe_calls = call, (self.sent + 1, self.sent + 1 + more)
         self._rejection, self._opens = now, self.pause_end
 
-    def _knock(self, now: float) -> None:
-        """Note that a call goes out after a suspect: let the next ones wait until it would have been rejected."""
-        assert self._suspect
-        if self.sent == self._knocks[1]:
-            self._opens = now + max(0.02, 2.5 * self._suspect.latency)
-        elif self.sent > self._knocks[1]:
-            self._acquit()
+    def _count_probe(self, now: float) -> None:
+        """Note that a call goes out to confirm a rejection; the next ones wait until it would have been rejected."""
+        assert self._unconfirmed
+        if self.sent == self._probe_calls[1]:
+            self._opens = now + max(0.02, 2.5 * self._unconfirmed.latency)
+        elif self.sent > self._probe_calls[1]:
+            self._dismiss()
 
-    def _acquit(self) -> None:
+    def _dismiss(self) -> None:
         """Forget what was learned from rejections that were none of a limit."""
-        self._suspect, self._confirmed, self._strikes = None, 0, 0
+        self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
         if self.window.source == "from refusals":
             self.window.source = ""
         if self.requests.source == "from refusals":
@@ -1828,7 +1823,7 @@ class Limiter:
         self._down_at, self._opens = now, now + 0.25
         for quota in (self.requests, self.tokens):
             quota.forget() if quota.exploring else quota.release()
-        self._suspect = None
+        self._unconfirmed = None
         self.window.size, self.window.source = self._before
         if self.heard:
             log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
@@ -3377,7 +3372,7 @@ class Tally:
         self._model_of = model_of
         self.errors: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, Error] = {}
-        self._first: dict[str, str] = {}  # the prompts that those are of
+        self.first: dict[str, str] = {}  # the prompts that those are of
         self.marked: collections.Counter[str] = collections.Counter()
         self.wall = self.cpu = 0.0
         self._start = time.monotonic(), time.process_time()
@@ -3445,7 +3440,7 @@ class Tally:
         kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
         self.errors[kind] += 1  # a server may name them as it likes
         self._examples.setdefault(kind, error._replace(type=kind))
-        self._first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
+        self.first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
 
     @property
     def tokens(self) -> list[int]:
@@ -3494,7 +3489,7 @@ class Tally:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
         for error, count in self.failures():
             advice, first = hint(error), ", first" if count > 1 else ""
-            message = error.message + self._first[error.type]
+            message = error.message + self.first[error.type]
             yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():
             cut = "length" in reason or "max" in reason.lower()

@@ -15,12 +15,13 @@ import re
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import ALIVE, core, named_proxy
-from .failures import error_of, reset_wait
+from .failures import error_of
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
-from .meanings import LEFT_TEXT, POLICY_TEXT, RESET_TEXT
+from .limits import LIMIT_FORMS as LIMIT_FORMS
+from .limits import limits_in as limits_in
 from .prompts import (
     ENDPOINTS,
     asked_in,
@@ -413,104 +414,6 @@ def split_url(url: str) -> tuple[str, str]:
     for path in ENDPOINTS.values():
         base = base.rstrip("/").removesuffix(path)
     return base, mark + query
-
-
-# ---- Limits ----------------------------------------------------------------------------------------------------
-
-
-LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
-LIMIT_FORMS = {
-    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}",
-                 "x-ratelimit-{}-requests-minute", "x-ratelimit-{}-req-minute", "x-ratelimit-{}-requests-day"),
-    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "x-ratelimit-{}-tokens-minute",
-               "x-ratelimit-{}-tokens-day"),
-}  # fmt: skip
-# Windows that name their period: Cerebras' (https://inference-docs.cerebras.ai/support/rate-limits) and Mistral's
-NAMED = {"x-ratelimit-{}-requests-minute": 60, "x-ratelimit-{}-req-minute": 60, "x-ratelimit-{}-requests-day": 86400,
-         "x-ratelimit-{}-tokens-minute": 60, "x-ratelimit-{}-tokens-day": 86400}  # fmt: skip
-# A limit that names no kind holds for a window of time, after which all of it is there again: OpenRouter's, Together's,
-# https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
-WINDOWS = {"x-ratelimit-{}", "ratelimit-{}"}
-# These are buckets, refilled all the time, though the reset is a date: https://docs.claude.com/en/api/rate-limits
-BUCKETS = {"anthropic-ratelimit-requests-{}", "anthropic-ratelimit-tokens-{}"}
-PERIODS = 1, 60, 3600, 86400, 7 * 86400, 31 * 86400  # seconds
-THOUSANDS_TEXT = re.compile(r"\d{1,3}(?:,\d{3}){1,4}")  # "14,400"
-NUMBER_TEXT = re.compile(r"\d{1,15}+")  # "100, 100;window=60, 10000;window=86400", "100;w=60"
-WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
-
-
-class Told(NamedTuple):
-    """A limit as the headers tell it: the rate (a second), what is left, and the most that there can be at once.
-
-    `reset` is in how many seconds the window is over, or a bucket is full; 0.0 if that is not said.
-    """
-
-    rate: float
-    left: float
-    size: float
-    reset: float
-
-
-def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
-    """Return what the headers of a reply tell of the limit of requests or tokens; None if they tell nothing."""
-    for form in LIMIT_FORMS[name]:
-        if not (text := core.header(headers, form.format("limit"))):
-            continue
-        try:
-            limit, window = float(text), 0
-        except ValueError:
-            limit, window = limit_in_words(text)
-        try:
-            left = float(core.header(headers, form.format("remaining")).replace(",", ""))
-        except ValueError:
-            continue
-        if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
-            continue
-        wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
-        if form in NAMED:
-            return Told(limit / NAMED[form], left, limit, wait)
-        if form in WINDOWS or (is_date and form not in BUCKETS):
-            return Told(limit / (window or window_of(wait, 60 if is_date else 1)), left, limit, wait)
-        period = period_of(limit, left, wait)
-        return Told(limit / period, left, max(1.0, min(limit, left + wait * limit / period)), wait)
-    return told_in_one(headers) if name == "requests" else None
-
-
-def told_in_one(headers: Mapping[str, str]) -> Told | None:
-    """Return what one header tells of the limit of requests, `"default";r=50;t=30` beside `"default";q=100;w=60`."""
-    if not (both := core.header(headers, "ratelimit")):
-        return None
-    policy = POLICY_TEXT.search(core.header(headers, "ratelimit-policy"))
-    left, reset = LEFT_TEXT.search(both), RESET_TEXT.search(both)
-    if not (policy and left and int(policy[1]) and int(policy[2])):
-        return None
-    limit = float(policy[1])
-    return Told(limit / int(policy[2]), float(left[1]), limit, float(reset[1]) if reset else 0.0)
-
-
-def limit_in_words(text: str) -> tuple[float, int]:
-    """Return the limit, and the seconds that it is for (0 if unsaid), of a list of them; the nearest comes first."""
-    if THOUSANDS_TEXT.fullmatch(text):
-        return float(text.replace(",", "")), 0
-    if not (found := NUMBER_TEXT.match(text)):
-        return 0.0, 0
-    return float(found[0]), int(dict(WINDOW_TEXT.findall(text)).get(found[0], 0))
-
-
-def window_of(wait: float, least: int) -> int:
-    """Return the least usual period that so many seconds are left of; a minute if that is not said."""
-    if not wait:
-        return 60
-    return next((period for period in PERIODS if least <= period and wait <= 1.02 * period), PERIODS[-1])
-
-
-def period_of(limit: float, left: float, wait: float) -> int:
-    """Return the seconds that a limit is for: with too short ones more would be left at the reset than there can be."""
-    wait = max(0.0, wait - 1) if wait == int(wait) else wait  # whole seconds are rounded
-    for period, slack in ((60, 0.1), (3600, 0.0), (86400, 0.0)):
-        if left + wait * limit / period <= limit * (1 + slack) + 1:
-            return period
-    return 60
 
 
 # ---- Batch lines -----------------------------------------------------------------------------------------------

@@ -44,8 +44,8 @@ import distributed
 TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
 # What every live backend needs, in this order.
 FILES = (
-    "pool", "keys", "meanings", "exceptions", "failures", "hints", "usage", "streams", "prompts", "replies", "api",
-    "loading",
+    "pool", "keys", "meanings", "exceptions", "failures", "hints", "usage", "streams", "prompts", "replies", "limits",
+    "api", "loading",
 )  # fmt: skip
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it

@@ -14,7 +14,8 @@ import time
 import pytest
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
-from concurrent_prompts.backends.api import Api, limits_in
+from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.limits import limits_in
 from tests.helpers import virtual
 
 stand_in = pytest.importorskip("concurrent_prompts.extras.stand_in")
@@ -256,6 +257,11 @@ HEADERS = {
     "a list": (fields("", "100, 100;window=60, 10000;window=86400", "98", "3"), (100 / 60, 98, 100, 3)),
     "a list without windows": (fields("", "100, 10000", "98", "3"), (100 / 60, 98, 100, 3)),
     "a window that cannot be": (fields("", "100;w=0", "98", "3"), (100 / 60, 98, 100, 3)),
+    "LiteLLM's": ({"api_key-limit-requests": "20", "api_key-remaining-requests": "19"}, (20 / 60, 19, 20, 0)),
+    "LiteLLM's, the team's is the nearer": (
+        {f"{whose}-{what}-requests": number for whose, left in (("api_key", "90"), ("team", "7"), ("user", "8"))
+         for what, number in (("limit", "100"), ("remaining", left))},
+        (100 / 60, 7, 100, 0)),
     "a date that is none": (fields("", "20", "19", "Wed, 99 Foo 2026 99:99:99 GMT"), (20 / 60, 19, 20, 0)),
 }
 
@@ -267,6 +273,54 @@ def test_headers(name):
     assert found == (expected and pytest.approx(expected, rel=1e-3))
     if expected and "limit" in headers:  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
         assert limits_in({f"ratelimit-{key}": value for key, value in headers.items()}, "requests") == found
+
+
+def test_litellms_headers_of_tokens():
+    headers = {"x-ratelimit-api_key-limit-tokens": "2000", "x-ratelimit-api_key-remaining-tokens": "1500"}
+    assert limits_in(headers, "tokens") == pytest.approx((2000 / 60, 1500, 2000, 0))
+    assert limits_in(headers, "requests") is None
+
+
+class Windowed(Simulation):
+    """A gateway before it that lets so many through in each window of time, and tells what is left of them."""
+
+    def __init__(self, most, seconds, form, **options):
+        super().__init__(**options)
+        self.most, self.seconds, self.form, self.began, self.used = most, seconds, form, -math.inf, 0
+
+    async def post(self, path, body):
+        now = self.loop.time()
+        if now >= self.began + self.seconds:
+            self.began, self.used = now, 0
+        self.used += 1
+        told = self.form.format("limit"), self.form.format("remaining"), self.form.format("reset")
+        reset = f"{self.began + self.seconds - now:.3f}s"
+        headers = dict(zip(told, (str(self.most), str(max(0, self.most - self.used)), reset), strict=True))
+        if self.form == LITELLMS:
+            del headers[told[2]]
+        if self.used <= self.most:
+            status, _, reply = await super().post(path, body)
+            return status, headers, reply
+        self.came.append(now)
+        self.rejected += 1
+        headers = {"retry-after": str(self.seconds)} if self.form == LITELLMS else headers
+        return 429, headers, b'{"error":{"message":"no"}}'
+
+
+LITELLMS = "x-ratelimit-api_key-{}-requests"
+
+
+@pytest.mark.parametrize(
+    ("form", "most", "seconds"),
+    [(form, *window) for form in ("x-ratelimit-{}-requests", "x-ratelimit-{}")
+     for window in ((10, 1), (10, 10), (40, 8), (100, 1), (60, 60), (20, 3600))]
+    + [(LITELLMS, 20, 8), (LITELLMS, 20, 60), (LITELLMS, 600, 60)],
+)  # fmt: skip
+@virtual
+async def test_a_window_of_any_length_that_headers_tell_is_kept_to(form, most, seconds):
+    server, windows = Windowed(most, seconds, form, seed=101), 5 if seconds > 1 else 15
+    await server.answer(texts(windows * most, 101))
+    assert server.span / ((windows - 1) * seconds + 0.3) <= 1.3 and server.share_rejected() <= 0.07
 
 
 MOMENT = 1_795_901_100.0  # which is 2026-11-28T21:25:00Z
