@@ -1605,7 +1605,7 @@ class Limiter:
     def _is_unusual(self, now: float) -> bool:
         """Whether each answer may change something."""
         calm = self.alone_since == math.inf and now >= self._doubt and self._latency and not self._failing
-        return not calm or self._suspect is not None or "from refusals" in (self.requests.source, self.tokens.source)
+        return not calm or self._unconfirmed is not None or "from refusals" in (self.requests.source, self.tokens.source)
 
     def look(self) -> None:
         """Learn from the answers since the last look, if there are any."""
