@@ -907,49 +907,29 @@ def header_reader() -> Callable[[Any], Any] | None:
 class Quota:
     """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
 
-    Its rate comes from the user, from the headers of the responses, or from the rejections: what was accepted between
-    two of them, when the bucket was empty, is what was refilled. Some limits are windows instead: headers name the
-    time of their reset, or several calls are accepted at once after nothing was. While nothing is known of an empty
-    bucket, single calls try it at intervals that fit the usual windows (STEPS).
+    Its rate comes from the user or from the headers of the responses. backends/rejections.py learns it from what is
+    rejected, too.
     """
 
-    STEPS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 300, 600, 900, 1800, *range(3600, 90_000, 3600))  # seconds
-    USUAL = 1, 60, 3600  # seconds of a window
-    TRIAL = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
-    PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
-    LATE = 1.02  # a window is not over before this share of its length
+    exploring, period, led = False, 0.0, False  # what rejections tell
+    barren = refused = 0
 
     def __init__(self, name: str, told: float | None = None) -> None:
         self.name = name
         self.rate, self.source = math.inf, ""  # a second
         self.size = math.inf  # what a full bucket holds
         self.spent, self.calls = 0.0, 0
+        self.first = math.inf  # when the first call went out of a full bucket
         self._level, self._stamp = math.inf, 0.0
+        self._closed = -math.inf  # until when nothing goes out
         self.headers: Any = None  # what the headers of replies tell of it,
         self.stated, self.reset = math.inf, math.inf  # the rate, and when a window of theirs is over
-        self._start = self._last = 0.0, 0.0  # an empty bucket, and what was spent by then: long ago, and the last time
-        self.first = math.inf  # when the first call went out after that
-        self.barren = 0  # rejections since anything was accepted
-        self._emptied = self._tried = 0.0  # when the first and the last of them came
-        self._closed = -math.inf  # until when nothing goes out
-        self.exploring = self._sure = self._fades = False
-        self._burst, self._burst_began = 0.0, math.inf  # what a full bucket was seen to hold, when it was begun
-        self._growth = 0.05  # by which the rate rises after each call that was accepted
-        self._accepted = 0  # calls since the last rejection
-        self._log: collections.deque[float] = collections.deque(maxlen=10_000)  # when they went out
-        self.most = 0  # calls in a learned window
-        self.period = self._longer = self._least = 0.0  # seconds of a learned window, what it is at most, at least
-        self._clean, self._until = 0, 2  # calls since one was rejected; windows to the next trial
-        self.led, self.refused = False, 0  # whether somebody else learns from what is refused here
         self.told = math.inf if told is None else told / 60
         if told is not None:
             self.rate, self.size, self.source, self._level = self.told, 1.0, "as told", 0.0
 
     def __str__(self) -> str:
-        if self.period:
-            return f"{self.most} {self.name} in {duration(self.period)}, {self.source}"
-        about = "about " if self.source == "from refusals" else ""
-        return f"{about}{60 * self.limit:,.0f} {self.name}/min, {self.source}"
+        return f"{60 * self.limit:,.0f} {self.name}/min, {self.source}"
 
     def tell(self, rate: float, source: str, now: float) -> None:
         """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
@@ -958,9 +938,6 @@ class Quota:
         elif source == "as told" and rate != self.told:
             self._level, self._stamp = self.level(now), now
             self.told = self.rate = rate
-        elif source == "from refusals":
-            self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
-            self.rate, self.size, self.source, self.led = rate, 0.0, source, True
 
     @property
     def known(self) -> bool:
@@ -982,20 +959,16 @@ class Quota:
 
     def wait(self, cost: float, now: float) -> float:
         """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
-        if self._level >= cost and self._closed < now and not self.period:  # without what is refilled since
+        if self._level >= cost and self._closed < now:  # without what is refilled since
             return 0.0
-        closed = self._closed - now
-        if self.period:
-            full = self._log[-self.most] + self.period - now if len(self._log) >= self.most else 0.0
-            return max(closed, full, -self.level(now) / self.rate)
-        lack = min(cost, self.size) - self.level(now)
+        closed, lack = self._closed - now, min(cost, self.size) - self.level(now)
         if lack <= 0:
             return max(0.0, closed)
         return max(closed, lack / self.rate if self.reset == math.inf else self.reset - now)
 
     def spare(self, now: float) -> float:
         """Return how much may be spent now, 0.0 where each call is to be looked at."""
-        return 0.0 if self.period or self._closed >= now else max(0.0, self.level(now))
+        return 0.0 if self._closed >= now else max(0.0, self.level(now))
 
     def spend(self, cost: float, now: float, calls: int = 1) -> None:
         """Take out the cost of calls that go out."""
@@ -1006,12 +979,6 @@ class Quota:
                 self._level -= cost
             else:
                 self._level, self._stamp = self.level(now) - cost, now
-            if self.source == "from refusals":
-                self._log.append(now)
-                if self.period:
-                    self._widen()
-                if self.period or self.exploring:
-                    self.rate = min(1.1 * self.rate, 4 * self.TRIAL)
         self.spent += cost
         self.calls += calls
 
@@ -1023,13 +990,8 @@ class Quota:
     def refund(self, cost: float, started: float) -> None:
         """Put back the cost of a call that began at `started` and was rejected."""
         self.spent -= cost
-        if self._log:
-            self._log.pop()
-        self._level += cost if started > self._last[0] else 0.0
-        self._burst -= cost if started < self._start[0] else 0.0
+        self._level += cost
         self.calls -= 1
-        marks = self._start, self._last
-        self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
         """Learn from a response's headers; return whether they leave nothing for such a call."""
@@ -1040,143 +1002,6 @@ class Quota:
     def set(self, rate: float, size: float, level: float, now: float) -> None:
         """Take over a rate (a second), what a full bucket holds and what is in it."""
         self.rate, self.size, self._level, self._stamp = rate, size, level, now
-
-    def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
-        """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
-        self.source, self.size, self.period, self._sure, self._fades = "from refusals", 0.0, 0.0, False, False
-        self._burst, self._burst_began = self.spent - self._last[1], self.first
-        self._start = self._last = now, self.spent
-        log.info("looking for the limit of %s a minute", self.name)
-        if self.name == "tokens":
-            self.rate, self._level, self._stamp, self._closed = max(0.1, rate), 0.0, now, now + (wait or self.PAUSE)
-        else:
-            self._hold(now, wait)
-
-    def _hold(self, now: float, wait: float) -> None:
-        """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
-        self._emptied = self._emptied if self.exploring or self.barren > 1 else now
-        ends = (self._emptied + step * self.LATE for step in self.STEPS)
-        self._tried, self.exploring = now, True
-        self._closed = now + wait if wait else next((end for end in ends if end > now + 0.2), now + 3600)
-        self._level, self._stamp, self.rate = 0.0, self._closed, self.TRIAL
-
-    def begin(self) -> None:
-        """Note that a full bucket is begun with the next call."""
-        self.first = math.inf
-
-    def release(self, span: float = 0.0) -> None:
-        """Wait no longer for the next step; do not count the seconds in which the server was down."""
-        self._closed, self.barren = min(self._closed, self._tried), 0
-        self._start, self._last = ((when + span, spent) for when, spent in (self._start, self._last))
-
-    def let_in(self, started: float = math.inf) -> None:
-        """Try a little more after each call that was accepted, and the more the longer it goes well."""
-        feeling = self.source == "from refusals" and not (self.led or self.exploring or self.period)
-        if feeling and started > self._last[0]:
-            self._accepted += 1
-            self.barren = 0 if self._fades else self.barren
-            more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
-            faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
-            self.rate = min(self.rate * faster, 1e6)
-
-    def refuse(self, cost: float, now: float, wait: float = 0.0, spent: float = math.inf) -> None:
-        """Learn from a call that was rejected, of which nothing more is known than, perhaps, the seconds to `wait`.
-
-        `spent` is what all calls before it had spent: those since may be rejected as well.
-        """
-        self.refused += 1
-        accepted = min(self.spent, spent) - self._last[1]
-        if self.led:
-            self._level, self._stamp = -cost, now
-        elif self.period:
-            self._narrow(now, wait)
-        elif self._fades and self.barren < 5:
-            self.barren += 1
-            self.rate, self._growth = 0.9 * self.rate, max(0.002, self._growth / 2)
-            self._level, self._stamp = -cost * self.barren, now
-        elif accepted < cost * (0.99 if self.exploring or self._sure else 2):
-            self.barren += 1
-            if self.name == "requests":
-                self._hold(now, wait)
-            else:  # calls differ: the next may be small enough
-                patience = min(8.0, 2.0 ** (self.barren - 3)) if self.barren > 2 else 0.0
-                self._level, self._stamp = -max(cost, self.rate * patience), now
-        else:
-            if self.name == "requests" and (accepted > 3 and wait > 2 if wait else self._is_window(accepted)):
-                self._see_window(accepted, now, wait)
-            else:
-                self._estimate(accepted, cost, now)
-            self._burst_began = math.inf
-            self.barren, self.exploring, self._accepted = 0, False, 0
-            self._last, self.first = (now, self.spent), math.inf
-            self._level, self._stamp = -cost, now
-
-    def _estimate(self, accepted: float, cost: float, now: float) -> None:
-        """Learn the rate from what was accepted since the bucket was empty: the last time, and over a longer time."""
-        more = (cost - 0.5) / 2
-        lately = (accepted + more) / max(1e-3, now - self._last[0])
-        average = (self._last[1] + accepted - self._start[1] + more) / max(1e-3, now - self._start[0])
-        calls = self.name == "requests"  # which are all alike; tokens are known less exactly
-        # The limit has changed, or the bucket was not used up.
-        if abs(lately / average - 1) > 0.15 if calls else self._sure and lately < 0.9 * self.rate:
-            self._start, average = self._last, lately
-        # A bucket that holds few was not empty all the time: then the rate is between the average and what was tried.
-        few = self._burst < 10 * cost and calls and not 0.9 < self.rate / average < 1.1
-        self._growth = (0.05 if self._burst < 10 * cost else 0.01) if self.exploring else self._growth / 3
-        self._sure = self._growth < 0.004 or not calls
-        self.rate = max(0.01, math.sqrt(average * self.rate) if few and not self.exploring else average)
-        log.info("limit: %s", self)
-
-    def forget(self) -> None:
-        """Take nothing for known."""
-        self.rate = self.size = self._level = math.inf
-        self.source, self.period, self.exploring = "", 0.0, False
-        self._log.clear()
-
-    def _is_window(self, accepted: float) -> bool:
-        """Whether more are accepted at once than a bucket can hold that had nothing at the time of the last probe."""
-        return self.barren > 0 and accepted > 1 + (self._closed - self._emptied) / max(0.1, self._tried - self._emptied)
-
-    def _see_window(self, accepted: float, now: float, wait: float) -> None:
-        """Take the limit for a window: the last began at `first`, this one by what was tried at `_closed`.
-
-        If it lets through much less than at first it fades out (HAProxy's http_req_rate): what was let through at first
-        comes at a rate.
-        """
-        began = self._burst_began
-        brief = 4 * (self._start[0] - began) < now - began  # all of the first ones were within a window
-        if brief and not wait and accepted < 0.6 * self._burst:
-            self.rate, self._growth, self._sure, self._fades = self._burst / (now - began), 0.01, False, True
-            log.info("limit: %s", self)
-            return
-        self.most, self.size, self.rate, self._clean = int(accepted), 0.0, self.TRIAL, 0
-        if round((self._closed - self._emptied) / self.LATE, 1) in self.USUAL and not wait:
-            self._clean = -4 * self.most  # hardly any shorter one is tried
-        self.period = now + wait - self.first if wait else self._closed - self._emptied
-        self._least = self.period if wait else self._tried - self._emptied
-        log.info("limit: %s", self)
-
-    def _narrow(self, now: float, wait: float) -> None:
-        """Learn from a rejection within a window: it is longer, or takes less; more in a row say nothing."""
-        self.barren = self.barren + 1 if self._clean < 2 else 0
-        if self._longer > self.period:
-            near = self._longer < 1.15 * self.period
-            self._least, self.period = self.period, self._longer if near else math.sqrt(self.period * self._longer)
-        elif not self.barren:
-            self.most, self._until = max(1, self.most - 1), min(32, 2 * self._until)
-            self._longer = self.period
-        self._clean, self._closed = 0, now + (wait or self.period * min(1, 2**self.barren / 20))
-
-    def _widen(self) -> None:
-        """After a window without a rejection try a shorter one, as long as that may be, or else a call more."""
-        self._clean += 1
-        if self._clean % self.most or self._clean < 0:
-            return
-        self._longer, self.rate = self.period, self.TRIAL
-        if self.period > 1.15 * self._least:
-            self.period = math.sqrt(self.period * self._least)
-        elif self._clean >= self._until * self.most:
-            self._clean, self.most = 0, self.most + 1
 
 
 class Window:
@@ -1327,6 +1152,12 @@ def likeness(failure: PromptError) -> tuple[Any, ...]:
     return failure.error.status, failure.error.type, re.sub(r"\d+", "", failure.error.message)
 
 
+def limiter_class() -> Any:
+    """Return the Limiter that learns the most: a lone copy's knows less of rejections."""
+    known = meanings("rejections")
+    return known.Learning if known else Limiter
+
+
 class Limiter:
     """When the next call may go out: the run's state, not each prompt's.
 
@@ -1354,7 +1185,7 @@ class Limiter:
         timeout: float = math.inf,
     ) -> None:
         self.window = Window(start, ceiling, timeout / 2)
-        self.requests, self.tokens = Quota("requests", rpm), Quota("tokens", tpm)
+        self.requests, self.tokens = self._quota("requests", rpm), self._quota("tokens", tpm)
         self.in_flight = self.sent = 0
         self.pause_end = -math.inf
         self.away_since: float | None = None
@@ -1374,11 +1205,8 @@ class Limiter:
         self._began = math.inf
         self._latency = 0.0  # of the answers of late
         self._paced = start < ceiling
-        self._rejection, self._mark, self._strikes = -math.inf, 0, 0  # the last one; calls sent by then; in a row
+        self._rejection, self._rejections = -math.inf, 0  # the last one; how many since an answer
         self._opens = -math.inf  # before that nothing goes out
-        self._unconfirmed: Call | None = None  # a call that was rejected, if that is to be confirmed
-        self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
-        self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
         self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
         self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
@@ -1392,6 +1220,9 @@ class Limiter:
         self.queued, self._again = 0, False  # how many wait; whether the next is one that is asked again
         self._alarm: asyncio.Future[None] | None = None  # for the next one,
         self._due = 0.0  # and when it rings
+
+    def _quota(self, name: str, told: float | None) -> Any:
+        return Quota(name, told)
 
     def __repr__(self) -> str:
         facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
@@ -1535,8 +1366,6 @@ class Limiter:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
         if not self.has_room:
             return math.inf
-        if self._unconfirmed and self.sent < self._probe_calls[1]:
-            return max(0.0, self.pause_end - now)
         wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
         return wait if wait > 1e-6 else 0.0
 
@@ -1546,10 +1375,12 @@ class Limiter:
         self._began = min(self._began, now)
         self.requests.spend(1, now)
         self.tokens.spend(cost, now)
+        self._pace(now)
+
+    def _pace(self, now: float) -> None:
+        """Note when the next call may go out."""
         if now < self._doubt:
             self._probe(now)
-        elif self._unconfirmed:
-            self._count_probe(now)
         elif now < self._spread_end:
             self._opens = now + random.uniform(0.5, 1.5) * self._gap
         elif self._latency:
@@ -1604,8 +1435,7 @@ class Limiter:
 
     def _is_unusual(self, now: float) -> bool:
         """Whether each answer may change something."""
-        calm = self.alone_since == math.inf and now >= self._doubt and self._latency and not self._failing
-        return not calm or self._unconfirmed is not None or "from refusals" in (self.requests.source, self.tokens.source)
+        return bool(self.alone_since < math.inf or now < self._doubt or not self._latency or self._failing)
 
     def look(self) -> None:
         """Learn from the answers since the last look, if there are any."""
@@ -1654,12 +1484,18 @@ class Limiter:
             self._latency += (latency - self._latency) / (max(1.0, 50 / answers) if self._latency else 1)
             self.window.answered(self._places / answers, latency, answers)
             self._answers, self._latencies, self._places = 0, 0.0, 0
-        self.requests.let_in(call.started)
-        self.tokens.let_in(call.started)
         if (rate := self.requests.limit) < math.inf and self.requests.source != "from refusals":
             self.window.grow(2 * rate * self._latency)
-        if self._strikes and call.started > self._rejection:
-            self._spread_end = -math.inf
+        self._rejections = 0
+
+    def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
+        """Give way to a rejection: fewer calls at once, and ever longer pauses. backends/rejections.py knows better."""
+        if failure.at_once:
+            self.window.tell(failure.at_once)
+        elif not told and call.started > self._rejection:
+            self._rejection, self._rejections = now, self._rejections + 1
+            self.window.reduce(self.in_flight * 2 / 3)
+            self._pause(min(failure.wait or backoff(self._rejections), PAUSE_CEILING))
 
     def _overdue(self, call: Call) -> None:
         """Give way to a time-out, ours or a gateway's, while others are answered."""
@@ -1667,108 +1503,6 @@ class Limiter:
             self.window.within = min(self.window.within, call.latency / 2)
             self.window.reduce(self.window.room * 2 / 3)
             self._rejection = self._clock()
-
-    def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
-        """Learn from a rejection: the words and headers first, else it is confirmed and then weighed."""
-        wait = min(failure.wait or 0.0, PAUSE_CEILING)
-        if failure.at_once:
-            self.window.tell(failure.at_once)
-            return
-        quota = self.tokens if "token" in failure.scope else self.requests
-        if wait:
-            self._pause(wait)
-        if told or (wait and quota.source in ("as told", "from headers")):
-            if not told and quota.source == "from headers" and quota.headers:
-                quota.headers.shut(wait, now)
-            return
-        at_the_door = not self._latency or call.latency < self._latency / 4
-        confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
-        if confirmed is not None:
-            self._weigh(confirmed, failure, quota, now, at_the_door)
-            if wait:
-                quota.begin()
-
-    def _confirmed_by(self, call: Call, quota: Quota, now: float, may_be_chance: bool) -> Call | None:
-        """Return the rejected call to learn from: itself, the one that it confirms, or None where it says nothing.
-
-        Some proxies reject at random: the first rejection counts once one of a few more calls is rejected, too.
-        """
-        unconfirmed, first, last = self._unconfirmed, *self._probe_calls
-        if unconfirmed and first <= call.number <= last:
-            self._unconfirmed = None
-            self._confirmed += 1
-            self._trusted = 2 * (self._confirmed - 1)
-            return unconfirmed
-        if unconfirmed and not self._latency and call.number < 5:  # several of the very first
-            self._unconfirmed = None
-            return unconfirmed
-        if call.started > self._rejection and may_be_chance and self._doubted(quota):
-            if not self._trusted:
-                self._confirm(call, now)
-                return None
-            self._trusted -= 1
-        elif call.started <= self._rejection:  # one of those that went out together
-            if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
-                self.window.reduce(self.in_flight, self.window.rounds)
-            return None
-        return call
-
-    def _weigh(self, call: Call, failure: PromptError, quota: Quota, now: float, at_the_door: bool) -> None:
-        """Decide whether it was too many at once or too many a minute."""
-        wait = min(failure.wait or 0.0, PAUSE_CEILING)
-        again = call.number - self._mark <= 2
-        self._rejection, self._mark = now, self.sent
-        if at_the_door and quota.source == "from refusals":
-            cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
-            quota.refuse(cost, now, wait, spent - cost)
-            if quota.barren > 2 and no_service(failure) and self._failing:
-                self.mark_down(failure, now)
-        elif not at_the_door:
-            self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)
-        elif not again and call.place > (self.window.highest if wait else 0.9 * self.window.highest - 1):
-            self.window.reduce(self.in_flight, 10 * wait / (self._latency or 1.0))
-            self._strikes = 0
-        else:
-            self._strike(quota, again, now, wait)
-
-    def _doubted(self, quota: Quota) -> bool:
-        """Whether a rejection may be one by chance, as those of some servers and proxies are."""
-        known = quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers")
-        return quota is self.requests and not known
-
-    def _confirm(self, call: Call, now: float) -> None:
-        """Send a few calls at once: if none of them is rejected, too, the rejection was no limit's."""
-        more = int(2 * call.latency * min(1000.0, self.window.throughput)) if self._latency else 0
-        more += self.requests.source != ""  # where calls are paced the first may have been a near miss
-        self._unconfirmed, self._probe_calls = call, (self.sent + 1, self.sent + 1 + more)
-        self._rejection, self._opens = now, self.pause_end
-
-    def _count_probe(self, now: float) -> None:
-        """Note that a call goes out to confirm a rejection; the next ones wait until it would have been rejected."""
-        assert self._unconfirmed
-        if self.sent == self._probe_calls[1]:
-            self._opens = now + max(0.02, 2.5 * self._unconfirmed.latency)
-        elif self.sent > self._probe_calls[1]:
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        """Forget what was learned from rejections that were none of a limit."""
-        self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
-        if self.window.source == "from refusals":
-            self.window.source = ""
-        if self.requests.source == "from refusals":
-            self.requests.forget()
-
-    def _strike(self, quota: Quota, again: bool, now: float, wait: float) -> None:
-        """Take a rejection for the rate's, if it is the second one in a row."""
-        self._strikes = self._strikes + 1 if again else 1
-        if self._strikes == 1 and not (again or wait) and self.window.answers > 2:
-            self._gap, self._spread_end, self._opens = 0.05, now + 1, now + 0.05
-        elif quota.source:
-            self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one
-        else:
-            quota.guess(quota.spent / max(0.1, now - self._began) / 4, now, wait)
-            self.window.source = ""  # it was not the number at once
 
     def _pause(self, wait: float) -> None:
         spread = min(1.0, wait / 10)
@@ -1821,19 +1555,13 @@ class Limiter:
         """Take the server for down: one call at a time tries whether it is back."""
         self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
         self._down_at, self._opens = now, now + 0.25
-        for quota in (self.requests, self.tokens):
-            quota.forget() if quota.exploring else quota.release()
-        self._unconfirmed = None
         self.window.size, self.window.source = self._before
         if self.heard:
             log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
 
     def _mark_up(self, now: float) -> None:
         """Let the calls go out again."""
-        away = now - (self.away_since or now)
-        self.requests.release(away)
-        self.tokens.release(away)
-        log.warning("the server is back after %s", duration(away))
+        log.warning("the server is back after %s", duration(now - (self.away_since or now)))
         self.away_since = None
         self._failing.clear()
         self._doubt, self._opens = -math.inf, self.pause_end
@@ -2012,7 +1740,7 @@ class Run:
         if limits and (rpm or tpm or getattr(send, "loop", None)):
             raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
-        own = None if limits else Limiter(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        own = None if limits else limiter_class()(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.limiter: Limiter = own or limits.share()
         self.patience = Patience(resend_lost)
         self._costs = Costs()

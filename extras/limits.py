@@ -39,7 +39,7 @@ class Limits:
 
     def learned(self) -> list[str]:
         """Return what is known of the server's limits."""
-        return self.limiter.learned()
+        return list(self.limiter.learned())
 
     def share(self) -> Share:
         """Return the limiter of one run."""
@@ -73,7 +73,7 @@ class Share:
             self.queued -= 1
 
 
-class Common(core.Limiter):
+class Common(core.limiter_class()):  # type: ignore[misc]
     """A Limiter that belongs to no event loop and to no thread."""
 
     LONGEST = 0.1  # seconds after which what waits looks again: a call's end may be another thread's
@@ -84,7 +84,7 @@ class Common(core.Limiter):
 
     def admit(self, cost: float) -> bool:
         with self._guard:
-            return super().admit(cost)
+            return bool(super().admit(cost))
 
     def enter(self, call: core.Call, place: core.Place | None = None) -> None:
         with self._guard:

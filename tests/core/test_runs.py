@@ -14,7 +14,6 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import (
     Call,
-    Limiter,
     PromptError,
     Reply,
     as_completed,
@@ -492,7 +491,7 @@ def test_run_leaves_no_task_behind(nested):
 
 
 def limiter(start, ceiling=1000):
-    return Limiter(start, ceiling, asyncio.get_running_loop().time)
+    return concurrent_prompts.limiter_class()(start, ceiling, asyncio.get_running_loop().time)
 
 
 def settle(limiter, started, failure):
