@@ -1147,15 +1147,9 @@ def no_service(failure: PromptError) -> bool:
     return failure.verdict == "retry" and (failure.error.status or 0) >= 500
 
 
-def likeness(failure: PromptError) -> tuple[Any, ...]:
-    """Return what is the same in failures that have the same cause."""
-    return failure.error.status, failure.error.type, re.sub(r"\d+", "", failure.error.message)
-
-
-def limiter_class() -> Any:
-    """Return the Limiter that learns the most: a lone copy's knows less of rejections."""
-    known = meanings("rejections")
-    return known.Learning if known else Limiter
+def best(file: str, plain: Any) -> Any:
+    """Return the class of that name in a file of backends/, which knows more; in a lone copy the plain one."""
+    return getattr(meanings(file), plain.__name__, plain)
 
 
 class Limiter:
@@ -1469,7 +1463,7 @@ class Limiter:
 
     def _read(self, call: Call, headers: Mapping[str, str], now: float) -> bool:
         """Read what headers tell of limits; return whether they leave nothing for such a call."""
-        told = self.requests.hear(headers, call, call.spent[0], now)
+        told: bool = self.requests.hear(headers, call, call.spent[0], now)
         told |= self.tokens.hear(headers, call, call.spent[1], now)
         self.limit = self.calls_a_minute()
         return told
@@ -1605,91 +1599,50 @@ class Costs:
         return 0.0 if b'"max_' in body else asked + answered - estimate
 
 
+class Evidence:
+    """What failures say of the server rather than of their prompt. backends/evidence.py weighs more of them."""
+
+    FREE_ATTEMPTS = 28  # of each prompt that finds nobody, if nothing else tells whether the server is there
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+        self.refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
+        self.refused_at = -math.inf  # and when somebody was refused so
+        self.unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
+
+    def weigh(self, result: Result, failure: PromptError) -> str:
+        """Return "stop" if every prompt would fail so, else "fail", or "retry" as long as that is not known."""
+        return "stop"
+
+    def compare(self, prompt: Prompt, failure: PromptError) -> None:
+        """Stop the run if nothing was ever answered and all fail alike."""
+
+    async def is_outage(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
+        """Whether an attempt failed because nobody was answered at that time: it costs its prompt nothing."""
+        result.missed = min(result.missed, result.sent)
+        self.unheard[prompt.number] += 1
+        there = self.run.limiter.away_since is None or not no_service(failure)
+        return not there and self.unheard[prompt.number] <= self.FREE_ATTEMPTS
+
+    def was_never_there(self, failure: PromptError, result: Result) -> bool:
+        """Whether a server that has never said a word is to be given up."""
+        return not (self.run.limiter.heard or failure.heard) and failure.verdict == "retry" and result.attempts >= 3
+
+
 class Patience:
-    """Which calls are given up as lost, learned from how long the answered ones took.
+    """Gives up no call before its time-out. backends/stragglers.py knows which calls are lost."""
 
-    A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
-    twice that after each time that its prompt was given up, so that an honest slow answer comes in the end. A late
-    call is lost once one that began after it was late has been answered; where there is no such call, the oldest
-    is given up to make one. An honest slow answer may be given up too, and paid twice: so no more calls are given up
-    than 3 and a twentieth of the answers.
-
-    Where all calls in flight are late, and they are several, it is the server that is silent: one is given up at ever
-    longer intervals, to try whether it answers again, and a second after the first answer all that began before. These
-    count for nothing, and cost their prompts no attempt.
-    """
-
-    LEAST = 1.0  # seconds
-    SEVERAL = 3  # calls in flight, of which one may be slow by itself
-    LONGEST = 8.0  # seconds between two tries of a silent server
-
-    def __init__(self, resend: bool = True) -> None:
-        self._resend = resend
-        self.answers = 0
-        self.slowest = 0.0
-        self.given_up = 0
-        self.latest = -math.inf  # the start of the latest call that was answered
-        self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
-        self._quick = -math.inf  # the start of the latest one that did not take long
-        self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
-
-    def limit(self, losses: int | None) -> float:
-        """Return after how many seconds a call is late."""
-        if not self.answers or losses is None or not self._resend:
-            return math.inf
-        return max(self.LEAST, 1.5 * self.slowest * (1 + 20 / self.answers)) * 2.0**losses
+    def __init__(self, run: "Run", resend: bool = True) -> None:
+        self.run, self.late = run, math.inf  # after how many seconds a call is late
 
     def answered(self, call: Call) -> None:
         """Learn from an answer."""
-        self.answers += 1
-        if call.latency <= self.slowest:
-            self._quick = max(self._quick, call.started)
-        if call.latency > self.slowest and call.started > self._silent:
-            self.slowest = call.latency
-        if call.started > self.latest:
-            self.latest = call.started
-        if self.is_silent():
-            self._back, self._interval = call.started + call.latency, self.LEAST
 
-    def lost(self, calls: Iterable[Call], now: float, stopping: bool = False) -> list[tuple[Call, bool]]:
-        """Return the calls that are to be given up, and whether it is the server's silence that each is lost to.
+    def give_up(self, calls: Sequence[Call], now: float) -> None:
+        """End those of the calls in flight that are lost."""
 
-        `calls` are those in flight, in the order of their starts. A run that is `stopping` tries no server again.
-        """
-
-        def due(call: Call) -> float:
-            return max(call.started, call.heard) + self.limit(call.losses)
-
-        calls, least = [call for call in calls if call.ended is None], self.limit(0)
-        late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
-        grace = now <= self._back + self.LEAST  # in which what began before may still be answered
-        soon = self._silent if grace else -math.inf
-        anew = self._silent if self._quick >= self._silent else -math.inf
-        found = [call for call in late if (self.latest > due(call) or call.started < anew) and call.started >= soon]
-        silenced = [call for call in found if call.started < self._silent]
-        if late and not found and not grace and calls[-1].started <= now - least:
-            found = late if stopping else late[:1]
-            if stopping or len(calls) >= self.SEVERAL:
-                silenced, found = found if stopping else self._try_again(found, now), []
-        counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]
-        self.given_up += len(counted)
-        return [(call, True) for call in silenced] + [(call, False) for call in counted]
-
-    def is_silent(self) -> bool:
-        """Whether the server is silent, as far as is known."""
-        return self._silent > self._back
-
-    def try_now(self) -> None:
-        """Try it now: something says that it is back."""
-        self._next = -math.inf
-
-    def _try_again(self, calls: list[Call], now: float) -> list[Call]:
-        """Return the calls if it is time to try a silent server, else none."""
-        self._silent = now
-        if now < self._next:
-            return []
-        self._next, self._interval = now + self._interval, min(self.LONGEST, 2 * self._interval)
-        return calls
+    async def close(self) -> None:
+        """Leave nothing behind."""
 
 
 class Run:
@@ -1702,10 +1655,6 @@ class Run:
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
-    FREE_ATTEMPTS = 28  # of each prompt that finds nobody, if nothing else tells whether the server is there
-    BELIEVED = 3  # of each, before an API is asked whether it is there
-    MANY = 12  # prompts that are believed in any case
-    ASK_EVERY = 10.0  # seconds
 
     def __init__(
         self,
@@ -1740,9 +1689,10 @@ class Run:
         if limits and (rpm or tpm or getattr(send, "loop", None)):
             raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
-        own = None if limits else limiter_class()(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.limiter: Limiter = own or limits.share()
-        self.patience = Patience(resend_lost)
+        self.patience: Patience = best("stragglers", Patience)(self, resend_lost)
+        self.evidence: Evidence = best("evidence", Evidence)(self)
         self._costs = Costs()
         self._counts = meanings("usage").token_counts if meanings("usage") else token_counts
         self.stopped: PromptError | None = None
@@ -1765,25 +1715,17 @@ class Run:
         self.pending: Any = None  # what a bulk backend has running elsewhere
         self.whole = True  # all of the input is asked for
         self.said = ""  # what a bulk backend is waiting for
-        self._max_attempts, self._timeout = max_attempts, timeout
+        self.max_attempts, self._timeout = max_attempts, timeout
         self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
         self.clock, self.sleep = clock, sleep
         self.epoch = time.time() - clock()
         self._answered = -math.inf  # when the last answer came
         self._oldest = math.inf  # the start of the oldest call that was answered since the last look at all
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
-        self._unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
-        self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
-        self._overdue: list[int] = []  # the prompts whose calls had no answer in time, before anything was heard
-        self._answers, self._refused_at = 0, -math.inf
-        self._refusal: tuple[Any, ...] = ()  # what stops the run, if it is not the prompt's own,
-        self._refused: set[int] = set()  # and the prompts that have failed so since the last answer
-        self._alike: tuple[Any, ...] = ()  # what all calls have failed with, as long as none was answered
-        self._failed_alike, self._alike_since = 0, 0.0
-        self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
+        self.answers = 0
+        self.calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self._wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._asking: asyncio.Task[None] | None = None  # whether a silent server is back
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
@@ -1804,7 +1746,7 @@ class Run:
     async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
-            self._call = await stack.enter_async_context(self.api.open(self.concurrency))
+            self.call = await stack.enter_async_context(self.api.open(self.concurrency))
             self._alive = getattr(self.api, "alive", None)
             for extra in self.extras:
                 if hasattr(extra, "session"):
@@ -1849,9 +1791,7 @@ class Run:
     async def __aexit__(self, *failure: Any) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        await self.patience.close()
         await self._stack.aclose()
 
     def state(self) -> str:
@@ -1859,11 +1799,11 @@ class Run:
         if held := "stopping" if self.stopped else self.said or self.limiter.state():
             return held
         now = self.clock()
-        if not self._calls and self._backing_off:
+        if not self.calls and self._backing_off:
             wait = duration(max(0.0, min(self._backing_off.values()) - now))
             return f"{len(self._backing_off)} waiting, {wait} to the next attempt"
-        silence = now - max([self._answered, *itertools.islice((call.started for call in self._calls.values()), 1)])
-        return f"no answer for {duration(silence)}" if self._calls and silence > max(5, self.patience.limit(0)) else ""
+        silence = now - max([self._answered, *itertools.islice((call.started for call in self.calls.values()), 1)])
+        return f"no answer for {duration(silence)}" if self.calls and silence > max(5, self.patience.late) else ""
 
     def extra(self, name: str) -> Any:
         """Return the extra of that file's name, None where there is none in this run."""
@@ -1929,8 +1869,8 @@ class Run:
                     return result
                 except Exception as exc:
                     failure = self.missed(result, exc, result.attempts > before)
-                free, before = failure.free or await self._is_outage(prompt, failure, result), result.attempts
-                self._compare(prompt, failure)
+                free, before = failure.free or await self.evidence.is_outage(prompt, failure, result), result.attempts
+                self.evidence.compare(prompt, failure)
                 if not await self._goes_on(result, failure, free):
                     return result
                 before = result.attempts
@@ -1941,7 +1881,7 @@ class Run:
 
     async def _goes_on(self, result: Result, failure: PromptError, free: bool) -> bool:
         """Wait before the next attempt, after one that may be `free`; return False if this was the last."""
-        if self._never_there(failure, result):
+        if self.evidence.was_never_there(failure, result):
             kind = "timeout" if failure.kind == "timeout" else "unreachable"
             self.stop(PromptError(kind, failure.error.message, "stop"))
         if self.has_failed(result, failure, free):
@@ -1951,7 +1891,7 @@ class Run:
         if self.stopped or not (at_once or await self._back_off(failure, result)):
             self.unfinished(result)
             return False
-        result.attempts -= free and (failure.free or not failure.heard or not self._answered_since(result))
+        result.attempts -= free and (failure.free or not failure.heard or not self.answered_since(result))
         result.set_aside(began, took)
         return True
 
@@ -1960,9 +1900,9 @@ class Run:
         result.take(reply)
         if result.error is not None or result.reply:
             result.error = result.exception = result.reply = None
-        self._answers += 1
-        if self._refusal and result.sent >= self._refused_at:
-            self._refusal = ()
+        self.answers += 1
+        if self.evidence.refusal and result.sent >= self.evidence.refused_at:
+            self.evidence.refusal = ()
 
     def missed(self, result: Result, failure: Exception, sent: bool) -> PromptError:
         """Note what came instead of an answer, of a call if one was `sent`; return it as one of our errors."""
@@ -2001,32 +1941,10 @@ class Run:
         known = failure if failure.keep else before or failure  # an answer that is not right is more than none
         result.error, result.http, result.exception = known.error, known.http, known
         verdict = "fail" if failure.again and before else failure.verdict  # once is enough
-        if verdict == "stop" and (verdict := self._weighed(result, failure)) == "stop":
+        if verdict == "stop" and (verdict := self.evidence.weigh(result, failure)) == "stop":
             self.stop(failure, result.prompt)
-        spent = (result.attempts >= self._max_attempts and not free) or 1 < failure.useless > earlier
+        spent = (result.attempts >= self.max_attempts and not free) or 1 < failure.useless > earlier
         return verdict == "fail" or bool(known.keep if self.stopped else spent)
-
-    def _weighed(self, result: Result, failure: PromptError) -> str:
-        """Return "stop" if every prompt would fail so, else "fail", or "retry" as long as that is not known.
-
-        It would if nothing was answered yet, or if several prompts are refused alike with no answer in between. A 403
-        is not always the key's: some providers say so of what a prompt holds.
-        """
-        if not failure.heard:
-            return "stop"
-        if self._answers and not self.limiter.sent:  # a bulk backend's: its errors come in a row
-            return "fail"
-        if (alike := likeness(failure)) != self._refusal:
-            self._refusal, self._refused = alike, set()
-        self._refused.add(result.prompt.number)
-        others = any(call.prompt not in self._refused for call in self._calls.values())
-        own = failure.error.status == 403 or (failure.error.status == 404 and isinstance(self.api, Own))
-        if len(self._refused) >= (12 if others else 3) or not (self._answers or own):
-            return "stop"
-        if self.limiter.latest > result.sent or result.attempts >= 3:
-            return "fail"
-        self._refused_at = self.limiter.alone_since = self.clock()
-        return "retry"
 
     def unfinished(self, result: Result) -> Result:
         """Return the result of a prompt that the end of the run has left open."""
@@ -2034,77 +1952,9 @@ class Run:
         result.error = result.error if result.attempts else self.not_sent()
         return result
 
-    def _answered_since(self, result: Result) -> bool:
+    def answered_since(self, result: Result) -> bool:
         """Whether the server has answered something that it was asked after the prompt first found nobody."""
         return self.limiter.latest > result.missed
-
-    async def _is_outage(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
-        """Whether an attempt failed because nobody was answered at that time: it costs its prompt nothing.
-
-        A few prompts may be the cause themselves, if no others are tried meanwhile: an API is then asked for something
-        that no prompt is part of. Elsewhere each prompt is believed only so often.
-        """
-        if not (failure.slow or no_service(failure)):
-            self._unheard.clear()
-            result.missed = math.inf
-            return False
-        result.missed = min(result.missed, result.sent)
-        if self._answered_since(result):
-            return False
-        self._unheard[prompt.number] += 1
-        attempts, prompts = self._unheard.total(), len(self._unheard)
-        if failure.kind == "unreachable" and not isinstance(self.api, Own):  # before any of it was sent
-            return True
-        if not no_service(failure):
-            return self.limiter.requests.barren > 2 and attempts <= self.FREE_ATTEMPTS * prompts
-        alone = failure.kind == "unreachable" or (failure.heard and self.concurrency < 3)
-        if self.limiter.away_since is None and (not alone or failure.error.status == 500):
-            return False
-        if failure.heard and prompts < 3 and isinstance(self.api, Own):
-            return False
-        if failure.loading or prompts >= self.MANY or attempts <= self.BELIEVED * prompts:
-            return True
-        if isinstance(self.api, Own):
-            return attempts <= self.FREE_ATTEMPTS * prompts
-        now = self.clock()
-        if now >= self._asked + self.ASK_EVERY:
-            self._asked = now
-            self._is_there = bool(await self.wait_or_stop(self.api.is_there(self._call)))
-        return not self._is_there
-
-    def _compare(self, prompt: Prompt, failure: PromptError) -> None:
-        """Stop the run if nothing was ever answered and all fail alike; before that, go on one by one."""
-        if self.limiter.latest > -math.inf or not failure.heard or self.stopped:
-            return
-        if (alike := likeness(failure)) != self._alike:
-            self._alike, self._alike_since, self._failed_alike = alike, self.clock(), 0
-        self._failed_alike += 1
-        most = 2 * self._failed_alike > self.limiter.sent and not (failure.slow and self._calls)
-        if self._failed_alike >= 3 and most and self.limiter.alone_since == math.inf:
-            log.error("every call so far has failed alike: %s", failure)
-            self.limiter.alone_since = -math.inf
-        waits = failure.error.status in (502, 503, 504)
-        enough = 36 if waits else 12
-        if failure.loading or failure.decided or (failure.slow and not waits and self.clock() < self._alike_since + 90):
-            return
-        if self._failed_alike >= enough:
-            reason = PromptError(*failure.error[:2], "stop", failure.error.status)
-            reason.asked = prompt.path
-            self.stop(reason, prompt)
-
-    def _never_there(self, failure: PromptError, result: Result) -> bool:
-        """Whether a server that has never said a word is to be given up."""
-        if self.limiter.heard or failure.verdict != "retry" or failure.heard or failure.decided:
-            return False
-        if failure.kind == "timeout":  # a user's function may take long by itself, and a prompt, too
-            self._overdue.append(result.prompt.number)
-            return len({*self._overdue} if isinstance(self.api, Own) else self._overdue) >= 3
-        now, since = self.clock(), self.limiter.away_since
-        if since is not None:
-            return now - since >= PROBE * min(2, self._max_attempts - 1)
-        if any(now - call.started > max(PROBE, 2 * result.latency) for call in self._calls.values()):
-            return False  # somebody there is thinking
-        return result.attempts >= min(3, self._max_attempts)
 
     async def _attempt(self, prompt: Prompt) -> Reply:
         """Send a prompt once, when the limits allow it, and return the answer. Raises PromptError."""
@@ -2118,23 +1968,23 @@ class Run:
         task = asyncio.current_task(self._loop)
         assert task is not None
         result.attempts += 1
-        losses = result.losses if result.attempts < self._max_attempts else None
+        losses = result.losses if result.attempts < self.max_attempts else None
         call = Call(task, self.clock(), losses, cost, prompt.number)
         result.sent = call.started
         limiter.enter(call, place)
         if call.place > self.most_in_flight:
             self.most_in_flight = call.place
-        self._calls[task] = call
+        self.calls[task] = call
         if self._alive:
             self._alive.set(call.hear)
         if "sweep" not in self._timers:
             self._sweep()
         cancelled = task.cancelling()
         try:
-            reply: Reply = await self._call(prompt)
+            reply: Reply = await self.call(prompt)
         except BaseException as exc:
             raise self._failed(call, exc, cancelled, result)  # noqa: B904 - it has its cause
-        del self._calls[task]
+        del self.calls[task]
         if call.ended is not None:
             task.uncancel()
         limiter.settle(call, reply)
@@ -2154,7 +2004,7 @@ class Run:
 
     def _failed(self, call: Call, exc: BaseException, cancelled: int, result: Result) -> BaseException:
         """Learn from a call without an answer; return what is to be raised: a PromptError, or what is not ours."""
-        del self._calls[call.task]
+        del self.calls[call.task]
         ours = call.task.cancelling() <= cancelled + (call.ended is not None)
         if call.ended is not None:
             call.task.uncancel()
@@ -2179,8 +2029,8 @@ class Run:
         self._answered = call.started + call.latency
         if call.latency > self._timeout / 4:  # there is a queue
             self._oldest = min(self._oldest, call.started)
-        if self._unheard:
-            self._unheard.clear()
+        if self.evidence.unheard:
+            self.evidence.unheard.clear()
         self.patience.answered(call)
         if reply.usage:
             result.usage, result.tokens = reply.usage, self._counts(reply.usage)
@@ -2191,45 +2041,26 @@ class Run:
 
         Raises what a call raises.
         """
-        reply = await self._call(Prompt(0, None, path=path))
+        reply = await self.call(Prompt(0, None, path=path))
         return reply.extra["reply"]
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
         now = self.clock()
-        for call in self._calls.values():
+        for call in self.calls.values():
             if call.signs:
                 call.signs, call.heard = 0, now
             if call.heard == now or call.started > self._oldest:
                 call.alive = now
             if now - max(call.started, call.alive) >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
-        for call, silent in self.patience.lost(self._calls.values(), now, self.stopped is not None):
-            took = f"no answer in {duration(now - call.started)}"
-            reason = PromptError("lost", f"{took}; the slowest took {duration(self.patience.slowest)}", "retry")
-            reason.free = silent
-            call.end(reason)
+        self.patience.give_up([*self.calls.values()], now)
         self._oldest = math.inf
-        if self.patience.is_silent():
-            self.limiter.silent = now
-            if self._asking is None and not isinstance(self.api, Own):
-                self._asking = asyncio.ensure_future(self._ask())
-        elif self._asking and self._asking.done():
-            self._asking = None
-        oldest = next((max(call.started, call.alive) for call in self._calls.values() if call.ended is None), now)
-        if self._calls:
+        oldest = next((max(call.started, call.alive) for call in self.calls.values() if call.ended is None), now)
+        if self.calls:
             self._later("sweep", max(0.001, min(self.SWEEP, oldest + self._timeout - now)), self._sweep)
         else:
             self._timers.pop("sweep", None)
-
-    async def _ask(self) -> None:
-        """Ask a silent server for something that no prompt is part of, until it answers: it may be back."""
-        while self.patience.is_silent() and not self.stopped:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE):
-                    if await self.api.is_there(self._call):
-                        return self.patience.try_now()
-            await self.sleep(PROBE / 4)
 
     def _end(self) -> None:
         self.cut(PromptError("deadline", f"the deadline of {duration(self._deadline)} is over", "stop"))
@@ -2237,9 +2068,9 @@ class Run:
     def cut(self, reason: PromptError) -> None:
         """End the run, and what is in flight."""
         self.stop(reason)
-        for call in self._calls.values():
+        for call in self.calls.values():
             call.end(reason)
-        for task in self._wrapping - self._calls.keys() - self._resting:
+        for task in self._wrapping - self.calls.keys() - self._resting:
             self._wrapping.discard(task)
             task.cancel()
 
@@ -2296,8 +2127,8 @@ class Run:
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
         reason.prompt = prompt
-        if self.stopped is None and self._calls and reason.kind != "interrupted":
-            log.warning("stopping (%s): %s in flight may finish", reason, plural(len(self._calls), "call"))
+        if self.stopped is None and self.calls and reason.kind != "interrupted":
+            log.warning("stopping (%s): %s in flight may finish", reason, plural(len(self.calls), "call"))
         self.stopped = self.stopped or reason
         while self._resting:
             self._resting.pop().cancel()

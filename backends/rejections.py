@@ -1,6 +1,6 @@
 """What rejections tell of a server's limits: how many calls it takes at once, how many a minute, or in which window.
 
-The run's Limiter of the core gives way to rejections; `Learning` finds the limit behind them.
+The run's Limiter of the core gives way to rejections; this one finds the limit behind them.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class Rejected(core.Quota):
             self._clean, self.most = 0, self.most + 1
 
 
-class Learning(core.Limiter):
+class Limiter(core.Limiter):
     """A Limiter that learns from rejections whether they are for too many calls at once or for too many a minute.
 
     A rejection that says nothing more is taken for the window's where it hit one call more than were ever answered, for

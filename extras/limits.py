@@ -73,7 +73,7 @@ class Share:
             self.queued -= 1
 
 
-class Common(core.limiter_class()):  # type: ignore[misc]
+class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
     """A Limiter that belongs to no event loop and to no thread."""
 
     LONGEST = 0.1  # seconds after which what waits looks again: a call's end may be another thread's
