@@ -1633,7 +1633,12 @@ class Patience:
     """Gives up no call before its time-out. backends/stragglers.py knows which calls are lost."""
 
     def __init__(self, run: "Run", resend: bool = True) -> None:
-        self.run, self.late = run, math.inf  # after how many seconds a call is late
+        self.run = run
+
+    @property
+    def late(self) -> float:
+        """After how many seconds a call is late."""
+        return math.inf
 
     def answered(self, call: Call) -> None:
         """Learn from an answer."""
@@ -2124,6 +2129,11 @@ class Run:
         finally:
             self._resting.discard(task)
 
+    def tell(self, result: Result) -> None:
+        """Tell the extras of a result that is recorded."""
+        for listener in self.listeners:
+            call_hook(self, listener, result)
+
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
         reason.prompt = prompt
@@ -2153,11 +2163,9 @@ Record = Callable[[Result], Awaitable[None] | None]
 
 async def deliver(run: Run, record: Record, result: Result) -> None:
     """Record a result, wait where that takes long, and tell the extras of it."""
-    waiting = record(result)
-    if waiting is not None:
+    if (waiting := record(result)) is not None:
         await waiting
-    for listener in run.listeners:
-        call_hook(run, listener, result)
+    run.tell(result)
 
 
 async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
@@ -2182,8 +2190,13 @@ def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine
 
     async def worker() -> None:
         for prompt in admitted:
-            if not (run.passed and await run.passed(prompt)):
-                await deliver(run, record, await run.answer(prompt))
+            if run.passed and await run.passed(prompt):
+                continue
+            result = await run.answer(prompt)
+            if (waiting := record(result)) is not None:
+                await waiting
+            if run.listeners:
+                run.tell(result)
 
     return worker
 

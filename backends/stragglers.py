@@ -58,7 +58,11 @@ class Patience(core.Patience):
             self.latest = call.started
         if self.is_silent():
             self._back, self._interval = call.started + call.latency, self.LEAST
-        self.late = self.limit(0)
+
+    @property
+    def late(self) -> float:
+        """After how many seconds a call is late."""
+        return self.limit(0)
 
     def give_up(self, calls: Sequence[core.Call], now: float) -> None:
         """End the calls that are lost; ask a silent server whether it is back."""
