@@ -46,7 +46,6 @@ import argparse
 import array
 import asyncio
 import bisect
-import codecs
 import collections.abc
 import contextlib
 import dataclasses
@@ -64,7 +63,6 @@ import pathlib
 import random
 import re
 import shutil
-import stat
 import textwrap
 import time
 import traceback
@@ -472,10 +470,10 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
 
 
 @functools.cache
-def meanings(name: str) -> Any:
-    """Return that file of backends/, None in a lone copy."""
-    with contextlib.suppress(UsageError):
-        return sibling("backends", name)
+def meanings(name: str, folder: str = "backends") -> Any:
+    """Return that file of a folder beside this one, None where it, or the folder, is not there as a whole."""
+    with contextlib.suppress(UsageError, ImportError):
+        return sibling(folder, name)
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -538,14 +536,8 @@ def classified(failure: Exception, text: str) -> PromptError:
 TABLES = ".csv", ".tsv"  # which extras/table.py reads; without it they are not taken for text
 CONTENT_KEYS = ("prompt", "messages", "input")
 STDIN = "standard input"
-BROKEN = (OSError, EOFError, zlib.error)  # what reading a file raises, and a gzip file that is cut short or damaged
 DEEPEST = 200  # levels of nesting that are certain to be written as well as read
-LINE_MOST = 64 << 20  # bytes of a line: more than an API takes, pictures and all
-SKIPPED_MOST = 256 << 20  # bytes of a line without an end that are passed over before the rest of the file is given up
-OVERLONG = b"\0\n"  # this very object stands for a line that is too long
 NOT_UTF8 = "not UTF-8 (of Windows: iconv -f cp1252 -t utf-8)"
-TOO_LONG_LINE = f"longer than {LINE_MOST >> 20} MiB"
-START = 4096  # bytes by which a file's form is known
 
 
 def _finite(text: str) -> float:
@@ -555,7 +547,6 @@ def _finite(text: str) -> float:
 
 
 _decoder: Any = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
-decode_row, scan_row = _decoder.decode, _decoder.scan_once
 
 
 def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Prompt]:
@@ -564,179 +555,63 @@ def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Promp
     Messages call the file by `name`, or else by its path. Raises UsageError, when the first is asked for, where the
     file as a whole cannot be used.
     """
-    with open_input(path, name) as (file, form, name):
-        damage: list[tuple[int, Error]] = []
-        lines = sound_lines(file, name, damage)
-        reader = reader_of(form)
-        rows = reader.rows(lines, form, name) if reader else line_rows(lines, form)
-        for number, (line, row) in enumerate(itertools.chain(rows, damage)):
+    known = meanings("reading", "extras")
+    with (known.open_rows if known else open_plain)(path, name or str(path)) as (rows, name):
+        for number, (line, row) in enumerate(rows):
             yield as_prompt(row, number, line, f"{name} line {line}")
 
 
-def other_than_file(path: str | os.PathLike[str], links: bool = True) -> str:
-    """Return what stands at the path, in a few words, where that is no regular file; '' if it is one, or nothing.
-
-    A link to a file is one, unless `links` is false.
-    """
-    try:
-        mode = os.stat(path, follow_symlinks=links).st_mode
-    except OSError:
-        return "a link that leads nowhere" if os.path.islink(path) else ""
-    if stat.S_ISREG(mode):
-        return ""
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def open_regular(
-    path: str | os.PathLike[str], form: str = "rb", buffering: int = -1, *, mode: int = 0o666, links: bool = True
-) -> Any:
-    """Open a regular file, as `open` does; a new one gets the mode, less the umask.
-
-    Raises OSError where something else stands there: a pipe, which would hold up everything, a device, a directory, or
-    a link that leads nowhere; without `links` any link.
-    """
-
-    def open_at_once(path: str, flags: int) -> int:
-        # What has been put there just now is not waited for, nor followed; Windows knows neither.
-        flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
-        number = os.open(path, flags, mode)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise OSError(errno.EINVAL, "it is not a regular file", path)
-        return number
-
-    if kind := other_than_file(path, links):
-        raise OSError(errno.EINVAL, f"it is not a regular file but {kind}; name a file", os.fspath(path))
-    return open(path, form, buffering=buffering, opener=open_at_once)
-
-
 @contextlib.contextmanager
-def open_input(path: str | os.PathLike[str], name: str = "") -> Iterator[tuple[IO[bytes], str, str]]:
-    """Open a prompts file; yield it as bytes after any byte order mark, its form (a suffix) and its name."""
-    with contextlib.ExitStack() as stack:
-        name = name or str(path)
-        if name == "-":
-            path, name = stack.enter_context(sibling("extras", "inputs", STDIN).spooled()), STDIN
-        if kind := other_than_file(path):  # a pipe can be read only once, and this is not the only look at it
-            advice = "pass what it holds as standard input, with - for PROMPTS"
-            advice = "name a file" if kind.startswith(("a directory", "a link")) else advice
-            raise UsageError(f"{name} is not a regular file but {kind}; {advice}")
-        try:
-            file: Any = stack.enter_context(open_regular(path, buffering=1 << 16))
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                file = stack.enter_context(sibling("extras", "inputs", f"{name}, a gzip file,").Unpacked(file))
-            start = file.peek(START)[:START]
-            file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        except BROKEN as failure:
-            raise UsageError(f"cannot read {name}: {getattr(failure, 'strerror', None) or failure}") from None
-        if why := no_text(name, start):
-            raise UsageError(why)
-        yield file, form_of(name, start.removeprefix(codecs.BOM_UTF8)), name
-
-
-def no_text(name: str, start: bytes) -> str:
-    """Return why a file that begins so is no text; '' if it is."""
-    bad = "\ufffd" in start.decode(errors="replace")
-    if not bad and b"\0" not in start and (b"\n" in start or b"\r" not in start) and start[:2] not in b"ve<!<h[{{\\":
-        return ""
-    with contextlib.suppress(UsageError):
-        return str(sibling("extras", "inputs").unreadable(name, start))
-    return f"{name} holds binary data or UTF-16" if start.count(0) * (len(start) if bad else 8) >= len(start) else ""
-
-
-def form_of(name: str, start: bytes) -> str:
-    """Return ".csv", ".tsv", ".jsonl" or ".txt": from the name, else (standard input) from the first character."""
-    suffix = pathlib.PurePath(name.lower().removesuffix(".gz")).suffix
-    if suffix == ".txt" or reader_of(suffix):
-        return suffix
-    line, whole, _ = start.lstrip().partition(b"\n")
-    first = line[:1]
-    array = first == b"[" and (suffix == ".json" or not whole or line.strip() == b"[" or parse_json(line) is not None)
-    indented = first == b"{" and whole and (parse_json(line) is None if suffix == ".json" else line.strip() == b"{")
-    if suffix in (".json", ".jsonl", ".ndjson") and (array or indented):
-        form = "one JSON array" if array else "indented JSON"
-        raise UsageError(f"{name} is {form}; put each object on a line (jq -c '{'.[]' if array else '.'}' {name})")
-    quoted = first == b'"' and isinstance(parse_json(line), str)  # '"Why?", she asked' is text
-    if first == b'"' and not whole and len(start) > START - 4:  # is its string still open?
-        quoted = re.fullmatch(rb'"(?:[^"\\]|\\.)*+\\?', line) is not None
-    return ".jsonl" if suffix in (".jsonl", ".ndjson") or first == b"{" or quoted else ".txt"
-
-
-def reader_of(suffix: str) -> Any:
-    """Return the file of extras/ that reads files of that suffix, None if they are lines of text or of JSON.
-
-    Raises UsageError for a table if it is missing.
-    """
-    index = extras_folder().INDEX if extras_folder() else {"table": TABLES}
-    name = next((name for name, signs in index.items() if suffix and suffix in signs), "")
-    return sibling("extras", name, f"a {suffix} file") if name else None
-
-
-def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, Error]]) -> Iterator[bytes]:
-    """Yield the lines, and OVERLONG for one of more than LINE_MOST bytes, up to where the file is damaged, if it is.
-
-    That is added to `damage`, with the line number.
-    """
-    number = 0
+def open_plain(path: str | os.PathLike[str], name: str) -> Iterator[tuple[Iterator[tuple[int, Any]], str]]:
+    """Open a file of lines of UTF-8, JSON if it is called .jsonl; extras/reading.py knows what else there may be."""
+    suffix = pathlib.PurePath(name).suffix.lower()
+    if name == "-" or suffix in (*TABLES, ".gz"):
+        sibling("extras", "reading", STDIN if name == "-" else f"a {suffix} file")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe can be read only once
+        raise UsageError(f"{name} is not a regular file, but a directory or a device; name a file")
     try:
-        while line := file.readline(LINE_MOST + 1):
-            number += 1
-            yield OVERLONG if len(line) > LINE_MOST else line
-            if len(line) > LINE_MOST:
-                skip_line(file, line)
-    except BROKEN as failure:
-        damage.append((number + 1, Error("unreadable", f"{name} ends here: {failure}")))
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as failure:
+        raise UsageError(f"cannot read {name}: {failure.strerror}") from None
+    with file:
+        start = file.peek(4096)
+        if 8 * start.count(0) > len(start) or start[:2] in (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff"):
+            raise UsageError(f"{name} holds binary data or UTF-16; name a file of text in UTF-8")
+        file.seek(3 * start.startswith(b"\xef\xbb\xbf"))  # a byte order mark
+        yield line_rows(file, suffix in (".jsonl", ".ndjson")), name
 
 
-def skip_line(file: IO[bytes], line: bytes) -> None:
-    """Read on to the end of a line that has begun so. Raises EOFError if that is not within reach."""
-    size = len(line)
-    while line and not line.endswith(b"\n"):
-        if size > SKIPPED_MOST:
-            raise EOFError(f"the line before has no end within {SKIPPED_MOST >> 20} MiB")
-        line = file.readline(START)
-        size += len(line)
-
-
-def line_rows(lines: Iterator[bytes], form: str) -> Iterator[tuple[int, Any]]:
+def line_rows(lines: Iterable[bytes | Error], as_json: bool) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
-    as_json = form == ".jsonl"
     for number, line in enumerate(lines, 1):
         try:
-            if line is OVERLONG:
-                raise ValueError(TOO_LONG_LINE)
-            text = line.decode().strip() if as_json else line.decode().rstrip("\r\n")
-            if not text or text.isspace():
+            if isinstance(line, Error):
+                yield number, line
                 continue
-            if as_json:
-                yield number, decode_nested(text)
-            elif "\r" in text:
-                yield number, Error("unreadable", "a carriage return stands alone (tr '\\r' '\\n')")
-            else:
-                yield number, text
+            text = line.decode().strip() if as_json else line.decode().rstrip("\r\n")
+            if text and not text.isspace():
+                yield number, decode_row(text) if as_json else text
         except UnicodeDecodeError:
             yield number, Error("unreadable", NOT_UTF8)
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
-            what = "" if line is OVERLONG else "not JSON: "
-            yield number, Error("unreadable", f"{what}{failure}")
+            yield number, Error("unreadable", f"not JSON: {failure}")
 
 
-def decode_nested(line: str) -> Any:
-    """Return the value of a line of JSON. Raises ValueError also where it is nested too deep to be written again."""
-    if line.count("[") + line.count("{") > DEEPEST:
-        brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", line))
+def decode_row(text: str) -> Any:
+    """Return the value of strict JSON. Raises ValueError also where it is nested too deep to be written again."""
+    if text.count("[") + text.count("{") > DEEPEST:
+        brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", text))
         if any(depth > DEEPEST for depth in itertools.accumulate(1 if one in "[{" else -1 for one in brackets)):
             raise ValueError(f"nested more than {DEEPEST} deep")
     try:
-        row, end = scan_row(line, 0)
-        if end == len(line):
+        row, end = _decoder.scan_once(text, 0)
+        if end == len(text):
             return row
     except StopIteration:
         pass
-    return decode_row(line)  # which says what is wrong
+    return _decoder.decode(text)  # which says what is wrong
 
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
@@ -2204,28 +2079,25 @@ def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine
 # ---- Journal -------------------------------------------------------------------------------------------------
 
 
-# Lines of ours hold at most a reply's body (MAX_BODY in backends/__init__.py) twice, as JSON, and the prompt's columns.
-RESULT_MOST = 1 << 30  # bytes: what is longer is none
+RESULT_MOST = 1 << 30  # bytes of a line: what is longer is none (MAX_BODY in backends/__init__.py twice, and columns)
 LINE_START = b'{"id":'  # of every line of ours: what was cut shorter than that may still be one
+
+
+def open_journal(path: pathlib.Path, **options: bool) -> "Journal":
+    """Open a results file to write it: options and errors are Journal's. extras/outputs.py knows odd ones."""
+    known = meanings("outputs", "extras")
+    return (known.CarefulJournal if known else Journal)(path, **options)
 
 
 class Journal:
     """The results file: a line is appended as soon as a prompt is done, so that nothing answered is ever lost.
 
     Opening one that exists continues it: `left` passes over the prompts that it already holds. `finish` puts the
-    lines into the input's order by an atomic replace; results of prompts that are no longer in the input, or were
-    asked otherwise, go to FILE.superseded.jsonl, since they were paid for. Raises UsageError where the file cannot be
-    written or holds something else. To `look` writes and locks nothing.
+    lines into the input's order by an atomic replace; answers to what is no longer asked stay at the end. Raises
+    UsageError where the file cannot be written or holds something else.
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        *,
-        overwrite: bool = False,
-        retry_failed: bool = False,
-        look: bool = False,
-    ) -> None:
+    def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
         self.path = path
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
@@ -2235,23 +2107,11 @@ class Journal:
         # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
         self._offsets = array.array("I")
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
-        self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
-        self._outdone: list[int] = []  # of these, those that are asked for again
-        self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._torn = overwrite  # what the file holds after the lines that count is to go
-        if kind := other_than_file(path):
-            what = f"{path} is not a file that can be continued but {kind}"
-            raise UsageError(f"{what}; choose another with -o (- is stdout)")
-        self._new = not look and not path.exists()
-        if not look:
-            check_beside(path)
         try:
-            self._file: IO[bytes] = open_regular(path, "rb" if look else "a+b", buffering=0)
+            self._file = self._open()
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
-        if not look and not lock(self._file, path):
-            self._file.close()
-            raise UsageError(f"another run is writing {path}; wait for its end, or choose another file with -o")
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
@@ -2259,30 +2119,31 @@ class Journal:
         return self
 
     def __exit__(self, kind: Any = None, *failure: Any) -> None:
-        if not self._file.closed and self._file.writable():
-            try:
-                self.attend()
-            except OSError:
-                self._rescue()
-            with contextlib.suppress(OSError):
-                self.sync()
+        with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+            self.sync()
         self._file.close()
-        if self._new and kind is UsageError and not self._size:
-            self.path.unlink()
+
+    def _open(self) -> IO[bytes]:
+        return self._locked(open(self.path, "a+b", buffering=0))
+
+    def _locked(self, file: IO[bytes]) -> IO[bytes]:
+        """Take the file for this process. Raises UsageError where another has it."""
+        if lock(file, self.path):
+            return file
+        file.close()
+        raise UsageError(f"another run is writing {self.path}; wait for its end, or choose another file with -o")
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
-        size, damaged = 0, 0
-        line = b""
+        size, damaged, line = 0, 0, b""
         with self.reading() as lines:
             lines.seek(0)
             for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
-                if len(line) == RESULT_MOST:
-                    self._refuse(number)
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
-                if (row := parse_json(text)) is not None:
+                row = parse_json(text) if len(line) < RESULT_MOST else None
+                if row is not None:
                     self._recognise(row, number, size + line.index(text))
-                elif text and not LINE_START.startswith(text[: len(LINE_START)]):
+                elif len(line) == RESULT_MOST or (text and not LINE_START.startswith(text[: len(LINE_START)])):
                     self._refuse(number)
                 elif text and line.endswith(b"\n"):
                     damaged = damaged or number
@@ -2294,11 +2155,13 @@ class Journal:
             self._refuse(damaged)
         if damaged:
             log.warning("%s line %d is damaged: what it answered is asked again", self.path, damaged)
-        if not self._file.writable():
-            return size
+        return self._mend(size, line)
+
+    def _mend(self, size: int, last: bytes) -> int:
+        """Take away what was cut short; return the size of the file."""
         if size < os.fstat(self._file.fileno()).st_size:
             self._file.truncate(size)
-        elif size and not line.endswith(b"\n"):  # only its end was cut off
+        elif size and not last.endswith(b"\n"):  # only its end was cut off
             self._file.write(b"\n")
             size += 1
         return size
@@ -2306,11 +2169,9 @@ class Journal:
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         """Note a result line's fingerprint, id and error."""
         try:
-            row_id, key, error, answered = recognised(row)
+            row_id, key, error, _ = recognised(row)
         except ValueError:
             self._refuse(number)
-        if error and answered:
-            self._refused.add(offset)
         self._earlier.setdefault(key[:16], []).append(offset)
         self._lines[offset] = row_id, key[16:], error
 
@@ -2320,13 +2181,7 @@ class Journal:
         raise UsageError(f"{what}; mend that, choose another file (-o), or give it up (--overwrite)")
 
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
-        """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
-        rows = {row for _, row, error in self._lines.values() if error is None}
-        keys = map(fingerprint, prompts)
-        if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
-            return
-        what = f"{self.path} holds the answers of another job: none belongs to {source}"
-        raise UsageError(f"{what}; choose another file (-o), or give them up (--overwrite)")
+        """Take the prompts for those that the file is of: extras/outputs.py looks."""
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
@@ -2337,14 +2192,8 @@ class Journal:
             if not earlier:
                 yield prompt
                 continue
-            answered = (offset for offset in earlier if self._lines[offset][2] is None)
-            offset = next(answered, earlier[-1])  # an answer before a failure
-            earlier.remove(offset)
-            row_id, row, error = self._lines.pop(offset)
-            if earlier:
-                self._claimed.add((key[:16], row_id))
+            offset, row_id, row, error = self._claim(key[:16], earlier)
             if prompt.error or (error and self._retry_failed):
-                self._outdone += [offset] if offset in self._refused else []
                 yield prompt
                 continue
             self._place(prompt.number, offset)
@@ -2352,6 +2201,13 @@ class Journal:
                 self._changed[prompt.number] = prompt
             self.kept += error is None
             self.kept_errors += [error] if error else []
+
+    def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, Error | None]:
+        """Take one of the lines of a request, an answer before a failure."""
+        answered = (offset for offset in earlier if self._lines[offset][2] is None)
+        offset = next(answered, earlier[-1])
+        earlier.remove(offset)
+        return offset, *self._lines.pop(offset)
 
     def append(self, *results: Result) -> None:
         """Write the results' lines. Raises OSError where the disk will not take them; then no part of them counts."""
@@ -2383,36 +2239,7 @@ class Journal:
             self._offsets[number] = offset + 1
 
     def attend(self) -> None:
-        """See that the file is there: where somebody has removed it, go on in a new one with all that it held.
-
-        Raises OSError where there can be none, or another file has taken its place.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                raise FileExistsError(errno.EEXIST, "another file has taken its place")
-            return
-        number = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode_of(self._file.fileno()))
-        new = open(number, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._copy(new)
-        lock(new, self.path)
-        self._file.close()
-        self._file, self._synced = new, 0
-        log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
-
-    def _copy(self, file: IO[bytes]) -> None:
-        with self.reading() as lines:
-            lines.seek(0)
-            shutil.copyfileobj(lines, file)
-
-    def _rescue(self) -> None:
-        """Write the answers beside a file that has taken their place, where that is possible."""
-        place = beside_results(self.path, "rescued")
-        try:
-            with open_beside(place, self._file.fileno()) as file:
-                self._copy(file)
-            log.warning("the answers are in %s", place)
-        except OSError as failure:
-            log.warning("the answers could not be written to %s: %s", place, failure.strerror)
+        """Take it that the file is still there: extras/outputs.py looks."""
 
     def sync(self) -> None:
         """Bring to the disk what was written since the last time. Raises OSError where that fails."""
@@ -2429,23 +2256,13 @@ class Journal:
         """
         self.attend()
         self.sync()
-        try:
-            with replacing(self.path) as file:
-                with self.reading() as lines:
-                    file.writelines(self._ordered(lines))
-                    stale = [line_at(lines, offset) for offset in self._stale(whole)]
-                if not whole:
-                    file.writelines(stale)
-                elif stale:
-                    flush(file)
-                    self._set_aside(stale)
-                if sys.platform == "win32":  # replaces no open file
-                    self._file.close()
-            self._file.close()  # and with it the lock
-        except OSError as failure:
-            if failure.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
-                raise
-            log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, failure.strerror)
+        with replacing(self.path) as file:
+            with self.reading() as lines:
+                file.writelines(self._ordered(lines))
+                self._keep_others(file, lines, whole)
+            if sys.platform == "win32":  # replaces no open file
+                self._file.close()
+        self._file.close()  # and with it the lock
 
     def reading(self) -> IO[bytes]:
         """Open the file once more, to read it."""
@@ -2455,10 +2272,6 @@ class Journal:
         """Return where that prompt's line begins, -1 if it has none, None if the run has not reached it."""
         return self._offsets[number] - 1 if number < len(self._offsets) else None
 
-    def unclaimed(self, key: str) -> list[int]:
-        """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
-        return sorted(self._earlier.get(key, ()), key=lambda place: self._lines[place][2] is not None)
-
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
         for number, place in enumerate(self._offsets):
@@ -2467,92 +2280,15 @@ class Journal:
             end = offset + len(line)
             yield renewed(line, self._changed[number]) if number in self._changed else line
 
-    def _stale(self, answers: bool) -> list[int]:
-        """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = {offset for offset, (_, _, error) in self._lines.items() if error is None or offset in self._refused}
-        places.update(self._outdone)
-        if not answers:
-            for key, offsets in self._earlier.items():
-                last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
-                newer = {self._lines[offset][0] for offset in offsets if offset in places}
-                places.update(last[row_id] for row_id in last.keys() - newer if (key, row_id) not in self._claimed)
-        return sorted(places)
-
-    def _set_aside(self, lines: list[bytes]) -> None:
-        place = beside_results(self.path, "superseded")
-        with open_beside(place, self._file.fileno()) as file:
-            file.writelines(lines)
-            flush(file)
-        log.warning("%s to what is no longer asked moved to %s", plural(len(lines), "answer"), place)
-
-
-BESIDE = "superseded", "rescued", "spent", "running"
+    def _keep_others(self, file: IO[bytes], lines: IO[bytes], whole: bool) -> None:
+        """Write the answers that belong to nothing in the input: they were paid for."""
+        places = [place for place, (*_, error) in self._lines.items() if error is None or not whole]
+        file.writelines(line_at(lines, place) for place in sorted(places))
 
 
 def beside_results(results: pathlib.Path, what: str) -> pathlib.Path:
-    """Return where something is kept beside a results file: one of BESIDE, or "tmp", the draft of a new one."""
-    if what in ("superseded", "rescued"):
-        return results.with_name(f"{results.stem}.{what}{results.suffix}")
+    """Return where something is kept beside a results file: "tmp" is the draft of a new one."""
     return results.with_name(f".{results.name}.tmp" if what == "tmp" else f"{results.name}.{what}")
-
-
-def check_beside(results: pathlib.Path) -> None:
-    """Raise UsageError where something stands in the place of a file that is written beside the results."""
-    owner = results if results.exists() else pathlib.Path(os.path.realpath(results)).parent
-    for path in (beside_results(results, what) for what in BESIDE):
-        try:
-            reason = other_than_file(path, links=False) or foreign(path.lstat(), owner.stat())
-        except FileNotFoundError:
-            continue
-        if reason:
-            raise UsageError(f"{path} is {reason}; remove it, or choose another results file with -o")
-    for path in (results, beside_results(results, "spent")):
-        if why := unwritable_draft(path):
-            raise UsageError(f"{why}, or choose another results file with -o")
-
-
-def foreign(file: os.stat_result, results: os.stat_result) -> str:
-    """Return "somebody else's file" if a file belongs to neither this user nor the owner of the results; or ''."""
-    ours = not hasattr(os, "geteuid") or file.st_uid in (os.geteuid(), results.st_uid)
-    return "" if ours else "somebody else's file"
-
-
-def unwritable_draft(path: str | os.PathLike[str]) -> str:
-    """Return why no draft can be written for a file, and what to do; or ''."""
-    draft = beside_results(pathlib.Path(os.path.realpath(path)), "tmp")
-    return f"{draft} is a directory; remove it" if draft.is_dir() and not draft.is_symlink() else ""
-
-
-def mode_of(*files: str | os.PathLike[str] | int | None) -> int:
-    """Return the permissions that all of these files give, those left out that are not there; of none, the usual."""
-    mode = 0o666
-    for file in files:
-        if file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                mode &= os.stat(file).st_mode
-    return mode
-
-
-def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO[bytes]:
-    """Open a file beside the results to append to it, with no wider permissions than those of the results.
-
-    Raises OSError, with a sentence, where that cannot be. No link is followed.
-    """
-    like = os.stat(results)
-    try:
-        file: IO[bytes] = open_regular(path, "ab", mode=like.st_mode & 0o666, links=False)
-    except OSError as failure:
-        kind = other_than_file(path, links=False)
-        reason = f"{path} is {kind}; remove it" if kind else f"{path}: {failure.strerror}"
-        raise OSError(failure.errno, reason) from None
-    now = os.fstat(file.fileno())
-    if now.st_mode & ~like.st_mode & 0o777 and hasattr(os, "fchmod"):  # it was there before
-        with contextlib.suppress(PermissionError):  # then it is somebody else's
-            os.fchmod(file.fileno(), now.st_mode & like.st_mode & 0o777)
-    if foreign(now, like):
-        file.close()
-        raise OSError(errno.EPERM, f"{path} is somebody else's file; remove it")
-    return file
 
 
 def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
@@ -2579,8 +2315,10 @@ def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
         raise ValueError from failure
 
 
-CLOCKS = "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit"
-FIELDS = "text", *CLOCKS, "usage", "finish_reason", "model"  # of a line, that a Result has under the same name
+FIELDS = (  # of a line, that a Result has under the same name
+    "text", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit",
+    "usage", "finish_reason", "model",
+)  # fmt: skip
 
 
 def result_in(line: bytes, prompt: Prompt) -> Result | None:
@@ -2651,14 +2389,17 @@ def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side:
     `side` of these has no wider ones in any case, and takes the place of a link.
     """
     target = pathlib.Path(path if side else os.path.realpath(path))
-    draft = beside_results(target, "tmp")
+    draft, mode = beside_results(target, "tmp"), 0o666
     replaced = not side and target.exists()
+    for file in [target] if replaced else like:
+        with contextlib.suppress(FileNotFoundError):
+            mode &= os.stat(file).st_mode
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open_regular(draft, "xb", mode=mode_of(*([target] if replaced else like)), links=False) as file:
-            yield file
-            flush(file)
+        with open(draft, "xb", opener=functools.partial(os.open, mode=mode)) as new:  # "x" follows no link
+            yield new
+            flush(new)
         if replaced:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copymode(target, draft)  # where the umask has taken more
@@ -2790,7 +2531,7 @@ async def opened(
     path, whole = pathlib.Path(output), isinstance(items, Sized)
     if path.suffix.lower() in (*NOT_WRITTEN, *TABLES):
         raise UsageError(f"output={str(path)!r}: results are written as JSON Lines; name it .jsonl")
-    sink = Journal(path, overwrite=overwrite, retry_failed=retry_failed)
+    sink = open_journal(path, overwrite=overwrite, retry_failed=retry_failed)
 
     def keep(result: Result) -> Awaitable[None] | None:
         try:
@@ -3343,7 +3084,7 @@ def open_sink(args: argparse.Namespace) -> Any:
             check()
     if args.output == "-":
         return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
-    return Journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
+    return open_journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
 def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:

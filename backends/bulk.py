@@ -91,7 +91,8 @@ class PendingJobs:
         if overwrite:
             core.log.warning("%s is given up, and with it what an earlier run has running", self.path)
             return self.clear()
-        with core.open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
+        files = core.meanings("files", "extras")  # the journal has looked whether it is one
+        with files.open_regular(self.path, links=False) if files else open(self.path, "rb") as file:
             *lines, torn = file.read().split(b"\n")
         first, *self.entries = [*map(core.parse_json, lines)] or [self._backend]
         sound = all(isinstance(value, dict) for value in (first, *self.entries))
@@ -107,7 +108,8 @@ class PendingJobs:
         """Keep a value. Raises OSError where the disk will not take it."""
         self.entries.append(value)
         if self.path and self._results:
-            with core.open_beside(self.path, self._results) as file:
+            files = core.meanings("files", "extras")
+            with files.open_beside(self.path, self._results) if files else open(self.path, "ab") as file:
                 file.writelines(core.dump(line) + b"\n" for line in ([] if file.tell() else [self._backend]) + [value])
                 core.flush(file)
 

@@ -180,11 +180,12 @@ def check_files(args: argparse.Namespace) -> None:
     for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
         if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
             raise core.UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := core.extras_folder().unwritable(path)):
+        if flag != "-o" and (why := core.sibling("extras", "files").unwritable(path)):
             raise core.UsageError(f"{why}; choose another file with {flag}")
     if (suffix := pathlib.PurePath(args.output).suffix.lower()) in core.NOT_WRITTEN:
         raise core.UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
-    core.reader_of(suffix)  # what reads a table writes it, too
+    if suffix in core.TABLES:  # what reads a table writes it, too
+        core.sibling("extras", "table", f"a {suffix} file")
 
 
 def parameter(text: str) -> tuple[str, Any]:

@@ -149,15 +149,3 @@ def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
         raise
     except Exception as failure:
         raise this.core.extra_failure(extra.select, failure) from None
-
-
-def unwritable(path: str | os.PathLike[str]) -> str:
-    """Return why no file can be written, or replaced, there; or ''."""
-    folder = os.path.dirname(path) or "."
-    if kind := this.core.other_than_file(path):
-        return f"{path} is not a regular file but {kind}"
-    if why := this.core.unwritable_draft(path):
-        return str(why)
-    if not os.path.isdir(folder):
-        return f"{path} cannot be written: there is no folder {folder}"
-    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"

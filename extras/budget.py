@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
+from .files import open_regular
 from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in, usage_of_row
 
 USAGE = core.sibling("backends", "usage")
@@ -179,7 +180,7 @@ class Budget:
 
     def _read_account(self, results: pathlib.Path) -> None:
         try:
-            with core.open_regular(core.beside_results(results, "spent"), links=False) as file:
+            with open_regular(core.beside_results(results, "spent"), links=False) as file:
                 told = core.parse_json(file.read(1000))
             spent, most, calls, size = (float(told[name]) for name in ("spent", "most", "calls", "size"))
             if not all(0 <= number < math.inf for number in (spent, most, calls, size)):
@@ -349,7 +350,7 @@ class Budget:
 def read_results(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield where each line of a results file stands, and its row; what is no result is passed over."""
     offset = 0
-    with core.open_regular(path) as lines:
+    with open_regular(path) as lines:
         for line in iter(functools.partial(lines.readline, core.RESULT_MOST), b""):
             row = core.parse_json(line.strip(b"\0\r\n "))
             with contextlib.suppress(ValueError):

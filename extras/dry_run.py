@@ -16,8 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import core, unwritable
+from . import core
 from .budget import Budget, max_output_tokens
+from .files import unwritable
+from .outputs import Look
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
 from .text import Printer, check_stdout
 
@@ -195,14 +197,14 @@ def dry_run(args: argparse.Namespace) -> int:
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
     prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
-    sink: core.Journal | Printer = Printer()
+    sink: Look | Printer = Printer()
     for extra in args.extras:
         if hasattr(extra, "check"):
             extra.check()
     if args.output != "-" and (why := unwritable(args.journal)):
         raise core.UsageError(f"{why}; choose another file with -o")
     if args.output != "-" and not args.compare and not args.overwrite and os.path.exists(args.journal):
-        sink = core.Journal(pathlib.Path(args.journal), retry_failed=args.retry_failed, look=True)
+        sink = Look(pathlib.Path(args.journal), retry_failed=args.retry_failed)
         plan.earlier.load(pathlib.Path(args.journal), plan.count)
     with sink:
         sink.check(map(api.prepare, core.prompts_of(args)), args.name)

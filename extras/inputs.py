@@ -18,6 +18,7 @@ import re
 import shlex
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -317,7 +318,7 @@ def json_in_text(where: str) -> str:
 @functools.lru_cache(16)
 def holds_json(name: str, time: int, size: int) -> bool:
     """Tell whether the first lines of the file of that date and size are objects that ask something."""
-    with core.open_input(name) as (file, *_):
+    with core.sibling("extras", "reading").open_input(name) as (file, *_):
         lines = (line for line in iter(lambda: file.readline(1 << 20), b"") if line.strip())
         found = [core.parse_json(line) for line in itertools.islice(lines, LOOKED_AT)]
     return bool(found) and all(isinstance(one, dict) and ASKING & one.keys() for one in found)
@@ -354,7 +355,7 @@ class Unpacked(io.BufferedReader):
     def peek(self, size: int = 0, /) -> bytes:
         """Return the first bytes, and stay there. Raises what reading raises where there is not even one."""
         start = self.read1(size)  # no more than its first member
-        with contextlib.suppress(*core.BROKEN):  # damage further on costs only what comes after it
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # damage further on costs only what comes after it
             while len(start) < size and (more := self.read1(size - len(start))):
                 start += more
         self.seek(0)

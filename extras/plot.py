@@ -27,7 +27,8 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import core, unwritable
+from . import core
+from .files import open_regular, unwritable
 from .plot_page import as_page
 from .ran import title
 
@@ -136,7 +137,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
 
     Raises OSError where the file cannot be read.
     """
-    with core.open_regular(path) as file:
+    with open_regular(path) as file:
         for line in file:
             if isinstance(row := core.parse_json(line), dict):
                 yield row

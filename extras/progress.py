@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import core
+from .reading import BROKEN, open_input, reader_of, sound_lines
 
 
 @contextlib.contextmanager
@@ -101,8 +102,9 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     if not all(hasattr(extra, "count") for extra in selecting):
         return None
     left: int | None = None
-    with contextlib.suppress(core.UsageError, *core.BROKEN), core.open_input(args.source, args.name) as (file, form, _):
-        found, reader = core.sound_lines(file, "", []), core.reader_of(form)
+    with contextlib.suppress(core.UsageError, *BROKEN), open_input(args.source, args.name) as (file, form, _):
+        reader = reader_of(form)
+        found = (b"?\n" if isinstance(line, core.Error) else line for line in sound_lines(file, "", []))
         lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
         left = min(lines, args.limit or lines)
     for extra in selecting:

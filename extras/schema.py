@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from . import core
+from .files import open_regular
 
 core.sibling("backends", "hints").HINTS["schema_mismatch"] = (
     "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again"
@@ -124,11 +125,11 @@ class Schema:
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            with core.open_regular(path) as file:
+            with open_regular(path) as file:
                 data = file.read(LONGEST + 1)
             if len(data) > LONGEST:
                 raise core.UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
-            return cls(core.decode_nested(data.decode("utf-8-sig")), path)
+            return cls(core.decode_row(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise core.UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
         except UnicodeDecodeError as failure:
@@ -221,7 +222,7 @@ class Schema:
         if not text.strip() or text.lstrip().startswith("```"):
             return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
         try:
-            value = core.decode_nested(text)
+            value = core.decode_row(text)
         except (ValueError, RecursionError) as failure:
             return f"not JSON: {failure}"
         return self.find(value) if self.find else ""

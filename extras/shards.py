@@ -16,7 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from . import core, unwritable
+from . import core
+from .files import open_regular, other_than_file, unwritable
 
 WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options that mean something to it
 
@@ -147,10 +148,10 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Open a results file to read, and keep every run from writing it. Raises UsageError where that cannot be."""
-    if kind := core.other_than_file(path):
+    if kind := other_than_file(path):
         raise core.UsageError(f"{path} is not a regular file but {kind}; name a shard's results")
     try:
-        file = core.open_regular(path)
+        file = open_regular(path)
     except OSError as failure:
         raise core.UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
     with file:
@@ -219,7 +220,7 @@ def refuse_line(
     if row and not known:
         what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
         raise core.UsageError(f"{what}; name the input and the -n that the shards were made with")
-    with core.open_regular(path) as lines:
+    with open_regular(path) as lines:
         left = total - sum(one.endswith(b"\n") for one in lines)
     what = f"line {number} is not in its place"
     what = f"{core.plural(left, 'prompt')} of {total:,} still open" if left > 0 else what

@@ -20,7 +20,10 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-from . import core, unwritable
+from . import core
+from .files import open_regular, unwritable
+from .outputs import CarefulJournal
+from .reading import Line
 from .text import answer_of, cell
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -123,13 +126,13 @@ def harmless(value: Any) -> str:
 OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
 
 
-def results_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
+def results_of(journal: CarefulJournal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
     """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
     for prompt, line in lines_of(journal, prompts):
         yield (core.result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
 
 
-def lines_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[tuple[core.Prompt, bytes]]:
+def lines_of(journal: CarefulJournal, prompts: Iterable[core.Prompt]) -> Iterator[tuple[core.Prompt, bytes]]:
     """Yield each prompt of the whole input with its line, or with b"" if it is still open."""
     rest: dict[str, Iterator[int]] = {}  # by the fingerprint, the lines of prompts that this run has not reached
     with journal.reading() as lines:
@@ -158,7 +161,7 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
         raise core.UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
     try:
-        core.open_regular(path, "r+b").close()
+        open_regular(path, "r+b").close()
     except OSError as failure:
         advice = "close the program that has it open, or choose another file with -o"
         raise core.UsageError(f"cannot write {path}: {failure.strerror}; {advice}") from None
@@ -171,7 +174,7 @@ class Record(dict[str, str]):
     """A row of a table: all its values are texts, and none is a parameter of a request."""
 
 
-def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, Any]]:
+def rows(lines: Iterator[Line], suffix: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield the line number and the columns of each record below the header that has anything in it."""
     before, separator, lines = found_separator(lines, SEPARATORS[suffix])
     records = csv_records(lines, separator)
@@ -190,14 +193,17 @@ def rows(lines: Iterator[bytes], suffix: str, name: str) -> Iterator[tuple[int, 
             yield before + line, Record(zip(names, map(str.rstrip, record) if trailing else record, strict=True))
 
 
-def found_separator(lines: Iterator[bytes], usual: str) -> tuple[int, str, Iterator[bytes]]:
+def found_separator(lines: Iterator[Line], usual: str) -> tuple[int, str, Iterator[Line]]:
     """Return how many lines stand before the header, what separates its columns, and the lines from it on.
 
     Excel's own line "sep=;" says it. Else it is what stands outside quotes most often, and the usual one if that is a
     tie. One blank after it means that blanks follow it which are part of no field, two that they come before it, too.
     """
     before, first = 0, b""
-    for first in lines:
+    for line in lines:
+        if isinstance(line, core.Error):  # too long for any header
+            return before, usual, itertools.chain([line], lines)
+        first = line
         if first.strip():
             break
         before += 1
@@ -212,7 +218,7 @@ def found_separator(lines: Iterator[bytes], usual: str) -> tuple[int, str, Itera
     return before, separator + " " * (after + around), itertools.chain([first], lines)
 
 
-def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, Any]]:
+def csv_records(lines: Iterator[Line], separator: str) -> Iterator[tuple[int, Any]]:
     """Yield the first line's number and the fields of each record; an Error stands for one that cannot be read.
 
     After such a one, reading goes on at its second line: an open quote may have swallowed good ones. How a quote ends
@@ -221,15 +227,15 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
     """
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)  # a C long on Windows
     blanks, number, bad, reason = " " in separator, 1, 0, ""  # `bad` is the line in which a quote ended badly
-    again: Iterator[bytes] = iter(())  # what a record has swallowed
-    record: list[bytes] = []
+    again: Iterator[Line] = iter(())  # what a record has swallowed
+    record: list[Line] = []
 
     def wanted() -> Iterator[str]:
         size = 0
         for line in itertools.chain(again, lines):
             record.append(line)
-            if line is core.OVERLONG:
-                raise csv.Error(core.TOO_LONG_LINE)
+            if isinstance(line, core.Error):
+                raise csv.Error(line.message)
             yield line.decode(errors="surrogateescape")
             size += sys.getsizeof(line)
             if number + len(record) <= bad:
@@ -252,7 +258,7 @@ def csv_records(lines: Iterator[bytes], separator: str) -> Iterator[tuple[int, A
             if last > number:
                 bad, reason, again = last, fields.message, iter(record[1:])
                 del record[1:]
-        if not record[0].isspace() or len(record) > 1:
+        if len(record) > 1 or isinstance(record[0], core.Error) or not record[0].isspace():
             yield number, fields
         number += len(record)
 

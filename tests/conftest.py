@@ -58,6 +58,22 @@ def codec(request, monkeypatch):
 
 
 @pytest.fixture
+def alone(monkeypatch):
+    """Do without extras/, as a lone copy does."""
+    found = concurrent_prompts.sibling
+
+    def missing(folder, name, asked=""):
+        if folder == "extras":
+            raise concurrent_prompts.UsageError(f"{asked} needs extras/{name}.py, which goes beside it")
+        return found(folder, name, asked)
+
+    monkeypatch.setattr(concurrent_prompts, "sibling", missing)
+    concurrent_prompts.meanings.cache_clear()
+    yield
+    concurrent_prompts.meanings.cache_clear()
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working directory with a file of three prompts; no waiting between attempts."""
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import concurrent_prompts
-from concurrent_prompts import Error, Journal, Prompt, PromptError, Result, UsageError, read_prompts
+from concurrent_prompts import Error, Prompt, PromptError, Result, UsageError, open_journal, read_prompts
 from concurrent_prompts.backends import prompts as prompts_file
 from concurrent_prompts.backends import stdlib
 from concurrent_prompts.backends.api import Api
@@ -456,7 +456,7 @@ def check_run(folder: pathlib.Path, prompts: list[Prompt], dice: random.Random) 
     dices = [random.Random(f"{seed} {key(prompt)}") for prompt in prompts]
     results = list(map(answer_to, prompts, dices))
     begun = dice.sample(results, dice.randrange(len(results) + 1))
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         list(journal.left(prompts))
         for result in begun:
             journal.append(result)
@@ -479,7 +479,7 @@ def continue_run(
     path: pathlib.Path, prompts: list[Prompt], results: list[Result], done: list[Result], finish: bool
 ) -> None:
     """Do a run after one that has done some of the work; check that it asks the rest and nothing else."""
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         left = list(journal.left(prompts))
         kept = sum(result.error is None for result in done)
         assert journal.kept == kept, f"{journal.kept} of {kept} answers recognised"

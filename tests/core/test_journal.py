@@ -16,6 +16,7 @@ from concurrent_prompts import (
     as_prompts,
     fingerprint,
     http_error,
+    open_journal,
     read_prompts,
 )
 from concurrent_prompts.backends.api import Api, batch_row
@@ -23,6 +24,7 @@ from concurrent_prompts.backends.api import Api, batch_row
 pytestmark = pytest.mark.usefixtures("codec")
 
 FAILED = Error("http_500", "boom", 500, True)
+careful = pytest.mark.skipif(not concurrent_prompts.meanings("outputs", "extras"), reason="extras/outputs.py is away")
 
 
 @pytest.fixture
@@ -39,12 +41,12 @@ def result_of(prompt, text=None, error=None, **more):
     return Result(prompt, text=None if error else text, error=error, attempts=1, **more)
 
 
-def session(path, items, *, fail=(), answer=None, finish=True, settings=None, **options):
+def session(path, items, *, fail=(), answer=None, finish=True, settings=None, opened=open_journal, **options):
     """Do what a run does, last prompt first; return the contents of the prompts that it asked.
 
     `fail` are the contents that fail, `answer` how many are answered before the run is interrupted.
     """
-    with Journal(path, **options) as journal:
+    with opened(path, **options) as journal:
         asked = list(journal.left(prepare(items, **settings or {})))
         for prompt in asked[::-1][:answer]:
             failed = FAILED if prompt.content in fail else prompt.error
@@ -77,7 +79,7 @@ def superseded(path):
 
 def test_a_line_is_there_as_soon_as_it_is_appended_and_in_order_at_the_end(path):
     first, second, third = prepare(["a", "b", "c"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left([first, second, third])) == [first, second, third]
         for done, prompt in enumerate([third, first, second], 1):
             journal.append(result_of(prompt))
@@ -99,7 +101,7 @@ def test_a_column_is_never_taken_for_a_field(path):
 
 def test_the_fields_of_a_line(path):
     (prompt,) = prepare([{"id": "x", "prompt": "a", "lang": "de", "text": "mine", "n": None}])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         list(journal.left([prompt]))
         journal.append(result_of(prompt, usage={"total_tokens": 3}, finish_reason="stop", model="m", latency=0.5))
     (row,) = rows(path)
@@ -126,7 +128,7 @@ ODD = {
 @pytest.mark.parametrize(("item", "answer"), ODD.values(), ids=ODD)
 def test_odd_content_is_a_line_of_strict_json_and_is_recognised(path, item, answer):
     (prompt,) = prepare([item])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         list(journal.left([prompt]))
         journal.append(result_of(prompt, **answer))
     assert path.read_bytes().count(b"\n") == 1
@@ -144,7 +146,7 @@ def test_what_can_be_read_can_be_written(path, tmp_path):
         return in_a_deeper_call(levels - 1, result) if levels else journal.append(result)
 
     prompts = prepare(read_prompts(tmp_path / "p.jsonl"))
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         for prompt in journal.left(prompts):
             in_a_deeper_call(30, result_of(prompt, error=prompt.error))
         journal.finish()
@@ -181,9 +183,11 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch, short):
         file = open(name, mode, **options)  # noqa: SIM115
         return file if mode == "rb" else Disk(file)
 
-    monkeypatch.setattr(concurrent_prompts, "open", open_on_disk, raising=False)
+    for module in concurrent_prompts, concurrent_prompts.meanings("files", "extras"):
+        if module:
+            monkeypatch.setattr(module, "open", open_on_disk, raising=False)
     prompts = prepare(["a", "b", "c"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         list(journal.left(prompts))
         journal.append(result_of(prompts[0]))
         for Disk.room in (0, 1, 40):
@@ -214,7 +218,7 @@ def test_a_finish_that_fails_loses_nothing(path, monkeypatch, broken):
 
 def test_a_run_of_only_the_first_prompts_keeps_the_other_answers(path):
     session(path, ["a", "b", "c"], fail=["c"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left(prepare(["a"]))) == []
         journal.finish(whole=False)
     assert not list(path.parent.glob("*superseded*"))
@@ -261,6 +265,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("before", "after", "asked", "aside"), CHANGES.values(), ids=CHANGES)
+def test_a_lone_copy_keeps_at_the_end_what_is_no_longer_asked(path, before, after, asked, aside):
+    session(path, before, opened=Journal)
+    for again in (asked, []):
+        assert session(path, after, opened=Journal) == again
+        assert texts(path) == [f"to {prompt.content}" for prompt in prepare(after)] + (aside or [])
+
+
+@careful
+@pytest.mark.parametrize(("before", "after", "asked", "aside"), CHANGES.values(), ids=CHANGES)
 def test_continuing_with_a_changed_input(path, before, after, asked, aside):
     session(path, before)
     assert session(path, after) == asked
@@ -278,6 +291,7 @@ def test_continuing_with_a_changed_input(path, before, after, asked, aside):
     assert session(path, after) == []
 
 
+@careful
 @pytest.mark.parametrize(
     "settings",
     [{"model": "other"}, {"params": {"n": 2}}, {"system": "s"}, {"endpoint": "responses"}, {"template": "{prompt}!"}],
@@ -302,7 +316,7 @@ def test_an_interrupted_run_goes_on(path):
     items = list("abcdef")
     assert session(path, items, answer=2, finish=False) == items
     assert session(path, items, answer=3, finish=False) == list("abcd")
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert [prompt.content for prompt in journal.left(prepare(items))] == ["a"]
         assert journal.kept == 5
     assert session(path, items) == ["a"]
@@ -311,7 +325,7 @@ def test_an_interrupted_run_goes_on(path):
 
 def test_failed_rows_are_kept_or_asked_again(path):
     session(path, ["a", "b", "c"], fail=["b"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left(prepare(["a", "b", "c"]))) == []
         assert (journal.kept, [error.type for error in journal.kept_errors]) == (2, ["http_500"])
     assert session(path, ["a", "b", "c"]) == []
@@ -386,10 +400,10 @@ FOREIGN = {
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_a_file_that_holds_something_else_is_refused_and_left_alone(path, content):
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="-o"), Journal(path):
+    with pytest.raises(UsageError, match="-o"), open_journal(path):
         pass
     assert path.read_bytes() == content
-    with Journal(path, overwrite=True) as journal:
+    with open_journal(path, overwrite=True) as journal:
         (prompt,) = journal.left(prepare(["a"]))
         assert path.read_bytes() == content  # until there is something better
         journal.append(result_of(prompt))
@@ -402,15 +416,16 @@ def test_a_foreign_line_after_ours_is_refused(path):
         file.write(b"my notes\n")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="something other"):
-        Journal(path)
+        open_journal(path)
     assert path.read_bytes() == before
 
 
+@careful
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"not a file that can be continued but a directory"):
-        Journal(tmp_path)
+        open_journal(tmp_path)
     with pytest.raises(UsageError, match=r"cannot write.*No such file"):
-        Journal(tmp_path / "missing" / "p.jsonl")
+        open_journal(tmp_path / "missing" / "p.jsonl")
 
 
 # ---- Batch output lines --------------------------------------------------------------------------------------
@@ -438,7 +453,7 @@ def batch_results():
 
 def test_batch_output_lines_and_how_they_go_on(path):
     results, lines = batch_results()
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         list(journal.left(prepare(BATCH)))
         for result in results[::-1]:
             journal.append(result)
@@ -447,14 +462,14 @@ def test_batch_output_lines_and_how_they_go_on(path):
     assert [list(row) for row in found] == [["id", "custom_id", "response", "error"]] * 3
     assert all(row.pop("id").startswith("batch_req_") for row in found)
     assert found == lines
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left(prepare(BATCH[::-1]))) == []
         assert (journal.kept, {(error.type, error.status) for error in journal.kept_errors}) == (
             1, {("http_400", 400), ("timeout", None)},
         )  # fmt: skip
         journal.finish()
     assert [row["custom_id"] for row in rows(path)] == ["z", "y", "x"]
-    with Journal(path, retry_failed=True) as journal:
+    with open_journal(path, retry_failed=True) as journal:
         assert [prompt.id for prompt in journal.left(prepare(BATCH))] == ["y", "z"]
 
 
@@ -475,11 +490,12 @@ def test_blank_lines_and_zeros_in_the_file_are_passed_over(path):
     assert texts(path) == ["to a", "to b", "to c"]
 
 
+@careful
 @pytest.mark.parametrize("whole", [True, False], ids=["finished", "interrupted"])
 @pytest.mark.parametrize("change", [os.remove, lambda path: os.replace(path, f"{path}.old")], ids=["removed", "moved"])
 def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change, whole):
     prompts = prepare(["a", "b"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         asked = list(journal.left(prompts))
         journal.append(result_of(asked[1]))
         change(path)
@@ -490,8 +506,9 @@ def test_a_file_that_is_removed_in_mid_run_is_written_again(path, change, whole)
     assert session(path, ["a", "b"]) == []
 
 
+@careful
 def test_a_file_in_whose_place_another_stands_is_not_touched(path):
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         (asked,) = journal.left(prepare(["a"]))
         journal.append(result_of(asked))
         os.remove(path)
@@ -505,7 +522,7 @@ def test_a_file_in_whose_place_another_stands_is_not_touched(path):
 
 
 def check(path, items, **settings):
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         journal.check(prepare(items, **settings), "q.txt")
 
 
@@ -519,6 +536,7 @@ def test_a_job_that_has_changed_is_the_same_job(path, items, settings):
     check(path, items, **settings)
 
 
+@careful
 def test_another_jobs_answers_are_refused(path):
     session(path, ["a", "b", "c"], fail=["c"])
     before = path.read_bytes()
@@ -533,6 +551,7 @@ def test_failures_alone_hold_nobody_up(path):
     check(path, ["x"])
 
 
+@careful
 def test_a_damaged_line_costs_no_other(path):
     session(path, ["a", "b", "c"])
     first, second, third = path.read_bytes().splitlines(keepends=True)
@@ -560,7 +579,7 @@ def test_damage_is_passed_over_or_refused_and_costs_no_other_line(path, damage):
     path.write_bytes(broken)
     if asked is None:
         with pytest.raises(UsageError, match="line 2"):
-            Journal(path)
+            open_journal(path)
         assert path.read_bytes() == broken
     else:
         assert session(path, ["a", "b", "c"]) == asked
@@ -588,7 +607,7 @@ def test_a_torn_line_that_could_not_be_cut_off_is_cut_off_before_the_next(path, 
                 raise OSError(errno.EIO, "Input/output error")
             return self.file.truncate(size)
 
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         asked = list(journal.left(prepare(["a", "b", "c"])))
         journal.append(result_of(asked[0]))
         journal._file = Disk(journal._file)
@@ -605,7 +624,7 @@ def test_a_failure_that_was_answered_since_does_not_stay_beside_the_answer(path)
     items = ["a", "b", "c"]
     session(path, items, fail=["b", "c"])
     session(path, items, retry_failed=True, fail=["b"], finish=False)
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left(prepare(items[:2]))) == []
         journal.finish(whole=False)
     assert [(row["id"], row["text"]) for row in rows(path)] == [(1, "to a"), (2, None), (3, "to c")]
@@ -618,6 +637,7 @@ def test_the_mode_of_the_file_is_kept(path):
     assert path.stat().st_mode & 0o777 == 0o600 or os.name == "nt"
 
 
+@careful
 def test_a_name_that_cannot_be_replaced_keeps_what_is_complete(path, monkeypatch, caplog):
     def busy(*names):
         raise OSError(errno.EBUSY, "Device or resource busy")
@@ -633,7 +653,7 @@ def test_what_is_written_is_brought_to_the_disk(path, monkeypatch):
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(fsync(number)))
     prompts = prepare(["a", "b"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         for prompt, count in zip(journal.left(prompts), (1, 2), strict=True):
             journal.append(result_of(prompt))
             journal.sync()
@@ -653,24 +673,24 @@ def test_a_file_that_another_run_has_just_replaced_is_refused(path, monkeypatch)
 
     monkeypatch.setattr("builtins.open", replaced)
     with pytest.raises(UsageError, match="another run"):
-        Journal(path)
+        open_journal(path)
 
 
 def test_a_second_run_on_the_same_file_is_refused_and_changes_nothing(path):
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         (asked,) = journal.left(prepare(["a"]))
         journal.append(result_of(asked))
         for options in ({}, {"overwrite": True}):
             with pytest.raises(UsageError, match="another run is writing"):
-                Journal(path, **options)
+                open_journal(path, **options)
     assert texts(path) == ["to a"]
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert list(journal.left(prepare(["a"]))) == []
 
 
 def test_failures_of_the_same_question_are_told_apart(path):
     items = ["a", "b", "a"]
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         asked = list(journal.left(prepare(items)))
         journal.append(result_of(asked[2], error=FAILED))
     assert session(path, items, fail=["a"], answer=2, finish=False) == ["b", "a"]  # the first takes the other's line
@@ -679,7 +699,7 @@ def test_failures_of_the_same_question_are_told_apart(path):
 
 
 def test_the_place_of_a_line_beyond_4_gib(tmp_path):
-    with Journal(tmp_path / "r.jsonl") as journal:
+    with open_journal(tmp_path / "r.jsonl") as journal:
         assert list(journal.left(iter(prepare(["a", "b", "c"])))) and len(journal._offsets) == 3
         for number, offset in enumerate((0, 2**32 - 2, 2**32 - 1)):
             journal._place(number, offset)

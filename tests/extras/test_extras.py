@@ -18,7 +18,8 @@ from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
-PARTS = "__init__", "stand_in", "plot_page", "inputs", "library", "limits", "progress", "ran", "sweep"
+PARTS = ("__init__", "files", "inputs", "library", "limits", "outputs", "plot_page", "progress", "ran", "reading",
+         "stand_in", "sweep")  # fmt: skip
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -78,10 +79,13 @@ sys.exit(concurrent_prompts.main(sys.argv[1:]))
 """
 
 
+FILED = ["files", "outputs", "reading"]  # of every run
+
+
 @pytest.mark.parametrize(("words", "loaded"), [
-    (["p.txt", "-b", "stdlib", "-q"], [name for name in INDEX if "" in INDEX[name]]),
+    (["p.txt", "-b", "stdlib", "-q"], [*FILED, *(name for name in INDEX if "" in INDEX[name])]),
     (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"],
-     ["ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
+     [*FILED, "ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):

@@ -13,7 +13,7 @@ import tracemalloc
 
 import pytest
 
-from concurrent_prompts import Journal, Result, main, read_prompts, recognised
+from concurrent_prompts import Result, main, open_journal, read_prompts, recognised
 from concurrent_prompts.extras.shards import in_shard
 from tests.helpers import SCRIPT, batch_line, jsonl, rows, said
 
@@ -341,10 +341,10 @@ def test_the_n_of_the_shards_has_to_be_named(answer, capsys):
 
 def test_a_shard_or_an_output_that_a_run_is_writing(answer, capsys):
     assert [answer("p.txt", "--shard", f"{place}/2") for place in (1, 2)] == [0, 0]
-    with Journal(pathlib.Path(B)):
+    with open_journal(pathlib.Path(B)):
         assert merge() == 2
     assert said(capsys) == f"a run is writing {B}; merge when it has ended"
-    with Journal(pathlib.Path("p.results.jsonl")):
+    with open_journal(pathlib.Path("p.results.jsonl")):
         assert merge("--overwrite") == 2
     assert said(capsys) == "a run is writing p.results.jsonl; merge when it has ended"
     assert merge("--overwrite") == 0

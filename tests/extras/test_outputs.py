@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 import concurrent_prompts
-from concurrent_prompts import Error, Journal, Result, UsageError, as_prompts, main
+from concurrent_prompts import Error, Result, UsageError, as_prompts, main, open_journal
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.bulk import PendingJobs
 
@@ -33,7 +33,7 @@ def prepare(items):
 
 def answer(path, items, **options):
     """Do a run that answers all that is open."""
-    with Journal(pathlib.Path(path), **options) as journal:
+    with open_journal(pathlib.Path(path), **options) as journal:
         for prompt in journal.left(prepare(items)):
             journal.append(Result(prompt, text="an answer", attempts=1))
         journal.finish()
@@ -85,7 +85,7 @@ def test_what_is_written_beside_the_results_is_never_readable_to_more(here, crea
 def test_a_results_file_that_is_made_anew_or_rescued_keeps_its_permissions(tmp_path, created):
     path, other = tmp_path / "r.jsonl", tmp_path / "other"
     path.touch(0o640)
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         path.unlink()
         journal.attend()
         assert mode(path) == 0o640
@@ -233,12 +233,14 @@ def test_a_file_of_somebody_else_is_not_written_to(tmp_path, monkeypatch):
     aside.write_text("theirs\n")
     stranger = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: stranger)
-    ask, owner = concurrent_prompts.foreign, types.SimpleNamespace(st_uid=stranger)
-    monkeypatch.setattr(concurrent_prompts, "foreign", lambda file, results: ask(file, owner))
+    files, outputs = extra("files"), extra("outputs")
+    ask, owner = files.foreign, types.SimpleNamespace(st_uid=stranger)
+    for module in files, outputs:
+        monkeypatch.setattr(module, "foreign", lambda file, results: ask(file, owner))
     with pytest.raises(UsageError, match=r"r\.superseded\.jsonl is somebody else's file; remove it"):
-        Journal(path)
+        open_journal(path)
     with pytest.raises(OSError, match="somebody else's file; remove it"):
-        concurrent_prompts.open_beside(aside, path)
+        files.open_beside(aside, path)
     assert aside.read_text() == "theirs\n"
 
 
@@ -259,7 +261,7 @@ def test_what_is_put_there_in_mid_run_is_not_written_to(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     path, what = pathlib.Path("r.jsonl"), kind[:6]
     answer(path, ["a"])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         for prompt in journal.left(prepare(["b"])):
             journal.append(Result(prompt, text="an answer"))
         KINDS[kind](pathlib.Path("r.superseded.jsonl"))
@@ -382,7 +384,7 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
     budget, price = extra("budget").Budget(1.0), extra("prices").as_price((1, 1))
     prompts = prepare(["a", {"prompt": "a", "x": 1}, BATCH])
     with contextlib.suppress(UsageError):
-        with Journal(path, retry_failed=flags[0]) as journal:
+        with open_journal(path, retry_failed=flags[0]) as journal:
             budget.load(path, lambda row: price)
             journal.check(prompts, "p.txt")
             for prompt in journal.left(prompts):

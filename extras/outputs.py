@@ -1,0 +1,192 @@
+"""The results file among others: what else may stand in its place or beside it, and what becomes of it meanwhile.
+
+Without this file a run is as safe for what it has answered, but takes the file for what it seems to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import IO, Any
+
+from . import core
+from .files import foreign, open_beside, open_regular, other_than_file, unwritable_draft
+
+BESIDE = "superseded", "rescued", "spent", "running"
+
+
+class CarefulJournal(core.Journal):
+    """The results file, of which nothing is written over that is not its own.
+
+    Results of prompts that are no longer in the input, or were asked otherwise, go to FILE.superseded.jsonl, since they
+    were paid for. Raises UsageError where the file is no file, another job's, or where something stands beside it.
+    """
+
+    def __init__(self, path: pathlib.Path, **options: bool) -> None:
+        self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
+        self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
+        self._new = False
+        super().__init__(path, **options)
+
+    def __exit__(self, kind: Any = None, *failure: Any) -> None:
+        if not self._file.closed and self._file.writable():
+            try:
+                self.attend()
+            except OSError:
+                self._rescue()
+        super().__exit__(kind, *failure)
+        if self._new and kind is core.UsageError and not self._size:
+            self.path.unlink()
+
+    def _open(self) -> IO[bytes]:
+        check_kind(self.path)
+        self._new = not self.path.exists()
+        check_beside(self.path)
+        file: IO[bytes] = open_regular(self.path, "a+b", buffering=0)
+        return self._locked(file)
+
+    # ---- Lines of earlier runs -----------------------------------------------------------------------------------
+
+    def _recognise(self, row: Any, number: int, offset: int) -> None:
+        super()._recognise(row, number, offset)
+        if self._lines[offset][2] and core.recognised(row)[3]:
+            self._refused.add(offset)
+
+    def check(self, prompts: Iterable[core.Prompt], source: str) -> None:
+        """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
+        rows = {row for _, row, error in self._lines.values() if error is None}
+        keys = map(core.fingerprint, prompts)
+        if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
+            return
+        what = f"{self.path} holds the answers of another job: none belongs to {source}"
+        raise core.UsageError(f"{what}; choose another file (-o), or give them up (--overwrite)")
+
+    def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, core.Error | None]:
+        claimed = super()._claim(key, earlier)
+        if earlier:
+            self._claimed.add((key, claimed[1]))
+        return claimed
+
+    def unclaimed(self, key: str) -> list[int]:
+        """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
+        return sorted(self._earlier.get(key, ()), key=lambda place: self._lines[place][2] is not None)
+
+    # ---- While it is written ---------------------------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """See that the file is there: where somebody has removed it, go on in a new one with all that it held.
+
+        Raises OSError where there can be none, or another file has taken its place.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                raise FileExistsError(errno.EEXIST, "another file has taken its place")
+            return
+        mode = 0o666 & os.fstat(self._file.fileno()).st_mode
+        number = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode)
+        new = open(number, "a+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._copy(new)
+        core.lock(new, self.path)
+        self._file.close()
+        self._file, self._synced = new, 0
+        core.log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
+
+    def _copy(self, file: IO[bytes]) -> None:
+        with self.reading() as lines:
+            lines.seek(0)
+            shutil.copyfileobj(lines, file)
+
+    def _rescue(self) -> None:
+        """Write the answers beside a file that has taken their place, where that is possible."""
+        place = place_of(self.path, "rescued")
+        try:
+            with open_beside(place, self._file.fileno()) as file:
+                self._copy(file)
+            core.log.warning("the answers are in %s", place)
+        except OSError as failure:
+            core.log.warning("the answers could not be written to %s: %s", place, failure.strerror)
+
+    # ---- The end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, whole: bool = True) -> None:
+        """Put the file into the input's order; where no file may take its place there, it stays as it is."""
+        try:
+            super().finish(whole)
+        except OSError as failure:
+            if failure.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
+                raise
+            reason = failure.strerror
+            core.log.warning("%s cannot be put into the input's order (%s); it is complete", self.path, reason)
+
+    def _keep_others(self, file: IO[bytes], lines: IO[bytes], whole: bool) -> None:
+        stale = [core.line_at(lines, place) for place in self._stale(whole)]
+        if not whole:
+            file.writelines(stale)
+        elif stale:
+            core.flush(file)
+            self._set_aside(stale)
+
+    def _stale(self, answers: bool) -> list[int]:
+        """Return where the lines (or only the answers) stand that belong to nothing in the input."""
+        places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
+        if self._refused:  # but for those that were kept: others were asked again
+            places |= self._refused - {place - 1 for place in self._offsets}
+        if not answers:
+            for key, offsets in self._earlier.items():
+                last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
+                newer = {self._lines[offset][0] for offset in offsets if offset in places}
+                places.update(last[row_id] for row_id in last.keys() - newer if (key, row_id) not in self._claimed)
+        return sorted(places)
+
+    def _set_aside(self, lines: list[bytes]) -> None:
+        place = place_of(self.path, "superseded")
+        with open_beside(place, self._file.fileno()) as file:
+            file.writelines(lines)
+            core.flush(file)
+        core.log.warning("%s to what is no longer asked moved to %s", core.plural(len(lines), "answer"), place)
+
+
+class Look(CarefulJournal):
+    """The results file as it is: nothing is written, created or locked."""
+
+    def _open(self) -> IO[bytes]:
+        check_kind(self.path)
+        file: IO[bytes] = open_regular(self.path, buffering=0)
+        return file
+
+    def _mend(self, size: int, last: bytes) -> int:
+        return size
+
+
+def place_of(results: pathlib.Path, what: str) -> pathlib.Path:
+    """Return where one of BESIDE is kept beside a results file: answers keep its suffix."""
+    if what in ("superseded", "rescued"):
+        return results.with_name(f"{results.stem}.{what}{results.suffix}")
+    path: pathlib.Path = core.beside_results(results, what)
+    return path
+
+
+def check_kind(results: pathlib.Path) -> None:
+    """Raise UsageError where something else than a file stands there."""
+    if kind := other_than_file(results):
+        what = f"{results} is not a file that can be continued but {kind}"
+        raise core.UsageError(f"{what}; choose another with -o (- is stdout)")
+
+
+def check_beside(results: pathlib.Path) -> None:
+    """Raise UsageError where something stands in the place of a file that is written beside the results."""
+    owner = results if results.exists() else pathlib.Path(os.path.realpath(results)).parent
+    for path in (place_of(results, what) for what in BESIDE):
+        try:
+            reason = other_than_file(path, links=False) or foreign(path.lstat(), owner.stat())
+        except FileNotFoundError:
+            continue
+        if reason:
+            raise core.UsageError(f"{path} is {reason}; remove it, or choose another results file with -o")
+    for path in (results, core.beside_results(results, "spent")):
+        if why := unwritable_draft(path):
+            raise core.UsageError(f"{why}, or choose another results file with -o")
