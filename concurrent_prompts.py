@@ -65,7 +65,6 @@ import re
 import shutil
 import textwrap
 import time
-import traceback
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import IO, Any, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
@@ -1604,7 +1603,7 @@ class Run:
         self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self.answers = 0
         self.calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
-        self._wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
+        self.wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
@@ -1692,31 +1691,7 @@ class Run:
     def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
         wrapping = [extra for extra in self.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
-        for extra in reversed(wrapping):
-            with blaming(extra.wrap):
-                attempt = extra.wrap(attempt)
-        return self._endable(attempt) if wrapping else attempt
-
-    def _endable(self, attempt: Attempt) -> Attempt:
-        """Let the deadline end what the extras do after a call, as it ends the call itself."""
-
-        async def call(prompt: Prompt) -> Reply:
-            task = asyncio.current_task(self._loop)
-            assert task is not None
-            self._wrapping.add(task)
-            cancelled = task.cancelling()
-            try:
-                return await attempt(prompt)
-            except asyncio.CancelledError:
-                if task in self._wrapping or task.uncancel() > cancelled:
-                    raise
-                failure = PromptError("deadline", "the deadline came before the answer was checked", "stop")
-                failure.keep = self.open[prompt.number].reply
-                raise failure from None
-            finally:
-                self._wrapping.discard(task)
-
-        return call
+        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, wrapping) if wrapping else attempt
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1788,7 +1763,9 @@ class Run:
         """Note what came instead of an answer, of a call if one was `sent`; return it as one of our errors."""
         reply, result.reply = result.reply, None
         if not isinstance(failure, PromptError):  # what an extra did not mean to raise
-            failure = self.discreet(extra_failure(self._guilty(failure), failure))
+            wraps = hooked(self.extras, "wrap")
+            guilty = sibling("extras", "wraps").guilty(wraps, failure) if wraps else self._attempt
+            failure = self.discreet(extra_failure(guilty, failure))
             if reply:  # it was paid
                 failure.keep = reply
                 result.take(reply)
@@ -1806,12 +1783,6 @@ class Run:
         failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
         failure.args = failure.error[1:2]
         return failure
-
-    def _guilty(self, failure: Exception) -> Any:
-        """Return the wrap of the extra that raised it: the innermost that it came through."""
-        files = {wrap.__module__: wrap for wrap in hooked(self.extras, "wrap")}
-        came = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(failure.__traceback__)]
-        return next((files[name] for name in reversed(came) if name in files), [self._attempt, *files.values()][-1])
 
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
@@ -1950,8 +1921,8 @@ class Run:
         self.stop(reason)
         for call in self.calls.values():
             call.end(reason)
-        for task in self._wrapping - self.calls.keys() - self._resting:
-            self._wrapping.discard(task)
+        for task in self.wrapping - self.calls.keys() - self._resting:
+            self.wrapping.discard(task)
             task.cancel()
 
     async def _back_off(self, failure: PromptError, result: Result) -> bool:

@@ -1,0 +1,47 @@
+"""The extras' `wrap` around each attempt: composed once, ended by the deadline, and named where one raises."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from . import core
+
+
+def wrapped(run: core.Run, attempt: core.Attempt, extras: Iterable[Any]) -> core.Attempt:
+    """Return the attempt with what these extras wrap around it, the first one outermost."""
+    for extra in reversed([*extras]):
+        with core.blaming(extra.wrap):
+            attempt = extra.wrap(attempt)
+    return endable(run, attempt)
+
+
+def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
+    """Let the deadline end what the extras do after a call, as it ends the call itself."""
+
+    async def call(prompt: core.Prompt) -> core.Reply:
+        task = asyncio.current_task()
+        assert task is not None
+        run.wrapping.add(task)
+        cancelled = task.cancelling()
+        try:
+            return await attempt(prompt)
+        except asyncio.CancelledError:
+            if task in run.wrapping or task.uncancel() > cancelled:
+                raise
+            failure = core.PromptError("deadline", "the deadline came before the answer was checked", "stop")
+            failure.keep = run.open[prompt.number].reply
+            raise failure from None
+        finally:
+            run.wrapping.discard(task)
+
+    return call
+
+
+def guilty(wraps: list[Any], failure: Exception) -> Any:
+    """Return the wrap of the extra that raised it: the innermost that it came through."""
+    files = {wrap.__module__: wrap for wrap in wraps}
+    came = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    return next((files[name] for name in reversed(came) if name in files), wraps[-1])
