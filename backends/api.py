@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import ALIVE, core, named_proxy
-from .failures import error_of, reset_wait
+from .failures import ERROR_MOST, error_of, header, reset_wait
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .meanings import LEFT_TEXT, POLICY_TEXT, RESET_TEXT
 from .prompts import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from . import Post
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-TEXT_MOST = 8 * core.ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
+TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
 
 
 class Api:
@@ -367,9 +367,9 @@ class Api:
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
-            if 200 <= status < 300 and len(body) > core.ERROR_MOST:
+            if 200 <= status < 300 and len(body) > ERROR_MOST:
                 self.raise_discreetly(failure)  # which has little of the body
-            body = self.conceal(body[:core.ERROR_MOST].decode("latin-1")).encode("latin-1")
+            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
@@ -454,19 +454,19 @@ class Told(NamedTuple):
 def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
     """Return what the headers of a reply tell of the limit of requests or tokens; None if they tell nothing."""
     for form in LIMIT_FORMS[name]:
-        if not (text := core.header(headers, form.format("limit"))):
+        if not (text := header(headers, form.format("limit"))):
             continue
         try:
             limit, window = float(text), 0
         except ValueError:
             limit, window = limit_in_words(text)
         try:
-            left = float(core.header(headers, form.format("remaining")).replace(",", ""))
+            left = float(header(headers, form.format("remaining")).replace(",", ""))
         except ValueError:
             continue
         if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
             continue
-        wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
+        wait, is_date = reset_wait(header(headers, form.format("reset")), headers)
         if form in NAMED:
             return Told(limit / NAMED[form], left, limit, wait)
         if form in WINDOWS or (is_date and form not in BUCKETS):
@@ -478,9 +478,9 @@ def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
 
 def told_in_one(headers: Mapping[str, str]) -> Told | None:
     """Return what one header tells of the limit of requests, `"default";r=50;t=30` beside `"default";q=100;w=60`."""
-    if not (both := core.header(headers, "ratelimit")):
+    if not (both := header(headers, "ratelimit")):
         return None
-    policy = POLICY_TEXT.search(core.header(headers, "ratelimit-policy"))
+    policy = POLICY_TEXT.search(header(headers, "ratelimit-policy"))
     left, reset = LEFT_TEXT.search(both), RESET_TEXT.search(both)
     if not (policy and left and int(policy[1]) and int(policy[2])):
         return None

@@ -18,15 +18,14 @@ MOST_LINES_OF_A_FILE = 800  # of backends and extras
 
 # What the files of the two folders use of the core. A change here is a change for third parties, too.
 PUBLIC = """
-    AUTO_CONCURRENCY Ask Attempt CONTENT_KEYS Call DEEPEST DEFAULT_MODEL DEFAULT_TIMEOUT ERROR_MOST Error
-    HEADER_MOST Http Journal LINE_START LONG_INPUT Limiter MESSAGE_MOST NEVER_THERE NOT_UTF8 NOT_WRITTEN NO_TOKENS
-    PAUSE_CEILING PROGRAM Place Prompt PromptError RESULT_MOST Ran Record Reply Result Run STDIN TABLES Tally
-    UsageError WAITS WHOLE __loader__ __name__ __version__ as_prompt_error beside beside_results blaming call_hook
-    concurrently decode_row deliver disk_error dump duration encode_json extra_failure extra_name file_of
-    fingerprint flush header hint hooked http_error in_short line_at line_rows load lock log meanings new_runner
-    no_service obeys own_prompt parse_json plural positive progress prompts_of recognised replacing result_in
-    run_loop say_error sequentially shallow short sibling tell_report text_of times to_line token_counts visible
-    wrapped
+    AUTO_CONCURRENCY Ask Attempt CONTENT_KEYS Call DEEPEST DEFAULT_MODEL DEFAULT_TIMEOUT Error Http Journal
+    LINE_START LONG_INPUT Limiter NEVER_THERE NOT_UTF8 NOT_WRITTEN NO_TOKENS PAUSE_CEILING PROGRAM Place Prompt
+    PromptError RESULT_MOST Ran Record Reply Result Run STDIN TABLES Tally UsageError WAITS WHOLE __loader__
+    __name__ __version__ as_prompt_error beside beside_results blaming call_hook concurrently decode_row deliver
+    disk_error dump duration encode_json extra_failure extra_name file_of fingerprint flush hint hooked http_error
+    in_short line_at line_rows load lock log meanings new_runner no_service obeys own_prompt parse_json plural
+    positive progress prompts_of recognised replacing result_in run_loop say_error sequentially shallow short
+    sibling tell_report text_of times to_line token_counts visible wrapped
 """
 
 
