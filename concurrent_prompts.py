@@ -303,21 +303,13 @@ def fingerprint(prompt: Prompt) -> str:
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
-read_json = json.JSONDecoder().raw_decode
 
 
 def _dump(value: Any) -> bytes:
     return encode_json(value).encode()
 
 
-def _load(text: bytes | str) -> Any:
-    text = text if isinstance(text, str) else text.decode()
-    value, end = read_json(text)
-    if end < len(text) and not text[end:].isspace():
-        raise ValueError("more than one value")
-    return value
-
-
+_load = json.loads
 dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
 load: Callable[[bytes | str], Any] = _load  # the other way; ValueError, RecursionError
 with contextlib.suppress(ImportError):  # replies and results, several times as fast
