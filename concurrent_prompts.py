@@ -2655,7 +2655,7 @@ class Journal:
         """
         self.attend()
         self.sync()
-        with replacing(self.path) as file:
+        with replacing(pathlib.Path(os.path.realpath(self.path))) as file:  # a link stays one
             with self.reading() as lines:
                 file.writelines(self._ordered(lines))
                 self._keep_others(file, lines, whole)
@@ -2776,25 +2776,16 @@ def flush(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side: bool = False) -> Iterator[IO[bytes]]:
-    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link.
-
-    It has the permissions of the file that was there, else no wider ones than those that are `like` it. One at the
-    `side` of these has no wider ones in any case, and takes the place of a link.
-    """
-    target = pathlib.Path(path if side else os.path.realpath(path))
-    draft, mode = beside_results(target, "tmp"), 0o666
-    replaced = not side and target.exists()
-    for file in [target] if replaced else like:
-        with contextlib.suppress(FileNotFoundError):
-            mode &= os.stat(file).st_mode
+def replacing(target: pathlib.Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all; without a mode it keeps the file's."""
+    draft, like = beside_results(target, "tmp"), target.stat().st_mode & 0o666 if mode is None else mode
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open(draft, "xb", opener=functools.partial(os.open, mode=mode)) as new:  # "x" follows no link
-            yield new
-            flush(new)
-        if replaced:
+        with open(draft, "xb", opener=functools.partial(os.open, mode=like)) as file:  # "x" follows no link
+            yield file
+            flush(file)
+        if mode is None:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copymode(target, draft)  # where the umask has taken more
         os.replace(draft, target)
