@@ -302,21 +302,13 @@ def fingerprint(prompt: Prompt) -> str:
 
 # What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
-read_json = json.JSONDecoder().raw_decode
 
 
 def _dump(value: Any) -> bytes:
     return encode_json(value).encode()
 
 
-def _load(text: bytes | str) -> Any:
-    text = text if isinstance(text, str) else text.decode()
-    value, end = read_json(text)
-    if end < len(text) and not text[end:].isspace():
-        raise ValueError("more than one value")
-    return value
-
-
+_load = json.loads
 dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
 load: Callable[[bytes | str], Any] = _load  # the other way; ValueError, RecursionError
 with contextlib.suppress(ImportError):  # replies and results, several times as fast
@@ -404,12 +396,6 @@ class PromptError(Exception):
         return usage if isinstance(usage, dict) else None
 
 
-# A server writes what it likes. Only so much of it is read.
-HEADER_MOST = 200  # characters of a header's value
-MESSAGE_MOST = 4000  # characters of an error's message
-ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; the rest is cut off
-
-
 def duration(span: float) -> str:
     """Return the seconds in words: '4.2 ms', '0.31 s', '12.4 s', '3 min 20 s', '2 h 5 min'."""
     if span < 0.1:
@@ -423,12 +409,6 @@ def duration(span: float) -> str:
 def hint(error: Error, asked: str = "") -> str:
     """Return what the user can do about the error, in plain words, or ''; `asked` is the path if all fail alike."""
     return str(sibling("backends", "hints").hint(error, asked))
-
-
-def header(headers: Mapping[str, str], name: str) -> str:
-    """Return the value of a header, at most HEADER_MOST characters of it; '' if it is missing."""
-    value = headers.get(name)
-    return value[:HEADER_MOST] if isinstance(value, str) else ""
 
 
 def short(text: str, width: int = 300) -> str:
@@ -463,7 +443,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     error = PromptError(f"http_{status}", short(text) or f"HTTP {status}", verdict, status)
     error.headers, error.slow = headers, status in (429, 503)
     with contextlib.suppress(ValueError):
-        wait = float(header(headers, "retry-after"))
+        wait = float(str(headers.get("retry-after"))[:20])
         error.wait = wait if passing and 0 < wait < 1e9 else None
     return error
 
@@ -2075,8 +2055,7 @@ class Journal:
         self._retry_failed = retry_failed
         self._earlier: dict[str, list[int]] = {}  # by the request's fingerprint, where its lines stand
         self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
-        # Where each prompt's line begins, by its number, and 1 more: 0 is nowhere yet. Four bytes, while they will do.
-        self._offsets = array.array("I")
+        self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1 is nowhere yet
         self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
         self._torn = overwrite  # what the file holds after the lines that count is to go
         try:
@@ -2106,27 +2085,24 @@ class Journal:
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
-        size, damaged, line = 0, 0, b""
+        size, line = 0, b""
         with self.reading() as lines:
             lines.seek(0)
             for number, line in enumerate(iter(functools.partial(lines.readline, RESULT_MOST), b""), 1):
                 text = line.strip(b"\0\r\n ")  # what an editor or a power cut may leave
-                row = parse_json(text) if len(line) < RESULT_MOST else None
-                if row is not None:
+                ours = LINE_START.startswith(text[: len(LINE_START)]) and len(line) < RESULT_MOST
+                if (row := parse_json(text) if len(line) < RESULT_MOST else None) is not None:
                     self._recognise(row, number, size + line.index(text))
-                elif len(line) == RESULT_MOST or (text and not LINE_START.startswith(text[: len(LINE_START)])):
-                    self._refuse(number)
-                elif text and line.endswith(b"\n"):
-                    damaged = damaged or number
-                    self._lines[size] = None, "", None
-                elif text:  # the last one, cut short
+                elif text and ours and not line.endswith(b"\n"):  # the last one, cut short
                     break
+                elif text:
+                    self._pass_over(number, size, ours)
                 size += len(line)
-        if damaged and not self._earlier:
-            self._refuse(damaged)
-        if damaged:
-            log.warning("%s line %d is damaged: what it answered is asked again", self.path, damaged)
         return self._mend(size, line)
+
+    def _pass_over(self, number: int, offset: int, ours: bool) -> None:
+        """Refuse a damaged line; extras/outputs.py keeps it, where it may be `ours`."""
+        self._refuse(number)
 
     def _mend(self, size: int, last: bytes) -> int:
         """Take away what was cut short; return the size of the file."""
@@ -2157,7 +2133,7 @@ class Journal:
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
         for prompt in prompts:
-            self._offsets.append(0)
+            self._offsets.append(-1)
             key = fingerprint(prompt) if self._earlier else ""
             earlier = self._earlier.get(key[:16])
             if not earlier:
@@ -2167,7 +2143,7 @@ class Journal:
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
-            self._place(prompt.number, offset)
+            self._offsets[prompt.number] = offset
             if row_id != prompt.id or row != key[16:]:
                 self._changed[prompt.number] = prompt
             self.kept += error is None
@@ -2196,18 +2172,8 @@ class Journal:
             raise
         self._torn = False
         for result, line in zip(results, lines, strict=True):
-            try:
-                self._offsets[result.prompt.number] = self._size + 1
-            except OverflowError:
-                self._place(result.prompt.number, self._size)
+            self._offsets[result.prompt.number] = self._size
             self._size += len(line)
-
-    def _place(self, number: int, offset: int) -> None:
-        try:
-            self._offsets[number] = offset + 1
-        except OverflowError:  # from 4 GiB on
-            self._offsets = array.array("Q", self._offsets)
-            self._offsets[number] = offset + 1
 
     def attend(self) -> None:
         """Take it that the file is still there: extras/outputs.py looks."""
@@ -2227,7 +2193,7 @@ class Journal:
         """
         self.attend()
         self.sync()
-        with replacing(self.path) as file:
+        with replacing(pathlib.Path(os.path.realpath(self.path))) as file:  # a link stays one
             with self.reading() as lines:
                 file.writelines(self._ordered(lines))
                 self._keep_others(file, lines, whole)
@@ -2241,12 +2207,11 @@ class Journal:
 
     def place(self, number: int) -> int | None:
         """Return where that prompt's line begins, -1 if it has none, None if the run has not reached it."""
-        return self._offsets[number] - 1 if number < len(self._offsets) else None
+        return self._offsets[number] if number < len(self._offsets) else None
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
-        for number, place in enumerate(self._offsets):
-            offset = place - 1
+        for number, offset in enumerate(self._offsets):
             line = lines.readline() if offset == end else line_at(lines, offset)
             end = offset + len(line)
             yield renewed(line, self._changed[number]) if number in self._changed else line
@@ -2276,20 +2241,16 @@ def recognised(row: Any) -> tuple[Any, str, Error | None, bool]:
             row_id, key, error, answered = sibling("backends", "api").batch_key(row)
         # orjson reads a whole number of more than 64 bits as a float.
         named = isinstance(row_id, str) or type(row_id) is int or (type(row_id) is float and abs(row_id) >= 2**63)
-        sound = error is None or [*map(type, (error.type, error.message, error.retryable))] == [str, str, bool]
-        if not named or not sound or type(error and error.status) not in (int, type(None)):
-            raise ValueError
-        if not re.fullmatch("[0-9a-f]{24}", key):
+        kinds = [str, str, int if error and error.status is not None else type(None), bool]
+        if not named or (error and [*map(type, error)] != kinds) or not re.fullmatch("[0-9a-f]{24}", key):
             raise ValueError
         return row_id, key, error, answered
     except (AttributeError, KeyError, TypeError) as failure:
         raise ValueError from failure
 
 
-FIELDS = (  # of a line, that a Result has under the same name
-    "text", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit",
-    "usage", "finish_reason", "model",
-)  # fmt: skip
+TIMES = "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit"
+FIELDS = "text", *TIMES, "usage", "finish_reason", "model"  # of a line, that a Result has under the same name
 
 
 def result_in(line: bytes, prompt: Prompt) -> Result | None:
@@ -2353,25 +2314,16 @@ def flush(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side: bool = False) -> Iterator[IO[bytes]]:
-    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link.
-
-    It has the permissions of the file that was there, else no wider ones than those that are `like` it. One at the
-    `side` of these has no wider ones in any case, and takes the place of a link.
-    """
-    target = pathlib.Path(path if side else os.path.realpath(path))
-    draft, mode = beside_results(target, "tmp"), 0o666
-    replaced = not side and target.exists()
-    for file in [target] if replaced else like:
-        with contextlib.suppress(FileNotFoundError):
-            mode &= os.stat(file).st_mode
+def replacing(target: pathlib.Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all; without a mode it keeps the file's."""
+    draft, like = beside_results(target, "tmp"), target.stat().st_mode & 0o666 if mode is None else mode
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()  # it may be a link that somebody has laid
     try:
-        with open(draft, "xb", opener=functools.partial(os.open, mode=mode)) as new:  # "x" follows no link
-            yield new
-            flush(new)
-        if replaced:
+        with open(draft, "xb", opener=functools.partial(os.open, mode=like)) as file:  # "x" follows no link
+            yield file
+            flush(file)
+        if mode is None:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copymode(target, draft)  # where the umask has taken more
         os.replace(draft, target)

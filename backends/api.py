@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import ALIVE, core, named_proxy
-from .failures import error_of
+from .failures import ERROR_MOST, error_of
 from .keys import PLAIN_HEADERS, concealer, environment_key, exposure, request_headers, secrets_of, split_query
 from .limits import LIMIT_FORMS as LIMIT_FORMS
 from .limits import limits_in as limits_in
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from . import Post
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-TEXT_MOST = 8 * core.ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
+TEXT_MOST = 8 * ERROR_MOST  # characters of what Python makes of a body without an answer, or of an exception
 
 
 class Api:
@@ -368,9 +368,9 @@ class Api:
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
-            if 200 <= status < 300 and len(body) > core.ERROR_MOST:
+            if 200 <= status < 300 and len(body) > ERROR_MOST:
                 self.raise_discreetly(failure)  # which has little of the body
-            body = self.conceal(body[:core.ERROR_MOST].decode("latin-1")).encode("latin-1")
+            body = self.conceal(body[:ERROR_MOST].decode("latin-1")).encode("latin-1")
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from . import core
 from .api import Api, request_line
+from .failures import MESSAGE_MOST
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ class Job:
 
     def stop(self, kind: str, message: str, status: int | None = None) -> None:
         """Stop the run, since every prompt would fail."""
-        kind, message = self.api.conceal(kind[:core.MESSAGE_MOST]), self.api.conceal(message[:core.MESSAGE_MOST])
+        kind, message = self.api.conceal(kind[:MESSAGE_MOST]), self.api.conceal(message[:MESSAGE_MOST])
         self._run.stop(core.PromptError(core.short(kind, 60), core.short(message, 1000), "stop", status))
 
     @property

@@ -26,12 +26,22 @@ from typing import Any
 from . import core, meanings
 from .exceptions import KEYLESS, REFUSED, UNSENDABLE, class_names, is_refused, members, told_by, wrapped_in
 
+# A server writes what it likes. Only so much of it is read.
+HEADER_MOST = 200  # characters of a header's value
+MESSAGE_MOST = 4000  # characters of an error's message
+ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; the rest is cut off
 LONGEST_WAIT = 1e9  # seconds
 AWAY = 7200.0  # seconds of a limit that are not waited out: it is one of many hours or a day
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
 CODES = "error_type", "error_code", "reason"  # TGI's, Databricks', Novita's
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
+
+
+def header(headers: Mapping[str, str], name: str) -> str:
+    """Return the value of a header, at most HEADER_MOST characters of it; '' if it is missing."""
+    value = headers.get(name)
+    return value[:HEADER_MOST] if isinstance(value, str) else ""
 
 
 # ---- Replies -------------------------------------------------------------------------------------------------
@@ -43,22 +53,22 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
     What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
     """
     if isinstance(body, bytes | str):
-        data = core.shallow(core.parse_json(body[: core.ERROR_MOST]), core.DEEPEST)
+        data = core.shallow(core.parse_json(body[: ERROR_MOST]), core.DEEPEST)
     else:
         body = data = core.shallow(body, core.DEEPEST)
     code, message = error_of(data)
     message = message or page_title(body) or f"HTTP {status}"
     meaning = meaning_of(status, code, message, data)
-    verdict = judged(status, meaning, core.header(headers, "x-should-retry"))
+    verdict = judged(status, meaning, header(headers, "x-should-retry"))
     kind = kind_of(meaning, code) or f"http_{status}"
     if verdict != "stop" and exceeds(message):
         verdict, kind = "fail", "larger_than_limit"
     if 300 <= status < 400:
-        kind, message = "redirect", f"HTTP {status}, redirected to {core.header(headers, 'location') or 'nowhere'}"
+        kind, message = "redirect", f"HTTP {status}, redirected to {header(headers, 'location') or 'nowhere'}"
     told, message = message, core.short(message)
-    if status == 401 and core.header(headers, "www-authenticate").lower().startswith("basic"):
+    if status == 401 and header(headers, "www-authenticate").lower().startswith("basic"):
         message += " (WWW-Authenticate: Basic)"
-    error = core.PromptError(kind, message, verdict, status, (status, core.header(headers, "x-request-id"), data))
+    error = core.PromptError(kind, message, verdict, status, (status, header(headers, "x-request-id"), data))
     error.headers = headers
     return passing(error, meaning, told, status in meanings.SLOW_STATUSES)
 
@@ -168,7 +178,7 @@ def error_in_answer(data: Any) -> core.PromptError:
 
 def error_without_call(body: bytes) -> core.PromptError:
     """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
-    code, message = error_of(core.shallow(core.parse_json(body[: core.ERROR_MOST]), core.DEEPEST))
+    code, message = error_of(core.shallow(core.parse_json(body[: ERROR_MOST]), core.DEEPEST))
     meaning = meaning_of(200, code, message)
     verdict = meaning.verdict if meaning else "fail"
     error = core.PromptError(kind_of(meaning, code) or "no_answer", core.short(message) or "no answer", verdict)
@@ -232,14 +242,14 @@ def error_of(data: Any) -> tuple[str, str]:
         more = inner.get("message") or inner.get("error_description")
         text = plain if isinstance(plain, str) else str(core.shallow(plain, core.DEEPEST))
         code = plain if more and isinstance(plain, str) and re.fullmatch(r"\w{1,60}", plain) else code_in(inner)
-        return code, f"{text}: {more}"[: core.MESSAGE_MOST] if isinstance(more, str) else text[: core.MESSAGE_MOST]
+        return code, f"{text}: {more}"[: MESSAGE_MOST] if isinstance(more, str) else text[: MESSAGE_MOST]
     given = [inner[name] for name in meanings.MESSAGES if inner.get(name)]
     message = next((one for one in given if isinstance(one, str)), given[0] if given else "")  # Apigee's detail is none
     text = message if isinstance(message, str) else json.dumps(core.shallow(message, core.DEEPEST))
     metadata = inner.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None  # what OpenRouter's provider said
     text = f"{text}: {raw}" if raw and isinstance(raw, str) else text
-    return code_in(inner), text[: core.MESSAGE_MOST]
+    return code_in(inner), text[: MESSAGE_MOST]
 
 
 def code_in(inner: Mapping[str, Any]) -> str:
@@ -251,7 +261,7 @@ def code_in(inner: Mapping[str, Any]) -> str:
     google = status if isinstance(status, str) and re.fullmatch("[A-Z_]{4,40}", status) else None
     amazon = str(inner.get("__type") or "").rpartition("#")[2]  # com.amazon.coral.service#ThrottlingException
     given = inner.get("code"), inner.get("type"), *reasons[:9], google, *map(inner.get, CODES), amazon
-    codes = [str(code)[: core.HEADER_MOST] for code in given if code and isinstance(code, str | int)]
+    codes = [str(code)[: HEADER_MOST] for code in given if code and isinstance(code, str | int)]
     codes = [code for code in codes if not code.isdigit() and code not in meanings.SAY_NOTHING]
     stopping = (code for code in codes for meaning in STOPPING if meaning.codes.fullmatch(code))
     return next(stopping, codes[0] if codes else "")
@@ -279,15 +289,15 @@ def asked_wait(
 def waits_of(headers: Mapping[str, str], now: Callable[[], float]) -> Iterator[float]:
     """Yield the seconds that the headers tell, the surest first."""
     with contextlib.suppress(ValueError):
-        yield float(core.header(headers, "retry-after-ms")) / 1000
-    yield after_wait(core.header(headers, "retry-after"), now)
+        yield float(header(headers, "retry-after-ms")) / 1000
+    yield after_wait(header(headers, "retry-after"), now)
     for name, unit in meanings.WAIT_HEADERS.items():
         with contextlib.suppress(ValueError):
-            yield unit * float(core.header(headers, name))
+            yield unit * float(header(headers, name))
     for name, left in meanings.RESETS.items():
-        if core.header(headers, left) in ("", "0"):
-            yield reset_wait(core.header(headers, name), headers)[0]
-    both = core.header(headers, "ratelimit")
+        if header(headers, left) in ("", "0"):
+            yield reset_wait(header(headers, name), headers)[0]
+    both = header(headers, "ratelimit")
     left_in, reset = meanings.LEFT_TEXT.search(both), meanings.RESET_TEXT.search(both)
     if reset and left_in and not int(left_in[1]):
         yield float(reset[1])
@@ -314,7 +324,7 @@ def waits_in(data: Any, now: Callable[[], float]) -> Iterator[float]:
         for name in part.keys() & meanings.WAIT_KEYS.keys():
             yield meanings.WAIT_KEYS[name] * span_of(part[name])
         for name in part.keys() & meanings.WHEN_KEYS:
-            yield reset_wait(str(part[name])[: core.HEADER_MOST], {})[0]
+            yield reset_wait(str(part[name])[: HEADER_MOST], {})[0]
     if dict_like(metadata.get("headers")):  # OpenRouter's own limits are told there
         yield from waits_of({str(name).lower(): str(value) for name, value in metadata["headers"].items()}, now)
 
@@ -329,7 +339,7 @@ def span_of(value: Any) -> float:
     if isinstance(value, dict):
         value = value.get("seconds")
     if isinstance(value, str):
-        value = value[: core.HEADER_MOST]
+        value = value[: HEADER_MOST]
         try:
             return seconds(value) or float(value)
         except ValueError:
@@ -393,7 +403,7 @@ def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
                 moment /= 1000
     if moment:
         # By the clock of the server, if it shows it: ours may be another.
-        wait = moment - (moment_of(core.header(headers, "date")) or time.time())
+        wait = moment - (moment_of(header(headers, "date")) or time.time())
     return (wait if 0 < wait < meanings.RESET_MOST else 0.0), moment > 0
 
 
@@ -409,7 +419,7 @@ def moment_of(text: str) -> float:
 
 def page_title(body: bytes | str | Any) -> str:
     """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
-    start = body[: core.ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
+    start = body[: ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
     text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
     title = TITLE.search(text)
     return core.short(title[1] if title else TAG.sub(" ", text[:2000]), 120)
@@ -490,7 +500,7 @@ def read_by(failure: BaseException) -> str:
 
 def lasting(causes: list[BaseException], text: str) -> str:
     """Return what is wrong with a connection if that will not pass: the URL's scheme, or a proxy's refusal; else ''."""
-    texts = [text, *(core.text_of(cause)[: core.MESSAGE_MOST] for cause in causes if isinstance(cause, ssl.SSLError))]
+    texts = [text, *(core.text_of(cause)[: MESSAGE_MOST] for cause in causes if isinstance(cause, ssl.SSLError))]
     if any(map(meanings.NOT_TLS.search, texts)):
         return "plain_https"
     if meanings.TLS_ALERT.search(text):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import core
-from .failures import reset_wait
+from .failures import header, reset_wait
 from .meanings import LEFT_TEXT, POLICY_TEXT, RESET_TEXT
 
 LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
@@ -69,19 +69,19 @@ def limits_in(headers: Mapping[str, str], name: str, window: bool = False) -> To
 
 def told_by(form: str, headers: Mapping[str, str], window: bool) -> Told | None:
     """Return what the headers of this form tell."""
-    if not (text := core.header(headers, form.format("limit"))):
+    if not (text := header(headers, form.format("limit"))):
         return None
     try:
         limit, seconds = float(text), 0
     except ValueError:
         limit, seconds = limit_in_words(text)
     try:
-        left = float(core.header(headers, form.format("remaining")).replace(",", ""))
+        left = float(header(headers, form.format("remaining")).replace(",", ""))
     except ValueError:
         return None
     if not LIMIT_LEAST < limit < LIMIT_MOST or not 0 <= left < LIMIT_MOST:  # Azure's -1
         return None
-    wait, is_date = reset_wait(core.header(headers, form.format("reset")), headers)
+    wait, is_date = reset_wait(header(headers, form.format("reset")), headers)
     if form in NAMED:
         return Told(limit / NAMED[form], left, limit, wait)
     if form in WINDOWS or ((is_date or window) and form not in BUCKETS):
@@ -92,9 +92,9 @@ def told_by(form: str, headers: Mapping[str, str], window: bool) -> Told | None:
 
 def told_in_one(headers: Mapping[str, str]) -> Told | None:
     """Return what one header tells of the limit of requests, `"default";r=50;t=30` beside `"default";q=100;w=60`."""
-    if not (both := core.header(headers, "ratelimit")):
+    if not (both := header(headers, "ratelimit")):
         return None
-    policy = POLICY_TEXT.search(core.header(headers, "ratelimit-policy"))
+    policy = POLICY_TEXT.search(header(headers, "ratelimit-policy"))
     left, reset = LEFT_TEXT.search(both), RESET_TEXT.search(both)
     if not (policy and left and int(policy[1]) and int(policy[2])):
         return None

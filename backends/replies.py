@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import core
-from .failures import error_in_answer, error_of, error_without_call, is_error, meaning_of, page_title
+from .failures import (
+    ERROR_MOST,
+    error_in_answer,
+    error_of,
+    error_without_call,
+    header,
+    is_error,
+    meaning_of,
+    page_title,
+)
 from .meanings import BROKEN, FOREIGN, MISMADE, STOPPED, UNFINISHED
 from .prompts import encode_text
 from .streams import is_stream, joined
@@ -70,9 +79,9 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int =
     if type(data) is not dict:
         data = other_form(data, headers, body)
     if is_error(data):
-        raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= core.ERROR_MOST else TOO_LONG)
+        raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
     reader = READERS.get(path) or READERS.get(path.partition("?")[0], other_reply)
-    request_id = core.header(headers, "x-request-id")
+    request_id = header(headers, "x-request-id")
     try:
         text, reason, extra = reader(data)
     except core.PromptError as failure:
@@ -92,7 +101,7 @@ TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
 
 def for_keeping(data: Any, body: bytes) -> Any:
     """Return what a failure keeps of a body: nothing of a long one but the usage."""
-    if len(body) <= core.ERROR_MOST:
+    if len(body) <= ERROR_MOST:
         return core.shallow(data, core.DEEPEST)
     usage = usage_of(data)
     return {"usage": core.shallow(usage, 3)} if usage else None
@@ -107,9 +116,9 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
     if data is None and is_stream(headers, body) and has_few_values(body):
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return joined(body)
-    if "html" in core.header(headers, "content-type"):
+    if "html" in header(headers, "content-type"):
         raise core.PromptError("web_page", page_title(body) or "a web page", "stop", 200)
-    first = core.parse_json(body[: core.ERROR_MOST].partition(b"\n")[0]) if data is None else None
+    first = core.parse_json(body[: ERROR_MOST].partition(b"\n")[0]) if data is None else None
     if isinstance(first, dict) and (name := foreign(first)):
         raise wrong_api(name)  # Ollama's own stream
     text = page_title(body)
@@ -145,7 +154,7 @@ def foreign(data: dict[str, Any]) -> str:
 
 def holds_answer(value: Any) -> bool:
     """Tell whether a value is a completion, or the JSON of one."""
-    value = core.parse_json(value[: core.ERROR_MOST]) if isinstance(value, str) and value[:1] == "{" else value
+    value = core.parse_json(value[: ERROR_MOST]) if isinstance(value, str) and value[:1] == "{" else value
     return isinstance(value, dict) and bool(value.get("choices"))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import core
+from .failures import header
 from .usage import usage_of
 
 LINES_MOST = 1_000_000  # of a stream; an answer of a hundred thousand tokens has three times as many
@@ -21,7 +22,7 @@ def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
     """Tell whether a body is a stream of events, whatever the header says."""
     if body.count(b"\n") + body.count(b"\r") > LINES_MOST:
         return False
-    return "event-stream" in core.header(headers, "content-type") or body[:1000].lstrip().startswith(STARTS)
+    return "event-stream" in header(headers, "content-type") or body[:1000].lstrip().startswith(STARTS)
 
 
 class Texts(list[str]):

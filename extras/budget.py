@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
-from .files import open_regular
+from .files import open_regular, replacing
 from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in, usage_of_row
 
 USAGE = core.sibling("backends", "usage")
@@ -214,7 +214,7 @@ class Budget:
         """Keep what is spent, and what is under way if that may be `lost`. Raises OSError if that fails."""
         most, calls = (self.in_all(self._fixed, self._open), self._calls) if lost else (0.0, 0)
         account = {"spent": self.spent, "most": most, "calls": calls, "size": results.stat().st_size}
-        with self._saving, core.replacing(core.beside_results(results, "spent"), results, side=True) as file:
+        with self._saving, replacing(core.beside_results(results, "spent"), results, side=True) as file:
             file.write(core.dump(account))
 
     cost_of = staticmethod(cost_of)

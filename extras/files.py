@@ -10,6 +10,7 @@ import errno
 import os
 import pathlib
 import stat
+from collections.abc import Iterator
 from typing import IO, Any
 
 from . import core
@@ -72,6 +73,21 @@ def open_beside(path: pathlib.Path, results: str | os.PathLike[str] | int) -> IO
         file.close()
         raise OSError(errno.EPERM, f"{path} is somebody else's file; remove it")
     return file
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *like: str | os.PathLike[str], side: bool = False) -> Iterator[IO[bytes]]:
+    """Open a draft that takes the file's place in the end, whole or not at all. A link stays a link.
+
+    It has the permissions of the file that was there, else no wider ones than those that are `like` it. One at the
+    `side` of these has no wider ones in any case, and takes the place of a link.
+    """
+    target, mode = pathlib.Path(path if side else os.path.realpath(path)), 0o666
+    for file in like:
+        with contextlib.suppress(FileNotFoundError):
+            mode &= os.stat(file).st_mode
+    with core.replacing(target, None if not side and target.exists() else mode) as draft:
+        yield draft
 
 
 def foreign(file: os.stat_result, results: os.stat_result) -> str:

@@ -30,6 +30,7 @@ class CarefulJournal(core.Journal):
         self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
         self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._new = False
+        self._damaged = 0  # the first line that is
         super().__init__(path, **options)
 
     def __exit__(self, kind: Any = None, *failure: Any) -> None:
@@ -55,6 +56,19 @@ class CarefulJournal(core.Journal):
         super()._recognise(row, number, offset)
         if self._lines[offset][2] and core.recognised(row)[3]:
             self._refused.add(offset)
+
+    def _pass_over(self, number: int, offset: int, ours: bool) -> None:
+        if not ours:
+            self._refuse(number)
+        self._damaged = self._damaged or number
+        self._lines[offset] = None, "", None
+
+    def _mend(self, size: int, last: bytes) -> int:
+        if self._damaged and not self._earlier:
+            self._refuse(self._damaged)
+        if self._damaged:
+            core.log.warning("%s line %d is damaged: what it answered is asked again", self.path, self._damaged)
+        return size if not self._file.writable() else super()._mend(size, last)
 
     def check(self, prompts: Iterable[core.Prompt], source: str) -> None:
         """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
@@ -134,7 +148,7 @@ class CarefulJournal(core.Journal):
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
         places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
         if self._refused:  # but for those that were kept: others were asked again
-            places |= self._refused - {place - 1 for place in self._offsets}
+            places |= self._refused - {*self._offsets}
         if not answers:
             for key, offsets in self._earlier.items():
                 last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
@@ -157,9 +171,6 @@ class Look(CarefulJournal):
         check_kind(self.path)
         file: IO[bytes] = open_regular(self.path, buffering=0)
         return file
-
-    def _mend(self, size: int, last: bytes) -> int:
-        return size
 
 
 def place_of(results: pathlib.Path, what: str) -> pathlib.Path:

@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import core
-from .files import open_regular, unwritable
+from .files import open_regular, replacing, unwritable
 from .plot_page import as_page
 from .ran import title
 
@@ -157,7 +157,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *li
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
         picture = as_image(drawn, len(found), "svg" if kind == "html" else kind)
-        with core.replacing(path, *like) as file:
+        with replacing(path, *like) as file:
             told = [(run.title, dict(figures(run))) for run in found]
             file.write(as_page(told, picture) if kind == "html" else picture)
 

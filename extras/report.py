@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
+from .files import replacing
 from .ran import cpu, rate
 
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
@@ -49,7 +50,7 @@ class Report:
             text = json.dumps(self._facts(ran, status), indent=2, ensure_ascii=False)
         text = re.sub(r"\[\s+([\d.e-]+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # the histogram's pairs, each on a line
         try:
-            with core.replacing(self._args.report, self._args.journal) as file:
+            with replacing(self._args.report, self._args.journal) as file:
                 file.write(f"{text}\n".encode("utf-8", "replace"))
         except OSError as failure:
             raise core.disk_error(self._args.report, failure) from None

@@ -24,7 +24,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from . import core
-from .files import open_regular
 
 core.sibling("backends", "hints").HINTS["schema_mismatch"] = (
     "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again"
@@ -125,7 +124,7 @@ class Schema:
         """Return the schema in a file. Raises UsageError where there is none."""
         data = b""
         try:
-            with open_regular(path) as file:
+            with core.sibling("extras", "files").open_regular(path) as file:  # which no worker has
                 data = file.read(LONGEST + 1)
             if len(data) > LONGEST:
                 raise core.UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
 from . import core
-from .files import open_regular, other_than_file, unwritable
+from .files import open_regular, other_than_file, replacing, unwritable
 
 WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options that mean something to it
 
@@ -186,7 +186,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
         if output.exists():
             with held(output):
                 pass
-        draft = stack.enter_context(core.replacing(output, *paths))
+        draft = stack.enter_context(replacing(output, *paths))
         ends: list[None] = [None] * len(files)
         for number, prompt in enumerate(itertools.chain(core.prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))

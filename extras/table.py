@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
-from .files import open_regular, unwritable
+from .files import open_regular, replacing, unwritable
 from .outputs import CarefulJournal
 from .reading import Line
 from .text import answer_of, cell
@@ -109,7 +109,7 @@ class Table:
 
     async def write(self, path: pathlib.Path, results: Iterable[core.Result], *like: pathlib.Path) -> None:
         """Write the table, whole or not at all. Raises OSError where it cannot be."""
-        with core.replacing(path, *like) as file:
+        with replacing(path, *like) as file:
             file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
             for number, result in enumerate(results):
                 file.write(self.line(result))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 from . import core
+from .files import replacing
 from .shards import check_new, out_of_place
 
 USED = (
@@ -67,7 +68,7 @@ def write_batch(args: argparse.Namespace) -> int:
             path = numbered(args.to_batch, number)
             if number > len(files):
                 check_new(args, path, "--to-batch")
-                files.append(stack.enter_context(core.replacing(path)))
+                files.append(stack.enter_context(replacing(path)))
             counts[path] += 1
             files[number - 1].write(line)
     said = [f"{core.plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]

@@ -13,11 +13,11 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import ERROR_MOST, PromptError, http_error
+from concurrent_prompts import PromptError, http_error
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import meanings
 from concurrent_prompts.backends.api import limits_in
-from concurrent_prompts.backends.failures import asked_wait
+from concurrent_prompts.backends.failures import ERROR_MOST, HEADER_MOST, asked_wait
 from concurrent_prompts.backends.replies import read_reply
 from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
 
@@ -181,7 +181,7 @@ def test_headers(value):
         for name in [*names, *OTHERS]:
             headers = known | {name: value}
             limits_in(headers, "requests"), limits_in(headers, "tokens"), asked_wait(headers, "")
-            assert len(http_error(300, headers, b"").http[1]) <= concurrent_prompts.HEADER_MOST
+            assert len(http_error(300, headers, b"").http[1]) <= HEADER_MOST
     assert time.perf_counter() - began < 1
 
 

@@ -18,8 +18,8 @@ from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
-PARTS = ("__init__", "files", "inputs", "library", "limits", "outputs", "plot_page", "progress", "ran", "reading", "wraps",
-         "stand_in", "sweep")  # fmt: skip
+PARTS = ("__init__", "files", "inputs", "library", "limits", "outputs", "plot_page", "progress", "ran", "reading",
+         "stand_in", "sweep", "wraps")  # fmt: skip
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 

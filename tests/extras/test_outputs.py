@@ -114,7 +114,7 @@ def test_what_is_replaced_keeps_its_permissions_and_what_is_new_follows_the_umas
         if before is not None:
             (tmp_path / name).touch()
             (tmp_path / name).chmod(before)
-        with concurrent_prompts.replacing(tmp_path / name) as draft:
+        with extra("files").replacing(tmp_path / name) as draft:
             draft.write(b"x")
     assert [mode(tmp_path / name) for name in ("private", "group", "new")] == [0o600, 0o664, 0o644]
     drafts = {name: mode for name, mode in created.items() if name.endswith(".tmp")}
