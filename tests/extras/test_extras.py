@@ -13,12 +13,13 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
+from concurrent_prompts.backends import options
 from concurrent_prompts.extras import INDEX, progress
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
-PARTS = "__init__", "stand_in", "plot_page", "inputs", "library", "limits", "progress", "ran", "sweep"
+PARTS = "__init__", "stand_in", "plot_page", "inputs", "library", "limits", "progress", "ran", "sweep", "tally"
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -49,7 +50,7 @@ def test_a_file_adds_the_flags_of_the_index_and_no_others(name):
     flags = []
     file = importlib.import_module(f"concurrent_prompts.extras.{name}")
     file.add_arguments(lambda *names, **_: flags.extend(names))
-    core = [flag for action in concurrent_prompts.build_parser()._actions for flag in action.option_strings]
+    core = [flag for action in options.build_parser()._actions for flag in action.option_strings]
     own = [sign for sign in INDEX[name] if sign.startswith("--")]
     assert flags == [flag for flag in own if flag not in core]
     assert file.__doc__ and callable(file.create)
@@ -79,9 +80,9 @@ sys.exit(concurrent_prompts.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("words", "loaded"), [
-    (["p.txt", "-b", "stdlib", "-q"], [name for name in INDEX if "" in INDEX[name]]),
+    (["p.txt", "-b", "stdlib", "-q"], ["ran", "tally", *(name for name in INDEX if "" in INDEX[name])]),
     (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"],
-     ["ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
+     ["ran", "tally", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):

@@ -1,14 +1,17 @@
 """Progress on standard error."""
 
 import asyncio
+import logging
 import os
 import sys
 
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Ran, Run, Tally
+from concurrent_prompts import Ran, Run
+from concurrent_prompts.backends.console import ErrorLog
 from concurrent_prompts.extras.progress import Progress
+from concurrent_prompts.extras.tally import Tally
 from tests.helpers import Terminal
 
 
@@ -24,7 +27,7 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
     while not sys.stderr.buffer.getvalue().count(b"3 done"):
         await asyncio.sleep(0)
     progress.close()
-    concurrent_prompts.ErrorLog().emit(concurrent_prompts.logging.makeLogRecord({"msg": "noted"}))
+    ErrorLog().emit(logging.makeLogRecord({"msg": "noted"}))
     text = sys.stderr.buffer.getvalue().decode()
     if term == "xterm" or os.name == "nt":
         assert text.startswith("\r0 of 3 done") and text.endswith("\r\x1b[Knoted" + os.linesep)
