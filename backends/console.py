@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import IO
 
 from . import core
@@ -67,14 +68,18 @@ def tell_report(ran: list[core.Ran], status: int) -> tuple[int, list[str]]:
 
 
 def say_next(args: argparse.Namespace, ran: core.Ran) -> None:
-    """Say why the run was stopped, if it was, and how to continue, or to ask failed prompts again."""
+    """Say why the run was stopped, if it was, and the commands that one may want next."""
     tally, sink = ran.tally, ran.run.journal
     if ran.run.stopped is not None:
         say_stopped(ran.run.stopped, args)
-    elif sink.path and tally.hopeful and not args.quiet:
+    elif not args.quiet:
         failed = tally.failed + len(sink.kept_errors)
-        say(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
-        say(command_again(args.argv, True, "--retry-failed"), indent="    ", wrap=False)
+        retry = f"{tally.hopeful:,} of {core.plural(failed, 'failure')} may be temporary. Retry them with"
+        if sink.path and tally.hopeful:
+            args.next.insert(0, (retry, ["--retry-failed"], []))
+        for text, more, less in args.next:
+            say(f"{text}:", indent="  ")
+            say(command_again(args.argv, True, *more, without=less), indent="    ", wrap=False)
 
 
 def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> None:
@@ -90,14 +95,14 @@ def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> No
         say(f"to continue: {again}", indent="  ", wrap=False)
 
 
-def command_again(argv: list[str], begun: bool, *more: str) -> str:
+def command_again(argv: list[str], begun: bool, *more: str, without: Sequence[str] = ()) -> str:
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
-    without = "--overwrite" if begun else ""  # what it has written is to be kept
+    less = [*without, *["--overwrite"] * begun]  # what it has written is to be kept
     more = tuple(word for word in more if word not in argv)
     if any("?" in word and without_secrets(word) != word for word in argv):
-        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
+        changes = [f"without {word}" for word in less if word in argv] + ([f"with {' '.join(more)}"] if more else [])
         return ", ".join(["the same command again", *changes])
     name = os.path.basename(sys.executable)
     python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
-    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
+    words = [*python, sys.argv[0], *(word for word in argv if word not in less), *more]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

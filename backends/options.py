@@ -203,7 +203,7 @@ def parse(argv: list[str], stack: contextlib.ExitStack) -> argparse.Namespace:
         raise core.UsageError(f"{word} is not an option or one too many; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
+    args.facts, args.settings, args.form, args.printer, args.next = {}, {}, None, None, []
     args.name = core.STDIN if args.prompts == "-" else args.prompts  # in messages
     args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
     check(args)
