@@ -42,7 +42,6 @@ if (
 ) and not (sys.flags.safe_path or sys.path[0] == os.path.dirname(os.path.abspath(__file__))):
     del sys.path[0]
 
-import argparse
 import array
 import asyncio
 import bisect
@@ -51,10 +50,8 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import gc
 import hashlib
 import importlib
-import io
 import itertools
 import json
 import logging
@@ -63,7 +60,6 @@ import pathlib
 import random
 import re
 import shutil
-import textwrap
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
@@ -636,16 +632,13 @@ def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
 # ---- Backend loading -----------------------------------------------------------------------------------------
 
 
-def load_backend(
-    name: str | None = None, *, worker_backend: str | None = None, schema: Any = None, **settings: Any
-) -> Any:
+def load_backend(name: str | None = None, **settings: Any) -> Any:
     """Return the API behind the backend of that name, ready to be passed as `send`; `settings` are Api's.
 
-    `schema` is a JSON schema for each answer, `worker_backend` what a bulk backend calls with. Raises UsageError if
-    there is no such backend or library.
+    Besides: `schema`, a JSON schema for each answer, and `worker_backend`, what a bulk backend calls with. Raises
+    UsageError if there is no such backend or library.
     """
-    loading = sibling("backends", "loading")
-    return loading.load_backend(name, worker_backend=worker_backend, schema=schema, **settings)
+    return sibling("backends", "loading").load_backend(name, **settings)
 
 
 def sibling(folder: str, name: str, asked: str = "") -> Any:
@@ -656,36 +649,25 @@ def sibling(folder: str, name: str, asked: str = "") -> Any:
         gone = missing.name or f"{MODULE}.{folder}.{name}"
         if not gone.startswith(MODULE):
             raise
-        what = f"{asked} needs {file_of(gone)}, which" if asked else f"{file_of(gone)} is missing; it"
+        path = gone.removeprefix(f"{MODULE}.").replace(".", "/")
+        file = f"{path}.py" if "/" in path else f"the folder {path}/"
+        what = f"{asked} needs {file}, which" if asked else f"{file} is missing; it"
         raise UsageError(f"{what} goes beside {PROGRAM}") from None
-
-
-def file_of(module: str) -> str:
-    """Return the file of ours that a module is in: extras/plot.py."""
-    path = module.removeprefix(f"{MODULE}.").replace(".", "/")
-    return f"{path}.py" if "/" in path else f"the folder {path}/"
 
 
 class Own:
     """The user's own coroutine function, behind the same door as an Api."""
 
     loop, extras, clocked, parting = None, (), True, ""
-    conceal = staticmethod(str)
+    conceal, prepare = staticmethod(str), staticmethod(lambda prompt: prompt)
+    model_of = staticmethod(lambda prompt: None)  # the function knows, and does not say
 
     def __init__(self, send: Callable[[Any], Awaitable[Any]], retry: Callable[[Exception], Any] | None = None) -> None:
         if not callable(send):
             raise TypeError("send is neither a coroutine function nor a loaded backend")
-        self._send = send
+        self._send, part = send, niceties("library")  # a lone copy checks less
         self._decided = sibling("extras", "library", "retry=").deciding(retry) if retry else lambda failure: failure
-        self._as_reply: Callable[[Any], Reply] = lambda it: it if isinstance(it, Reply) else Reply(it)
-        with contextlib.suppress(UsageError):  # a lone copy checks less
-            self._as_reply = sibling("extras", "library").replying(send)
-
-    def prepare(self, prompt: Prompt) -> Prompt:
-        return prompt
-
-    def model_of(self, prompt: Prompt) -> None:
-        """The function knows, and does not say."""
+        self._as_reply = part.replying(send) if part else lambda it: it if isinstance(it, Reply) else Reply(it)
 
     @contextlib.asynccontextmanager
     async def open(self, concurrency: int) -> AsyncIterator[Ask]:
@@ -1395,7 +1377,7 @@ class Limiter:
         if self.away_since is not None:
             self._probes += 1
             longest = PROBE if self.latest > -math.inf else 3 * PROBE
-            self._opens = now + min(longest, 0.25 * 1.5**self._probes)
+            self._opens = now + min(longest, 0.25 * 1.5 ** min(self._probes, 9))
         elif several and 2 * failed > sent and not failure.slow:
             self.mark_down(failure, now)
 
@@ -2332,16 +2314,6 @@ def replacing(target: pathlib.Path, mode: int | None = None) -> Iterator[IO[byte
             draft.unlink()
 
 
-# ---- Other forms of the results ------------------------------------------------------------------------------
-
-
-def wrapped(line: str, width: int) -> list[str]:
-    """Return the line in parts of so many columns; a word or an address that is longer stays whole."""
-    indent = " " * (len(line) - len(line.lstrip()))
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line, width, subsequent_indent=indent, **whole) or [line]  # type: ignore[arg-type]
-
-
 # ---- Sequential run ------------------------------------------------------------------------------------------
 
 
@@ -2585,179 +2557,52 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def times(ratio: float) -> str:
-    """Return 'N times' with as many digits as mean something."""
-    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.1f} times"
-
-
 class Tally:
-    """What the report is made of, counted as the results come."""
+    """What the plain report is made of, counted as the results come. The one in extras/tally.py counts more."""
 
-    KINDS = 50  # of failures that are told apart
-
-    def __init__(self, model_of: Callable[[Prompt], str | None] = lambda prompt: None) -> None:
-        self.answered = self.failed = self.attempts = self.unwritten = 0
-        self.latency = 0.0  # of all answers together
-        self.latencies: collections.Counter[int] = collections.Counter()  # by their logarithm, a thousandth a step
-        self.slot_wait = self.limit_wait = self.retry_wait = self.lost = 0.0
-        self.hopeful = 0  # failures that another run may not meet
-        # Tokens by what their price depends on: model asked, that of the reply, its service tier, a long input.
-        self.bills: dict[tuple[str | None, str | None, str, bool], list[int]] = {}
-        self.wasted = self.silent = 0  # tokens of attempts that failed; answers that do not tell theirs
-        self.unanswered = 0  # calls whose replies were lost
-        self._model_of = model_of
-        self.errors: collections.Counter[str] = collections.Counter()
-        self._examples: dict[str, Error] = {}
-        self.first: dict[str, str] = {}  # the prompts that those are of
-        self.marked: collections.Counter[str] = collections.Counter()
-        self.wall = self.cpu = 0.0
-        self._start = time.monotonic(), time.process_time()
+    def __init__(self) -> None:
+        self.answered = self.failed = self.unwritten = self.hopeful = 0  # of these failures another run may have none
+        self.first: Error | None = None  # failure
+        self.wall, self._start = 0.0, time.monotonic()
 
     def stop(self) -> None:
         """Take the time."""
-        self.wall, self.cpu = time.monotonic() - self._start[0], time.process_time() - self._start[1]
+        self.wall = time.monotonic() - self._start
 
     def add(self, result: Result) -> None:
         """Count a result."""
-        tokens, latency = result.tokens, result.latency
-        if tokens is not NO_TOKENS:
-            self._bill(result, tokens)
-        if result.attempts != 1 or result.error is not None or result.slot_wait or result.limit_wait:
-            self._add_rare(result)
-        else:
-            self.attempts += 1
-        if result.done and result.error is None:
-            self.answered += 1
-            self.latency += latency
-            self.latencies[round(1000 * math.log(latency or 1e-6))] += 1
-            if result.finish_reason not in WHOLE or result.text == "":
-                self.mark(result)
-            if not tokens[0] or not tokens[1]:
-                self.silent += not tokens[0] or bool(result.text)
-
-    def _add_rare(self, result: Result) -> None:
-        """Count what has waited, and the attempts that failed."""
-        self.attempts += result.attempts
-        self.slot_wait += result.slot_wait
-        self.limit_wait += result.limit_wait
-        self.retry_wait += result.retry_wait
-        self.lost += result.lost
-        self.unanswered += result.unanswered
-        if result.lost_tokens is not NO_TOKENS:
-            self._bill(result, result.lost_tokens)
-            self.wasted += sum(result.lost_tokens[:2])
         if result.done and result.error is not None:
             self.failed += 1
-            self.note(result.error, result.id)
+            self.note(result.error)
+        else:
+            self.answered += result.done
 
-    def mark(self, result: Result) -> None:
-        """Count an answer that is not whole, by what ended it, or that has nothing in it."""
-        reason = str(result.finish_reason or "")
-        if reason.lower() in WHOLE:
-            if result.text or result.extra.keys() - {"more", "service_tier"}:
-                return
-            reason = EMPTY_THOUGHT if result.tokens[3] or "more" in result.extra else EMPTY
-        self.marked[reason if reason in self.marked or len(self.marked) < self.KINDS else "others"] += 1
-
-    def _bill(self, result: Result, tokens: Sequence[int]) -> None:
-        model = result.model if type(result.model) is str else None
-        tier = result.extra.get("service_tier", "") if result.extra else ""
-        key = self._model_of(result.prompt), model, tier, tokens[0] > LONG_INPUT
-        bill = self.bills.get(key)
-        if bill is None:  # a server may name what it likes
-            key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
-            bill = self.bills.setdefault(key, [*NO_TOKENS])
-        for place, count in enumerate(tokens):
-            bill[place] += count
-
-    def note(self, error: Error, prompt: str | int = "") -> None:
-        """Count a failure by its kind."""
+    def note(self, error: Error) -> None:
+        """Take notice of a failure, maybe an earlier run's."""
+        self.first = self.first or error
         self.hopeful += error.retryable
-        kind = error.type if error.type in self.errors or len(self.errors) < self.KINDS else "others"
-        self.errors[kind] += 1  # a server may name them as it likes
-        self._examples.setdefault(kind, error._replace(type=kind))
-        self.first.setdefault(kind, f" (prompt {short(str(prompt), 40)})" if prompt and error.status else "")
 
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens in, out, cached, for reasoning and written to a cache of all attempts."""
-        return [sum(counts) for counts in zip(*self.bills.values(), strict=True)] or [*NO_TOKENS]
-
-    def lines(self) -> Iterator[str]:
+    def lines(self, ran: "Ran") -> Iterator[str]:
         """Yield the lines of the report."""
         yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
-        if self.answered > 1 and self.wall > 0:
-            ratio = self.latency / self.wall
-            compared = f" ({times(ratio)} the wall time)" if ratio > 1.05 else ""
-            yield f"sum of latencies {duration(self.latency)}{compared}, {self.answered / self.wall:,.1f} answers/s"
-        spread = [f"{name} {duration(value)}" for name, value in self.percentiles().items() if value is not None]
-        if spread:
-            yield f"latency {', '.join(spread)}"
-        if any(self.tokens):
-            counts = zip(self.tokens, ("in", "out", "cached", "for reasoning", "cache writes"), strict=True)
-            wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
-            yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
-        lost = self.attempts - self.answered - self.unwritten
-        yield plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
-        waited = [(getattr(self, name), text) for name, text in WAITS.items()]
-        if waits := [f"{duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
-            yield f"waiting, all calls added up: {', '.join(waits)}"
-
-    def failures(self) -> Iterator[tuple[Error, int]]:
-        """Yield the first failure of each kind and how many there are, the most frequent kind first."""
-        for kind, count in self.errors.most_common():
-            yield self._examples[kind], count
-
-    def percentiles(self) -> dict[str, float | None]:
-        """Return the latency's p50, p90 and p99 in seconds, None where there are too few answers to know it."""
-        steps = sorted(self.latencies)
-        upto = list(itertools.accumulate(self.latencies[step] for step in steps))
-        found: dict[str, float | None] = {"p50": None, "p90": None, "p99": None}
-        for name in found:
-            share = int(name[1:]) / 100
-            if self.answered * (1 - share) >= 1 - 1e-9:
-                found[name] = math.exp(steps[bisect.bisect_left(upto, self.answered * share)] / 1000)
-        return found
+        if ran.run.journal.kept:
+            yield f"{plural(ran.run.journal.kept, 'answer')} of an earlier run kept"
 
     def warnings(self) -> Iterator[str]:
-        """Yield a line for each kind of failure, with what to do, and for answers that are not whole."""
+        """Yield what has gone wrong."""
         if self.unwritten:
             yield f"{plural(self.unwritten, 'answer')} could not be written"
-        for error, count in self.failures():
-            advice, first = hint(error), ", first" if count > 1 else ""
-            message = error.message + self.first[error.type]
-            yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
-        for reason, count in self.marked.items():
-            cut = "length" in reason or "max" in reason.lower()
-            advice = "raise max_completion_tokens (-p)" if cut else "see their text"
-            ended = f"answered but {reason}" if reason in (EMPTY, EMPTY_THOUGHT) else ""
-            yield f"{count:,} {ended or f'answered but ended by {short(reason, 60)}: {advice}'}"
+        if self.first:
+            yield f"first failure: {self.first.type}: {self.first.message}"
 
 
-EMPTY = "empty"
-EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning"
-WAITS = {
-    "slot_wait": "for a place",
-    "limit_wait": "for limits or the server's return",
-    "retry_wait": "between attempts",
-    "lost": "in lost attempts",
-}
-
-
-@dataclasses.dataclass
-class Ran:
+class Ran(NamedTuple):
     """One run, with all that is to be said of it."""
 
     api: Any
     run: Run
     asked: int | str  # calls in flight at the most
-    tally: Tally
-    texts: dict[int, str] = dataclasses.field(default_factory=dict)  # the first few answers
-
-    @property
-    def most(self) -> int:
-        """The most calls that were in flight."""
-        return self.run.most_in_flight
+    tally: Any
 
 
 # ---- Extras ---------------------------------------------------------------------------------------------------
@@ -2769,6 +2614,12 @@ def extras_folder() -> Any:
     with contextlib.suppress(ModuleNotFoundError):
         folder = importlib.import_module(f"{MODULE}.extras")
         return folder if hasattr(folder, "INDEX") else None
+
+
+def niceties(name: str) -> Any:
+    """Return that file of extras/, or None: a run does without it."""
+    with contextlib.suppress(UsageError):
+        return extras_folder() and sibling("extras", name)
 
 
 def extra_name(extra: Any) -> str:
@@ -2798,21 +2649,7 @@ def blaming(hook: Any) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as failure:
-        if getattr(hook, "__name__", "") == "command" and isinstance(failure, OSError) and failure.filename is None:
-            raise  # standard output takes no more
         raise UsageError(str(extra_failure(hook, failure))) from None
-
-
-def tell_report(ran: list["Ran"], status: int) -> tuple[int, list[str]]:
-    """Let the extras write their files; return the exit status and the lines that they have for the report."""
-    lines: list[str] = []
-    for hook in hooked(ran[-1].run.extras, "report"):
-        try:
-            lines.extend(map(str, hook(ran, status) or ()))
-        except Exception as failure:
-            status = status or 3
-            say_error(f"{PROGRAM}: {extra_failure(hook, failure)}")
-    return status, lines
 
 
 def call_hook(run: Run, hook: Any, *given: Any) -> Any:
@@ -2826,191 +2663,45 @@ def call_hook(run: Run, hook: Any, *given: Any) -> Any:
 # ---- Command line --------------------------------------------------------------------------------------------
 
 
-class ErrorLog(logging.Handler):
-    """Log records on standard error, on a line of their own where there is a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the record."""
-        say_error(record.getMessage(), start="\r\x1b[K" if obeys(sys.stderr) else "")
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status. With arguments, the process is left as it was."""
-    known = meanings("interrupts") if argv is not None else None
-    with known.restored(log) if known else contextlib.nullcontext():
-        return command(argv)
+    """Run the command line; return the exit status. With arguments, the process is left as it was.
 
-
-def command(argv: list[str] | None) -> int:
-    """Do what it says."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file of ours may become what a closed stream was
-        pass
-    os.close(number)
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - started without one
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
-    handler = ErrorLog()
-    log.addHandler(handler)
-    args = None
+    What a command does is below; how it is written, and what it has to do with its process, is in backends/.
+    """
     try:
-        with contextlib.ExitStack() as stack:
-            args = parse_arguments(argv, stack)
-            log.setLevel(logging.INFO if args.verbose else logging.WARNING)
-            args.source = args.prompts
-            if args.prompts == "-":
-                args.source = stack.enter_context(sibling("extras", "inputs", STDIN).spooled())
-            for instead in hooked(args.extras, "command"):
-                with blaming(instead):
-                    if (status := instead()) is not None:
-                        return int(status)
-            work = sibling("extras", "compare", "--compare").compare if args.compare else answer_file
-            status = run_command(work(args))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a failure still has a name
-        return status
-    except UsageError as problem:
-        say_error(f"{PROGRAM}: {problem}")
+        return sibling("backends", "command").main(argv)  # type: ignore[no-any-return]
+    except UsageError as missing:
+        print(f"{PROGRAM}: {missing}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sibling("backends", "hints").say_stopped(PromptError("interrupted", "interrupted", "stop"), args)
-        return 130
-    except OSError as failure:
-        silence(sys.stdout)
-        if not isinstance(failure, BrokenPipeError):  # whose reader has had enough
-            say_error(f"{PROGRAM}: cannot write the output: {failure.strerror or failure}")
-        return 3
-    except Exception as failure:
-        known = isinstance(failure, PromptError)  # of an extra's `select`, or of a backend that cannot be opened
-        if args is None or (not known and not (where := sibling("backends", "loading").raised_in(failure, args))):
-            raise
-        say_error(f"{PROGRAM}: {failure if known else f'{where}: {in_short(failure)}'}")
-        return 3 if args.begun else 2
-    finally:
-        log.removeHandler(handler)
-        try:
-            sys.stderr.flush()
-        except OSError:
-            silence(sys.stderr)
 
 
-def run_command(work: Coroutine[Any, Any, int]) -> int:
-    """Run what a command does; return the exit status."""
-    gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
-    gc.set_threshold(50_000)  # for the collector to look at all of it again and again is a waste
-    return run_loop(work)
-
-
-def silence(stream: IO[str]) -> None:
-    """Let what a stream still holds go nowhere: its reader takes no more, and Python would complain at its exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def parse_arguments(argv: list[str] | None, stack: contextlib.ExitStack) -> argparse.Namespace:
-    """Return the parsed and checked command line; what its extras open is closed with the stack."""
-    argv = sys.argv[1:] if argv is None else argv
-    files = extras_folder().files_for(argv) if "--version" not in argv and extras_folder() else []
-    parser = build_parser(files)
-    args, unknown = parser.parse_known_args(argv)
+async def answer_file(args: Any) -> int:
+    """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     loading = sibling("backends", "loading")
-    if unknown:  # not the whole of it: somebody may try to give a key here
-        word = short(unknown[0].partition("=")[0], 40)
-        where = "" if files else f"; other options are in the folder extras/, which goes beside {PROGRAM}"
-        raise UsageError(f"{word} is not an option or one too many; see --help{where}")
-    args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
-    args.argv, args.stack, args.begun = argv, stack, False
-    args.facts, args.settings, args.form, args.printer = {}, {}, None, None
-    args.name = STDIN if args.prompts == "-" else args.prompts  # in messages
-    args.calls = list(dict.fromkeys(args.concurrency or ["auto"]))
-    loading.check(args)
-    args.given_output, args.output = args.output, args.output or loading.default_output(args.prompts)
-    args.journal = ""
-    args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
-    args.extras = []
-    for file in files:
-        with blaming(file.create):
-            args.extras += [extra] if (extra := file.create(args)) is not None else []
-    args.journal = args.journal or args.output
-    loading.check_files(args)
-    return args
+    api = loading.make_api(args, args.backends[0])
+    prompts = loading.checked(prompts_of(args, args.limit), api)
+    way, calls = (sequentially, 1) if args.sequential else (concurrently, args.calls[0])
+    run = loading.make_run(args, api, calls)
+    sink = open_sink(args)
+    sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
+    run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
+    with sibling("backends", "interrupts").interruptible(run):
+        async with journaled(run, sink, prompts_of(args), args.name):
+            tally = sibling("extras", "tally").Tally(api.model_of) if extras_folder() else Tally()
+            ran = Ran(api, run, calls, tally)
+            recorder = Recorder(args, ran, sink)
+            shown = None if args.quiet else niceties("progress")
+            try:
+                with shown.shown(args, ran, sink) if shown else contextlib.nullcontext():
+                    await way(run, sink.left(prompts), recorder)
+            finally:
+                recorder.close()
+            ran.tally.stop()
+    api.warn_of_input()
+    return report(args, ran)
 
 
-def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
-    """Return the parser; the module's docstring is its manual."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} PROMPTS [options]",
-        description=__doc__,
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=80),
-        allow_abbrev=False,
-    )
-    option = parser.add_argument
-    option("prompts", nargs="?", metavar="PROMPTS", help="prompts file, or - for standard input (optional with --demo)")
-    with contextlib.suppress(UsageError):  # a lone copy has only its own --help
-        sibling("backends", "loading").add_arguments(option)
-    option("--sequential", action="store_true", help="one at a time: the baseline")
-    option("--compare", action="store_true", help="sequential and concurrent, for each backend, on the same prompts")
-    option("-c", "--concurrency", metavar="N", type=concurrency,
-           help=f"calls in flight at the most (default: auto, up to {AUTO_CONCURRENCY}); 1,16,auto with --compare: a "
-           "sweep that finds the knee")  # fmt: skip
-    option("--rpm", metavar="N", type=positive(float), help="requests a minute at the most (default: learned)")
-    option("--tpm", metavar="N", type=positive(float), help="tokens a minute at the most (default: learned)")
-    option("--max-attempts", metavar="N", type=positive(int), default=DEFAULT_ATTEMPTS,
-           help="attempts for each prompt (default: %(default)s)")  # fmt: skip
-    option("--timeout", metavar="SECONDS", type=positive(float), default=DEFAULT_TIMEOUT,
-           help="for one attempt (default: %(default).0f)")  # fmt: skip
-    option("--deadline", metavar="SECONDS", type=positive(float), help="for the run; what is in flight then is cut off")
-    option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); - is "
-           "stdout; .csv or .tsv: a table, and all the rest in FILE.results.jsonl")  # fmt: skip
-    option("-n", "--limit", metavar="N", type=positive(int), help="only the first N prompts")
-    option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
-    option("--overwrite", action="store_true", help="begin the output file anew")
-    option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
-    option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
-    if extras:
-        extras_folder().add_arguments(option)
-    option("--version", action="version", version=f"%(prog)s {__version__}")
-    for file in extras:
-        group = parser.add_argument_group(extra_name(file))
-        with blaming(file.add_arguments):
-            file.add_arguments(group.add_argument)
-        if not group._group_actions:
-            group.description = textwrap.fill((file.__doc__ or "").partition("\n")[0], 76)
-    return parser
-
-
-def positive(kind: type[T]) -> Callable[[str], T]:
-    """Return a parser of numbers above 0, for argparse."""
-
-    def number(text: str) -> T:
-        value: Any = kind(text)  # type: ignore[call-arg]
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value  # type: ignore[no-any-return]
-
-    return number
-
-
-def concurrency(text: str) -> list[int | str]:
-    """Return numbers of calls, or "auto", with commas between them."""
-    return ["auto" if word == "auto" else positive(int)(word) for word in text.split(",")]
-
-
-# What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
-NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
-
-
-def open_sink(args: argparse.Namespace) -> Any:
-    """Open what keeps or prints the results."""
-    for check in hooked(args.extras, "check"):
-        with blaming(check):
-            check()
-    if args.output == "-":
-        return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
-    return open_journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
-
-
-def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[Prompt]:
+def prompts_of(args: Any, limit: int | None = None) -> Iterator[Prompt]:
     """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
 
     Raises UsageError where there are none at all.
@@ -3028,35 +2719,18 @@ def prompts_of(args: argparse.Namespace, limit: int | None = None) -> Iterator[P
         yield prompt
 
 
-async def answer_file(args: argparse.Namespace) -> int:
-    """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    loading = sibling("backends", "loading")
-    api = loading.make_api(args, args.backends[0])
-    prompts = loading.checked(prompts_of(args, args.limit), api)
-    way = sequentially if args.sequential else concurrently
-    calls = 1 if args.sequential else args.calls[0]
-    run = loading.make_run(args, api, calls)
-    sink = open_sink(args)
-    sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
-    with sibling("backends", "interrupts").interruptible(run):
-        async with journaled(run, sink, prompts_of(args), args.name):
-            ran = Ran(api, run, calls, Tally(api.model_of))
-            recorder = Recorder(args, ran, sink)
-            try:
-                with progress(args, ran, sink):
-                    await way(run, sink.left(prompts), recorder)
-            finally:
-                recorder.close()
-            ran.tally.stop()
-    api.warn_of_input()
-    return report(args, ran, sink)
+# What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
+NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 
 
-def progress(args: argparse.Namespace, ran: Ran, *more: Any) -> contextlib.AbstractContextManager[None]:
-    """Return what shows the progress while it is open: nothing if that is not wanted, or without extras/."""
-    shown = not args.quiet and extras_folder()
-    return sibling("extras", "progress").shown(args, ran, *more) if shown else contextlib.nullcontext()
+def open_sink(args: Any) -> Any:
+    """Open what keeps or prints the results."""
+    for check in hooked(args.extras, "check"):
+        with blaming(check):
+            check()
+    if args.output == "-":
+        return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
+    return open_journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
 @contextlib.asynccontextmanager
@@ -3103,7 +2777,7 @@ class Recorder:
     Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
     """
 
-    def __init__(self, args: argparse.Namespace, ran: Ran, sink: Any) -> None:
+    def __init__(self, args: Any, ran: Ran, sink: Any) -> None:
         self._args, self._ran, self._sink = args, ran, sink
         self._listeners, ran.run.listeners = ran.run.listeners, []  # they hear of a result once it is kept
         self._results: list[Result] = []
@@ -3156,49 +2830,21 @@ def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
 
 
-def report(args: argparse.Namespace, ran: Ran, sink: Any) -> int:
+def report(args: Any, ran: Ran) -> int:
     """Print the report and the warnings; return the exit status."""
-    tally, run = ran.tally, ran.run
-    untold = () if run.api.clocked else ("sum of latencies", "latency")
-    lines = [line for line in tally.lines() if not line.startswith(untold)]
-    lines += [f"limit: {known}" for known in run.limiter.learned()]
-    if kept := sink.answers if run.stopped else sink.kept:
-        lines.append(f"{plural(kept, 'answer')} of an earlier run kept")
-    if sink.kept_errors:
-        lines.append(f"{plural(len(sink.kept_errors), 'failure')} of an earlier run kept")
+    tally, reason, sink, console = ran.tally, ran.run.stopped, ran.run.journal, sibling("backends", "console")
     for error in sink.kept_errors:
         tally.note(error)
-    failed = tally.failed + len(sink.kept_errors)
-    status = (130 if run.stopped.kind == "interrupted" else 3) if run.stopped else 1 if failed else 0
-    args.facts |= {"results": str(sink.path) if sink.path else None, "table": args.facts.get("table")}
-    args.facts |= {"kept": sink.kept, "kept_failed": len(sink.kept_errors)}
-    status, more = tell_report([ran], status)
+    status = (130 if reason.kind == "interrupted" else 3) if reason else int(bool(tally.failed or sink.kept_errors))
+    status, more = console.tell_report([ran], status)
     if not args.quiet:
-        way = ", one at a time" if args.sequential else f", up to {ran.most} in flight" if ran.most else ""
-        say_error(f"{ran.api.name} at {ran.api.base_url}{way}")
-        say_error(*lines, *more, indent="  ", width=80)
-        say_error(*([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
+        first, *lines = tally.lines(ran)
+        console.say(first)
+        console.say(*lines, *more, *([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
     for warning in tally.warnings():
-        say_error(warning, indent="  ")
-    if run.stopped is not None:
-        sibling("backends", "hints").say_stopped(run.stopped, args)
-    elif sink.path and tally.hopeful and not args.quiet:
-        say_error(f"{tally.hopeful:,} of {failed:,} failed for what may pass; to ask again:", indent="  ")
-        again = sibling("backends", "hints").command_again(args.argv, True, "--retry-failed")
-        say_error(again, indent="    ", wrap=False)
-    return status
-
-
-def say_error(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
-    """Print lines on standard error, with nothing in them that a terminal would obey but `start`.
-
-    They are wrapped to a terminal's width, elsewhere to `width`, if one is given.
-    """
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else width
-    width = max(20, width - 3) if wrap and width else sys.maxsize
-    with contextlib.suppress(OSError):
-        for line in "\n".join(lines).split("\n") if lines else ():
-            print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
+        console.say(warning, indent="  ")
+    console.say_next(args, ran)
+    return int(status)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class Evidence(core.Evidence):
             self.unheard.clear()
             result.missed = math.inf
             return False
-        looking = failure.slow and self.run.limiter.requests.exploring
+        looking = failure.slow and self.run.limiter.requests.exploring and self.run.limiter.latest > -math.inf
         if looking and len(result.tries or ()) < self.FREE_ATTEMPTS:  # it was sent to find the limit
             failure.free = True
             return True

@@ -5,16 +5,9 @@ An extra adds what it has to say to HINTS.
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 
 from . import core
-from .keys import without_secrets
 from .meanings import QUOTA_CODES
 
 HINTS = {
@@ -114,29 +107,3 @@ def hint(error: core.Error, asked: str = "") -> str:
     if not found and status[:1] == "2":  # an error in an HTTP 200, of a kind of its own
         return HINTS["408" if error.retryable else "4xx"]
     return found or HINTS.get(f"{status[:1]}xx", "")
-
-
-def command_again(argv: list[str], begun: bool, *more: str) -> str:
-    """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
-    without = "--overwrite" if begun else ""  # what it has written is to be kept
-    more = tuple(word for word in more if word not in argv)
-    if any("?" in word and without_secrets(word) != word for word in argv):
-        changes = [f"without {without}"] * (without in argv) + [f"with {word}" for word in more]
-        return ", ".join(["the same command again", *changes])
-    name = os.path.basename(sys.executable)
-    python = [name if shutil.which(name) == sys.executable else sys.executable] * sys.argv[0].endswith(".py")
-    words = [*python, sys.argv[0], *(word for word in argv if word != without), *more]
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
-
-
-def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> None:
-    """Say why the run was stopped, what to do and how to continue."""
-    core.say_error(f"{core.PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
-    if advice := hint(reason.error, reason.asked):
-        core.say_error(f"-> {advice}", indent="  ")
-    if reason.prompt:
-        where = f" ({reason.prompt.where})" if reason.prompt.where else ""
-        core.say_error(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
-    if args and args.output != "-" and not args.compare:
-        again = command_again(args.argv, args.begun)
-        core.say_error(f"to continue: {again}", indent="  ", wrap=False)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import core
+from .console import say
 
 resource: Any = None
 with contextlib.suppress(ImportError):  # Windows has none
@@ -51,7 +52,7 @@ def interruptible(run: core.Run) -> Iterator[None]:
             return
         run.stop(interrupted)
         calls = f"{core.plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
-        core.say_error(f"\nstopping: {run.api.parting or calls}")
+        say(f"\nstopping: {run.api.parting or calls}")
 
     with contextlib.ExitStack() as stack:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -1,4 +1,4 @@
-"""Which backends there are, how one is found by its name, and the options that say what is asked of the API behind it.
+"""Which backends there are, how one is found by its name, and what a command makes of its options: an API, a run.
 
 Nothing here is needed where the user's own coroutine function makes the calls.
 """
@@ -12,8 +12,6 @@ import importlib
 import importlib.util
 import inspect
 import itertools
-import os
-import pathlib
 import re
 import sys
 import traceback
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .prompts import ENDPOINTS
 
 BACKENDS = "openai-sdk", "raw-aiohttp", "stdlib", "openai-batch", "dask-cluster"
 LIBRARIES = {"openai-sdk": "openai", "raw-aiohttp": "aiohttp", "openai-batch": "openai"}
@@ -97,7 +94,8 @@ def default_backend() -> str:
 def missing_backend(name: str, module: str) -> str:
     """Return the sentence that says why a backend cannot be loaded and what to do."""
     if name in BACKENDS and module.startswith(ROOT):
-        return f"backend {name} needs {core.file_of(module)}, which goes beside {core.PROGRAM}"
+        file = module.removeprefix(f"{ROOT}.").replace(".", "/") + ".py"
+        return f"backend {name} needs {file}, which goes beside {core.PROGRAM}"
     if module.startswith(f"{ROOT}.backends."):
         return f"there is no backend {name}; choose {', '.join(BACKENDS)} or package.module:name"
     if name in LIBRARIES:
@@ -114,55 +112,7 @@ def raised_in(failure: BaseException, args: argparse.Namespace) -> str:
     return next((f"{module}, {name}" for module, name in reversed(places) if module.partition(".")[0] in packages), "")
 
 
-# ---- The command line's ----------------------------------------------------------------------------------------
-
-
-def add_arguments(option: Callable[..., Any]) -> None:
-    """Add the flags that say which API is asked, and what."""
-    option("-b", "--backend", metavar="NAME", help="openai-sdk, raw-aiohttp, stdlib, openai-batch, "
-           "dask-cluster or package.module:name (default: raw-aiohttp where aiohttp is installed, else stdlib); a,b,c "
-           "with --compare")  # fmt: skip
-    option("-m", "--model", metavar="NAME", help=f"model (default: {core.DEFAULT_MODEL})")
-    option("-s", "--system", metavar="TEXT", help="system text before each prompt")
-    option("-t", "--template", metavar="TEXT", help="make each prompt from the columns: 'Translate {prompt} to {lang}'")
-    option("-p", "--param", metavar="NAME=JSON", action="append", default=[], help="request parameter (repeatable)")
-    option("-e", "--endpoint", choices=ENDPOINTS, default="chat", metavar="NAME",
-           help="chat, responses, completions or embeddings (default: chat)")  # fmt: skip
-    option("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    option("--api-key-env", metavar="NAME", default="OPENAI_API_KEY",
-           help="variable with the key (default: %(default)s)")  # fmt: skip
-    option("--allow-http", action="store_true", help="send the key unencrypted to a public host")
-
-
-def check(args: argparse.Namespace) -> None:
-    """Read the names of the backends and the parameters. Raises UsageError where one is none."""
-    args.backends = list(dict.fromkeys((args.backend if args.backend is not None else default_backend()).split(",")))
-    args.params = dict(parameter(text) for text in args.param)
-    if "" in args.backends:
-        raise core.UsageError("-b has an empty name")
-    if "," in (args.backend or "") and not args.compare:
-        raise core.UsageError("several backends (-b a,b) are for --compare")
-    refuse_together(args)
-
-
-def refuse_together(args: argparse.Namespace) -> None:
-    """Raise UsageError where options contradict one another."""
-    results = args.output or args.retry_failed or args.overwrite
-    for wrong, advice in (
-        (args.sequential and (args.compare or args.concurrency),
-         "--sequential is one at a time, and --compare does it too: leave out one of them, or -c"),
-        (args.compare and results,
-         "--compare writes no results file; leave out -o, --retry-failed and --overwrite"),
-        (len(args.calls) > 1 and not args.compare, "several numbers of calls (-c 1,16,auto) are for --compare"),
-    ):  # fmt: skip
-        if wrong:
-            raise core.UsageError(advice)
-
-
-def default_output(prompts: str | None) -> str:
-    """Return where the results go if nobody says."""
-    path = pathlib.Path((prompts or "-").removesuffix(".gz"))
-    return "-" if prompts in (None, "-") else str(path.parent / f"{path.stem}.results.jsonl")
+# ---- For a command ---------------------------------------------------------------------------------------------
 
 
 def checked(prompts: Iterator[core.Prompt], api: Any) -> Iterator[core.Prompt]:
@@ -171,34 +121,6 @@ def checked(prompts: Iterator[core.Prompt], api: Any) -> Iterator[core.Prompt]:
     if first and (error := api.prepare(first[0]).error) and error.type == "missing_column":
         raise core.UsageError(error.message)
     return map(api.prepare, itertools.chain(first, prompts))
-
-
-def check_files(args: argparse.Namespace) -> None:
-    """Raise UsageError where something is missing, or the output cannot be what is asked of it."""
-    if args.prompts is None:
-        raise core.UsageError("no PROMPTS file given; try --demo --compare, or --help")
-    for flag, path in [("-o", args.output), ("-o", args.journal), *args.writes]:
-        if path != "-" and (other := args.taken.setdefault(os.path.realpath(path), flag)) != flag:
-            raise core.UsageError(f"{path} is {other}; choose another file with {flag}")
-        if flag != "-o" and (why := core.sibling("extras", "files").unwritable(path)):
-            raise core.UsageError(f"{why}; choose another file with {flag}")
-    if (suffix := pathlib.PurePath(args.output).suffix.lower()) in core.NOT_WRITTEN:
-        raise core.UsageError(f"-o {args.output}: results are written as .jsonl, .csv or .tsv, not as {suffix}")
-    if suffix in core.TABLES:  # what reads a table writes it, too
-        core.sibling("extras", "table", f"a {suffix} file")
-
-
-def parameter(text: str) -> tuple[str, Any]:
-    """Return the name and the value of NAME=JSON."""
-    name, _, value = map(str.strip, text.partition("="))
-    try:
-        parsed = core.decode_row(value)
-    except (ValueError, RecursionError):
-        advice = f"a text needs its quotes: -p '{name or 'stop'}=\"…\"'"
-        raise core.UsageError(f"-p {text}: not NAME=JSON; {advice}") from None
-    if not name or (name == "stream" and parsed):
-        raise core.UsageError(f"-p {text}: " + ("answers are not streamed here" if name else "no name"))
-    return name, parsed
 
 
 def make_api(args: argparse.Namespace, backend: str | None, dry: bool = False) -> Any:

@@ -10,7 +10,8 @@ A file here has two functions. Its docstring is its manual; the first line says 
 and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
 finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
 output; `comparison`, what --compare runs; `taken`, what other files are by their real paths, and `writes`, a list to
-which a flag and its file are added if the extra writes one: nothing is written over. `facts` go into --report.
+which a flag and its file are added if the extra writes one: nothing is written over. `facts` go into --report. `next`
+is what the end of the report offers: texts, each with the words to add to the command and those to leave out of it.
 
 A file that is named by a suffix reads such files, too:
 

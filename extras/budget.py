@@ -361,8 +361,8 @@ def read_results(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
-    option("--max-cost", metavar="USD", type=core.positive(float),
-           help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
+    option("--max-cost", metavar="USD", type=core.sibling("backends", "options").positive(float),
+           help="stop before total spend (earlier runs included) exceeds this")  # fmt: skip
 
 
 def create(args: argparse.Namespace) -> Budget | None:

@@ -14,9 +14,9 @@ from . import core
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flags."""
-    option("--cluster", metavar="ADDRESS", help="with dask-cluster: the scheduler (tcp://host:8786), or a number of "
-           "local processes (default: one for each core)")  # fmt: skip
-    option("--worker-backend", metavar="NAME", help="with dask-cluster: what its workers call the API with (as -b)")
+    option("--cluster", metavar="ADDRESS", help="dask-cluster's scheduler (tcp://host:8786), or "
+           "how many local processes (default: one a core)")  # fmt: skip
+    option("--worker-backend", metavar="NAME", help="what dask-cluster's workers call the API with (as -b)")
 
 
 def create(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Several numbers of calls after -c make it a sweep, whose sentences are in sweep.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import shutil
@@ -15,8 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import core
-from .ran import cpu, rate, title
+from .progress import shown
+from .ran import cpu, rate, times, title
+from .tally import Tally
 from .text import answer_of, cell, check_stdout
+
+console = core.sibling("backends", "console")
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -45,21 +50,22 @@ async def compare(args: argparse.Namespace) -> int:
             if reason.kind == "deadline":  # of all runs together
                 reason = core.PromptError("deadline", f"the deadline of {core.duration(deadline)} is over", "stop")
             args.facts["verdicts"] = []
-            status, files = core.tell_report(ran, 130 if reason.kind == "interrupted" else 3)
-            core.say_error(*files)
-            core.sibling("backends", "hints").say_stopped(reason, args)
+            status: int
+            status, files = console.tell_report(ran, 130 if reason.kind == "interrupted" else 3)
+            console.say(*files)
+            console.say_stopped(reason, args)
             return status
     ways = () if sweep else zip(ran, ("Sequential", "Concurrent"), strict=False)  # of the first backend
-    shown = [as_in_the_article(one, way) for one, way in ways]
+    told = [as_in_the_article(one, way) for one, way in ways]
     judge = core.sibling("extras", "sweep", "a sweep").verdicts if sweep else verdicts
     said = args.facts["verdicts"] = [*judge(ran), *cheapest(ran)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-    for lines in [*shown, table(ran), (line for sentence in said for line in core.wrapped(sentence, width))]:
+    for lines in [*told, table(ran), (line for sentence in said for line in console.wrapped(sentence, width))]:
         print(*lines, "", sep="\n")
     for one in ran:
-        core.say_error(*(f"{title(one)}: {warning}" for warning in one.tally.warnings()))
-    status, files = core.tell_report(ran, int(any(one.tally.failed for one in ran)))
-    core.say_error(*([] if args.quiet else files))
+        console.say(*(f"{title(one)}: {warning}" for warning in one.tally.warnings()))
+    status, files = console.tell_report(ran, int(any(one.tally.failed for one in ran)))
+    console.say(*([] if args.quiet else files))
     return status
 
 
@@ -70,15 +76,15 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
     with core.sibling("backends", "interrupts").interruptible(run):
         async with run:
             await run.answer(prompts[0])
-            ran = core.Ran(api, run, calls, core.Tally(api.model_of))
+            ran = core.Ran(api, run, calls, Tally(api.model_of))
 
             def note(result: core.Result) -> None:
                 ran.tally.add(result)
                 if result.prompt.number < 3:
                     text = result.error.message if result.error else cell(answer_of(result))
-                    ran.texts[result.prompt.number] = text
+                    ran.tally.texts[result.prompt.number] = text
 
-            with core.progress(args, ran, None, len(prompts)):
+            with contextlib.nullcontext() if args.quiet else shown(args, ran, None, len(prompts)):
                 await (core.sequentially if calls == 1 else core.concurrently)(run, iter(prompts), note)
                 ran.tally.stop()
     return ran
@@ -87,8 +93,8 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
 def as_in_the_article(ran: core.Ran, way: str) -> Iterator[str]:
     """Yield the first results of a run and its time."""
     yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number + 1}. {core.short(text, 74)}" for number, text in sorted(ran.texts.items()))
-    if (rest := ran.tally.answered + ran.tally.failed - len(ran.texts)) > 0:
+    yield from (f"  {number + 1}. {core.short(text, 74)}" for number, text in sorted(ran.tally.texts.items()))
+    if (rest := ran.tally.answered + ran.tally.failed - len(ran.tally.texts)) > 0:
         yield f"  ... and {rest:,} more"
     yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
@@ -112,7 +118,7 @@ def verdicts(ran: list[core.Ran]) -> Iterator[str]:
         runs = [one for one in ran if one.api.name == name and one.tally.answered]
         if len(runs) == 2:
             slow, fast = (one.tally.wall for one in runs)
-            won = f"ran {core.times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
+            won = f"ran {times(slow / fast)} faster than" if slow >= 1.05 * fast else "was no faster than"
             yield f"{name}: concurrent {won} sequential ({core.duration(fast)}, {core.duration(slow)})."
 
 
@@ -121,5 +127,5 @@ def cheapest(ran: list[core.Ran]) -> Iterator[str]:
     known = [one for one in {one.api.name: one for one in ran}.values() if one.tally.answered >= 100]
     if len(known) > 1:  # CPU time of fewer is mostly chance
         cheap, *_, dear = sorted(known, key=cpu)
-        less = core.times(cpu(dear) / cpu(cheap))
+        less = times(cpu(dear) / cpu(cheap))
         yield f"{cheap.api.name} used the least CPU time per request, {less} less than {dear.api.name}."

@@ -153,7 +153,7 @@ class Shown:
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Show it as long as the run goes on."""
-        self._tally = core.Tally(run.api.model_of)
+        self._tally = core.sibling("extras", "tally").Tally(run.api.model_of)
         ran = core.Ran(run.api, run, run.concurrency, self._tally)
         progress = core.sibling("extras", "progress", "progress=True").Progress(self._total, ran, run.journal)
         try:

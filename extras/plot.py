@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 from . import core
 from .files import open_regular, replacing, unwritable
 from .plot_page import as_page
-from .ran import title
+from .ran import times, title
+from .tally import WAITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,9 +107,9 @@ class Plot:
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Draw, and yield where the picture is."""
-        path, facts = self._args.plot, self._args.facts
+        path, sink = self._args.plot, ran[0].run.journal
         kept = read(ran[0].run.path) if ran[0].run.path else ()
-        earlier = facts.get("kept") or facts.get("kept_failed")
+        earlier = sink and (sink.kept or sink.kept_errors)
         names = [self._args.name if earlier else title(one) for one in ran]
         try:
             rows = (itertools.chain(kept, clocks) for clocks in self._clocks)
@@ -261,7 +262,7 @@ def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
     """Return what a bar says when it is pointed at."""
     parts = [f"sent {row['attempts']:.0f} times"] if row["attempts"] > 1 else []
-    waits = zip(core.WAITS.values(), clocks[1:5], strict=True)
+    waits = zip(WAITS.values(), clocks[1:5], strict=True)
     parts += [f"{core.duration(wait)} {words}" for words, wait in waits if wait >= 0.0005]
     parts += [f"latency {core.duration(clocks[5])}"]
     if (error := row.get("error")) is not None:
@@ -406,9 +407,9 @@ def summary(run: Run) -> str:
     failed = f", {run.failed.sum():,} failed" if run.failed.any() else ""
     total = float(run.answers.sum())
     # Not "faster than one after another": a latency holds the wait in the server's queue, which that way has none of.
-    times = f"latencies add up to {core.duration(total)}, {core.times(total / run.wall)} the time that it took"
+    sums = f"latencies add up to {core.duration(total)}, {times(total / run.wall)} the time that it took"
     begin = f"{core.plural(len(run.begin), 'prompt')} in {core.duration(run.wall)}{failed}"
-    return f"{begin}, {times}" if total > 1.05 * run.wall else begin
+    return f"{begin}, {sums}" if total > 1.05 * run.wall else begin
 
 
 def against(run: Run, first: Run) -> str:
@@ -419,7 +420,7 @@ def against(run: Run, first: Run) -> str:
     if run.failed.any():
         text += f", {run.failed.sum():,} failed"
     if len(run.answers) == len(first.answers) > 0 and first.wall > 1.05 * run.wall:
-        text += f", {core.times(first.wall / run.wall)} faster"
+        text += f", {times(first.wall / run.wall)} faster"
     return text
 
 
@@ -759,7 +760,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "sum of latencies", core.duration(float(answers.sum()))
         yield from ((f"latency {name}", core.duration(value)) for name, value in percentiles(answers).items())
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
-        waits = zip(core.WAITS.values(), run.waits, strict=True)
+        waits = zip(WAITS.values(), run.waits, strict=True)
         yield from ((f"spent {words}", core.duration(wait)) for words, wait in waits)
 
 

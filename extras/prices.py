@@ -329,8 +329,7 @@ class Prices:
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
     option("--price", metavar="IN,OUT",
-           help="USD per million tokens instead of the table's; a third number is for cached input, a fourth for what "
-           "is written to a cache")  # fmt: skip
+           help="USD per million tokens instead of the table's; longer: IN,OUT,CACHED,WRITTEN")  # fmt: skip
 
 
 def create(args: argparse.Namespace) -> Prices:

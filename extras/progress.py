@@ -58,28 +58,43 @@ class Progress:
         if self._bar is not None:
             self._bar.start_t += lost
             self._bar.initial, self._bar.n = kept, kept + new
-            self._bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}" if self._run.state() else None
+            self._bar.bar_format = self._form()
             self._bar.set_postfix_str(", ".join(self._state()))
         elif self._terminal:
-            self._write(f"\r{self._text(kept, new)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+            self._write(f"\r{self._text(kept, new, shutil.get_terminal_size().columns - 1)}\x1b[K")
         elif self._timer is not None:
             self._write(f"{self._text(kept, new)}\n")
         every = 0.2 if self._terminal or self._bar is not None else self.EVERY
         self._timer = asyncio.get_running_loop().call_later(every, self._tick)
 
-    def _text(self, kept: int, new: int) -> str:
+    def _form(self) -> str | None:
+        """Return what tqdm's bar shows besides itself: no time left in an outage, no rate in few columns."""
+        if self._run.state():
+            return "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+        narrow = self._total and shutil.get_terminal_size().columns < 80
+        return "{l_bar}{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}" if narrow else None
+
+    def _text(self, kept: int, new: int, width: int = sys.maxsize) -> str:
+        """Return what there is to say, in so many columns: if they are few, without the rate, then the calls."""
         done, total, state = kept + new, self._total, self._state()
+        parts, rare = [f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state], [f"{self._calls()}"]
         if not self._run.state():
             rate = new / max(0.001, time.monotonic() - self._began)
-            left = f", {core.duration(max(0, total - done) / rate)} left" if total and rate > 0 else ""
-            state.append(f"{rate:,.1f}/s{left}")
-        return ", ".join([f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state])
+            parts += [f"{rate:,.1f}/s"]
+            parts += [f"{core.duration(max(0, total - done) / rate)} left"] if total and rate > 0 else []
+            rare.insert(0, f"{rate:,.1f}/s")
+        while rare and len(", ".join(parts)) > width:
+            parts.remove(rare.pop(0))
+        return ", ".join(parts)[:width]
+
+    def _calls(self) -> str:
+        return f"{self._run.limiter.in_flight} in flight"
 
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
         hooks = core.hooked(self._run.extras, "status")
         told = [str(core.call_hook(self._run, hook, self._ran) or "") for hook in hooks]
-        return [*filter(None, [failed, f"{self._run.limiter.in_flight} in flight", *told, self._run.state()])]
+        return [*filter(None, [failed, self._calls(), *told, self._run.state()])]
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from typing import Any
 from . import core
 from .files import replacing
 from .ran import cpu, rate
+from .tally import WAITS, Tally
 
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
 OPTIONAL = (
@@ -69,6 +70,7 @@ class Report:
             "input": args.name,
             "exit_status": status,
             "stopped": reason and reason.error._asdict() | {"hint": core.hint(reason.error) or None},
+            **kept(ran[-1].run.journal),
             **args.facts,
             "runs": [self._figures(one) for one in ran],
         }
@@ -79,7 +81,15 @@ class Report:
         return figures(ran) | costs | {"budget": budget and budget.as_dict()}
 
 
-def counted(tally: core.Tally) -> dict[str, Any]:
+def kept(sink: Any) -> dict[str, Any]:
+    """Return where the results are, and how many earlier runs have left; {} if they are kept nowhere."""
+    if sink is None:
+        return {}
+    path = str(sink.path) if sink.path else None
+    return {"results": path, "table": None, "kept": sink.kept, "kept_failed": len(sink.kept_errors)}
+
+
+def counted(tally: Tally) -> dict[str, Any]:
     """Return what was counted of a run; times are in seconds."""
     names = ("in", "out", "cached", "reasoning", "cache_written")
     return {
@@ -91,7 +101,7 @@ def counted(tally: core.Tally) -> dict[str, Any]:
         "latency_sum_seconds": tally.latency,
         "latency_seconds": tally.percentiles(),
         "latency_counts": [[math.exp(step / 1000), count] for step, count in sorted(tally.latencies.items())],
-        "waited_seconds": {name: getattr(tally, name) for name in core.WAITS},
+        "waited_seconds": {name: getattr(tally, name) for name in WAITS},
         "tokens": dict(zip(names, tally.tokens, strict=True)) | {"in_failed_attempts": tally.wasted},
         "answers_without_usage": tally.silent,
         "lost_calls": tally.unanswered,
@@ -111,7 +121,7 @@ def figures(ran: core.Ran) -> dict[str, Any]:
         "model": ran.api.params.get("model") or ran.api.model or core.DEFAULT_MODEL,
         "endpoint": ran.api.endpoint,
         "concurrency": ran.asked,
-        "most_in_flight": ran.most,
+        "most_in_flight": ran.run.most_in_flight,
         "answers_a_second": rate(ran),
         "cpu_seconds_a_prompt": cpu(ran),
         **counted(ran.tally),

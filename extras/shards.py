@@ -24,7 +24,7 @@ WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flags."""
-    option("--shard", metavar="K/N", help="of the prompts every N-th, from the K-th on, into files named by the shard")
+    option("--shard", metavar="K/N", help="every N-th prompt from the K-th on, into files of its own")
     option("--merge", metavar="FILE", nargs="+", help="only put the results of all shards into one file")
 
 
@@ -199,8 +199,8 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
                 refuse_line(args, paths, place, turn + 1, line)
     if not args.quiet:
         said = f"{core.plural(counts[1], 'answer')} and {core.plural(counts[0], 'failure')}"
-        core.say_error(f"{said} of {core.plural(len(paths), 'shard')} merged")
-        core.say_error(f"results in {output}", indent="  ")
+        said = f"{said} of {core.plural(len(paths), 'shard')} merged\n  results in {output}"
+        core.sibling("backends", "console").say(said)
     return 1 if counts[0] else 0
 
 

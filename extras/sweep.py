@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import core
-from .ran import rate
+from .ran import rate, times
 
 
 def verdicts(ran: list[core.Ran]) -> Iterator[str]:
@@ -16,7 +16,7 @@ def verdicts(ran: list[core.Ran]) -> Iterator[str]:
     for name in dict.fromkeys(one.api.name for one in ran):
         runs = [one for one in ran if one.api.name == name and one.tally.answered]
         if len(runs) > 1:
-            yield from knee(sorted(runs, key=lambda one: one.most))
+            yield from knee(sorted(runs, key=lambda one: one.run.most_in_flight))
 
 
 def knee(ran: list[core.Ran]) -> Iterator[str]:
@@ -24,13 +24,14 @@ def knee(ran: list[core.Ran]) -> Iterator[str]:
     name, fewest, most = ran[0].api.name, ran[0], ran[-1]
     best = max(rate(one) for one in ran)
     at = next(one for one in ran if rate(one) >= 0.9 * best)
-    found = f"{rate(at):,.1f} answers/s at {at.most:,} in flight"
-    found += f", {core.times(rate(at) / rate(fewest))} those at {fewest.most:,}" if at is not fewest else ""
-    if at.most == most.most:
+    calls, least, highest = (one.run.most_in_flight for one in (at, fewest, most))
+    found = f"{rate(at):,.1f} answers/s at {calls:,} in flight"
+    found += f", {times(rate(at) / rate(fewest))} those at {least:,}" if at is not fewest else ""
+    if calls == highest:
         yield f"{name}: no knee yet: {found}; more may bring more."
     else:
-        yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {rate(at) / best:.0%} of the most."
+        yield f"{name}: the knee is at {calls:,} in flight: {found}, and {rate(at) / best:.0%} of the most."
         many, few = (core.duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
-        yield f"Half of its answers take up to {few}; with {most.most:,} in flight, up to {many}."
-    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > most.most:
-        yield f"{name}: no more than {most.most:,} were ever in flight; for {asked:,} give more prompts."
+        yield f"Half of its answers take up to {few}; with {highest:,} in flight, up to {many}."
+    if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > highest:
+        yield f"{name}: no more than {highest:,} were ever in flight; for {asked:,} give more prompts."

@@ -1,34 +1,48 @@
-"""Standard output: text to read on a terminal, else JSON Lines, or as --format says."""
+"""Standard output: text to read on a terminal, else JSON Lines, or as --format says.
+
+With a results file `--format text` prints the answers as well, earlier runs' too, when the run has ended. On a terminal
+that is so for up to 10 prompts without being asked for.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from . import core
+
+FEW = 10  # prompts, whose answers are printed on a terminal even if they are kept in a file
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
     option("--format", choices=("text", "jsonl", "csv"), metavar="NAME",
-           help="form of stdout: text, jsonl or csv (default: text on a terminal, else jsonl)")  # fmt: skip
+           help="form of -o -: text, jsonl or csv; text with a results file: print the answers, too")  # fmt: skip
 
 
-def create(args: argparse.Namespace) -> None:
-    """Set what prints the answers."""
+def create(args: argparse.Namespace) -> Answers | None:
+    """Set what prints the answers, or return it if they are kept in a file."""
     if args.format and args.compare:
         raise core.UsageError("--compare writes no results file; leave out --format")
-    if args.format and args.output != "-":
+    if args.format not in (None, "text") and args.output != "-":
         raise core.UsageError("--format is for standard output (-o -); a file's suffix says its form (-o FILE.csv)")
+    if args.output != "-":
+        if args.format:
+            check_stdout()
+        asked = args.format or (sys.stdout and sys.stdout.isatty() and not args.quiet)
+        return Answers(args) if asked and not args.compare else None
     if args.format == "csv":
         core.sibling("extras", "table", "--format csv")
         args.printer = table_printer
     elif args.format == "text" or (args.format is None and args.output == "-" and sys.stdout and sys.stdout.isatty()):
         args.printer = lambda args: standard_output(args, as_text)
+    return None
 
 
 def standard_output(args: argparse.Namespace, form: Callable[[core.Result], bytes] = core.Result.as_line) -> Printer:
@@ -69,13 +83,13 @@ class Printer:
     def __exit__(self, kind: Any, *failure: Any) -> None:
         if kind is None or not issubclass(kind, OSError | core.UsageError):
             for _, lines in sorted(self._early.items()):  # the run was stopped: what is there, with gaps
-                self._write(lines)
+                self.write(lines)
 
     def append(self, *results: core.Result) -> None:
         """Print each result once all before it are printed."""
         self._early |= {result.prompt.number: self._form(result) for result in results}
         while self._next in self._early:
-            self._write(self._early.pop(self._next))
+            self.write(self._early.pop(self._next))
             self._next += 1
 
     def check(self, *given: Any, **options: Any) -> None:
@@ -83,11 +97,40 @@ class Printer:
 
     attend = sync = finish = check
 
-    def _write(self, lines: bytes) -> None:
+    def write(self, lines: bytes) -> None:
+        """Print lines; on a terminal with nothing in them that it would obey."""
         if sys.stdout.isatty():  # in JSON an escape is the same text
             lines = core.visible(lines.decode().expandtabs()).encode()
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
+
+
+class Answers:
+    """Prints the answers that a results file holds, when the run has ended: if asked for, else if they are few."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self._shown = args, False
+
+    @contextlib.asynccontextmanager
+    async def session(self, run: core.Run) -> AsyncIterator[None]:
+        """Print them at the end, before the report."""
+        yield
+        first = list(itertools.islice(core.prompts_of(self._args, self._args.limit), FEW + 1))
+        if (table := core.niceties("table")) and (self._args.format or len(first) <= FEW):
+            self._shown, printer = True, Printer(as_text)
+            prompts = map(run.api.prepare, core.prompts_of(self._args, self._args.limit))
+            try:
+                for result in table.results_of(run.journal, prompts):
+                    if result.done:
+                        printer.write(as_text(result))
+            except BrokenPipeError:  # its reader has seen enough
+                core.sibling("backends", "console").silence(sys.stdout)
+
+    def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
+        """Offer the command that prints them, if that has not been done; it asks nothing again."""
+        if not self._shown and ran[0].run.stopped is None:
+            self._args.next.append(("The answers as text", ["--format", "text"], ["--retry-failed"]))
+        yield from ()
 
 
 # ---- Text for people -------------------------------------------------------------------------------------------

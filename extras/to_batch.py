@@ -72,7 +72,7 @@ def write_batch(args: argparse.Namespace) -> int:
             counts[path] += 1
             files[number - 1].write(line)
     said = [f"{core.plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]
-    core.say_error(*said if not args.quiet else ())
+    core.sibling("backends", "console").say(*said if not args.quiet else ())
     if (left := numbered(args.to_batch, len(counts) + 1)).exists():
         core.log.warning("%s is of an earlier time: no request of these is in it", left)
     if bad:

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 import concurrent_prompts
 from concurrent_prompts.backends.api import Api
 
@@ -21,6 +23,7 @@ ROOT = pathlib.Path(SCRIPT).parent
 PRICE = 1.0, 4.0  # USD per million tokens in, out
 NAMES = ("stdlib", "raw-aiohttp", "openai-sdk")
 LIBRARIES = {"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}
+needs_extras = pytest.mark.skipif(not (ROOT / "extras").is_dir(), reason="the folder extras/ is not here")
 ANSWER = b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}'
 VARIABLES = (
     "OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID OPENAI_CUSTOM_HEADERS "

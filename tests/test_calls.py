@@ -12,7 +12,8 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import main
 
-OURS = str(pathlib.Path(concurrent_prompts.__file__).parent)
+ROOT = pathlib.Path(concurrent_prompts.__file__).parent
+OURS = concurrent_prompts.__file__, str(ROOT / "backends"), str(ROOT / "extras")
 MOST = {"stdlib": 95, "raw-aiohttp": 95, "openai-sdk": 115}
 WRAPPED = {"budget": ["--max-cost=1", "-p", "max_completion_tokens=9"], "schema": ["--schema=schema.json"]}
 MORE = {"budget": 80, "schema": 20}

@@ -85,7 +85,8 @@ def test_flags_are_in_the_help(page):
     """`--help` is the reference; its words are tested elsewhere."""
     extras = pytest.importorskip("concurrent_prompts.extras")
     stand_in = pytest.importorskip("concurrent_prompts.extras.stand_in")
-    described = concurrent_prompts.build_parser(extras.files_for(["--help"])).format_help()
+    options = pytest.importorskip("concurrent_prompts.backends.options")
+    described = options.build_parser(extras.files_for(["--help"])).format_help()
     known = {*re.findall(r"--[a-z][\w-]*", described + stand_in.__doc__), "--skip", *set().union(*OTHERS.values())}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text("utf-8"))) - known == set()
     letters = {*re.findall(r"(?<!\S)-[a-zA-Z](?=[ ,])", described), "-9", "-P"}

@@ -14,7 +14,7 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import Error, PromptError, hint, main
-from concurrent_prompts.backends import check_certificates
+from concurrent_prompts.backends import check_certificates, options
 from concurrent_prompts.backends.hints import HINTS, NAMED
 from tests.backends.test_field_replies import chat, once, served, told
 from tests.helpers import LIBRARIES, NAMES, rows, serving
@@ -51,7 +51,7 @@ def ask(here, backend, capsys):
 
 
 def test_every_flag_that_a_hint_names_is_there():
-    text = concurrent_prompts.build_parser(concurrent_prompts.extras_folder().files_for(["--help"])).format_help()
+    text = options.build_parser(concurrent_prompts.extras_folder().files_for(["--help"])).format_help()
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
     for advice in [*HINTS.values(), *(advice for _, _, advice in NAMED)]:
         assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", advice)) <= known, advice

@@ -23,6 +23,7 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
+from concurrent_prompts.backends import interrupts
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.keys import concealer
 from concurrent_prompts.extras import demo
@@ -215,7 +216,7 @@ def test_a_certificate_that_is_not_verified_gets_no_key(here, shown, backend):
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one thread")
 @pytest.mark.parametrize("twice", [False, True])
 def test_no_secret_shows_at_a_ctrl_c(here, shown, backend, twice, monkeypatch):
-    say = concurrent_prompts.say_error
+    say = interrupts.say
 
     def say_and_press_again(*lines, **options):
         say(*lines, **options)
@@ -227,7 +228,7 @@ def test_no_secret_shows_at_a_ctrl_c(here, shown, backend, twice, monkeypatch):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return b"HTTP/1.1 500 Error\r\n" if twice else REPLIES["500"]
 
-    monkeypatch.setattr(concurrent_prompts, "say_error", say_and_press_again)
+    monkeypatch.setattr(interrupts, "say", say_and_press_again)
     with serving(answer) as (url, _):
         status, text = shown("prompts.txt", "-v", "--sequential", "--base-url", f"{url}?key={QUERY}", "-b", backend)
     assert status == 130 and "to continue: the same command again" in text and "Traceback" not in text

@@ -18,6 +18,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
+from concurrent_prompts.backends import options as options_file
 from tests.helpers import LIBRARIES, ROOT, SCRIPT, rows, start
 
 
@@ -433,46 +434,19 @@ def test_a_lone_copy_goes_by_the_status(here):
 
 def test_the_manual_is_the_help():
     extras = pytest.importorskip("concurrent_prompts.extras")
-    help_text = concurrent_prompts.build_parser(extras.files_for(["--help"])).format_help()
+    help_text = options_file.build_parser(extras.files_for(["--help"])).format_help()
     assert concurrent_prompts.__doc__.strip() in help_text
 
 
-def test_answers_that_are_not_whole_are_named_in_the_report():
-    tally = concurrent_prompts.Tally()
-    reasons = ["length", "max_output_tokens", "content_filter", "STOP", "stop", None, "pause_turn", "tool_calls"]
-    for number, reason in enumerate(reasons):
-        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(number, ""), "a", finish_reason=reason))
-    thought = {"more": {"reasoning_content": "Hm."}}
-    served, used_up = {"extra": {"service_tier": "flex"}}, {"tokens": (5, 9, 0, 9)}
-    for more in ({}, served, used_up, {"extra": thought}, {"finish_reason": "length"} | used_up):
-        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), "", **{"finish_reason": "stop"} | more))
-    others = {"text": None, "extra": {"embedding": [1.0]}}, {"text": "", "extra": {"texts": ["", "b"]}}, {"text": None}
-    for more in others:
-        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), **more))
-    assert sorted(tally.warnings()) == [
-        "1 answered but ended by content_filter: see their text",
-        "1 answered but ended by max_output_tokens: raise max_completion_tokens (-p)",
-        "1 answered but ended by pause_turn: see their text",
-        "2 answered but empty",
-        "2 answered but empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning",
-        "2 answered but ended by length: raise max_completion_tokens (-p)",
-    ]
-    for number in range(1000):
-        tally.add(concurrent_prompts.Result(concurrent_prompts.Prompt(9, ""), "a", finish_reason=f"r{number}"))
-    assert len(tally.marked) <= tally.KINDS + 1, "a server may name as many as it likes"
-
-
-def test_the_report_fits_into_80_columns(capsys):
-    tally = concurrent_prompts.Tally()
-    waits = {"slot_wait": 5000.0, "limit_wait": 5000.0, "retry_wait": 5000.0, "lost": 5000.0}
-    for number in range(200):
-        usage = {"prompt_tokens": 10**6, "completion_tokens": 10**6, "prompt_tokens_details": {"cached_tokens": 10**6}}
-        prompt = concurrent_prompts.Prompt(number, "")
-        tally.add(concurrent_prompts.Result(prompt, attempts=9, latency=99.0, usage=usage, **waits))
-    tally.wall = 1000.0
-    concurrent_prompts.say_error(*tally.lines(), indent="  ", width=80)
-    lines = capsys.readouterr().err.splitlines()
-    assert 60 < max(map(len, lines)) <= 80 and len(lines) > len(list(tally.lines()))
+def test_the_report_without_extras_is_a_line_and_the_first_failure(here, stand_in, capsys, monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "extras_folder", lambda: None)
+    pathlib.Path("p.jsonl").write_text('"one"\n{"prompt": \n"two"\n')
+    assert main(["p.jsonl", "-b", "stdlib", "--base-url", stand_in().url]) == 1
+    first, where, failure = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"2 answered, 1 failed in [\d.]+ m?s", first) and where == "  results in p.results.jsonl"
+    assert failure.startswith("  first failure: unreadable: p.jsonl line 2: ")
+    assert main(["p.jsonl", "-b", "stdlib", "--base-url", "http://127.0.0.1:9/v1"]) == 1
+    assert "  2 answers of an earlier run kept\n" in capsys.readouterr().err
 
 
 def test_public_names():

@@ -14,7 +14,6 @@ import urllib.error
 
 import pytest
 
-import concurrent_prompts
 from concurrent_prompts import (
     Error,
     PromptError,
@@ -636,12 +635,3 @@ async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, ver
 def test_a_long_message_is_cut_not_lost(text):
     cut = short(text)
     assert len(cut) <= 300 and cut.endswith(" …") and text.startswith(cut[:200])
-
-
-def test_kinds_of_failures_without_end_are_told_apart_up_to_a_point():
-    tally = concurrent_prompts.Tally()
-    for number in range(1000):
-        tally.note(Error(f"code_{number}", "m", 400))
-    tally.note(Error("code_3", "m", 400))
-    counts = {error.type: count for error, count in tally.failures()}
-    assert len(counts) == tally.KINDS + 1 and counts["others"] == 1000 - tally.KINDS and counts["code_3"] == 2

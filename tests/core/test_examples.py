@@ -114,7 +114,7 @@ def test_the_bulk_backend_answers_in_this_process(saved, vllm, here, capsys):
     saved("mine", "With vLLM in this process, no server between:")
     assert main(["prompts.txt", "-b", "mine:submit", "-m", "m", "-p", "max_completion_tokens=12"]) == 0  # without a key
     assert [row["text"] for row in rows()] == ["m: What is o", "m: What is t", "m: What is t"]
-    assert "tokens 9 in, 36 out" in capsys.readouterr().err
+    assert ("tokens 9 in, 36 out" if (ROOT / "extras").is_dir() else "3 answered") in capsys.readouterr().err
     lines = [{"custom_id": name, "method": "POST", "url": "/v1/chat/completions",
               "body": {"model": name, "messages": [{"role": "user", "content": "?"}]}} for name in "ab"]  # fmt: skip
     (here / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

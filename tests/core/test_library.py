@@ -29,7 +29,7 @@ from concurrent_prompts import (
     run_concurrent,
     run_sequential,
 )
-from tests.helpers import ROOT, reply, serving, virtual
+from tests.helpers import ROOT, needs_extras, reply, serving, virtual
 
 
 async def gathered(prompts, send, **more):
@@ -253,6 +253,7 @@ async def test_send_receives_what_went_in(way):
     assert given == [*ITEMS, "own"] and [result.id for result in results][:4] == [1, 2, "x", 4]
 
 
+@needs_extras
 @virtual
 async def test_a_reply_brings_its_usage_and_its_headers():
     class Usage:
@@ -298,6 +299,7 @@ async def test_an_asynchronous_iterable_gives_prompts(way):
     assert given == ITEMS and sorted(result.prompt.number for result in results) == [*range(5)] and closed
 
 
+@needs_extras
 @virtual
 async def test_an_asynchronous_iterable_that_waits_holds_up_nothing_and_ends_with_the_run():
     closed, clock = [], asyncio.get_running_loop().time
@@ -357,6 +359,7 @@ async def test_calls_begin_before_many_prompts_are_pulled():
 # ---- Runs one after another ----------------------------------------------------------------------------------
 
 
+@needs_extras
 def test_one_client_serves_several_runs():
     """A client's connections live on the event loop that it was first used on."""
     loops, lock = [], asyncio.Lock()
@@ -384,6 +387,7 @@ def test_one_client_serves_several_runs():
     assert loops[-1].is_closed()  # with its thread
 
 
+@needs_extras
 def test_one_sdk_client_serves_several_runs_over_tls():
     openai, trustme = pytest.importorskip("openai"), pytest.importorskip("trustme")
     authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -404,6 +408,7 @@ def test_one_sdk_client_serves_several_runs_over_tls():
         assert len(log) == 24
 
 
+@needs_extras
 @pytest.mark.parametrize("nested", [False, True])
 def test_context_variables_are_kept(nested):
     async def send(prompt):
@@ -421,6 +426,7 @@ def test_context_variables_are_kept(nested):
 variable = contextvars.ContextVar("variable")
 
 
+@needs_extras
 def test_a_run_inside_a_running_loop_says_what_is_meant(caplog):
     async def inside():
         return run(["a"], shout)
@@ -439,6 +445,7 @@ def test_a_forked_process_has_an_event_loop_of_its_own():
     assert os.waitpid(child, 0)[1] == 0 and run(["c"], shout)[0].text == "C"
 
 
+@needs_extras
 def test_nothing_is_left_open_at_the_end(tmp_path):
     code = "import asyncio, concurrent_prompts as c\nasync def f(p): return await asyncio.to_thread(str, p)\n"
     code += "async def g(): return c.run(['b'], f)\nprint(c.run(['a'], f)[0].text, asyncio.run(g())[0].text)"
@@ -450,6 +457,7 @@ def test_nothing_is_left_open_at_the_end(tmp_path):
 # ---- Nothing that was paid is lost ---------------------------------------------------------------------------
 
 
+@needs_extras
 @pytest.mark.parametrize("way", [run_sequential, run_concurrent])
 @pytest.mark.parametrize("end", ["iterable", "raised", "wrong", "cancelled"])
 async def test_what_ends_a_run_carries_the_results_so_far(way, end):
@@ -474,6 +482,7 @@ async def test_what_ends_a_run_carries_the_results_so_far(way, end):
     assert [result.text for result in caught.value.results][:2] == ["B", "A"]
 
 
+@needs_extras
 @pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_stop_button_leaves_the_results_so_far(nested):

@@ -24,7 +24,7 @@ from concurrent_prompts import (
     run_sequential,
 )
 from concurrent_prompts.backends import api as api_file
-from tests.helpers import virtual
+from tests.helpers import needs_extras, virtual
 
 # ---- What answers --------------------------------------------------------------------------------------------
 
@@ -446,6 +446,7 @@ def test_run_is_synchronous():
     assert [result.text for result in run(["a", "b"], shout)] == ["A", "B"]
 
 
+@needs_extras
 async def test_run_works_where_a_loop_is_running():
     assert [result.text for result in run(["a", "b"], shout, concurrency=1)] == ["A", "B"]
     threads = threading.active_count()
@@ -464,6 +465,7 @@ class Boom:
         raise ValueError("boom")
 
 
+@needs_extras
 @pytest.mark.parametrize("nested", [False, True])
 def test_run_leaves_no_task_behind(nested):
     ended, tasks = [], set()

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests import server_cases
 from tests.core.test_limits import LATENCY, SEEDS, Simulation, texts
 from tests.helpers import virtual
+
+server_cases = pytest.importorskip("tests.server_cases")
 
 # Where the goals are not reached yet: the span / ideal, the calls a prompt and the share refused that are.
 REACHED = {

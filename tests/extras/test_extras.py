@@ -13,13 +13,14 @@ import pytest
 
 import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
+from concurrent_prompts.backends import options
 from concurrent_prompts.extras import INDEX, progress
 from tests.helpers import ROOT
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
 PARTS = ("__init__", "files", "inputs", "library", "limits", "outputs", "plot_page", "progress", "ran", "reading",
-         "stand_in", "sweep", "wraps")  # fmt: skip
+         "stand_in", "sweep", "tally", "wraps")  # fmt: skip
 FILES = sorted(file.stem for file in (ROOT / "extras").glob("*.py") if not file.stem.startswith(PARTS))
 
 
@@ -50,7 +51,7 @@ def test_a_file_adds_the_flags_of_the_index_and_no_others(name):
     flags = []
     file = importlib.import_module(f"concurrent_prompts.extras.{name}")
     file.add_arguments(lambda *names, **_: flags.extend(names))
-    core = [flag for action in concurrent_prompts.build_parser()._actions for flag in action.option_strings]
+    core = [flag for action in options.build_parser()._actions for flag in action.option_strings]
     own = [sign for sign in INDEX[name] if sign.startswith("--")]
     assert flags == [flag for flag in own if flag not in core]
     assert file.__doc__ and callable(file.create)
@@ -83,9 +84,9 @@ FILED = ["files", "outputs", "reading"]  # of every run
 
 
 @pytest.mark.parametrize(("words", "loaded"), [
-    (["p.txt", "-b", "stdlib", "-q"], [*FILED, *(name for name in INDEX if "" in INDEX[name])]),
+    (["p.txt", "-b", "stdlib", "-q"], [*FILED, "ran", "tally", *(name for name in INDEX if "" in INDEX[name])]),
     (["p.txt", "-b", "stdlib", "-q", "--report", "r.json"],
-     [*FILED, "ran", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
+     [*FILED, "ran", "tally", *(name for name in INDEX if {"", "--report"} & {*INDEX[name]})]),
     (["--version"], None),
 ])  # fmt: skip
 def test_only_what_is_asked_for_is_imported(tmp_path, stand_in, words, loaded):

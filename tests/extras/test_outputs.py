@@ -389,7 +389,7 @@ def test_no_line_whatever_makes_more_than_a_sentence(tmp_path, lines, place, fla
             journal.check(prompts, "p.txt")
             for prompt in journal.left(prompts):
                 journal.append(Result(prompt, text="yes"))
-            tally, table = concurrent_prompts.Tally(lambda prompt: "m"), tables.Table(prompts)
+            tally, table = extra("tally").Tally(lambda prompt: "m"), tables.Table(prompts)
             for error in journal.kept_errors:
                 tally.note(error)
             assert [table.line(result) for result in tables.results_of(journal, prompts)]

@@ -1,14 +1,17 @@
 """Progress on standard error."""
 
 import asyncio
+import logging
 import os
 import sys
 
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Ran, Run, Tally
+from concurrent_prompts import Ran, Run
+from concurrent_prompts.backends.console import ErrorLog
 from concurrent_prompts.extras.progress import Progress
+from concurrent_prompts.extras.tally import Tally
 from tests.helpers import Terminal
 
 
@@ -24,13 +27,57 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
     while not sys.stderr.buffer.getvalue().count(b"3 done"):
         await asyncio.sleep(0)
     progress.close()
-    concurrent_prompts.ErrorLog().emit(concurrent_prompts.logging.makeLogRecord({"msg": "noted"}))
+    ErrorLog().emit(logging.makeLogRecord({"msg": "noted"}))
     text = sys.stderr.buffer.getvalue().decode()
     if term == "xterm" or os.name == "nt":
         assert text.startswith("\r0 of 3 done") and text.endswith("\r\x1b[Knoted" + os.linesep)
     else:
         assert "\r" not in text and "\x1b" not in text and text.startswith("0 of 3 done, 0 in flight")
         assert text.endswith("/s\nnoted\n")
+
+
+class Costs:
+    def status(self, ran):
+        return "$0.0012"
+
+
+@pytest.mark.parametrize(("columns", "expected"), [
+    (80, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
+    (58, "100 of 200 done, 0 in flight, $0.0012, 10.0 s left"),
+    (50, "100 of 200 done, $0.0012, 10.0 s left"),
+    (30, "100 of 200 done, $0.0012, 10."),
+])  # fmt: skip
+async def test_few_columns_keep_the_cost_and_the_time_that_is_left(monkeypatch, columns, expected):
+    now, tally = [1000.0], Tally()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    progress = Progress(200, Ran(None, Run(lambda prompt: None, extras=[Costs()]), 1, tally), None)
+    tally.answered, now[0] = 100, 1010.0
+    progress._timer.cancel()
+    progress._tick()
+    progress.close()
+    assert sys.stderr.buffer.getvalue().decode().split("\r")[-2] == f"{expected}\x1b[K"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+async def test_so_does_tqdms_bar(monkeypatch, columns):
+    pytest.importorskip("tqdm")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tally = Tally()
+    progress = Progress(200, Ran(None, Run(lambda prompt: None, extras=[Costs()]), 1, tally), None)
+    progress._bar.start_t -= 10
+    progress._bar.ncols = columns
+    tally.answered = 100
+    progress._timer.cancel()
+    progress._tick()
+    line = str(progress._bar)
+    progress.close()
+    assert "$0.0012" in line and len(line) <= columns and ("00:10 left" if columns < 80 else "<00:") in line
 
 
 async def test_the_time_that_is_left_counts_no_outage(monkeypatch):

@@ -247,7 +247,7 @@ UNUSABLE = {
     "a form that -o does not write": (["-o", "a.json"], "a.json: results are written as .jsonl, .csv or .tsv"),
     "a workbook": (["-o", "a.XLSX"], "not as .xlsx"),
     "two forms": (["-o", "a.csv", "--format", "csv"], "--format is for standard output (-o -)"),
-    "a form of no output": (["--format", "text"], "--format is for standard output (-o -)"),
+    "a form of no output": (["--format", "jsonl"], "--format is for standard output (-o -)"),
     "a form of a comparison": (["--compare", "--format", "text"], "leave out --format"),
     "no folder": (["-o", "no/a.csv"], "no/a.csv cannot be written: there is no folder no"),
     "a folder": (["-o", "dir.csv"], "dir.csv is not a regular file"),

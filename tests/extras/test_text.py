@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from concurrent_prompts import Error, Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
 from concurrent_prompts.extras.text import Printer, as_text
 from tests.core.test_journal import batch_results, prepare, result_of
-from tests.helpers import SCRIPT, Terminal
+from tests.helpers import SCRIPT, Terminal, rows
 
 
 @pytest.fixture
@@ -180,3 +181,60 @@ def test_the_printer_prints_batch_lines(capsysbinary):
             printer.append(result)
     found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     assert [{key: row[key] for key in lines[0]} for row in found] == lines
+
+
+# ---- Beside a results file -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(here, monkeypatch):
+    """Return a function that runs the command on a terminal; it returns the exit status, the answers and the report."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*words):
+        out, err = Terminal(), Terminal()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        status = main([*words])
+        return status, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
+
+    return run
+
+
+def test_few_answers_are_shown_on_a_terminal_and_kept(terminal, stand_in):
+    server = stand_in()
+    command = ["prompts.txt", "-b", "stdlib", "--base-url", server.url]
+    status, text, report = terminal(*command)
+    assert status == 0 and text.startswith("[1] ") and text.count("made up by") == 3
+    assert len(rows("prompts.results.jsonl")) == 3
+    assert "results in prompts.results.jsonl" in report and "--format text" not in report
+    assert terminal(*command)[1] == text, "earlier runs' too"
+    assert terminal(*command, "-n", "2")[1] == text[: text.index("[3] ")]
+    assert [terminal(*command, *words)[1] for words in (["-q"], ["-q", "-o", "-"])] == ["", text]
+    assert server.stats.requests == 3 + 3
+
+
+def test_failed_ones_are_shown_as_well(terminal, stand_in):
+    pathlib.Path("p.jsonl").write_text('"one"\n{"prompt": \n')
+    status, text, _ = terminal("p.jsonl", "-b", "stdlib", "--base-url", stand_in().url)
+    assert status == 1 and "[2]\nfailed: unreadable: p.jsonl line 2: " in text and "[1] one\n" in text
+
+
+def test_many_answers_are_a_command_away(terminal, stand_in, monkeypatch):
+    pathlib.Path("many.txt").write_text("".join(f"prompt {number}\n" for number in range(11)))
+    server = stand_in()
+    command = ["many.txt", "-b", "stdlib", "--base-url", server.url]
+    _, text, report = terminal(*command, "--overwrite", "--retry-failed")
+    offered = report.splitlines()[-1]
+    assert text == "" and report.splitlines()[-2] == "  The answers as text:"
+    assert shlex.split(offered)[-len(command) - 2 :] == [*command, "--format", "text"]
+    status, text, report = terminal(*shlex.split(offered)[-len(command) - 2 :])
+    assert status == 0 and text.count("made up by") == 11 and "The answers as text" not in report
+    assert server.stats.requests == 11
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_file_has_no_other_form(here, capsys, form):
+    assert main(["prompts.txt", "--format", form, "--base-url", "http://127.0.0.1:9/v1"]) == 2
+    assert "--format is for standard output (-o -)" in capsys.readouterr().err
