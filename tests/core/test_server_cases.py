@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.core.test_limits import LATENCY, SEEDS, Simulation, texts
+from tests import server_cases
 from tests.helpers import virtual
 
-server_cases = pytest.importorskip("tests.server_cases")
+pytest.importorskip("concurrent_prompts.extras.stand_in_limits")  # which test_limits needs
+from tests.core.test_limits import LATENCY, SEEDS, Simulation, texts
 
 # Where the goals are not reached yet: the span / ideal, the calls a prompt and the share refused that are.
 REACHED = {

@@ -52,10 +52,10 @@ def test_a_manual_has_several_names(capsys, words):
 
 
 def test_the_manual_of_a_third_partys(here, capsys):
-    (here / "theirs.py").write_text('"""How it is used.\n\n    So.\n"""\n')
-    assert printed(capsys, "--help", "theirs:connect") == "How it is used.\n\nSo.\n"
-    (here / "theirs_too.py").write_text("connect = None\n")
-    assert printed(capsys, "--help", "theirs_too:connect") == "It has no manual.\n"
+    (here / "a_module_with_a_manual.py").write_text('"""How it is used.\n\n    So.\n"""\n')
+    assert printed(capsys, "--help", "a_module_with_a_manual:connect") == "How it is used.\n\nSo.\n"
+    (here / "a_module_without_a_manual.py").write_text("connect = None\n")
+    assert printed(capsys, "--help", "a_module_without_a_manual:connect") == "It has no manual.\n"
 
 
 @pytest.mark.parametrize("name", ["curl", "prompts.txt", "os.no_such:thing"])
