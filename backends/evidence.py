@@ -86,10 +86,6 @@ class Evidence(core.Evidence):
             self.unheard.clear()
             result.missed = math.inf
             return False
-        looking = failure.slow and self.run.limiter.requests.exploring and self.run.limiter.latest > -math.inf
-        if looking and len(result.tries or ()) < self.FREE_ATTEMPTS:  # it was sent to find the limit
-            failure.free = True
-            return True
         result.missed = min(result.missed, result.sent)
         if self.run.answered_since(result):
             return False
