@@ -120,7 +120,7 @@ def sound_lines(file: IO[bytes], name: str, damage: list[tuple[int, core.Error]]
             if len(line) > LINE_MOST:
                 yield TOO_LONG
                 skip_line(file, line)
-            elif as_text and b"\r" in line.rstrip(b"\r\n"):
+            elif as_text and b"\r" in line and b"\r" in line.rstrip(b"\r\n"):
                 yield core.Error("unreadable", "a carriage return stands alone (tr '\\r' '\\n')")
             else:
                 yield line
