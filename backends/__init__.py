@@ -117,7 +117,7 @@ def proxy_for(base_url: str) -> str | None:
     """
     proxy = named_proxy(base_url)
     if proxy and proxy.lower().startswith("socks"):
-        raise ConnectionError("the environment names a SOCKS proxy; only HTTP proxies can be used")
+        raise ConnectionError("the environment names a SOCKS proxy, which is not supported; use an HTTP proxy")
     return proxy
 
 
@@ -160,12 +160,12 @@ def check_certificates() -> None:
             with open(file, "rb") as lines:
                 found = any(b"CERTIFICATE-----" in line for line in lines)
         except OSError as failure:
-            reason = failure.strerror or failure
-            raise ValueError(f"SSL_CERT_FILE names {file}, which cannot be read: {reason}") from None
+            what = f"SSL_CERT_FILE names {file}, which cannot be read: {failure.strerror or failure}"
+            raise ValueError(f"{what}; correct or unset it") from None
         if not found:
-            raise ValueError(f"SSL_CERT_FILE names {file}, which holds no certificate (PEM)")
+            raise ValueError(f"SSL_CERT_FILE names {file}, which contains no PEM certificate; correct or unset it")
     if folders and not any(map(os.path.isdir, folders.split(os.pathsep))):
-        raise ValueError(f"SSL_CERT_DIR names {folders}, which is no folder")
+        raise ValueError(f"SSL_CERT_DIR names {folders}, which is not a folder; correct or unset it")
 
 
 def reach_of(host: str) -> str:

@@ -80,9 +80,9 @@ class Api:
         dry: bool = False,
     ) -> None:
         if endpoint not in ENDPOINTS:
-            raise core.UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
+            raise core.UsageError(f"unknown endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
         if system is not None and endpoint in ("completions", "embeddings"):
-            raise core.UsageError(f"{endpoint} takes no system text (-s)")
+            raise core.UsageError(f"the endpoint {endpoint} takes no system text; leave out -s")
         self.name = name
         environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
         self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
@@ -264,7 +264,8 @@ class Api:
             try:
                 prompt.path, prompt.body = self._request(prompt)
             except (ValueError, TypeError, RecursionError, LookupError) as failure:
-                reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
+                half = isinstance(failure, UnicodeEncodeError)
+                reason = "it contains half a surrogate pair, which is not a character" if half else failure
                 kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
                 prompt.error = core.Error(kind, f"{prompt.where}: {reason}")
         return prompt
@@ -281,7 +282,7 @@ class Api:
             return self._whole_request(prompt, body)
         if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):
             model = core.short(prompt.columns["model"], 60)
-            raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
+            raise LookupError(f"it names the model {model}, which would not be sent; choose one for all with -m")
         content = content_of(prompt, self.endpoint, self.template)
         if prompt.columns and not self._told:
             self._tell_of_columns(prompt)
@@ -323,7 +324,7 @@ class Api:
 
     def _whole_request(self, prompt: core.Prompt, body: dict[str, Any]) -> tuple[str, bytes]:
         if self.system is not None or self.template is not None:
-            raise LookupError("this is a whole request, which takes no system text (-s) and no template (-t)")
+            raise LookupError("this is a whole request, which takes no system text or template; leave out -s and -t")
         body = {"model": core.DEFAULT_MODEL} | body | ({"model": self.model} if self.model else {})
         path = endpoint_of(body, self.endpoint)
         self._look_at(prompt, asked_in(body))
@@ -332,7 +333,7 @@ class Api:
     def _look_at(self, prompt: core.Prompt, content: Any) -> None:
         """Note a conversation that ends with the assistant. Raises ValueError if nothing is asked."""
         if content is not None and is_blank(content):
-            raise ValueError("the request is empty: nothing is asked")
+            raise ValueError("the request is empty")
         if is_continued(content) and "continue_final_message" not in self.params:
             self._continued.extend(bytes(max(0, prompt.number + 1 - len(self._continued))))
             self._continued[prompt.number] = 1
@@ -342,8 +343,8 @@ class Api:
         if count := self._continued.count(1):
             what = "conversation ends" if count == 1 else "conversations end"
             command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
-            text = f"{count:,} {what} with the assistant's own words, which the model is asked to go on with"
-            core.log.warning("%s; to have them written anew: %s", text, command)
+            text = f"{count:,} {what} with an assistant message, which the model will continue"
+            core.log.warning("%s; to have it answered anew, remove that message: %s", text, command)
 
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content
@@ -354,9 +355,9 @@ class Api:
         if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
         if not isinstance(body, dict):
-            raise ValueError("the body of a Batch request is an object")
+            raise ValueError("the body of a Batch request must be an object")
         if self.system is not None or self.template is not None:
-            raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
+            raise ValueError("a Batch request takes no system text or template; leave out -s and -t")
         self._look_at(prompt, asked_in(body))
         model = {"model": self.model} if self.model else {}
         path = url.removeprefix("/v1")

@@ -48,10 +48,10 @@ class BulkApi(Api):
     def check_options(self, args: argparse.Namespace) -> None:
         """Raise UsageError if an option means nothing to the backend."""
         if args.compare or args.sequential:
-            raise core.UsageError(f"{self.name} answers in bulk: no --compare and no --sequential with it")
+            raise core.UsageError(f"{self.name} is a bulk backend; leave out --compare and --sequential")
         for name in ("rpm", "tpm", "cluster", "worker_backend"):
             if getattr(args, name, None) is not None and name not in getattr(self.submit, "uses", ()):
-                raise core.UsageError(f"--{name.replace('_', '-')} means nothing to {self.name}; leave it out")
+                raise core.UsageError(f"--{name.replace('_', '-')} has no effect with {self.name}; leave it out")
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
@@ -89,17 +89,17 @@ class PendingJobs:
         if self.path is None or not self.path.exists():
             return
         if overwrite:
-            core.log.warning("%s is given up, and with it what an earlier run has running", self.path)
+            core.log.warning("%s is discarded, and with it the jobs that an earlier run has running", self.path)
             return self.clear()
         with core.open_regular(self.path, links=False) as file:  # Journal has looked whether it is one
             *lines, torn = file.read().split(b"\n")
         first, *self.entries = [*map(core.parse_json, lines)] or [self._backend]
         sound = all(isinstance(value, dict) for value in (first, *self.entries))
         if not sound or type(first.get("backend")) is not str:
-            raise core.UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
+            raise core.UsageError(f"{self.path} is damaged; repair it, or remove it to discard the running jobs")
         if (other := first["backend"]) != backend:
-            what = f"{self.path}: {other} has something running for these results"
-            raise core.UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
+            what = f"{self.path}: {other} has jobs running for these results"
+            raise core.UsageError(f"{what}; continue with -b {other}, or remove that file to discard them")
         if torn:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
 
@@ -229,7 +229,7 @@ class Job:
             wait = self._run.wait_after(failure, attempt)
             if failure.verdict != "retry" or attempt >= attempts:
                 raise failure
-            core.log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
+            core.log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; retrying", failure)
             if not await self.sleep(wait):
                 raise failure
         raise AssertionError
@@ -316,7 +316,7 @@ class Job:
     async def settle(self, request: Request, outcome: Any) -> None:
         """Take down what came of a request: it is answered, has failed, or is to be taken again."""
         if not isinstance(request, Request) or request not in self._open:
-            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
+            return self.stop("twice", f"{self.api.name} answered a prompt twice, or one that it was not given")
         self._open.remove(request)
         self.in_flight()
         if isinstance(outcome, core.Result):
@@ -386,7 +386,7 @@ class Job:
         results += [core.Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
         if results:
             left = core.plural(len(results), "prompt")
-            self.stop("unanswered", f"{self.api.name} has ended and left {left} unanswered")
+            self.stop("unanswered", f"{self.api.name} ended and left {left} unanswered")
         for result in results:
             await core.deliver(self._run, self._record, self._run.unfinished(result))
 
@@ -403,7 +403,7 @@ async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncItera
         except (Exception, SystemExit) as exc:
             if exc is job.broken:  # our own output
                 raise
-            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
+            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it called sys.exit()"))
             if isinstance(exc, ValueError) and not answered and not run.stopped:
                 raise core.UsageError(f"{api.name}: {failure}") from None
             kind = failure.error.type if isinstance(exc, core.PromptError) else "backend"

@@ -604,10 +604,10 @@ class Crew:
         if alive or not requests or self._job.stopped:
             return
         had = self._core.plural(len(requests), "prompt")
-        self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be asked again")
+        self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be sent again")
         deaths = 0 if link.alone is None or len(requests) > 1 else link.alone + 1
         if deaths > 1:
-            error = self._core.Error("killed_worker", "its worker died each time that it was asked")
+            error = self._core.Error("killed_worker", "each worker that this prompt was sent to died")
             yield requests[0], self._core.Result(requests[0].prompt, error=error, attempts=deaths + 1)
             return
         size = -(-len(requests) // PARTS)
@@ -700,7 +700,7 @@ def source_of(name: str) -> str:
     spec = importlib.util.find_spec(name)
     source = getattr(spec and spec.loader, "get_source", lambda name: None)(name)
     if source is None:
-        raise ValueError(f"the source of {name} is not there to be sent to the workers")
+        raise ValueError(f"the source of {name} , which the workers need, cannot be read")
     return source  # type: ignore[no-any-return]
 
 

@@ -39,7 +39,7 @@ def check_network(job: Any, address: str) -> None:
     if parts.scheme in ("tls", "wss") or reach == "loopback" or not job.api.secrets:
         return
     if reach == "public" and not job.api.allow_http:
-        advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
+        advice = "use tls:// addresses for the cluster, or --allow-http if you trust the network"
         raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
     text = f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer"
     if text not in WARNED:
@@ -139,7 +139,7 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | 
             if isinstance(failure, ValueError):
                 raise ValueError(f"--cluster {address}: {failure}") from None
             version = importlib.metadata.version("distributed")
-            what = f"nothing that distributed {version} can talk to ({type(failure).__name__})"
+            what = f"distributed {version} cannot talk to what is there ({type(failure).__name__})"
             cause = str(failure) if isinstance(failure, OSError) else what
             raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
         yield client, client.scheduler.address, proxies
@@ -165,7 +165,7 @@ def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> 
     nothing to give.
     """
     if count < 1:
-        raise ValueError("--cluster 0: name the address of a scheduler, or a number of processes")
+        raise ValueError("--cluster 0: give the address of a scheduler, or a number of processes above 0")
 
     class Nanny(distributed.Nanny):
         async def instantiate(self) -> Any:

@@ -87,7 +87,7 @@ def hours_away(error: core.PromptError, wait: float) -> core.PromptError:
     span = f"{wait / 3600:.0f} h" if wait < 48 * 3600 else f"{wait / 86400:.0f} days"
     moment = time.localtime(time.time() + min(wait, 2 * meanings.RESET_MOST))
     when = f", at {time.strftime('%Y-%m-%d %H:%M', moment)}" if wait < meanings.RESET_MOST else ""
-    message = f"{error.error.message} (the limit is over in {span}{when})"
+    message = f"{error.error.message} (the limit resets in {span}{when})"
     error.error = error.error._replace(type="limit_for_hours", message=message)
     error.args, error.verdict = (message,), "stop"
     return error

@@ -25,7 +25,7 @@ def environment_key(variable: str, wanted: bool) -> str:
         name = variable if re.fullmatch("[A-Z0-9_]+", variable) else "the variable that --api-key-env names"
         raise core.UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise core.UsageError(f"{variable} holds characters that no key has; set it anew")
+        raise core.UsageError(f"{variable} contains characters that no key can have; set it again")
     return key
 
 
@@ -45,8 +45,8 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
             headers[header.strip()] = text.strip()
     for header, text in headers.items():
         if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
-            what = f"the header {core.short(header)} has characters that no header may have"
-            raise core.UsageError(f"{what}; see OPENAI_*")
+            what = f"the header {core.short(header)} contains characters that HTTP does not allow"
+            raise core.UsageError(f"{what}; check the variables OPENAI_*")
     return headers
 
 

@@ -99,7 +99,7 @@ def check_note(note: dict[str, Any]) -> None:
 
 
 submit.price_share = 0.5  # type: ignore[attr-defined]
-submit.parting = f"batches go on; once more within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
+submit.parting = f"batches run on; interrupt again within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
 
 
 class Batches:
@@ -148,12 +148,12 @@ class Batches:
         done, rows = sum(batch.done for batch in self.running), sum(len(batch.names) for batch in self.running)
         parts += [f"{done:,} of {rows:,} rows there"] * bool(rows) + ["the account's queue is full"] * self.full
         self.job.in_flight(sum(len(batch.requests) for batch in self.running))
-        self.job.say(", ".join(parts) or "the next batch is to be made")
+        self.job.say(", ".join(parts) or "creating the next batch")
 
     def say_running(self) -> None:
         """Name what goes on when this run ends."""
         if self.running:
-            lost = "" if self.job.noted_in else "; without a results file (-o) no later run finds that"
+            lost = "" if self.job.noted_in else "; without a results file (-o) no later run can fetch their results"
             self.job.log.warning("still running: %s%s", ", ".join(batch.id for batch in self.running), lost)
 
     async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
@@ -165,7 +165,7 @@ class Batches:
             except BELOW_HTTP as failure:
                 raise below_http(failure) from failure
             if isinstance(found, str):  # what is not JSON, the SDK returns as it is
-                raise ConnectionError(f"no Batch API is at {self.job.base_url}")
+                raise ConnectionError(f"there is no Batch API at {self.job.base_url}")
             return found
 
         attempts = attempts or (float("inf") if self._heard else CONTACTS)
@@ -192,7 +192,7 @@ class Batches:
             self.read_notes(noted)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
-                f"{self.job.noted_in} is damaged; mend it, or remove it to give up what is running"
+                f"{self.job.noted_in} is damaged; repair it, or remove it to discard the running batches"
             ) from None
         for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
             batch.id = batch.id or await self.find(batch)
@@ -203,14 +203,14 @@ class Batches:
         self.running = [batch for batch in running if batch.requests]
         if others and not self.running and running and not self.job.answered:
             raise ValueError(
-                f"{running[0].id}, which is noted for these results, holds nothing of what is asked here: another "
-                "input, model or parameter; run the command that began it, or give it up (--overwrite)"
+                f"{running[0].id}, which an earlier run started for these results, contains none of these requests "
+                "(another input, model or parameter?); run the command that started it, or discard it (--overwrite)"
             )
         for batch in [batch for batch in running if not batch.requests]:
             if await self.look(batch):
                 await self.note({"done": batch.file})
             else:
-                self.job.log.warning("%s is running and holds nothing that is asked here; it is left alone", batch.id)
+                self.job.log.warning("%s is running and contains none of these requests; leaving it alone", batch.id)
                 self.job.keep_notes()
         self.ready.extend(self.pack(others))
 
@@ -317,7 +317,7 @@ class Batches:
             except self.job.core.PromptError as failure:
                 if failure.verdict != "retry":
                     raise
-                self.job.log.info("%s; looking whether the batch was made", failure)
+                self.job.log.info("%s; checking whether the batch was created", failure)
             if not await self.job.sleep(wait):
                 return ""
             if found := await self.find(batch):  # what was lost is the answer alone
@@ -332,13 +332,13 @@ class Batches:
             found = await self.call(self.client.batches.retrieve, batch.id)
         except self.job.core.PromptError as failure:
             if failure.error.status == 404:
-                text = "is not known to this server and key; with those that it was made with it can be fetched"
-                raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
+                text = "is unknown to this server and key; use those that it was created with"
+                raise ValueError(f"{batch.id} {text}, or discard it (--overwrite)") from None
             raise
         batch.state, batch.found = str(found.status)[:40], found
         if time.time() > moment(found.created_at, time.time()) + DAY + SKEW and batch not in self._late:
             self._late.append(batch)
-            self.job.log.warning("%s should have ended by now; --overwrite gives it up", batch.id)
+            self.job.log.warning("%s should have ended by now; --overwrite discards it", batch.id)
         counts = found.request_counts
         done = [getattr(counts, name, 0) for name in ("completed", "failed")]
         batch.done = sum(number for number in done if isinstance(number, int) and 0 <= number <= len(batch.names))
@@ -369,7 +369,7 @@ class Batches:
             self._failed[request] = batch.file, name
             yield request, missing(batch, lost)
         if strays:  # rows that are kept by now, or that another run may ask for
-            self.job.log.warning("%s: %d of its rows belong to no open prompt of this run", batch.id, strays)
+            self.job.log.warning("%s: ignoring %d rows that belong to no open prompt of this run", batch.id, strays)
         elif not self.job.stopped:
             await self.note({"done": batch.file})
 
@@ -382,7 +382,7 @@ class Batches:
             async with self.client.files.with_streaming_response.content(file, **more) as reply:
                 async for block in reply.iter_bytes():
                     if self.job.stopped or rows.tell() > MAX_FILE:
-                        why = "was not fetched: the run was stopped" if self.job.stopped else "is too long to be one"
+                        why = "was not fetched: the run was stopped" if self.job.stopped else "is too large"
                         raise self.job.core.PromptError("file_not_fetched", f"the output file {file} {why}", "stop")
                     rows.write(block)
             rows.seek(0)
@@ -404,7 +404,7 @@ class Batches:
         await self.note({"done": batch.file})
         named = {batch.names[error.line - 1]: error for error in errors if 0 < (error.line or 0) <= len(batch.names)}
         if not named:
-            code, text = (errors[0].code, errors[0].message) if errors else ("", "the server does not say why")
+            code, text = (errors[0].code, errors[0].message) if errors else ("", "the server gives no reason")
             self.job.stop(code or "batch_failed", f"{batch.id} was refused: {text}")
             return
         last = batch.refusals + 1 >= REFUSALS
@@ -425,7 +425,7 @@ class Batches:
         if self.full:
             return self.ready.appendleft(batch)
         self.lines = (len(batch.names) + 1) // 2
-        self.job.log.info("the account's queue takes no %d requests; trying %d", len(batch.names), self.lines)
+        self.job.log.info("the account's queue does not accept %d requests; trying %d", len(batch.names), self.lines)
         self.ready.extendleft(reversed(self.pack(batch.requests.values())))
         await self.note({"done": batch.file})
 
@@ -436,8 +436,8 @@ class Batches:
                 calls = (self.client.batches.cancel(batch.id, **self._keyless) for batch in self.running)
                 done = await asyncio.gather(*calls, return_exceptions=True)
             asked = [batch.id for batch, one in zip(self.running, done, strict=True) if not isinstance(one, Exception)]
-            text = "asked to cancel %s; what is answered by then is billed, and fetched when the command is run again"
-            self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
+            told = f"the server is cancelling {', '.join(asked)}" if asked else "the batches could not be cancelled"
+            self.job.log.warning("%s; what is answered is billed, and fetched when the command is run again", told)
 
 
 def lines_of(rows: IO[bytes]) -> Iterator[bytes]:
@@ -471,33 +471,33 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
         headers = {"x-request-id": str(response.get("request_id") or "")}
         status_code = int(response.get("status_code") or 0)
         if not status_code and not body:  # the server had nothing to put there
-            return name, (0, {}, as_error("batch_row_empty", "the batch has no answer for it (status 0)"))
+            return name, (0, {}, as_error("batch_row_empty", "the batch has no answer for this request (status 0)"))
         if not 100 <= status_code < 600:
             raise ValueError
         return name, (status_code, headers, text.encode())
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        text = "its row in the batch cannot be read; what it held was paid for"
+        text = "its row in the batch's output cannot be read; its answer is billed"
         return name, (0, {}, as_error("row_unreadable", text))
 
 
 def id_of(found: Any) -> str:
     """Return the id of what was made. Raises ValueError where there is none."""
     if not isinstance(found.id, str) or not 0 < len(found.id) < 200:
-        raise ValueError("the server has made something and does not say its id")
+        raise ValueError("the server created an object without an id")
     return found.id
 
 
 def as_error(code: Any, message: Any) -> bytes:
     """Return an error in OpenAI's form."""
     code, message = (str(one)[:MAX_TEXT] if one else "" for one in (code, message))
-    error = {"code": code or "row_failed", "message": message or "the row failed, and the batch does not say why"}
+    error = {"code": code or "row_failed", "message": message or "the row failed; the batch gives no reason"}
     return json.dumps({"error": error}).encode()
 
 
 def missing(batch: Batch, lost: str) -> Outcome:
     """Return what is said of a request for which a batch has no row."""
     if lost:
-        text = f"{batch.id}: its file {lost} is gone, and what it held was paid for; --retry-failed asks and pays again"
+        text = f"{batch.id}: its file {lost} is gone; its answers are billed. --retry-failed sends and pays again"
         return 0, {}, as_error("file_gone", text)
     code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state, "row_missing")
     return 0, {}, as_error(code, f"{batch.id} is {batch.state} and has no row for this request")

@@ -73,12 +73,12 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
         return filled(prompt, template)
     if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not (prompt.columns and half(prompt)):
         if is_blank(prompt.content):
-            raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+            raise ValueError(f"`{prompt.kind}` is empty")
         if prompt.content.lstrip()[0] == "{" and not prompt.columns and (why := json_in_text(prompt.where)):
             raise LookupError(why)
         return prompt.content
     if not prompt.kind and not prompt.columns:
-        raise ValueError("an empty object: nothing is asked")
+        raise ValueError("the object is empty")
     if not prompt.kind or half(prompt):
         raise LookupError(way_out(prompt))
     content = as_messages(prompt.content, prompt.kind) if endpoint in ("chat", "responses") else prompt.content
@@ -93,9 +93,9 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     if isinstance(content, list) and any(isinstance(one, dict) and FOREIGN & one.keys() for one in content):
         raise LookupError(way_out(prompt))
     if not fits or (isinstance(content, list) and not content):
-        raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {endpoint} takes")
+        raise ValueError(f"`{prompt.kind}` does not contain what the endpoint {endpoint} takes")
     if is_blank(content):
-        raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+        raise ValueError(f"`{prompt.kind}` is empty")
     return content
 
 
@@ -118,18 +118,18 @@ def not_sent(columns: Mapping[str, Any], template: str | None, given: set[str]) 
     way = "-m" if names[:1] == ["`model`"] else f"-p {names[0][1:-1]}=..." if names else ""
     what = f"the columns {', '.join(names[:4])} are" if names[1:] else f"the column {names[0]} is" if names else ""
     whole = 'make each row a whole request, in .jsonl: {"model": ..., "messages": ...}'
-    return f"{what} not sent; give one for all ({way}), or {whole}" if names else ""
+    return f"{what} not sent; set one for all ({way}), or {whole}" if names else ""
 
 
 def filled(prompt: core.Prompt, template: str) -> str:
     """Return the text that a template makes of a prompt. Raises LookupError and ValueError, as `content_of` does."""
     if prompt.kind == "messages":
-        raise ValueError("a template (-t) and `messages` do not go together")
+        raise ValueError("a template (-t) cannot be used with `messages`")
     values = {**prompt.columns, prompt.kind: prompt.content} if prompt.kind else prompt.columns
     text = fill(template, values)
     named = [values[name] for name in names_in(template)]
     if (named and all(map(is_blank, named))) or is_blank(text):
-        raise ValueError("the columns that the template (-t) names are empty: nothing is asked")
+        raise ValueError("the columns that the template (-t) names are empty")
     return text
 
 
@@ -151,7 +151,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
+            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)} ({{{{ is a brace)")
         found = values[match[1]]
         return found if isinstance(found, str) else encode_text(found)
 
@@ -216,14 +216,14 @@ def parameters_in(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
 def way_out(prompt: core.Prompt) -> str:
     """Return why a row is no prompt as it is, and the template or the command that makes it one."""
     columns = [prompt.kind, *prompt.columns] if prompt.kind else prompt.columns
-    plain = f"make one prompt of {say(columns)} (-t)"
+    plain = f"make a prompt from {say(columns)} (-t)"
     if prompt.kind and not half(prompt):
-        what = "what asks" if isinstance(prompt.content, dict) else "turns that are no messages"
+        what = "an object" if isinstance(prompt.content, dict) else "turns that are not messages"
         problem = f"`{prompt.kind}` holds {what}"
     elif prompt.kind:
-        problem = f"`{prompt.kind}` alone would lose {say(half(prompt))}"
+        problem = f"sending `{prompt.kind}` alone would lose {say(half(prompt))}"
     else:
-        problem, plain = "no column is called prompt, messages or input", f"make one of {say(columns)} (-t)"
+        problem, plain = "no column is called prompt, messages or input", f"make one from {say(columns)} (-t)"
     try:
         advice = core.sibling("extras", "inputs").advice(prompt)
     except core.UsageError:
@@ -252,10 +252,10 @@ def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
     if unknown:
         what = ", ".join(f"`{core.short(name, 30)}`" for name in unknown[:4])
         command = f"jq -c 'del({', '.join(f'.[{core.encode_json(name)}]' for name in unknown[:8])})'"
-        raise LookupError(f"this is a request (`{sure[0]}`), but no API has {what}; take that out ({command})")
+        raise LookupError(f"this is a request (`{sure[0]}`), but no API has {what}; remove that: {command}")
     if not model and not chat:
         value = core.short(encode_text(row[sure[0]]), 40)
-        advice = f"give it for all (-p '{sure[0]}={value}'), name it otherwise, or add a `model`: a whole request"
+        advice = f"set it for all (-p '{sure[0]}={value}'), rename it, or add a `model` to make a whole request"
         raise LookupError(f"`{sure[0]}` would not be sent with `{prompt.kind}`; {advice}")
     left_out = {"id", "custom_id", "stream", "stream_options"} | ({"metadata"} if not row.get("store") else set())
     return {name: value for name, value in row.items() if name not in left_out}

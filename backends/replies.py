@@ -34,8 +34,8 @@ class Unfinished(core.PromptError):
     """A reply that is to be fetched later: by its `id`, if the API offers that."""
 
     def __init__(self, status: str, id: Any = None) -> None:
-        way = "ask without background, deferred or async (-p, or in the line)"
-        told = f"the server has only taken it on ({core.short(status, 30)}): {way}"
+        way = "leave out background, deferred or async (-p, or in the line)"
+        told = f"the server accepted the request but did not answer it ({core.short(status, 30)}): {way}"
         super().__init__("unfinished", told, "fail", 200)
         self.id = id if isinstance(id, str) and 0 < len(id) < 200 and id.replace("-", "_").isidentifier() else ""
 
@@ -233,7 +233,8 @@ def broken_off(reason: str, error: Any) -> core.PromptError:
         found.error = found.error._replace(message=f"the answer broke off: {found.error.message}")
         found.args = found.error[1:2]
         return found
-    found = core.PromptError("broken_off", f"the answer broke off, ended by {core.short(reason, 60)}", "retry", 200)
+    text = f"the answer broke off (finish reason {core.short(reason, 60)})"
+    found = core.PromptError("broken_off", text, "retry", 200)
     found.useless = int(reason.lower() in MISMADE)  # twice at the most
     return found
 
@@ -291,7 +292,7 @@ def response_text(data: dict[str, Any]) -> Read:
     if status in UNFINISHED:
         raise Unfinished(status, data.get("id"))
     if status in ("failed", "cancelled"):  # an error that is named has been found before
-        raise core.PromptError("no_answer", f"the response was {status}, and the server does not say why", "retry", 200)
+        raise core.PromptError("no_answer", f"the response was {status}, and the server gives no reason", "retry", 200)
     output = data["output"]
     parts = [part for item in output if item.get("type") == "message" for part in parts_of(item)]
     text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)

@@ -275,7 +275,7 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
     """Undo gzip, of one member or several, or deflate, with or without the zlib header that it should have."""
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         if re.search(rb"\b(gzip|deflate|br|zstd|compress)\b", coding):
-            raise ConnectionError(f"content coding that was not asked for: {coding[:60]!r}")
+            raise ConnectionError(f"content coding that was not requested: {coding[:60]!r}")
         return data  # "identity", or a charset: some servers know no better
     headed = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
     window = 31 if coding != b"deflate" else 15 if headed else -15
@@ -481,9 +481,9 @@ def _lines(fields: Mapping[str, str]) -> bytes:
     lines = {name: f"{name}: {value}\r\n" for name, value in fields.items()}
     for name, line in lines.items():
         if ":" in name or not line.isascii() or not _is_field(line.encode()):
-            raise ValueError(f"header {name!r} holds a line end or another character that HTTP cannot carry")
+            raise ValueError(f"header {name!r} contains a line end or another character that HTTP does not allow")
         if name.lower() in ("content-length", "transfer-encoding", "connection"):
-            raise ValueError(f"header {name!r} is not the caller's to set")
+            raise ValueError(f"header {name!r} is set by the backend alone")
     return "".join(lines.values()).encode()
 
 
@@ -599,7 +599,7 @@ class _Client:
                 tls = await loop.start_tls(connection.transport, connection, self._tls, server_hostname=host)
                 connection.transport = tls or connection.transport  # None: lost in the very moment
             if connection.transport.is_closing():
-                raise ConnectionError("it closed the tunnel or sent something of its own down it")
+                raise ConnectionError("it closed the tunnel or sent data of its own through it")
         except BaseException as error:
             connection.transport.abort()
             if isinstance(error, OSError):

@@ -97,7 +97,7 @@ this: Any = sys.modules[__name__]  # which has the core, too
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag that loads a third party's."""
     option("--extra", metavar="MODULE", action="append", default=[],
-           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
+           help="load a third party's option, package.module (repeatable)")  # fmt: skip
 
 
 def files_for(argv: Sequence[str]) -> list[Any]:
@@ -135,7 +135,7 @@ def third_party(name: str) -> Any:
         file = this.core.sibling("backends", "loading").import_named(name)
         if callable(file.add_arguments) and callable(file.create):
             return file
-        reason = "add_arguments and create are to be functions"
+        reason = "it needs the functions add_arguments and create"
     except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
         reason = this.core.in_short(failure)
     raise this.core.UsageError(f"--extra {this.core.short(name, 60)}: {reason}")
@@ -160,4 +160,4 @@ def unwritable(path: str | os.PathLike[str]) -> str:
         return str(why)
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
-    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
+    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is write-protected"

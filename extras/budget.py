@@ -26,8 +26,8 @@ USAGE = core.sibling("backends", "usage")
 STANDARD, tier_of, told_cost = USAGE.STANDARD, USAGE.tier_of, USAGE.told_cost
 WORST = max(TIERS.values())  # times the ordinary price: what a tier of which nothing is known may cost
 HINTS = core.sibling("backends", "hints").HINTS
-HINTS["budget"] = "give a higher --max-cost; what a results file holds counts in it"
-HINTS["unknown_price"] = "ask these in a run of their own, with --price IN,OUT"
+HINTS["budget"] = "raise --max-cost; it includes what earlier runs of the job have cost"
+HINTS["unknown_price"] = "send these in a run of their own, with --price IN,OUT"
 
 TOKENS_MOST = 10**12  # of an answer that an input may ask for: it may hold any number
 
@@ -64,7 +64,7 @@ class Budget:
 
     def __init__(self, most: float, price: Iterable[float] | None = None) -> None:
         if not most > 0:
-            raise ValueError("max_cost is greater than 0")
+            raise ValueError("max_cost must be greater than 0")
         self.most = most
         self.price = None if price is None else as_price(price)
         self._usual: Price | None = None  # of what does not name a model with a price
@@ -130,7 +130,7 @@ class Budget:
     def used_up(self, most: tuple[float, float]) -> core.PromptError:
         """Return the error that ends a run which cannot make one more such call."""
         spent = f"{money(self.spent)} of {money(self.most)} is spent"
-        return core.PromptError("budget", f"{spent} and a call may cost {money(self.in_all(*most))}", "stop")
+        return core.PromptError("budget", f"{spent} and the next call may cost {money(self.in_all(*most))}", "stop")
 
     def settle(self, most: tuple[float, float], cost: float, assumed: bool = False) -> None:
         """Put what a call has cost in the place of what was reserved for it."""
@@ -163,9 +163,9 @@ class Budget:
 
     def said(self) -> str:
         """Return what of it is spent, for the report."""
-        parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed where no usage was told"))
+        parts = ((self.earlier, "by earlier runs"), (self.assumed, "assumed for calls without usage"))
         told = ", ".join(f"{money(part)} {text}" for part, text in parts if part)
-        passed = ": what a call costs is not always known beforehand" if self.spent > self.most > self.earlier else ""
+        passed = ": the cost of a call is not always known in advance" if self.spent > self.most > self.earlier else ""
         return f"{money(self.spent)} of {money(self.most)} spent" + (f", of it {told}" if told else "") + passed
 
     def load(
@@ -190,7 +190,7 @@ class Budget:
             pass
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
             place = core.beside_results(results, "spent")
-            core.log.warning("%s is damaged: what is spent is taken from the results", place)
+            core.log.warning("%s is damaged: counting the cost of the results instead", place)
 
     def count(self, row: dict[str, Any], price: Price, offset: int = 0) -> None:
         """Count what a line of the results file has cost, by its usage."""
@@ -235,7 +235,7 @@ class Budget:
         Raises UsageError if no price is known, and for a function of the user's own, whose usage is not seen.
         """
         if not hasattr(run.api, "price_share"):
-            raise core.UsageError("max_cost needs a loaded backend: what your own function spends is not seen here")
+            raise core.UsageError("max_cost needs a loaded backend: it cannot see what your own function spends")
         self._run = run
         name, self._usual = self.price_for(run.first)
         if self._usual is None:
@@ -322,7 +322,7 @@ class Budget:
         asked, answered, *kinds = tokens
         told = asked and (answered or not reply.text)
         if not told:
-            text = "the server does not tell the usage: --max-cost counts a token for each byte"
+            text = "the server reports no usage: --max-cost counts one token per byte"
             self._run.warn_once("usage", text)
             asked = asked or len(prompt.body)
             answered = len(str(reply.extra.get("texts") or reply.text or "").encode(errors="replace"))
@@ -361,11 +361,11 @@ def read_results(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
     option("--max-cost", metavar="USD", type=core.positive(float),
-           help="stop before the job, with what its results file holds, would cost more")  # fmt: skip
+           help="stop before the job's total cost (earlier runs included) exceeds this")  # fmt: skip
 
 
 def create(args: argparse.Namespace) -> Budget | None:
     """Return the budget, if there is one."""
     if args.max_cost and args.compare:
-        raise core.UsageError("--compare asks everything several times and keeps nothing; leave out --max-cost")
+        raise core.UsageError("--compare sends every prompt several times and keeps no results; leave out --max-cost")
     return Budget(args.max_cost, args.price) if args.max_cost else None

@@ -35,7 +35,7 @@ runpy.run_module("extras.stand_in", run_name="__main__", alter_sys=True)
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flags."""
     option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
-    option("--dialect", metavar="NAME", help="the provider as which the --demo server speaks: openrouter, groq, ...")
+    option("--dialect", metavar="NAME", help="the provider that the server of --demo imitates: openrouter, groq, ...")
 
 
 def create(args: argparse.Namespace) -> Demo | None:
@@ -43,9 +43,9 @@ def create(args: argparse.Namespace) -> Demo | None:
     if args.dialect is not None:
         known = core.sibling("extras", "stand_in_dialects", "--dialect").DIALECTS
         if args.dialect not in known:
-            raise core.UsageError(f"--dialect {core.short(args.dialect, 40)} is unknown; there are {', '.join(known)}")
+            raise core.UsageError(f"--dialect {core.short(args.dialect, 40)} is unknown; choose {', '.join(known)}")
         if not args.demo:
-            raise core.UsageError("--dialect is for the server of --demo; add that")
+            raise core.UsageError("--dialect is for the server of --demo; add --demo")
     return Demo(args) if args.demo else None
 
 

@@ -24,7 +24,7 @@ from .text import Printer, check_stdout
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
-    option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
+    option("--dry-run", action="store_true", help="show what would be sent and what it would cost; send nothing")
 
 
 def create(args: argparse.Namespace) -> DryRun | None:
@@ -37,7 +37,7 @@ class DryRun:
 
     def __init__(self, args: argparse.Namespace) -> None:
         if getattr(args, "report", None) or getattr(args, "plot", None):
-            raise core.UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
+            raise core.UsageError("--dry-run sends nothing that --report or --plot could show; leave them out")
         check_stdout()
         self._args = args
 
@@ -129,8 +129,8 @@ class Plan:
         given, most, untold = (runs * count for count in self.tokens)
         part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
         yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
-        outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
-        outs += [f"{100 * untold:,.0f} if an answer has 100 (no maximum is told)"] if untold else []
+        outs = [f"at most {most:,.0f} where a maximum is set"] if most else []
+        outs += [f"{100 * untold:,.0f} if each answer has 100 (no maximum is set)"] if untold else []
         yield "tokens out", "; ".join(outs) or "none"
         yield from self._money(getattr(args, "max_cost", None), runs)
         limits = [(runs * self.asked - 1, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
@@ -149,7 +149,7 @@ class Plan:
             text += f" + {money(100 * token)} for each 100 tokens of an answer"
         if token and self._answers:
             alike = given + most + token * self._answered / self._answers
-            text += f", {money(alike)} if they are like those there"
+            text += f", {money(alike)} if they are like the answers so far"
         yield "cost", say_cost(f"{text}, without retries", self.prices)
         if budget and not all(self.prices.values()):
             yield "--max-cost", "cannot be kept without a price"
@@ -158,7 +158,7 @@ class Plan:
             left = budget - spent - given - most - self._reserve
             answers = core.plural(math.floor(left / token), "token") if token else ""
             enough = f"suffices for answers of about {answers}" if token else "suffices"
-            short_of = "may not suffice: the run stops before it is passed, and can go on"
+            short_of = "may not suffice: the run would stop before exceeding it, and can be continued"
             already = f", with the {money(spent)} spent already," if spent else ""
             yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
 
@@ -172,7 +172,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
         import tiktoken
     except ImportError:
         return None, "estimated, four bytes a token; pip install tiktoken counts them"
-    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not come in time"]
+    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not load in time"]
 
     def find() -> None:
         try:
@@ -182,7 +182,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
                 encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
             found[:] = encoding.encode_ordinary, f"counted by tiktoken ({encoding.name}{doubt})"
         except Exception:  # it downloads the encoding
-            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be had"
+            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be loaded"
 
     thread = threading.Thread(target=find, daemon=True)
     thread.start()
@@ -215,10 +215,10 @@ def dry_run(args: argparse.Namespace) -> int:
     rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
     if args.output != "-" and not args.overwrite and os.path.exists(running := f"{args.journal}.running"):
-        rows += [("running", f"what is in {running} already, and not asked again")]
+        rows += [("running", f"what is in {running} is not sent again")]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
-    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
+    rows += [("to send", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
     for label, text in rows:
         row = f"{label:<12}{core.visible(text)}"

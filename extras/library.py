@@ -29,7 +29,7 @@ def replying(send: Callable[[Any], Any]) -> Callable[[Any], core.Reply]:
         inspect.signature(send).bind(None)
     except (TypeError, ValueError) as failure:  # some written in C do not tell
         if isinstance(failure, TypeError) or isinstance(send, functools.partial):
-            raise TypeError(f"send is called with one prompt, which it does not take: {failure}") from None
+            raise TypeError(f"send must take one argument, the prompt: {failure}") from None
     return as_reply
 
 
@@ -43,7 +43,7 @@ def as_reply(answer: Any) -> core.Reply:
     headers = answer.headers
     usage = usage.model_dump() if hasattr(usage, "model_dump") else usage  # an SDK's own
     if not isinstance(usage, dict | None) or not hasattr(headers, "get"):
-        raise wrong(answer, "a Reply's usage is a dict or None, its headers are a mapping")
+        raise wrong(answer, "a Reply's usage must be a dict or None, and its headers a mapping")
     headers = {name.lower(): text for name, text in headers.items()} if type(headers) is dict else headers
     return answer._replace(usage=usage, headers=headers)
 
@@ -74,7 +74,7 @@ def as_decided(failure: Exception, decision: Any) -> core.PromptError:
     waits = isinstance(decision, int | float) and not isinstance(decision, bool) and 0 <= decision < math.inf
     if not waits and decision not in ("retry", "fail", "stop"):
         given = core.short(repr(decision), 60)
-        what = f"retry returned {given}: it returns 'retry', 'fail', 'stop', seconds to wait, or None for the default"
+        what = f"retry returned {given}, not 'retry', 'fail', 'stop', seconds to wait, or None for the default"
         return core.PromptError("send", what, "stop")
     error = copy.copy(core.as_prompt_error(failure))
     error.verdict = "retry" if waits else decision
@@ -179,7 +179,7 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
     except RuntimeError:
         return run_lasting(work)
     if "ipykernel" not in sys.modules:
-        core.log.warning("run holds up the event loop that is running here; write `await run_concurrent(...)`")
+        core.log.warning("run blocks the event loop that is running here; use `await run_concurrent(...)`")
     pool = of_this_thread("pool", lambda: concurrent.futures.ThreadPoolExecutor(1, "concurrent_prompts"))
     started: list[Callable[[], Any]] = []
     ready = threading.Event()  # it begins when Ctrl-C is heeded here

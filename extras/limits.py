@@ -29,7 +29,7 @@ class Limits:
     ) -> None:
         calls = core.AUTO_CONCURRENCY if concurrency == "auto" else int(concurrency)
         if calls < 1 or not all(limit > 0 for limit in (rpm, tpm) if limit is not None):
-            raise ValueError("rpm, tpm and concurrency are greater than 0")
+            raise ValueError("rpm, tpm and concurrency must be greater than 0")
         start = 16 if concurrency == "auto" else calls
         self.clock, self.sleep = clock, sleep
         self.limiter = Common(start, calls, clock, sleep, rpm, tpm, core.DEFAULT_TIMEOUT)

@@ -124,7 +124,7 @@ class Plot:
 def check(path: str) -> None:
     """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
     if not path.lower().endswith(SUFFIXES):
-        raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise ValueError(f"{clean(path)}: a picture's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if why := unwritable(path):
         raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
@@ -765,7 +765,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw results files."""
     parser = argparse.ArgumentParser(prog="python -m concurrent_prompts.extras.plot", description=__doc__)
-    parser.add_argument("results", nargs="+", metavar="RESULTS.jsonl", help="one run each, above one another")
+    parser.add_argument("results", nargs="+", metavar="RESULTS.jsonl", help="the results of each run to draw")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture: .png, .svg or .html")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)

@@ -141,7 +141,7 @@ def as_price(numbers: Iterable[float | str]) -> Price:
         cached, written = [*more, *(given, WRITTEN * given)[len(more) :]]
         if all(0 <= part < math.inf for part in (given, made, cached, written)):
             return Price(given, cached, made, written, date="")
-    raise ValueError("a price is (in, out), (in, out, cached) or (in, out, cached, written), in USD per million tokens")
+    raise ValueError("a price must be (in, out), (in, out, cached) or (in, out, cached, written), USD per million")
 
 
 def told_price(numbers: Iterable[float | str], asked_tier: Any) -> Price:
@@ -196,7 +196,7 @@ def say_cost(amount: str, prices: Mapping[str, Price | None]) -> str:
         else:
             out = f", {money(price.made)} out" if price.made else ""
             known.append(f"{core.short(name, 60)} at {money(price.given)} in{out}")
-            dates.add(f"prices of {price.date}" if price.date else "as told")
+            dates.add(f"prices of {price.date}" if price.date else "as given")
     way_out = f"no price for {', '.join(unknown)}; give --price IN,OUT"
     if not known:
         return f"unknown: {way_out}"
@@ -272,7 +272,7 @@ class Prices:
         sums: dict[str, float] = {}
         for _, price, cost, tier, long in self.parts(ran):
             factor = price.of_tier(tier) if price else 1
-            at = f"at {factor:.3g} times that" if factor else "counted so: its own price is not known"
+            at = f"at {factor:.3g} times that" if factor else "counted at that price: its own is unknown"
             if factor != 1:
                 text = f"in the tier {core.short(tier, 40)}, {at}"
                 sums[text] = sums.get(text, 0.0) + cost
@@ -300,7 +300,7 @@ class Prices:
     def _line(self, ran: core.Ran) -> str:
         tally = ran.tally
         if not any(tally.tokens):
-            return "cost unknown: the server tells no usage" if tally.silent else ""
+            return "cost unknown: the server reports no usage" if tally.silent else ""
         spent, prices = self.bill(ran)
         without = f"; {core.plural(tally.silent, 'answer')} without usage not counted" if tally.silent else ""
         lost = core.plural(tally.unanswered, "lost call")
@@ -308,10 +308,10 @@ class Prices:
         ledger, said = self.ledger(ran), []
         cost = say_cost(money(spent), prices)
         if ledger.replies and any(prices.values()):
-            said = [f"{money(ledger.spent)} of it as {core.plural(ledger.replies, 'answer')} told"]
+            said = [f"{money(ledger.spent)} of it as reported in {core.plural(ledger.replies, 'answer')}"]
         elif ledger.replies:  # what is left has no price
             said = [say_cost("", prices)] if prices else []
-            cost = f"{money(ledger.spent)}, as the answers told"
+            cost = f"{money(ledger.spent)}, as the replies report"
         return "; ".join([f"cost {cost}", *said, *self.remarks(ran)]) + without
 
     def as_dict(self, ran: core.Ran) -> dict[str, Any]:
@@ -329,8 +329,8 @@ class Prices:
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
     option("--price", metavar="IN,OUT",
-           help="USD per million tokens instead of the table's; a third number is for cached input, a fourth for what "
-           "is written to a cache")  # fmt: skip
+           help="USD per million tokens, instead of the built-in prices; a third number is for cached input, a fourth "
+           "for cache writes")  # fmt: skip
 
 
 def create(args: argparse.Namespace) -> Prices:

@@ -26,7 +26,7 @@ from typing import Any
 from . import core
 
 core.sibling("backends", "hints").HINTS["schema_mismatch"] = (
-    "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again"
+    "see their text; change the prompt or the schema, raise max_completion_tokens (-p), or retry"
 )
 
 
@@ -93,10 +93,10 @@ class Schema:
 
     def __init__(self, schema: Any, source: str = "the schema") -> None:
         if not isinstance(schema, dict):
-            raise core.UsageError(f"{source} is no JSON object")
+            raise core.UsageError(f"{source} is not a JSON object")
         for name in ("json_schema", "schema"):
             if isinstance(schema.get(name), dict) and "type" not in schema:
-                raise core.UsageError(f"{source} holds a schema under `{name}`; give that alone")
+                raise core.UsageError(f"{source} contains a schema under `{name}`; give that part alone")
         try:
             text = core.encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
@@ -107,7 +107,7 @@ class Schema:
             strict = strict and is_strict(schema)
         except Exception as failure:  # whatever a library finds wrong with it
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
-            raise core.UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
+            raise core.UsageError(f"{source} is not a JSON schema{where}: {in_words(failure)}") from None
         self._told_form = False  # by the user, in the server's own way
         self.told = False  # that it finds nothing but what is no JSON
         self._runs = 0
@@ -143,9 +143,9 @@ class Schema:
     def check_options(self, endpoint: str, params: Mapping[str, Any]) -> None:
         """Raise UsageError where an Api's other options leave no place for the schema."""
         if endpoint == "embeddings":
-            raise core.UsageError("embeddings takes no schema (--schema)")
+            raise core.UsageError("the endpoint embeddings takes no schema; leave out --schema")
         if not isinstance(params.get("text", {}), dict):
-            raise core.UsageError("-p text is no object; leave it out")
+            raise core.UsageError("-p text is not an object; leave it out")
         self._told_form = bool(params.keys() & OWN_FORMS) or "format" in params.get("text", {})
 
     def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Schema:
             return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
         if place in ("/chat/completions", "/completions"):  # the latter is vLLM's
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
-        raise ValueError(f"how {path} takes a schema (--schema) is not known")
+        raise ValueError(f"--schema is not supported for {path}")
 
     def wrap(self, attempt: core.Attempt) -> core.Attempt:
         """Check each answer; one that does not fit is asked for once more, with what is wrong with it."""
@@ -219,7 +219,7 @@ class Schema:
         if len(text) > LONGEST:
             return f"not JSON: longer than {LONGEST >> 20} MiB"
         if not text.strip() or text.lstrip().startswith("```"):
-            return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
+            return "not JSON: it " + ("is in ``` fences" if text.strip() else "is empty")
         try:
             value = core.decode_nested(text)
         except (ValueError, RecursionError) as failure:

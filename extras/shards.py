@@ -23,8 +23,8 @@ WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flags."""
-    option("--shard", metavar="K/N", help="of the prompts every N-th, from the K-th on, into files named by the shard")
-    option("--merge", metavar="FILE", nargs="+", help="only put the results of all shards into one file")
+    option("--shard", metavar="K/N", help="send every N-th prompt, from the K-th on; write files named after the shard")
+    option("--merge", metavar="FILE", nargs="+", help="merge the results of all shards into one file; send nothing")
 
 
 def create(args: argparse.Namespace) -> Shard | Merge | None:
@@ -40,7 +40,7 @@ class Shard:
     def __init__(self, args: argparse.Namespace) -> None:
         self._place, self._shards = shard_numbers(args.shard)
         if args.compare:
-            raise core.UsageError("--compare writes no results to be merged; leave out --shard")
+            raise core.UsageError("--compare writes no results that could be merged; leave out --shard")
         for name in ("output", "report", "plot", "to_batch"):
             if path := getattr(args, name, None):
                 setattr(args, name, in_shard(path, self._place, self._shards))
@@ -64,7 +64,7 @@ class Merge:
         if args.prompts is None:
             raise core.UsageError("--merge needs the shards' input: name PROMPTS before it")
         if others := out_of_place(args, WITH_MERGE):
-            raise core.UsageError(f"--merge only puts results together; leave out {others}")
+            raise core.UsageError(f"--merge only merges results; leave out {others}")
         if args.given_output is None:
             args.output = re.sub(r"\.shard-\d+-of-\d+(?=[^/\\]*\Z)", "", matching(args.merge[0])[0])
         self._args = args
@@ -89,7 +89,7 @@ def check_new(args: argparse.Namespace, path: pathlib.Path, flag: str) -> None:
     if args.prompts and os.path.realpath(path) == os.path.realpath(args.prompts):
         raise core.UsageError(f"{path} is the input; choose another file with {flag}")
     if path.exists() and not args.overwrite:
-        raise core.UsageError(f"{path} is there already; choose another file with {flag}, or give it up (--overwrite)")
+        raise core.UsageError(f"{path} already exists; choose another file with {flag}, or replace it (--overwrite)")
 
 
 def matching(name: str) -> list[str]:
@@ -121,20 +121,20 @@ def shards_in(paths: Iterable[str]) -> list[pathlib.Path]:
     for path in map(pathlib.Path, paths):
         if "*" in path.name:
             advice = "run the shards first (--shard K/N), or name their results"
-            raise core.UsageError(f"no file is called {path}; {advice}")
+            raise core.UsageError(f"no file matches {path}; {advice}")
         if path.suffix.lower() in core.TABLES:
-            raise core.UsageError(f"{path} is a table; merge what it was made of: {path}.results.jsonl")
+            raise core.UsageError(f"{path} is a table; merge the results that it was made from: {path}.results.jsonl")
         name = re.match(r"(?s:.*)\.shard-([0-9]{1,9})-of-([0-9]{1,9})(?:\.|$)", path.name)
         if not name and not path.exists():
             raise core.UsageError(f"there is no file {path}; name the shards' results, after all other options")
         place, shards = map(int, name.groups()) if name else (0, 0)
         if not 0 < place <= shards:
-            raise core.UsageError(f"{path}: the name does not say which shard it is; it is to hold .shard-K-of-N")
+            raise core.UsageError(f"{path}: the name does not say which shard it is; it must contain .shard-K-of-N")
         if shards != (count or shards):
             what = f"{first} is one of {count} shards and {path} one of {shards}"
             raise core.UsageError(f"{what}; merge those of one run")
         if place in found:
-            what = f"shard {place}/{shards} is there twice: {found[place]} and {path}"
+            what = f"shard {place}/{shards} is given twice: {found[place]} and {path}"
             raise core.UsageError(f"{what}; leave out one of them")
         found[place], first, count = path, path, shards
     if len(found) < count:
@@ -152,7 +152,7 @@ def held(path: pathlib.Path) -> Iterator[IO[bytes]]:
     try:
         file = core.open_regular(path)
     except OSError as failure:
-        raise core.UsageError(f"cannot read {path}: {failure.strerror}; mend that, or run the shard again") from None
+        raise core.UsageError(f"cannot read {path}: {failure.strerror}; correct that, or run the shard again") from None
     with file:
         if not core.lock(file, path):
             raise core.UsageError(f"a run is writing {path}; merge when it has ended")
@@ -212,16 +212,16 @@ def refuse_line(
     with contextlib.suppress(ValueError):
         row = core.recognised(core.parse_json(text))[1][16:]
     if not row and not core.LINE_START.startswith(text[: len(core.LINE_START)]):  # nor cut short
-        raise core.UsageError(f"{path} holds something other than results in line {number}; mend that, and merge again")
+        raise core.UsageError(f"{path} line {number} is not a result; correct that line, and merge again")
     for prompt in itertools.islice(core.prompts_of(args, args.limit), place, None, len(paths)):
         known = known or core.fingerprint(prompt)[16:] == row
         total += 1
     if row and not known:
-        what = f"{path} line {number} answers nothing in shard {shard} of {args.name}"
-        raise core.UsageError(f"{what}; name the input and the -n that the shards were made with")
+        what = f"{path} line {number} belongs to no prompt in shard {shard} of {args.name}"
+        raise core.UsageError(f"{what}; name the input and the -n that the shards were run with")
     with core.open_regular(path) as lines:
         left = total - sum(one.endswith(b"\n") for one in lines)
-    what = f"line {number} is not in its place"
+    what = f"line {number} is out of order"
     what = f"{core.plural(left, 'prompt')} of {total:,} still open" if left > 0 else what
-    advice = f"run --shard {shard} again, or name the -n that it was made with"
+    advice = f"run --shard {shard} again, or name the -n that it was run with"
     raise core.UsageError(f"{path} is not finished, {what}; {advice}")

@@ -212,7 +212,7 @@ class Options:
         if self.window_kind not in WINDOWS:
             raise ValueError(f"--window-kind must be one of {', '.join(WINDOWS)}, not {self.window_kind}")
         if unknown := sorted(set(self.window_tells) - set(WINDOW_TELLS)):
-            raise ValueError(f"--window-tells {unknown[0]} is unknown; there are {', '.join(WINDOW_TELLS)}")
+            raise ValueError(f"--window-tells {unknown[0]} is unknown; choose {', '.join(WINDOW_TELLS)}")
         if {"span", "date"} <= set(self.window_tells):
             raise ValueError("--window-tells takes span or date, not both")
 
@@ -223,13 +223,13 @@ class Options:
         if self.sick and read_sick(self.sick).number > (self.replicas or 0):
             raise ValueError(f"--sick {self.sick} is more than --replicas {self.replicas}")
         if unknown := sorted(self.fault.keys() - {*FAULTS, *DIALECT_FAULTS}):
-            raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join((*FAULTS, *DIALECT_FAULTS))}")
+            raise ValueError(f"--fault {unknown[0]} is unknown; choose {', '.join((*FAULTS, *DIALECT_FAULTS))}")
         if self.dialect not in DIALECTS:
-            raise ValueError(f"--dialect {self.dialect} is unknown; there are {', '.join(DIALECTS)}")
+            raise ValueError(f"--dialect {self.dialect} is unknown; choose {', '.join(DIALECTS)}")
         if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
             raise ValueError("--fault takes shares of 0 to 1 that sum up to 1 at most")
         if unknown := sorted(self.batch_fault.keys() - set(BATCH_FAULTS)):
-            raise ValueError(f"--batch-fault {unknown[0]} is unknown; there are {', '.join(BATCH_FAULTS)}")
+            raise ValueError(f"--batch-fault {unknown[0]} is unknown; choose {', '.join(BATCH_FAULTS)}")
         for kind, value in self.batch_fault.items():
             if not 0 <= value <= 1 and not (kind == "poll-slow" and 1 < value < math.inf):
                 wanted = "seconds" if kind == "poll-slow" else "a share of 0 to 1"

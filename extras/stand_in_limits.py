@@ -263,7 +263,7 @@ def read_outage(text: str) -> Outage:
     kind, _, when = text.partition("@")
     start, _, seconds = when.partition("+")
     if kind not in OUTAGES:
-        raise ValueError(f"--outage {kind} is unknown; there are {', '.join(OUTAGES)}")
+        raise ValueError(f"--outage {kind} is unknown; choose {', '.join(OUTAGES)}")
     try:
         begin, length = float(start), float(seconds)
     except ValueError:

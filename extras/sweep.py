@@ -27,10 +27,10 @@ def knee(ran: list[core.Ran]) -> Iterator[str]:
     found = f"{rate(at):,.1f} answers/s at {at.most:,} in flight"
     found += f", {core.times(rate(at) / rate(fewest))} those at {fewest.most:,}" if at is not fewest else ""
     if at.most == most.most:
-        yield f"{name}: no knee yet: {found}; more may bring more."
+        yield f"{name}: no knee yet: {found}; more calls in flight may be faster."
     else:
-        yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {rate(at) / best:.0%} of the most."
+        yield f"{name}: the knee is at {at.most:,} in flight: {found}, and {rate(at) / best:.0%} of the highest rate."
         many, few = (core.duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
         yield f"Half of its answers take up to {few}; with {most.most:,} in flight, up to {many}."
     if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > most.most:
-        yield f"{name}: no more than {most.most:,} were ever in flight; for {asked:,} give more prompts."
+        yield f"{name}: no more than {most.most:,} were ever in flight; to reach {asked:,}, use more prompts."

@@ -89,7 +89,7 @@ class Table:
         for prompt in prompts:
             self._names.update(dict.fromkeys(own_columns(prompt)))
             if len(self._names) > self.MOST:
-                raise core.UsageError(f"{prompt.where}: over {self.MOST:,} columns so far; no table, but -o FILE.jsonl")
+                raise core.UsageError(f"{prompt.where}: more than {self.MOST:,} columns; use -o FILE.jsonl")
         to_text: Any = type("ToText", (), {"write": str})  # writerow returns what `write` does
         self._record = csv.writer(to_text, delimiter=separator).writerow
         self.head = self._line([*core.beside(("text", "error"), self._names), "text", "error"])
@@ -120,7 +120,7 @@ def harmless(value: Any) -> str:
     return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
-OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
+OPEN = core.Error("not_answered", "not sent yet, or the run was stopped", None, True)
 
 
 def results_of(journal: core.Journal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
@@ -156,7 +156,7 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
         return
     if not overwrite and not (journal.exists() and journal.stat().st_size):
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
-        raise core.UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
+        raise core.UsageError(f"{what}; choose another file with -o, or replace it (--overwrite)")
     try:
         core.open_regular(path, "r+b").close()
     except OSError as failure:
@@ -271,7 +271,7 @@ def checked_header(header: list[str] | core.Error, name: str, line: int) -> list
     if isinstance(header, core.Error):
         raise core.UsageError(f"{name} line {line}, the header: {header.message}")
     if len(header) == 1 and header[0].startswith("#"):
-        raise core.UsageError(f"{name} line {line} is a comment, not the columns' names; take it out (grep -v '^#')")
+        raise core.UsageError(f"{name} line {line} is a comment, not the columns' names; remove it (grep -v '^#')")
     names = [column.strip() for column in header]
     for place in [place for place, column in enumerate(names) if not column][1:]:  # Excel writes several
         names[place] = f"column {place + 1}"
