@@ -13,7 +13,7 @@ def test_the_list_has_texts_of_all_kinds():
     lines = LIST.read_text("utf-8").splitlines()
     assert "model (default: {…})" in lines  # the help of an option
     assert "check the key: export OPENAI_API_KEY, or name another variable with --api-key-env" in lines  # a hint
-    assert "%s is damaged: what is spent is taken from the results" in lines  # a warning
+    assert "%s is damaged: counting the cost of the results instead" in lines  # a warning
     assert "picture in {…}" in lines  # the report
 
 
