@@ -53,11 +53,11 @@ class Api:
     A `dry` one only makes requests, and needs no key. `price_share` is what a call costs of the usual price.
     """
 
-    PATIENCE = 10.0  # seconds in which a server that is there says something
-    FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two looks at what is made in the background, growing
+    PATIENCE = 10.0  # seconds within which a server that works sends something
+    FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two polls of a background response, growing
     MISSES = 5  # such looks in a row that may fail
     sleep = staticmethod(asyncio.sleep)
-    alive = ALIVE  # where the run puts, for each call, what is told that bytes have come
+    alive = ALIVE  # holds, for each call, the function to call when bytes arrive
     loop: Any = None  # what takes the place of the run's own
     clocked, parting = True, ""  # whether latencies mean something; what Ctrl-C does, if it is not the usual
 
@@ -110,7 +110,7 @@ class Api:
         return f"<Api {self.name} {self.model or core.DEFAULT_MODEL} at {self.base_url}>"
 
     def state(self) -> dict[str, Any]:
-        """Return plain values, the key among them, of which `of` makes the like in another process."""
+        """Return plain values, the key included, from which `of` makes an equal Api in another process."""
         left = ("_connect", "submit", "conceal", "extras", "_form")
         return {name: value for name, value in vars(self).items() if name not in left}
 
@@ -124,7 +124,7 @@ class Api:
         return api
 
     def _check_network(self) -> None:
-        """Warn of a secret that crosses a network unencrypted, once. Raises UsageError where it must not."""
+        """Warn once if a secret crosses a network unencrypted. Raises UsageError if that is not allowed."""
         before, self._exposure = self._exposure, ""
         if self.secrets and self.base_url.startswith("http:"):
             secret = "the key" if self._key else next(iter(self.secrets))
@@ -161,7 +161,7 @@ class Api:
             self.raise_discreetly(failure)
 
     async def poll(self, post: Post, prompt: core.Prompt, unfinished: Unfinished) -> core.Reply:
-        """Look at a response that is made in the background until it is there; raises PromptError where it fails."""
+        """Poll a background response until it is complete. Raises PromptError if it fails."""
         if prompt.path.partition("?")[0] != ENDPOINTS["responses"] or not unfinished.id:
             raise unfinished
         query = f"?{self.whole_query()}" if self.whole_query() else ""
@@ -181,7 +181,7 @@ class Api:
                     raise
 
     def through_proxy(self, failure: Exception) -> Exception:
-        """Return the failure with the proxy's name in it, if what is said may be the proxy's own."""
+        """Return the failure with the proxy named in its message, if the proxy may have sent it."""
         if not self._proxy or "proxy" in core.text_of(failure):
             return failure
         note = f" (through the proxy {self._proxy})"
@@ -208,7 +208,7 @@ class Api:
         return True
 
     def whole_query(self) -> str:
-        """Return the query of every request, with what is secret in it."""
+        """Return the query of every request, its secrets included."""
         return "&".join(filter(None, [self.query.removeprefix("?"), self._login]))
 
     def discreet(self, failure: Exception) -> core.PromptError:
@@ -219,7 +219,7 @@ class Api:
             return core.as_prompt_error(shown)
 
     def raise_discreetly(self, failure: Exception) -> NoReturn:
-        """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
+        """Raise the exception, or a redacted one if its text, or that of a cause, contains a secret."""
         error = core.as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
         shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
@@ -232,11 +232,11 @@ class Api:
         raise error from None
 
     def model_given(self) -> Any:
-        """Return the model that all prompts are asked of, None if nobody has said."""
+        """Return the model that -m, -p or the argument names for all prompts, or None."""
         return self.params.get("model") or self.model
 
     def model_of(self, prompt: core.Prompt) -> str | None:
-        """Return the model that a prompt is asked of; None where the server is to choose."""
+        """Return the model that a prompt is sent to; None if the server chooses."""
         model = self.params.get("model") or self.model
         if model:
             return model if isinstance(model, str) else None
@@ -248,7 +248,7 @@ class Api:
         return model if isinstance(model, str) else None
 
     def show(self, prompt: core.Prompt) -> Iterator[str]:
-        """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
+        """Yield the lines of a prompt's request as it would be sent, with *** for secrets."""
         path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
         yield self.conceal(f"POST {self.base_url}{path}")
         for name, text in self.headers.items():
@@ -259,7 +259,7 @@ class Api:
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
 
     def prepare(self, prompt: core.Prompt) -> core.Prompt:
-        """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
+        """Set the prompt's `path` and `body`, or its `error` if no request can be made from it."""
         if prompt.error is None and not prompt.body:
             try:
                 prompt.path, prompt.body = self._request(prompt)
@@ -296,7 +296,7 @@ class Api:
         return ENDPOINTS[self.endpoint] + self.query, f"{before}{text}{after}".encode()
 
     def _tell_of_columns(self, prompt: core.Prompt) -> None:
-        """Warn once of columns that a request would be told by, and that are data here."""
+        """Warn once of columns that are named like request parameters but are not sent."""
         given = {*self.params, *(["model"] if self.model_given() else [])}
         if text := not_sent(prompt.columns, self.template, given):
             self._told = True
@@ -331,7 +331,7 @@ class Api:
         return path + self.query, core.encode_json(self._formed(path, body | self.params)).encode()
 
     def _look_at(self, prompt: core.Prompt, content: Any) -> None:
-        """Note a conversation that ends with the assistant. Raises ValueError if nothing is asked."""
+        """Note a conversation that ends with an assistant message. Raises ValueError if the request is empty."""
         if content is not None and is_blank(content):
             raise ValueError("the request is empty")
         if is_continued(content) and "continue_final_message" not in self.params:
@@ -339,7 +339,7 @@ class Api:
             self._continued[prompt.number] = 1
 
     def warn_of_input(self) -> None:
-        """Warn of conversations that end with the assistant: the model goes on from there."""
+        """Warn of conversations that end with an assistant message, which the model continues."""
         if count := self._continued.count(1):
             what = "conversation ends" if count == 1 else "conversations end"
             command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
@@ -364,7 +364,7 @@ class Api:
         return path + self.query, core.encode_json(self._formed(path, body | model | self.params)).encode()
 
     def read(self, prompt: core.Prompt, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
-        """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
+        """Parse the reply. Redact it first if it is an error: some servers echo the key."""
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
@@ -419,7 +419,7 @@ def split_url(url: str) -> tuple[str, str]:
 # ---- Limits ----------------------------------------------------------------------------------------------------
 
 
-LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # of a limit that is believed
+LIMIT_LEAST, LIMIT_MOST = 1e-6, 1e15  # a limit outside this range is ignored
 LIMIT_FORMS = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}", "ratelimit-{}",
                  "x-ratelimit-{}-requests-minute", "x-ratelimit-{}-req-minute", "x-ratelimit-{}-requests-day"),
@@ -441,7 +441,7 @@ WINDOW_TEXT = re.compile(r"(\d{1,15}+);\s?w(?:indow)?=(\d{1,9}+)")
 
 
 class Told(NamedTuple):
-    """A limit as the headers tell it: the rate (a second), what is left, and the most that there can be at once.
+    """A limit as the headers state it: the rate (a second), what is left, and the most that can be left.
 
     `reset` is in how many seconds the window is over, or a bucket is full; 0.0 if that is not said.
     """
@@ -453,7 +453,7 @@ class Told(NamedTuple):
 
 
 def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
-    """Return what the headers of a reply tell of the limit of requests or tokens; None if they tell nothing."""
+    """Return the limit of requests or tokens that the headers of a reply state, or None."""
     for form in LIMIT_FORMS[name]:
         if not (text := core.header(headers, form.format("limit"))):
             continue
@@ -478,7 +478,7 @@ def limits_in(headers: Mapping[str, str], name: str) -> Told | None:
 
 
 def told_in_one(headers: Mapping[str, str]) -> Told | None:
-    """Return what one header tells of the limit of requests, `"default";r=50;t=30` beside `"default";q=100;w=60`."""
+    """Return the limit of requests in one header: `"default";r=50;t=30` beside `"default";q=100;w=60`."""
     if not (both := core.header(headers, "ratelimit")):
         return None
     policy = POLICY_TEXT.search(core.header(headers, "ratelimit-policy"))
@@ -499,7 +499,7 @@ def limit_in_words(text: str) -> tuple[float, int]:
 
 
 def window_of(wait: float, least: int) -> int:
-    """Return the least usual period that so many seconds are left of; a minute if that is not said."""
+    """Return the shortest usual period (seconds) that can have so many seconds left; a minute if that is unknown."""
     if not wait:
         return 60
     return next((period for period in PERIODS if least <= period and wait <= 1.02 * period), PERIODS[-1])

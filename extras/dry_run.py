@@ -1,4 +1,4 @@
-"""--dry-run: say what would be asked, what it would cost and how long it would take; send and write nothing.
+"""--dry-run: show what would be sent, what it would cost and how long it would take; send and write nothing.
 
 Tokens are counted by tiktoken if it is installed (pip install tiktoken), else estimated.
 """
@@ -28,12 +28,12 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> DryRun | None:
-    """Return what says it."""
+    """Return the command, or None without --dry-run."""
     return DryRun(args) if args.dry_run else None
 
 
 class DryRun:
-    """A command that sends nothing."""
+    """The command. Raises UsageError with --report or --plot."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         if getattr(args, "report", None) or getattr(args, "plot", None):
@@ -42,17 +42,17 @@ class DryRun:
         self._args = args
 
     def command(self) -> int:
-        """Say it; return the exit status."""
+        """Print the plan; return the exit status."""
         return dry_run(self._args)
 
 
-CACHED_LEAST = 1024  # tokens in, below which nothing is cached: https://platform.openai.com/docs/guides/prompt-caching
+CACHED_LEAST = 1024  # fewer input tokens are not cached: https://platform.openai.com/docs/guides/prompt-caching
 
 
 class Plan:
-    """What a run would ask and what that costs, for a dry run."""
+    """What a run would send, and its cost."""
 
-    SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
+    SAMPLE = 8 << 20  # bytes that tiktoken counts, in two seconds; the rest is assumed to be similar
 
     def __init__(self, api: Any, told: Price | None, first: core.Prompt) -> None:
         self.asked = 0
@@ -71,7 +71,7 @@ class Plan:
         self._bytes = self._counted = 0  # by tiktoken
 
     def count(self, row: dict[str, Any]) -> Price | None:
-        """Count a line that the results file holds; return its price."""
+        """Count a line of the results file; return its price."""
         model, tokens, _ = usage_in(row)
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
@@ -105,7 +105,7 @@ class Plan:
             self._reserve = max(self._reserve, most_in - given * served.given / 1e6)
 
     def _tokens(self, value: Any) -> float:
-        """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
+        """Return the tokens of all texts in a part of a request; each message takes 4 more."""
         if isinstance(value, list):
             return sum(map(self._tokens, value))
         if isinstance(value, str):
@@ -125,7 +125,7 @@ class Plan:
         return sum(self._tokens(value[key]) for key in kept if key in value) + 4 * ("role" in value)
 
     def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what there is to say of tokens, money and time, each with its label."""
+        """Yield the lines for tokens, cost and time, each with its label."""
         given, most, untold = (runs * count for count in self.tokens)
         part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
         yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
@@ -140,7 +140,7 @@ class Plan:
             yield "besides", f"{' and '.join(sorted(self._left_out))}: not counted"
 
     def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what it costs, and whether that is within the budget, if there is one."""
+        """Yield the cost, and whether a budget suffices for it."""
         given, most, token = (runs * cost for cost in self.costs)
         text = f"about {money(given)} in"
         if most:
@@ -167,7 +167,7 @@ ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
 
 
 def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
-    """Return tiktoken's encoder for the model, None where there is none in time, and how tokens are counted so."""
+    """Return tiktoken's encoder for the model, or None if it does not load in time, and a text that says how."""
     try:
         import tiktoken
     except ImportError:
@@ -191,7 +191,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 
 
 def dry_run(args: argparse.Namespace) -> int:
-    """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
+    """Print what would be sent and its cost; send, write and create nothing. Return the exit status."""
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
     prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))

@@ -21,7 +21,7 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> Shutdown:
-    """Return what warns."""
+    """Return the extra."""
     return Shutdown()
 
 
@@ -33,7 +33,7 @@ class Shutdown:
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Look while the run goes on."""
+        """Look up the model while the run goes on."""
         if self._begun or not hasattr(run.api, "query"):
             yield
             return
