@@ -710,7 +710,7 @@ async def serve_until_told(options: Options, exit_on_eof: bool) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def tell(*_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so it has been told
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped already
             loop.call_soon_threadsafe(stop.set)
 
     for number in (signal.SIGINT, signal.SIGTERM):
