@@ -20,22 +20,22 @@ body, JSON as bytes, or b"" for a GET ("/models"); it returns the status as an i
 get() finds a header by its lower-case name, and the body as bytes, content and transfer encodings undone.
 
 The rules:
-  * Every HTTP status is returned as a value, redirects too: none is followed, none is an exception.
-  * Whatever goes wrong below HTTP (refused, reset, cut short, not HTTP at all, a certificate that is
-    not verified, a limit on size exceeded) is raised as the built-in ConnectionError, or TimeoutError,
-    from the library's own exception; the message is one line that says what happened. Nobody there at all
-    (refused, no route, no such name) is its subclass ConnectionRefusedError.
-  * A backend never retries, sleeps, limits, times out or prints; the core does, once for all. The one exception:
-    if a connection that has answered before ends before the first byte of the next reply, the server or a proxy had
-    closed it meanwhile; the backend sends the request again at once, once, on a fresh connection. A ConnectionError
-    is for what happened on a fresh connection or after the first byte. `pool.Reuse` counts, and says when to keep none.
-  * `post` may be cancelled at any await; a connection with half an answer on it is never used again, nor is one on
+  * Every HTTP status is returned, redirects too: none is followed, and none is an exception.
+  * A failure below HTTP (reset, cut short, not HTTP at all, a certificate that is not verified, a body that is too
+    large) is raised as the built-in ConnectionError, or TimeoutError, from the library's own exception; the message is
+    one line that says what happened. If the server cannot be reached at all (connection refused, no route, unknown
+    name) it is the subclass ConnectionRefusedError.
+  * A backend never retries, sleeps, limits, times out or prints: the core does. The one exception: if a reused
+    connection ends before the first byte of the reply, the server or a proxy had closed it; the backend sends the
+    request again at once, once, on a fresh connection. A ConnectionError is for a failure on a fresh connection or
+    after the first byte. `pool.Reuse` counts these cases, and says when not to reuse connections.
+  * `post` may be cancelled at any await. A connection with half a reply on it is never used again, nor is one on
     which a 5xx came: another connection may lead to another replica.
-  * Bytes that arrive before a reply is complete (1xx replies, blank lines, comments, a slow body) show that the call is
-    alive. `ALIVE.get()`, read in `post` itself, is None or a function without arguments to call at each such arrival;
+  * Bytes that arrive before a reply is complete (1xx replies, blank lines, comments, a slow body) show that the server
+    works. `ALIVE.get()`, read in `post` itself, is None or a function without arguments to call whenever bytes arrive;
     it is cheap, and may be called from a callback of the event loop. A reply that arrives whole needs no such call.
   * HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR are honoured; a loopback address is
-    reached directly (`proxy_for` knows). A proxy is sent its own login and, if it tunnels, none of `headers`.
+    reached directly (see `proxy_for`). A proxy is sent its own login and, if it tunnels, none of `headers`.
   * One `connect` serves one event loop. It needs nothing from the core.
 
 A bulk backend takes the whole stream of requests and answers it in its own way: a batch service, a cluster, a
@@ -48,32 +48,32 @@ model in this process. It is one async generator function, which is how it is re
                 yield request, (status, headers, body)
 
 Each request is yielded once, with what `post` would have returned, or with the exception that it would have raised;
-(0, {}, body) is an error, in OpenAI's form, without a call that could have a status.
-The core classifies that, and gives out again what may be answered the next time; journal, resume, budget, report and
-exit status are its own. A job is
-    take(count, size=inf)  the next requests: so many, of so many bytes, at the most, and one at the least; []
-                           where there are none now, or, with nothing under way, none at all
-    base_url, headers      as `connect` is given them; `query` belongs to every URL ("api-version=...", mostly "")
+(0, {}, body) is an error in OpenAI's form for which there is no HTTP status.
+The core classifies the outcome and gives out a request again if a retry may help; journal, resume, budget, report and
+exit status are the core's. A job has
+    take(count, size=inf)  the next requests: up to `count`, with up to `size` bytes in all, but at least one if any is
+                           left; [] if none is available now, or, with no request open, none will come
+    base_url, headers      as `connect` is given them; `query` is added to every URL ("api-version=...", mostly "")
     options                a dict: concurrency ("auto" or a number), max_attempts, timeout, rpm, tpm, cluster,
                            worker_backend
-    stopped                "", or why the run is to end ("interrupted", "deadline", ...): take gives [] from
-                           then on; what comes soon may still be yielded
-    sleep(seconds)         returns early where the run is stopped, and whether it did not
-    call(function, ...)    awaits it, again where that may help; raises PromptError, with `error` (type,
-                           message, status) and `heard` (False: nobody knows whether it has been done)
-    notes, note(value)     what is running elsewhere, kept beside the results for the next run of the same job;
-                           forget() removes it where nothing is, keep_notes() lets it stay when all is answered
-    noted_in, answered     the notes' file, or None; how many answers earlier runs have kept
-    say(text), log         for the progress, and for all else that is to be said
-    in_flight(count)       for the progress, where it is not all that was taken
-and a request has `path` and `body`, as `post` is given them, `model`, and `key`, by which a later run knows it again.
-take, sleep, call and note are awaited. ValueError before the first answer means that the job cannot be done as asked;
-any other exception stops the run, with all that was answered, and so does stop(kind, message). The second Ctrl-C is a
-CancelledError at the next await. The function may have attributes: `price_share`, what it costs of the usual price (0:
-nothing, and no key is wanted); `uses`, which of the options rpm, tpm, cluster and worker_backend mean something to it;
-`parting`, what Ctrl-C does. `core` is the core's module, whatever it is called. A backend that runs it elsewhere yields
-Results; it has `api`, `limiter` and `request.prompt`, the core's own, and says with `retries` = True that a Result may
-come of several calls.
+    stopped                "", or why the run is stopping ("interrupted", "deadline", ...): then `take` returns [];
+                           outcomes that come soon may still be yielded
+    sleep(seconds)         returns early if the run is stopped; the value is whether the time is over
+    call(function, ...)    awaits the function, and retries it; raises PromptError, with `error` (type, message,
+                           status) and `heard` (False: it is unknown whether the server received the request)
+    notes, note(value)     JSON values that name the jobs running elsewhere, kept beside the results file for the next
+                           run; forget() removes them, keep_notes() keeps them even after the last answer
+    noted_in, answered     the notes' file, or None; how many answers of earlier runs the results file holds
+    say(text), log         a text for the progress; the logger for everything else
+    in_flight(count)       how many calls are in flight, if not all requests taken are
+and a request has `path` and `body`, as `post` is given them, `model`, and `key`, a hash that is the same in later runs.
+take, sleep, call and note are awaited. ValueError before the first outcome means that the job cannot be done as
+requested; any other exception stops the run and keeps its answers, as stop(kind, message) does. The second Ctrl-C is
+a CancelledError at the next await. The function may have attributes: `price_share`, its price as a share of the usual
+one (0: free, and no key is needed); `uses`, those of the options rpm, tpm, cluster and worker_backend that it takes;
+`parting`, what is printed at the first Ctrl-C. `core` is the core's module, whatever its name. A backend that runs the
+core elsewhere yields Results; it uses `api`, `limiter` and `request.prompt`, the core's own objects, and has
+`retries` = True if a Result may come of several calls.
 
 `-b NAME` loads `connect` or `submit` from backends/NAME.py (dashes become underscores), `-b package.module:name`
 from anywhere else: a third party's backend is used exactly as the built-in ones are.
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
 
     __all__ = ["ALIVE", "MAX_BODY", "MAX_ERROR", "Post", "core", "named_proxy", "proxy_for", "reach_of"]
 
-MAX_BODY = 256 * 1024 * 1024  # bytes of a body, sent and decompressed: what is larger is no answer
+MAX_BODY = 256 * 1024 * 1024  # bytes of a reply's body, as received and decompressed; a larger one is an error
 ALIVE: ContextVar[Callable[[], None] | None] = ContextVar("alive", default=None)  # set by the run for each call
 PRIVATE_NAMES = (".local", ".internal", ".lan", ".home.arpa", ".cluster.local", ".svc")
 
@@ -104,7 +104,7 @@ Connect = Callable[[str, dict[str, str], int], AbstractAsyncContextManager[Post]
 
 
 def __getattr__(name: str) -> Any:
-    """Return the core, whatever it is called, when it is asked for: a live backend does without."""
+    """Return the core, whatever its name, when it is first used: a live backend works without it."""
     if name == "core":
         return importlib.import_module(__name__.rpartition(".")[0] or "concurrent_prompts")
     raise AttributeError(f"module {__name__} has no attribute {name}")
@@ -117,14 +117,14 @@ def proxy_for(base_url: str) -> str | None:
     """
     proxy = named_proxy(base_url)
     if proxy and proxy.lower().startswith("socks"):
-        raise ConnectionError("the environment names a SOCKS proxy; only HTTP proxies can be used")
+        raise ConnectionError("the environment names a SOCKS proxy, which is not supported; use an HTTP proxy")
     return proxy
 
 
 def named_proxy(base_url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for this base URL, of whatever kind, or None.
+    """Return the URL of the proxy that the environment names for this base URL, of any kind, or None.
 
-    A loopback address has none: a proxy elsewhere would send to its own machine what is meant for this one.
+    A loopback address has none: a proxy on another machine would send the request to that machine.
     """
     parts = urlsplit(base_url)
     if not any(name.lower().endswith("_proxy") for name in os.environ) or reach_of(parts.hostname or "") == "loopback":
@@ -140,7 +140,7 @@ def named_proxy(base_url: str) -> str | None:
 
 
 def tls_context(base_url: str) -> Any:
-    """Return the ssl.SSLContext to verify the server of this base URL, and its proxy, with.
+    """Return the ssl.SSLContext that verifies the server of this base URL, and its proxy.
 
     Reading the system's certificates takes 50 ms: if neither speaks TLS, the context trusts nobody.
     """
@@ -153,19 +153,19 @@ def tls_context(base_url: str) -> Any:
 
 
 def check_certificates() -> None:
-    """Raise ValueError if the environment names certificates that are not there: OpenSSL passes over them."""
+    """Raise ValueError if the environment names certificates that do not exist: OpenSSL ignores that."""
     file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:
         try:
             with open(file, "rb") as lines:
                 found = any(b"CERTIFICATE-----" in line for line in lines)
         except OSError as failure:
-            reason = failure.strerror or failure
-            raise ValueError(f"SSL_CERT_FILE names {file}, which cannot be read: {reason}") from None
+            what = f"SSL_CERT_FILE names {file}, which cannot be read: {failure.strerror or failure}"
+            raise ValueError(f"{what}; correct or unset it") from None
         if not found:
-            raise ValueError(f"SSL_CERT_FILE names {file}, which holds no certificate (PEM)")
+            raise ValueError(f"SSL_CERT_FILE names {file}, which contains no PEM certificate; correct or unset it")
     if folders and not any(map(os.path.isdir, folders.split(os.pathsep))):
-        raise ValueError(f"SSL_CERT_DIR names {folders}, which is no folder")
+        raise ValueError(f"SSL_CERT_DIR names {folders}, which is not a folder; correct or unset it")
 
 
 def reach_of(host: str) -> str:

@@ -1,4 +1,4 @@
-"""aiohttp's connections, with what the contract asks of them: used by raw-aiohttp, and by openai-sdk where it can.
+"""aiohttp's connections, as the contract requires them: for raw-aiohttp, and for openai-sdk if aiohttp is installed.
 
 aiohttp pools connections by itself and says nothing of them. Here each one knows whether it was reused, whether a byte
 of its reply has come, and whom to tell that the call is alive.
@@ -31,7 +31,7 @@ class Handler(ResponseHandler):
     reused = False  # whether it has answered before this request
     heard = False  # whether a byte of the reply has come
     stale = False
-    alive: Any = None  # tells the run that the call goes on
+    alive: Any = None  # the function that tells the run that bytes have come
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop. What comes after the first bytes shows that the call is alive."""

@@ -54,11 +54,11 @@ class Api:
     A `dry` one only makes requests, and needs no key. `price_share` is what a call costs of the usual price.
     """
 
-    PATIENCE = 10.0  # seconds in which a server that is there says something
-    FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two looks at what is made in the background, growing
+    PATIENCE = 10.0  # seconds within which a server that works sends something
+    FIRST_POLL, LAST_POLL = 1.0, 10.0  # seconds between two polls of a background response, growing
     MISSES = 5  # such looks in a row that may fail
     sleep = staticmethod(asyncio.sleep)
-    alive = ALIVE  # where the run puts, for each call, what is told that bytes have come
+    alive = ALIVE  # holds, for each call, the function to call when bytes arrive
     loop: Any = None  # what takes the place of the run's own
     clocked, parting = True, ""  # whether latencies mean something; what Ctrl-C does, if it is not the usual
 
@@ -81,9 +81,9 @@ class Api:
         dry: bool = False,
     ) -> None:
         if endpoint not in ENDPOINTS:
-            raise core.UsageError(f"there is no endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
+            raise core.UsageError(f"unknown endpoint {endpoint}; choose {', '.join(ENDPOINTS)}")
         if system is not None and endpoint in ("completions", "embeddings"):
-            raise core.UsageError(f"{endpoint} takes no system text (-s)")
+            raise core.UsageError(f"the endpoint {endpoint} takes no system text; leave out -s")
         self.name = name
         environment = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
         self.base_url, query = split_url(base_url or environment or DEFAULT_BASE_URL)
@@ -111,7 +111,7 @@ class Api:
         return f"<Api {self.name} {self.model or core.DEFAULT_MODEL} at {self.base_url}>"
 
     def state(self) -> dict[str, Any]:
-        """Return plain values, the key among them, of which `of` makes the like in another process."""
+        """Return plain values, the key included, from which `of` makes an equal Api in another process."""
         left = ("_connect", "submit", "conceal", "extras", "_form")
         return {name: value for name, value in vars(self).items() if name not in left}
 
@@ -125,7 +125,7 @@ class Api:
         return api
 
     def _check_network(self) -> None:
-        """Warn of a secret that crosses a network unencrypted, once. Raises UsageError where it must not."""
+        """Warn once if a secret crosses a network unencrypted. Raises UsageError if that is not allowed."""
         before, self._exposure = self._exposure, ""
         if self.secrets and self.base_url.startswith("http:"):
             secret = "the key" if self._key else next(iter(self.secrets))
@@ -162,7 +162,7 @@ class Api:
             self.raise_discreetly(failure)
 
     async def poll(self, post: Post, prompt: core.Prompt, unfinished: Unfinished) -> core.Reply:
-        """Look at a response that is made in the background until it is there; raises PromptError where it fails."""
+        """Poll a background response until it is complete. Raises PromptError if it fails."""
         if prompt.path.partition("?")[0] != ENDPOINTS["responses"] or not unfinished.id:
             raise unfinished
         query = f"?{self.whole_query()}" if self.whole_query() else ""
@@ -182,7 +182,7 @@ class Api:
                     raise
 
     def through_proxy(self, failure: Exception) -> Exception:
-        """Return the failure with the proxy's name in it, if what is said may be the proxy's own."""
+        """Return the failure with the proxy named in its message, if the proxy may have sent it."""
         if not self._proxy or "proxy" in core.text_of(failure):
             return failure
         note = f" (through the proxy {self._proxy})"
@@ -209,7 +209,7 @@ class Api:
         return True
 
     def whole_query(self) -> str:
-        """Return the query of every request, with what is secret in it."""
+        """Return the query of every request, its secrets included."""
         return "&".join(filter(None, [self.query.removeprefix("?"), self._login]))
 
     def discreet(self, failure: Exception) -> core.PromptError:
@@ -220,7 +220,7 @@ class Api:
             return core.as_prompt_error(shown)
 
     def raise_discreetly(self, failure: Exception) -> NoReturn:
-        """Raise it, or what shows no secret where it does, in its own text or in that of one behind it."""
+        """Raise the exception, or a redacted one if its text, or that of a cause, contains a secret."""
         error = core.as_prompt_error(failure)
         texts = [*traceback.format_exception(failure, limit=0), *error.error[:2], repr(error.http)]
         shown = [self.conceal(text[:TEXT_MOST]) for text in texts]
@@ -233,11 +233,11 @@ class Api:
         raise error from None
 
     def model_given(self) -> Any:
-        """Return the model that all prompts are asked of, None if nobody has said."""
+        """Return the model that -m, -p or the argument names for all prompts, or None."""
         return self.params.get("model") or self.model
 
     def model_of(self, prompt: core.Prompt) -> str | None:
-        """Return the model that a prompt is asked of; None where the server is to choose."""
+        """Return the model that a prompt is sent to; None if the server chooses."""
         model = self.params.get("model") or self.model
         if model:
             return model if isinstance(model, str) else None
@@ -249,7 +249,7 @@ class Api:
         return model if isinstance(model, str) else None
 
     def show(self, prompt: core.Prompt) -> Iterator[str]:
-        """Yield the lines of a prompt's request as it would be sent, with *** for what is secret."""
+        """Yield the lines of a prompt's request as it would be sent, with *** for secrets."""
         path = prompt.path + (("&" if "?" in prompt.path else "?") + "***" if self._login else "")
         yield self.conceal(f"POST {self.base_url}{path}")
         for name, text in self.headers.items():
@@ -260,12 +260,13 @@ class Api:
         yield from ["", *self.conceal(json.dumps(json.loads(prompt.body), indent=2, ensure_ascii=False)).split("\n")]
 
     def prepare(self, prompt: core.Prompt) -> core.Prompt:
-        """Set the prompt's `path` and `body`, or its `error` where no request can be made of it."""
+        """Set the prompt's `path` and `body`, or its `error` if no request can be made from it."""
         if prompt.error is None and not prompt.body:
             try:
                 prompt.path, prompt.body = self._request(prompt)
             except (ValueError, TypeError, RecursionError, LookupError) as failure:
-                reason = "half a surrogate pair" if isinstance(failure, UnicodeEncodeError) else failure
+                half = isinstance(failure, UnicodeEncodeError)
+                reason = "it contains half a surrogate pair, which is not a character" if half else failure
                 kind = "missing_column" if isinstance(failure, LookupError) else "unreadable"
                 prompt.error = core.Error(kind, f"{prompt.where}: {reason}")
         return prompt
@@ -282,7 +283,7 @@ class Api:
             return self._whole_request(prompt, body)
         if prompt.kind == "messages" and not self.model_given() and isinstance(prompt.columns.get("model"), str):
             model = core.short(prompt.columns["model"], 60)
-            raise LookupError(f"it names the model {model}, and nobody else does; say -m, with that or another")
+            raise LookupError(f"it names the model {model}, which would not be sent; choose one for all with -m")
         content = content_of(prompt, self.endpoint, self.template)
         if prompt.columns and not self._told:
             self._tell_of_columns(prompt)
@@ -296,7 +297,7 @@ class Api:
         return ENDPOINTS[self.endpoint] + self.query, f"{before}{text}{after}".encode()
 
     def _tell_of_columns(self, prompt: core.Prompt) -> None:
-        """Warn once of columns that a request would be told by, and that are data here."""
+        """Warn once of columns that are named like request parameters but are not sent."""
         given = {*self.params, *(["model"] if self.model_given() else [])}
         if text := not_sent(prompt.columns, self.template, given):
             self._told = True
@@ -324,27 +325,27 @@ class Api:
 
     def _whole_request(self, prompt: core.Prompt, body: dict[str, Any]) -> tuple[str, bytes]:
         if self.system is not None or self.template is not None:
-            raise LookupError("this is a whole request, which takes no system text (-s) and no template (-t)")
+            raise LookupError("this is a whole request, which takes no system text or template; leave out -s and -t")
         body = {"model": core.DEFAULT_MODEL} | body | ({"model": self.model} if self.model else {})
         path = endpoint_of(body, self.endpoint)
         self._look_at(prompt, asked_in(body))
         return path + self.query, core.encode_json(self._formed(path, body | self.params)).encode()
 
     def _look_at(self, prompt: core.Prompt, content: Any) -> None:
-        """Note a conversation that ends with the assistant. Raises ValueError if nothing is asked."""
+        """Note a conversation that ends with an assistant message. Raises ValueError if the request is empty."""
         if content is not None and is_blank(content):
-            raise ValueError("the request is empty: nothing is asked")
+            raise ValueError("the request is empty")
         if is_continued(content) and "continue_final_message" not in self.params:
             self._continued.extend(bytes(max(0, prompt.number + 1 - len(self._continued))))
             self._continued[prompt.number] = 1
 
     def warn_of_input(self) -> None:
-        """Warn of conversations that end with the assistant: the model goes on from there."""
+        """Warn of conversations that end with an assistant message, which the model continues."""
         if count := self._continued.count(1):
             what = "conversation ends" if count == 1 else "conversations end"
             command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
-            text = f"{count:,} {what} with the assistant's own words, which the model is asked to go on with"
-            core.log.warning("%s; to have them written anew: %s", text, command)
+            text = f"{count:,} {what} with an assistant message, which the model will continue"
+            core.log.warning("%s; to have it answered anew, remove that message: %s", text, command)
 
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content
@@ -355,16 +356,16 @@ class Api:
         if not isinstance(url, str) or not known or row.get("method", "POST") != "POST":
             raise ValueError('a Batch request has "method": "POST" and a "url" such as /v1/chat/completions')
         if not isinstance(body, dict):
-            raise ValueError("the body of a Batch request is an object")
+            raise ValueError("the body of a Batch request must be an object")
         if self.system is not None or self.template is not None:
-            raise ValueError("a Batch request takes no system text (-s) and no template (-t)")
+            raise ValueError("a Batch request takes no system text or template; leave out -s and -t")
         self._look_at(prompt, asked_in(body))
         model = {"model": self.model} if self.model else {}
         path = url.removeprefix("/v1")
         return path + self.query, core.encode_json(self._formed(path, body | model | self.params)).encode()
 
     def read(self, prompt: core.Prompt, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
-        """Return the answer as it is. What is none is read again without secrets, which some servers quote."""
+        """Parse the reply. Redact it first if it is an error: some servers echo the key."""
         try:
             return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:

@@ -1,8 +1,8 @@
-"""The bulk contract's other side: what a backend that answers the whole stream works on, and what it has running.
+"""The core's side of the bulk contract (see the package's docstring): the job, its requests, its notes.
 
-`load_backend` makes a `BulkApi` of a backend that is an async generator function; the package's docstring has the
-contract. Its `loop` takes the place of the run's own, so that journal, resume, report and exit status stay the core's.
-The one extra that it knows is the budget: a batch cannot be stopped half way.
+`load_backend` makes a `BulkApi` of a backend that is an async generator function. Its `loop` replaces the run's own, so
+that journal, resume, report and exit status remain the core's. The budget is the only extra that it knows by name: a
+batch cannot be stopped half way, so its cost is reserved before the backend takes its requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class BulkApi(Api):
-    """An API whose backend takes the whole stream of requests; `connect` is for what is looked up beside it."""
+    """An Api whose backend takes the whole stream of requests; `connect` serves single look-ups, such as /models."""
 
     def __init__(
         self,
@@ -47,36 +47,37 @@ class BulkApi(Api):
         self.extras = (*self.extras, self)
 
     def check_options(self, args: argparse.Namespace) -> None:
-        """Raise UsageError if an option means nothing to the backend."""
+        """Raise UsageError if an option has no effect with this backend."""
         if args.compare or args.sequential:
-            raise core.UsageError(f"{self.name} answers in bulk: no --compare and no --sequential with it")
+            raise core.UsageError(f"{self.name} is a bulk backend; leave out --compare and --sequential")
         for name in ("rpm", "tpm", "cluster", "worker_backend"):
             if getattr(args, name, None) is not None and name not in getattr(self.submit, "uses", ()):
-                raise core.UsageError(f"--{name.replace('_', '-')} means nothing to {self.name}; leave it out")
+                raise core.UsageError(f"--{name.replace('_', '-')} has no effect with {self.name}; leave it out")
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Find what earlier runs have running for the same results."""
+        """Load the notes of jobs that earlier runs have running for the same results file."""
         answers = run.journal.answers if run.journal else 0
         run.pending = PendingJobs(run.path, self.name, run.overwrites, answers)
         yield
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
-        """Forget what was running, now that all is answered."""
+        """Remove the notes if every prompt was answered; yield no line."""
         run = ran[-1].run
         if run.stopped is None and run.whole and not run.pending.keep_after_finish:
             run.pending.clear()
         yield from ()
 
     async def loop(self, run: core.Run, prompts: Iterable[core.Prompt], record: core.Record) -> None:
-        """Let the backend answer the prompts in its own way."""
+        """Answer the prompts through the backend's generator, in place of the run's own loop."""
         await in_bulk(run, self, prompts, record)
 
 
 class PendingJobs:
-    """What a bulk backend has running elsewhere for a results file: lines in FILE.running, each on the disk at once.
+    """Notes of the jobs that a bulk backend has running elsewhere: lines in FILE.running, each flushed to the disk.
 
-    Raises UsageError where another backend has something running for that file.
+    `results` is the results file, None for none; `answered` the answers that it held at the start. `overwrite` discards
+    the notes. Raises UsageError if they are damaged, or another backend's.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class PendingJobs:
         if self.path is None or not self.path.exists():
             return
         if overwrite:
-            core.log.warning("%s is given up, and with it what an earlier run has running", self.path)
+            core.log.warning("%s is discarded, and with it the jobs that an earlier run has running", self.path)
             return self.clear()
         files = core.meanings("files", "extras")  # the journal has looked whether it is one
         with files.open_regular(self.path, links=False) if files else open(self.path, "rb") as file:
@@ -98,15 +99,15 @@ class PendingJobs:
         first, *self.entries = [*map(core.parse_json, lines)] or [self._backend]
         sound = all(isinstance(value, dict) for value in (first, *self.entries))
         if not sound or type(first.get("backend")) is not str:
-            raise core.UsageError(f"{self.path} is damaged; mend it, or remove it to give up what is running")
+            raise core.UsageError(f"{self.path} is damaged; repair it, or remove it to discard the running jobs")
         if (other := first["backend"]) != backend:
-            what = f"{self.path}: {other} has something running for these results"
-            raise core.UsageError(f"{what}; go on with -b {other}, or remove that file to give it up")
+            what = f"{self.path}: {other} has jobs running for these results"
+            raise core.UsageError(f"{what}; continue with -b {other}, or remove that file to discard them")
         if torn:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
 
     def add(self, value: Any) -> None:
-        """Keep a value. Raises OSError where the disk will not take it."""
+        """Append a JSON value. Raises OSError if it cannot be written."""
         self.entries.append(value)
         if self.path and self._results:
             files = core.meanings("files", "extras")
@@ -115,7 +116,7 @@ class PendingJobs:
                 core.flush(file)
 
     def clear(self) -> None:
-        """Forget all: nothing is running any longer."""
+        """Remove all notes: nothing is running any longer."""
         self.entries.clear()
         if self.path:
             self.path.unlink(missing_ok=True)
@@ -123,13 +124,13 @@ class PendingJobs:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Request:
-    """What a bulk backend is to answer."""
+    """A request that a bulk backend is given."""
 
-    prompt: core.Prompt  # as it is asked now
+    prompt: core.Prompt  # with the body of this attempt
     result: core.Result
     model: str | None = None
-    taken: float = 0.0  # when
-    most: tuple[float, float] = 0.0, 0.0  # what is reserved for it in the budget
+    taken: float = 0.0  # when, by the run's clock
+    most: tuple[float, float] = 0.0, 0.0  # reserved in the budget: USD, USD for each token of the longest answer
 
     @property
     def path(self) -> str:
@@ -138,21 +139,21 @@ class Request:
 
     @property
     def body(self) -> bytes:
-        """The request, as JSON."""
+        """The request's body, JSON as bytes."""
         return self.prompt.body
 
     def line(self, custom_id: str) -> bytes:
-        """Return it as a line of a file of Batch requests."""
+        """Return the request as a line of a Batch file."""
         return request_line(custom_id, self.path.partition("?")[0], self.body)
 
     @property
     def key(self) -> str:
-        """What the request is recognised by in a later run; the same one asked twice has it twice."""
+        """A hash by which a later run recognises the request; two equal requests have the same."""
         return core.fingerprint(self.result.prompt)[:16]
 
 
 class Job:
-    """What a bulk backend works on; what it may use of it is in the contract in backends/__init__.py."""
+    """What a bulk backend is given; the contract in backends/__init__.py lists what it may use."""
 
     def __init__(self, run: core.Run, api: BulkApi, prompts: Iterable[core.Prompt], record: core.Record) -> None:
         self.api, self.base_url, self.headers = api, api.base_url, api.headers
@@ -166,39 +167,39 @@ class Job:
         self._run, self._record, self._kept = run, record, pending
         self._budget = run.extra("budget")
         self._fresh = run.admit(prompts)
-        self._again: collections.deque[Request] = collections.deque()  # what has failed, to be taken again,
-        self._since = self._due = -math.inf  # the first of it since when, and all of it together from when on
-        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # for a request
-        self.broken: OSError | None = None  # what came of an attempt to record a result
-        self._counted = False  # by the backend itself: the calls in flight
-        self._held: Request | None = None  # for which the last block had no room
+        self._again: collections.deque[Request] = collections.deque()  # requests to be retried,
+        self._since = self._due = -math.inf  # when the first of them failed, and when all of them are due
+        self._calls = run.options["max_attempts"] if getattr(api.submit, "retries", False) else 1  # a request
+        self.broken: OSError | None = None  # why a result could not be recorded
+        self._counted = False  # whether the backend itself counts the calls in flight
+        self._held: Request | None = None  # the request that did not fit into the last block
         self._open: set[Request] = set()
 
     @property
     def stopped(self) -> str:
-        """Why the run is to end ("interrupted", "deadline", ...), or ''."""
+        """Why the run is stopping ("interrupted", "deadline", ...), or ''."""
         return self._run.stopped.error.type if self._run.stopped else ""
 
     def stop(self, kind: str, message: str, status: int | None = None) -> None:
-        """Stop the run, since every prompt would fail."""
+        """Stop the run with an error of type `kind`, redacted, because every prompt would fail."""
         kind, message = self.api.conceal(kind[:MESSAGE_MOST]), self.api.conceal(message[:MESSAGE_MOST])
         self._run.stop(core.PromptError(core.short(kind, 60), core.short(message, 1000), "stop", status))
 
     @property
     def notes(self) -> Sequence[Any]:
-        """What this run and the ones before it have noted."""
+        """The notes of this run and of the ones before it."""
         entries: Sequence[Any] = self._kept.entries
         return entries
 
     async def note(self, value: Any) -> None:
-        """Keep a note on the disk. Raises PromptError where that will not take it."""
+        """Write a note to the disk. Raises PromptError if that fails."""
         try:
             await asyncio.to_thread(self._kept.add, value)
         except OSError as failure:
             raise core.disk_error(self._kept.path, failure) from None
 
     def keep_notes(self) -> None:
-        """Let the notes stay when all is answered: something is running that nobody has asked for here."""
+        """Keep the notes after the last answer: a job is running that belongs to other prompts."""
         self._kept.keep_after_finish = True
 
     def forget(self) -> None:
@@ -206,24 +207,24 @@ class Job:
         self._kept.clear()
 
     def say(self, text: str) -> None:
-        """Show in the progress what is waited for."""
+        """Show a text in the progress: what the backend is waiting for."""
         self._run.said = text
 
     def in_flight(self, count: int | None = None) -> None:
-        """Note how many calls are in flight; all that is taken, where the backend does not know better."""
+        """Set how many calls are in flight; without `count`, all requests taken, unless the backend counts itself."""
         self._counted = self._counted or count is not None
         if count is not None or not self._counted:
             self.limiter.in_flight = len(self._open) if count is None else count
             self._run.most_in_flight = max(self._run.most_in_flight, self.limiter.in_flight)
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep, less long where the run is stopped; return whether it was to the end."""
+        """Sleep, or return early if the run is stopped; return whether the time is over."""
         return await self._run.wait_or_stop(self._run.sleep(seconds)) is not None
 
     async def call(
         self, function: Callable[..., Awaitable[T]], *args: Any, attempts: float = math.inf, **more: Any
     ) -> T:
-        """Await a call, again where that may help. Raises PromptError."""
+        """Await `function`, with at most `attempts` tries while its failures may be temporary. Raises PromptError."""
         for attempt in itertools.count(1):
             try:
                 return await function(*args, **more)
@@ -232,13 +233,13 @@ class Job:
             wait = self._run.wait_after(failure, attempt)
             if failure.verdict != "retry" or attempt >= attempts:
                 raise failure
-            core.log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; trying on", failure)
+            core.log.log(logging.WARNING if attempt == 3 else logging.INFO, "%s; retrying", failure)
             if not await self.sleep(wait):
                 raise failure
         raise AssertionError
 
     async def take(self, count: int, size: float = math.inf) -> list[Request]:
-        """Return the next requests: at most so many, of so many bytes together, but one at least if there is any."""
+        """Return the next requests: up to `count`, with up to `size` bytes in all, but at least one if any is left."""
         taken: list[Request] = []
         while not self.stopped and len(taken) < count:
             request = await self._next()
@@ -256,7 +257,7 @@ class Job:
         return taken
 
     async def _next(self) -> Request | None:
-        """Return what is to be asked again by now, or else the next prompt; None where there is neither."""
+        """Return a request that is due for a retry, else the next prompt's; None if there is neither."""
         if held := self._held:
             self._held = None
             return held
@@ -278,7 +279,7 @@ class Job:
         return None
 
     def unpaid(self, prompt: core.Prompt) -> core.Error | None:
-        """Return why a prompt cannot be sent within a budget, or None."""
+        """Return the error of a prompt whose cost cannot be bounded, as a budget requires, or None."""
         if not self._budget or not prompt.body:
             return None
         name, price = self._budget.price_for(prompt)
@@ -289,7 +290,7 @@ class Job:
         return core.Error("no_maximum", f"{prompt.where}: {text}") if untold else None
 
     def _reserve(self, request: Request) -> bool:
-        """Reserve in the budget, if there is one, what the request may cost; stop the run if that can never be."""
+        """Reserve what the request may cost, if there is a budget; stop the run if it cannot fit."""
         budget = self._budget
         if budget is None:
             return True
@@ -317,9 +318,12 @@ class Job:
         self._due = min(max(self._due, now + wait), self._since + core.PAUSE_CEILING)
 
     async def settle(self, request: Request, outcome: Any) -> None:
-        """Take down what came of a request: it is answered, has failed, or is to be taken again."""
+        """Process the outcome of a request: record its answer or failure, or queue it for a retry.
+
+        `outcome` is (status, headers, body), an exception, or a Result.
+        """
         if not isinstance(request, Request) or request not in self._open:
-            return self.stop("twice", f"{self.api.name} has answered a prompt twice, or one that was not given out")
+            return self.stop("twice", f"{self.api.name} answered a prompt twice, or one that it was not given")
         self._open.remove(request)
         self.in_flight()
         if isinstance(outcome, core.Result):
@@ -342,7 +346,7 @@ class Job:
         self._put_back(request, run.wait_after(failure, result.attempts))
 
     async def _read(self, request: Request, outcome: Any) -> core.PromptError | None:
-        """Fill in the answer; return what there is instead of one."""
+        """Fill in the answer; return None, or the error that there is instead."""
 
         async def told(prompt: core.Prompt) -> core.Reply:
             request.result.attempts += 1
@@ -361,7 +365,7 @@ class Job:
         return None
 
     def _pay(self, request: Request, result: core.Result, failure: core.PromptError | None) -> None:
-        """Put what a request has cost in the place of what was reserved for it."""
+        """Replace what was reserved for a request by what it has cost."""
         budget = self._budget
         price = budget.price_for(request.prompt)[1] if budget else None
         if price is None:
@@ -371,42 +375,45 @@ class Job:
             cost, assumed = budget.price_failure(failure, (most, 0.0), price)
         elif result.error is None:
             cost, assumed = budget.price_reply(request.prompt, result, (most, 0.0), price)
-        if failure is None:  # a Result may have seen calls fail
+        if failure is None:  # a Result may include failed calls
             cost += budget.cost_of(result.lost_tokens, price) + result.unanswered * most
             assumed = assumed or result.unanswered > 0
         budget.settle(request.most, cost, assumed)
 
     def refund(self) -> None:
-        """Give back what is reserved in the budget for requests of which none is in flight."""
+        """Release the reservations of all open requests, if no call is in flight."""
         if self._budget and not self.limiter.in_flight:
             for request in self._open:
                 self._budget.settle(request.most, 0.0)
 
     async def close(self) -> None:
-        """End the run of what the backend has left unanswered."""
+        """Record the prompts that the backend left unanswered, and stop the run if there are any."""
         rest = [*self._open, *self._again, *filter(None, [self._held])]
         results = [request.result for request in rest]
         results += [core.Result(prompt) for prompt in itertools.islice(self._fresh, 1)]
         if results:
             left = core.plural(len(results), "prompt")
-            self.stop("unanswered", f"{self.api.name} has ended and left {left} unanswered")
+            self.stop("unanswered", f"{self.api.name} ended and left {left} unanswered")
         for result in results:
             await core.deliver(self._run, self._record, self._run.unfinished(result))
 
 
 async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncIterator[Any]) -> None:
-    """Take down what a bulk backend yields; where it fails, stop the run."""
+    """Process what a bulk backend yields; stop the run if it fails.
+
+    Raises UsageError for a ValueError before the first answer: the job cannot be done as requested.
+    """
     for answered in itertools.count():
         if answered % 50 == 49:
-            await asyncio.sleep(0)  # there may be many at once
+            await asyncio.sleep(0)  # let other tasks run: many may be ready at once
         try:
             request, outcome = await anext(outcomes)
         except StopAsyncIteration:
             return
         except (Exception, SystemExit) as exc:
-            if exc is job.broken:  # our own output
+            if exc is job.broken:  # not the backend's failure, but our results file's
                 raise
-            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it has called sys.exit()"))
+            failure = api.discreet(exc if isinstance(exc, Exception) else RuntimeError("it called sys.exit()"))
             if isinstance(exc, ValueError) and not answered and not run.stopped:
                 raise core.UsageError(f"{api.name}: {failure}") from None
             kind = failure.error.type if isinstance(exc, core.PromptError) else "backend"
@@ -417,7 +424,7 @@ async def settle_all(run: core.Run, api: BulkApi, job: Job, outcomes: AsyncItera
 
 
 async def in_bulk(run: core.Run, api: BulkApi, prompts: Iterable[core.Prompt], record: core.Record) -> None:
-    """Let a bulk backend answer the prompts in its own way."""
+    """Run a bulk backend over the prompts. Raises UsageError if a budget needs a maximum that the prompts lack."""
     job = Job(run, api, prompts, record)
     if (error := job.unpaid(run.first)) and error.type == "no_maximum":
         raise core.UsageError(f"--max-cost with {api.name} needs a maximum for each answer: -p max_completion_tokens=N")

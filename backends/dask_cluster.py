@@ -97,7 +97,7 @@ def install(
         worker.handlers.setdefault(OPERATION, exchange)
     if proxies is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
-        gc.freeze()  # as the core does in a process that is its own
+        gc.freeze()  # as the core does in its own process
         gc.set_threshold(50_000)
 
     def begin() -> Any:
@@ -138,7 +138,7 @@ async def exchange(engine: str, message: bytes) -> bytes | str:
         reply = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(found.exchange(message), found.loop))
     except RuntimeError:  # its loop is closed
         return ""
-    await asyncio.wait([reply])  # who cancels this, Dask, is not to be mistaken for the engine's end
+    await asyncio.wait([reply])  # if Dask cancels this, the engine has not ended
     if reply.cancelled():
         return ""
     failure = reply.exception()
@@ -161,7 +161,7 @@ class Engine:
     def __init__(self, name: str, core: Any, make_run: Callable[[], Any]) -> None:
         self._name, self._core = name, core
         self._fields = fields_of(core)
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each prompt that is here
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each prompt on this worker
         self._done: list[tuple[int, tuple[Any, ...]]] = []
         self._said: list[tuple[str, str]] = []  # what the core warns of, to be said by the driver
         core.log.addFilter(lambda record: self._said.append((str(record.msg), record.getMessage())))
@@ -173,7 +173,7 @@ class Engine:
     def _live(self) -> None:
         try:
             self._core.run_loop(self._serve())
-        except BaseException as failure:  # somebody else's backend may raise anything
+        except BaseException as failure:  # a third party's backend may raise anything
             if not self.ready.done():
                 self.ready.set_result(f"{type(failure).__name__}: {failure}")
         else:
@@ -194,7 +194,7 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def exchange(self, message: bytes) -> bytes:
-        """Take orders and prompts; give what is done, after a while, and the facts that the driver goes by."""
+        """Accept orders and prompts; return, after the interval, finished Results and the figures for the driver."""
         orders, rows = pickle.loads(message)
         self._patience.reschedule(self.loop.time() + (0.0 if "end" in orders else self.SILENCE))
         if "stop" in orders:
@@ -205,7 +205,7 @@ class Engine:
         for number, kind, path, body in rows:
             prompt = self._core.Prompt(number, None, kind=kind, path=path, body=body)
             self._tasks.add(asyncio.ensure_future(self._answer(prompt)))
-        if orders["interval"]:  # else it is the first one, which is to tell what is wanted
+        if orders["interval"]:  # the first exchange only returns how many prompts are wanted
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._some.wait(), TURN)
                 await asyncio.wait_for(self._enough.wait(), orders["interval"])
@@ -296,11 +296,11 @@ class Link:
     address: str
     engine: str
     sent: dict[int, Any] = dataclasses.field(default_factory=dict)  # requests by their numbers
-    calls: int = 0  # the most that it may have in flight, as it was told
+    calls: int = 0  # the most calls in flight that it was allowed
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its last reply
     task: asyncio.Task[Any] | None = None  # its exchange under way
-    alone: int | None = None  # how often what it has now died alone on its worker, None where it is not suspected
-    presence: Any = None  # the Dask task that keeps the worker from being taken for idle
+    alone: int | None = None  # how often its prompts killed a worker that had no others; None if not suspected
+    presence: Any = None  # the Dask task that keeps the worker from counting as idle
 
 
 def fields_of(core: Any) -> list[str]:
@@ -309,14 +309,14 @@ def fields_of(core: Any) -> list[str]:
 
 
 class Shared:
-    """A limit that nobody has told, learned from the exchanges with all workers: what was accepted between two
+    """A limit that no server stated, learned from the exchanges with all workers: what was accepted between two
     rejections, when the bucket was empty, is what was refilled. They are heard of late, so the rate rises slowly.
     """
 
     PAUSE = 2.0  # seconds in which calls come back rejected that were on their way at the first rejection
 
     def __init__(self) -> None:
-        self._began = math.inf  # when the first call was told of
+        self._began = math.inf  # when the first call was reported
         self._settled = self._when = self._spent = 0.0  # the last rejection, and what was spent by then
         self._start = 0.0, 0.0  # the same for the first one since the limit has changed
         self._sure, self._accepted = False, 0
@@ -390,7 +390,7 @@ class Crew:
                         lost = failure  # what the others have brought comes first
                 if lost is None:
                     await self._hand_out(idle=False)
-                await asyncio.sleep(0)  # what is handed out goes before what came is looked at
+                await asyncio.sleep(0)  # send prompts before processing results
                 for outcome in results:
                     yield outcome
                 if lost is not None:
@@ -418,7 +418,7 @@ class Crew:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """Say that the scheduler is gone if what it is asked for in here fails."""
+        """Raise ConnectionError, "the scheduler is gone", if a call to the scheduler in this block fails."""
         try:
             yield
         except Exception as failure:
@@ -448,7 +448,7 @@ class Crew:
             raise ConnectionError(f"the cluster at {self._where} has no workers{' any longer' if self._met else ''}")
 
     async def _greet(self, link: Link) -> tuple[dict[str, Any], list[Any]]:
-        """Have an engine made; return its first reply. Raises ValueError where that worker cannot be used."""
+        """Start an engine on a worker; return its first reply. Raises ValueError if the worker cannot be used."""
         given = {"boot": BOOT, "box": {"cargo": self._cargo, "engine": link.engine}}
         expression = "exec(boot, box) or box['report']"
         with self._asking():
@@ -466,7 +466,7 @@ class Crew:
         return await self._exchange(link, self._orders(link) | {"interval": 0.0}, [])
 
     async def _exchange(self, link: Link, orders: dict[str, Any], rows: list[Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Do one exchange. Raises Lost, or ValueError where that worker cannot be used."""
+        """Do one exchange. Raises Lost if the worker is gone, or ValueError if it cannot be used."""
         reply = await self._send(link, orders, rows)
         if isinstance(reply, bytes):
             return pickle.loads(reply)  # type: ignore[no-any-return]
@@ -475,7 +475,7 @@ class Crew:
         raise ValueError(reply) if reply else Lost("the engine has ended")
 
     async def _send(self, link: Link, orders: dict[str, Any], rows: Iterable[Any] = ()) -> bytes | str | None:
-        """Send a message; return the engine's reply, or why there is none: None where the worker is not there."""
+        """Send a message; return the engine's reply, or why there is none as a text; None if the worker is gone."""
         message = pickle.dumps((orders, list(rows)), 5)
         call = {"op": f"{self._package}.exchange", "engine": link.engine, "message": message}
         with self._asking():
@@ -485,7 +485,7 @@ class Crew:
         return reply if isinstance(reply, bytes | str) else None
 
     async def _stop(self) -> None:
-        """Wait until the run is stopped; tell the engines, which let finish what is in flight."""
+        """Wait until the run is stopped; tell the engines, which let the calls in flight finish."""
         while await self._job.sleep(3600):
             pass
         await self._tell({"stop": f"the run was stopped: {self._job.stopped}"})
@@ -548,7 +548,7 @@ class Crew:
         }
 
     def _rate(self, link: Link, links: list[Link], number: int, name: str) -> tuple[float, str] | None:
-        """Return a worker's share of a limit, a second, and where it is from; None where it needs none."""
+        """Return a worker's share of a limit, a second, and the limit's source; None if there is no limit."""
         if told := self._job.options[name]:
             return told / 60 / len(links), "as told"
         quota = (self._job.limiter.requests, self._job.limiter.tokens)[number]
@@ -594,7 +594,7 @@ class Crew:
             self._core.log.warning("the worker %s cannot be used: %s", link.address, reason)
 
     def _lose(self, link: Link, alive: bool) -> Iterator[tuple[Any, Any]]:
-        """Let go of a worker; what it had is asked again, apart from the others: it may have been what killed it."""
+        """Remove a worker; its prompts are sent again, apart from the others: one of them may have killed it."""
         self._links.pop(link.address, None)
         if link.presence is not None:
             link.presence.release()
@@ -604,10 +604,10 @@ class Crew:
         if alive or not requests or self._job.stopped:
             return
         had = self._core.plural(len(requests), "prompt")
-        self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be asked again")
+        self._warn("lost", f"the worker {link.address} is lost; {had} that it had will be sent again")
         deaths = 0 if link.alone is None or len(requests) > 1 else link.alone + 1
         if deaths > 1:
-            error = self._core.Error("killed_worker", "its worker died each time that it was asked")
+            error = self._core.Error("killed_worker", "each worker that this prompt was sent to died")
             yield requests[0], self._core.Result(requests[0].prompt, error=error, attempts=deaths + 1)
             return
         size = -(-len(requests) // PARTS)
@@ -615,7 +615,7 @@ class Crew:
         self._suspects += [(part, deaths) for part in parts]
 
     def _learn(self, link: Link, before: dict[str, Any]) -> None:
-        """Take over what a worker says of itself, and what is known of the limits by all of them."""
+        """Process the figures of a worker, and combine what all workers know of the limits."""
         job, facts, links = self._job, link.facts, [one for one in self._links.values() if one.facts]
         self._met = True
         self._job.limiter.latest = time.monotonic()
@@ -658,7 +658,7 @@ class Crew:
                 self._shared[number].learn(quota, calls, cost if refused > refused_before else 0.0, now)
 
     def _warn(self, form: str, text: str) -> None:
-        """Log it, unless a worker has just said the like."""
+        """Log a warning, unless a worker has just sent a similar one."""
         now = time.monotonic()
         if now > self._said.get(form, -math.inf) + 30:
             self._said[form] = now
@@ -700,7 +700,7 @@ def source_of(name: str) -> str:
     spec = importlib.util.find_spec(name)
     source = getattr(spec and spec.loader, "get_source", lambda name: None)(name)
     if source is None:
-        raise ValueError(f"the source of {name} is not there to be sent to the workers")
+        raise ValueError(f"the source of {name} , which the workers need, cannot be read")
     return source  # type: ignore[no-any-return]
 
 

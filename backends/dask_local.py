@@ -1,7 +1,7 @@
 """Connecting to a Dask cluster, or starting one on this machine: what only the driver of `dask-cluster` needs.
 
 A local cluster listens on the loopback address alone and talks over TLS, with credentials that live as long as the run.
-Its processes start without the key, and without ears for Ctrl-C, of which the driver tells them.
+Its processes start without the key and ignore Ctrl-C, which the driver passes on.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ QUIET = "distributed", "distributed.client", "distributed.gc", "bokeh", "tornado
 
 
 def check_network(job: Any, address: str) -> None:
-    """Warn where the key would cross a network unencrypted. Raises ValueError where that is the open one."""
+    """Warn if the key would cross a private network unencrypted. Raises ValueError if the network is public."""
     parts = urlsplit(address if "://" in address else f"tcp://{address}")
     reach = reach_of(parts.hostname or "")
     if parts.scheme in ("tls", "wss") or reach == "loopback" or not job.api.secrets:
         return
     if reach == "public" and not job.api.allow_http:
-        advice = "give the cluster tls:// addresses, or --allow-http if the network is trusted"
+        advice = "use tls:// addresses for the cluster, or --allow-http if you trust the network"
         raise ValueError(f"the key would go to {parts.hostname} unencrypted; {advice}")
     text = f"the key goes to {parts.hostname} unencrypted; a cluster with tls:// addresses is safer"
     if text not in WARNED:
@@ -65,14 +65,14 @@ def hushed() -> Iterator[None]:
 
 
 def report_others(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report what nobody has caught, unless it is Dask's: connections that end with it."""
+    """Report unhandled exceptions, but not those of Dask's connections, which end with the cluster."""
     if type(context.get("exception")).__module__.partition(".")[0] not in ("distributed", "tornado"):
         loop.default_exception_handler(context)
 
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """Start what is started without ears for Ctrl-C, which in a terminal goes to all processes at once."""
+    """Start processes that ignore Ctrl-C, which a terminal sends to all processes at once."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -86,7 +86,7 @@ def deaf() -> Iterator[None]:
 
 @contextlib.contextmanager
 def nameless() -> Iterator[None]:
-    """Hide the main module's file: each new process would run it, and with it all that a script of the user's does."""
+    """Hide the main module's file: each new process would import it and run the user's script."""
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     main.__dict__.pop("__file__", None)
@@ -98,7 +98,7 @@ def nameless() -> Iterator[None]:
 
 
 WARNED: set[str] = set()  # once is enough
-LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need not be done
+LOCAL = {  # Dask's configuration, without the parts that a local cluster does not need
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.scheduler.active-memory-manager.start": False,
@@ -108,7 +108,7 @@ LOCAL = {  # of Dask's configuration: what nobody sees of a local cluster need n
 
 @contextlib.asynccontextmanager
 async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | None]]:
-    """Yield a client of the cluster, where that is, and the proxies that its workers lack; None: they are not ours."""
+    """Yield a client, the scheduler's address, and the proxies that our workers lack (None for other workers)."""
     address, proxies = job.options["cluster"], None
     client_of: Any = distributed.Client
     settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "name": "concurrent_prompts"}
@@ -139,14 +139,14 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | 
             if isinstance(failure, ValueError):
                 raise ValueError(f"--cluster {address}: {failure}") from None
             version = importlib.metadata.version("distributed")
-            what = f"nothing that distributed {version} can talk to ({type(failure).__name__})"
+            what = f"distributed {version} cannot talk to what is there ({type(failure).__name__})"
             cause = str(failure) if isinstance(failure, OSError) else what
             raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
         yield client, client.scheduler.address, proxies
 
 
 def credentials() -> Any:
-    """Return a certificate and key of this moment, which are in no file."""
+    """Return a new certificate and key, which are in no file."""
     try:
         return distributed.Security.temporary()  # type: ignore[no-untyped-call]
     except ImportError:
@@ -154,7 +154,7 @@ def credentials() -> Any:
 
 
 def clean_environment(job: Any) -> Callable[[], Any]:
-    """Return what makes a context manager in which new processes inherit no secret and import nothing by chance."""
+    """Return a function that makes a context in which new processes inherit no secret and no import path."""
     return functools.partial(PublicEnvironment, job.api.key_variable, PYTHONSAFEPATH="1")
 
 
@@ -165,7 +165,7 @@ def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> 
     nothing to give.
     """
     if count < 1:
-        raise ValueError("--cluster 0: name the address of a scheduler, or a number of processes")
+        raise ValueError("--cluster 0: give the address of a scheduler, or a number of processes above 0")
 
     class Nanny(distributed.Nanny):
         async def instantiate(self) -> Any:

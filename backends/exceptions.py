@@ -1,6 +1,6 @@
-"""What a library's exception tells of the reply, or of the connection, that it was raised for.
+"""Read libraries' exceptions: the reply, or the connection error, that they were raised for.
 
-`told_by` finds a status, headers and a body in it, `wrapped_in` what it was raised from. `failures.py` judges them.
+`told_by` finds a status, headers and a body, `wrapped_in` the causes. `failures.py` classifies them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import core
 
 Told = tuple[int, Mapping[str, str], Any]  # a status, headers and a body
 
-MOST = 20  # causes, and members of groups: they may go round in a circle
+MOST = 20  # causes, and members of groups, that are read: they may form a circle
 
 # The HTTP status of a gRPC status: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 GRPC = {
@@ -29,19 +29,19 @@ AWS = {
     "throttling": 429, "internalserver": 500, "serviceunavailable": 503, "modeltimeout": 408, "modelstreamerror": 424,
     "modelnotready": 429, "validation": 400,
 }  # fmt: skip
-# What nothing was sent for, and never will be: a URL or a request that the client itself refuses
+# The client itself refuses the URL or the request: nothing was sent
 UNSENDABLE = {
     f"{package}.{name}" for package in ("httpx", "httpx2")
     for name in ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")
 } | {"aiohttp.InvalidURL", "requests.InvalidURL", "requests.MissingSchema", "requests.InvalidSchema"}  # fmt: skip
-# A client that has no key to send
+# The client has no key
 KEYLESS = {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "google.DefaultCredentialsError"}
-UNHEARD = {"openai.APIConnectionError", "anthropic.APIConnectionError"}  # of the SDKs' errors those without a reply
+UNHEARD = {"openai.APIConnectionError", "anthropic.APIConnectionError"}  # the SDKs' errors without a reply
 REFUSED = re.compile(r"\bconnection refused\b|\bECONNREFUSED\b|\bactively refused\b", re.IGNORECASE)
 
 
 def told_by(failure: BaseException) -> Told | None:
-    """Return the status, the headers and the body that an exception tells, None if it tells no status."""
+    """Return the status, the headers and the body in an exception, or None if it has no status."""
     for name in class_names(failure):
         if name in READERS and (told := READERS[name](failure)):
             return told
@@ -67,7 +67,7 @@ def from_google_genai(failure: Any) -> Told | None:
 
 
 def from_google_api(failure: Any) -> Told | None:
-    """google.api_core's: a code, and messages of protobuf as `details`, of which a RetryInfo tells the wait."""
+    """google.api_core's: a code, and messages of protobuf as `details`, of which a RetryInfo has the wait."""
     body: dict[str, Any] = {"message": str(failure.message), "status": getattr(failure.grpc_status_code, "name", None)}
     for detail in itertools.islice(failure.details or (), MOST):
         delay = getattr(detail, "retry_delay", None)
@@ -142,7 +142,7 @@ def from_retrying(failure: Any) -> BaseException | None:
 
 
 def members(failure: BaseException) -> list[BaseException]:
-    """Return the exceptions in a group and in the groups in it; the exception itself if it is none."""
+    """Return the exceptions in a group, nested ones included; for any other exception, itself."""
     found, groups = list[BaseException](), [failure]
     while groups and len(found) < MOST:
         one = groups.pop(0)

@@ -1,8 +1,12 @@
 """What a failure means: this prompt has failed, asking again may help, or every prompt would fail.
 
-`http_error` judges a reply that is no answer by its code, its words and its status; `x-should-retry` has the last word
-but for what stops the run. `classified` judges an exception. What servers and libraries say is in the tables of
-`meanings.py`. The core asks here; a lone copy of it goes by the status alone.
+`http_error` classifies an error response by its code and words, else by its status; the header `x-should-retry`
+overrides everything but a verdict that stops the run. `classified` classifies an exception. The codes and words that
+servers and libraries use are in the tables of `meanings.py`. The core calls this module if it is there; a lone copy of
+the core goes by the status alone.
+
+A verdict is "fail" (this prompt has failed), "retry" (the same request may succeed later) or "stop" (every prompt would
+fail, so the run ends).
 """
 
 from __future__ import annotations
@@ -31,9 +35,9 @@ HEADER_MOST = 200  # characters of a header's value
 MESSAGE_MOST = 4000  # characters of an error's message
 ERROR_MOST = 64 * 1024  # bytes of a body that holds no answer; the rest is cut off
 LONGEST_WAIT = 1e9  # seconds
-AWAY = 7200.0  # seconds of a limit that are not waited out: it is one of many hours or a day
+AWAY = 7200.0  # seconds: a limit that resets later than this is not waited out, since it may last a day
 STOPPING = tuple(meaning for meaning in meanings.MEANINGS if meaning.verdict == "stop")
-CODES = "error_type", "error_code", "reason"  # TGI's, Databricks', Novita's
+CODES = "error_type", "error_code", "reason"  # where TGI, Databricks and Novita put the code
 TITLE = re.compile(r"<title>([^<]{,1000}+)</title>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>]{,1000}+>")
 
@@ -48,9 +52,10 @@ def header(headers: Mapping[str, str], name: str) -> str:
 
 
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> core.PromptError:
-    """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
+    """Classify an error response: return a PromptError with its type, message, verdict and, for a retry, the wait.
 
-    What is kept of the body (`http`) is None if it is longer than ERROR_MOST, and null for what is nested too deep.
+    `headers` have lower-case names; `body` is bytes, text or parsed JSON. At most ERROR_MOST bytes are parsed, so the
+    body kept in `http` is None if it is longer; what is nested deeper than DEEPEST is replaced by null.
     """
     if isinstance(body, bytes | str):
         data = core.shallow(core.parse_json(body[: ERROR_MOST]), core.DEEPEST)
@@ -76,11 +81,14 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
 def passing(
     error: core.PromptError, meaning: meanings.Meaning | None, message: str, slow: bool = False
 ) -> core.PromptError:
-    """Fill in what a failure that may pass says of when, and of whether it has to do with a limit."""
+    """Fill in when a temporary failure may be retried, and whether a rate limit caused it; return the error.
+
+    `message` is the server's whole message, `slow` whether the status alone means a rate limit.
+    """
     if error.verdict == "retry":
         data = error.http[2] if error.http else None
         error.loading = meaning is meanings.LOADING
-        error.useless = int(meaning is meanings.GENERATED)  # twice at the most
+        error.useless = int(meaning is meanings.GENERATED)  # it is billed: two attempts at the most
         crowded = bool(meanings.AT_ONCE_WORDS.search(message))
         error.slow = (slow or crowded or meaning is meanings.RATE) and meaning not in (meanings.LOADING, meanings.FLEX)
         error.scope = "tokens" if meanings.TOKENS_TEXT.search(f"{data}{message}") else "requests"
@@ -93,18 +101,18 @@ def passing(
 
 
 def hours_away(error: core.PromptError, wait: float) -> core.PromptError:
-    """Return the error as one that stops the run: a limit that nobody waits out; the message says when it is over."""
+    """Turn the error into one that stops the run, since the limit resets too late; its message says when."""
     span = f"{wait / 3600:.0f} h" if wait < 48 * 3600 else f"{wait / 86400:.0f} days"
     moment = time.localtime(time.time() + min(wait, 2 * meanings.RESET_MOST))
     when = f", at {time.strftime('%Y-%m-%d %H:%M', moment)}" if wait < meanings.RESET_MOST else ""
-    message = f"{error.error.message} (the limit is over in {span}{when})"
+    message = f"{error.error.message} (the limit resets in {span}{when})"
     error.error = error.error._replace(type="limit_for_hours", message=message)
     error.args, error.verdict = (message,), "stop"
     return error
 
 
 def meaning_of(status: int, code: str, message: str, data: Any = None) -> meanings.Meaning | None:
-    """Return what a code and a message mean; None if the status is all that there is to go by."""
+    """Look up what a code and a message mean; return None if only the status says anything."""
     if status == 403 and has_reasons(data):
         return meanings.CONTENT
     for meaning in meanings.MEANINGS:
@@ -117,28 +125,28 @@ def meaning_of(status: int, code: str, message: str, data: Any = None) -> meanin
 
 
 def kind_of(meaning: meanings.Meaning | None, code: str) -> str:
-    """Return the type of an error with that meaning; '' if there is only the status to name it by."""
+    """Return the type of an error with that meaning, or '' if it has to be named by its status."""
     if meaning is None or not meaning.kind or meaning.own.fullmatch(code):
         return core.short(code, 60)
     return meaning.kind
 
 
 def has_reasons(data: Any) -> bool:
-    """Tell whether a refusal names what is wrong with this input, as OpenRouter's moderation does."""
+    """Tell whether a 403 says what is wrong with this input, as OpenRouter's moderation does."""
     inner = data.get("error") if isinstance(data, dict) else None
     metadata = inner.get("metadata") if isinstance(inner, dict) else None
     return isinstance(metadata, dict) and bool(metadata.get("reasons") or metadata.get("flagged_input"))
 
 
 def judged(status: int, meaning: meanings.Meaning | None, should_retry: str) -> str:
-    """Return "fail", "retry" or "stop"; the server's x-should-retry overrides all but what stops the run."""
+    """Return the verdict of an error; x-should-retry ("true" or "false") overrides all but "stop"."""
     if meaning and not 300 <= status < 400 and (meaning.verdict == "stop" or should_retry not in ("true", "false")):
         return meaning.verdict
     return verdict_of(status, should_retry)
 
 
 def verdict_of(status: int, should_retry: str = "") -> str:
-    """Return what a status alone means."""
+    """Return the verdict of a status alone."""
     if 300 <= status < 400 or (status in meanings.STOP_STATUSES and should_retry != "true"):
         return "stop"
     passing = (status in meanings.RETRY_STATUSES or status >= 500) and should_retry != "false"
@@ -146,7 +154,7 @@ def verdict_of(status: int, should_retry: str = "") -> str:
 
 
 def exceeds(message: str) -> bool:
-    """Tell whether a message has numbers by which a request can never fit into a limit."""
+    """Tell whether the message says that the request alone exceeds a limit, so that it can never succeed."""
     if found := meanings.LIMIT_TEXT.search(message):
         limit, requested = found[1], found[2]
     elif found := meanings.REQUESTED_TEXT.search(message):
@@ -157,27 +165,27 @@ def exceeds(message: str) -> bool:
 
 
 def as_number(text: str) -> int:
-    """Return the number in a text of digits, with thousands apart or in a "k"."""
+    """Parse a number with separators between thousands, or with the suffix k or m: 12,903, 12_903, 30k."""
     digits = re.sub("[,_]", "", text.lower())
     return int(digits.rstrip("km")) * {"k": 1000, "m": 1_000_000}.get(digits[-1], 1)
 
 
 def error_in_answer(data: Any) -> core.PromptError:
-    """Classify an error that came with HTTP 200, by what it says; where that is nothing, it is worth another try."""
+    """Classify an error that came with HTTP 200 by its words; one that says nothing is retried."""
     code, message = error_of(data)
     meaning = meaning_of(200, code, message, data)
     if meaning is not meanings.PATH and (status := status_in(data)):  # Zhipu's names another status for a wrong path
         return http_error(status, {}, data)
     verdict = meaning.verdict if meaning else "retry"
     if meaning is None and code and isinstance(data, dict) and data.get("status") == "failed":
-        verdict = "fail"  # the Responses API means it
+        verdict = "fail"  # a Responses object that failed for good
     told = core.short(message) or "HTTP 200 with an error in it"
     error = core.PromptError(kind_of(meaning, code) or "no_answer", told, verdict, 200, (200, "", data))
     return passing(error, meaning, message)
 
 
 def error_without_call(body: bytes) -> core.PromptError:
-    """Classify an error of which a bulk backend knows no HTTP status: there was no call, or nobody was told of it."""
+    """Classify an error for which a bulk backend has no HTTP status, because no call was made or none was reported."""
     code, message = error_of(core.shallow(core.parse_json(body[: ERROR_MOST]), core.DEEPEST))
     meaning = meaning_of(200, code, message)
     verdict = meaning.verdict if meaning else "fail"
@@ -187,16 +195,16 @@ def error_without_call(body: bytes) -> core.PromptError:
 
 
 def is_error(data: Any) -> bool:
-    """Tell whether a reply says that it is an error, or has the form of nothing else."""
+    """Tell whether a reply (a JSON object) is an error in one of the known forms."""
     error, base = data.get("error"), data.get("base_resp")
     if error and not (isinstance(error, dict) and not any(error.values())):  # {"code": 0, "message": ""}
         return True
-    told = isinstance(base, dict) and bool(base.get("status_code"))  # MiniMax', beside an empty answer
+    told = isinstance(base, dict) and bool(base.get("status_code"))  # MiniMax sends it with an empty answer
     return told or data.get("object") == "error" or data.get("type") == "error"
 
 
 def status_in(data: Any) -> int:
-    """Return the HTTP status that an error in an HTTP 200 names, in one of the usual ways; 0 if it names none."""
+    """Return the HTTP status that the body of an HTTP 200 names in one of the usual fields, or 0."""
     outer = data if isinstance(data, dict) else {}
     inner = inner_of(data)
     base = outer.get("base_resp")
@@ -206,21 +214,21 @@ def status_in(data: Any) -> int:
     for number in map(as_int, (*(inner.get(name) for name in names), outer.get("code"))):
         if 400 <= number < 600:
             return number
-        if 40000 <= number < 60000:  # FastChat's: of the five digits the first three
+        if 40000 <= number < 60000:  # FastChat's five digits: the first three are a status
             return {40301: 404, 40302: 400, 40303: 400}.get(number, number // 100)
     return 0
 
 
 def as_int(value: Any) -> int:
-    """Return a whole number, or a text of a few digits, as one; 0 for everything else."""
+    """Return an int, or a text of up to nine digits, as an int; 0 for everything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
     return value if type(value) is int else 0
 
 
 def inner_of(data: Any) -> dict[str, Any]:
-    """Return the object of an error body that has the code and the message, in all the shapes seen in the wild."""
-    data = data[0] if isinstance(data, list) and data else data  # Gemini's
+    """Return the object within an error body that holds the code and the message, in any of the known forms."""
+    data = data[0] if isinstance(data, list) and data else data  # Gemini sends a list
     if not isinstance(data, dict):
         return {}
     several = data.get("errors")
@@ -228,13 +236,13 @@ def inner_of(data: Any) -> dict[str, Any]:
     for inner in (data.get("error"), first, data.get("fault")):
         if isinstance(inner, dict) and inner:
             below = inner.get("error")
-            return below if isinstance(below, dict) and below else inner  # one gateway's error in another's
+            return below if isinstance(below, dict) and below else inner  # one gateway's error within another's
     base = data.get("base_resp")
     return {"message": base.get("status_msg")} if isinstance(base, dict) else data
 
 
 def error_of(data: Any) -> tuple[str, str]:
-    """Return the code and the message of an error body."""
+    """Return the code and the message of an error body, or ''; of the message at most MESSAGE_MOST characters."""
     inner = inner_of(data)
     outer = data[0] if isinstance(data, list) and data else data
     plain = outer.get("error") if isinstance(outer, dict) else None
@@ -244,7 +252,7 @@ def error_of(data: Any) -> tuple[str, str]:
         code = plain if more and isinstance(plain, str) and re.fullmatch(r"\w{1,60}", plain) else code_in(inner)
         return code, f"{text}: {more}"[: MESSAGE_MOST] if isinstance(more, str) else text[: MESSAGE_MOST]
     given = [inner[name] for name in meanings.MESSAGES if inner.get(name)]
-    message = next((one for one in given if isinstance(one, str)), given[0] if given else "")  # Apigee's detail is none
+    message = next((one for one in given if isinstance(one, str)), given[0] if given else "")  # Apigee's: object
     text = message if isinstance(message, str) else json.dumps(core.shallow(message, core.DEEPEST))
     metadata = inner.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None  # what OpenRouter's provider said
@@ -253,7 +261,7 @@ def error_of(data: Any) -> tuple[str, str]:
 
 
 def code_in(inner: Mapping[str, Any]) -> str:
-    """Return the code of an error: one of those given that stops the run, else the first that is no number."""
+    """Return the code of an error: of several, one that stops the run, else the first that is not a number."""
     details = inner.get("details")
     details = list(filter(dict_like, details[:10])) if isinstance(details, list) else []
     reasons = [one.get("reason") for one in details] + [id for one in details for id in quotas_in(one)]
@@ -268,7 +276,7 @@ def code_in(inner: Mapping[str, Any]) -> str:
 
 
 def quotas_in(detail: Mapping[str, Any]) -> list[Any]:
-    """Return the limits of a day that a detail of Google's names; those of a minute say no more than the status."""
+    """Return the daily limits that one of Google's `details` names; its limits of a minute add nothing to a 429."""
     several = detail.get("violations")
     found = [one.get("quotaId") for one in several[:10] if isinstance(one, dict)] if isinstance(several, list) else []
     return [name for name in found if isinstance(name, str) and "PerDay" in name]
@@ -277,17 +285,17 @@ def quotas_in(detail: Mapping[str, Any]) -> list[Any]:
 def asked_wait(
     headers: Mapping[str, str], message: str, data: Any = None, now: Callable[[], float] = time.time
 ) -> float | None:
-    """Return the seconds that a reply asks to wait, from its headers or else its body; None where it does not say.
+    """Return the seconds that a reply asks to wait, by its headers, body or message in this order; None if unknown.
 
-    retry-after-ms comes first, then retry-after as a number or a date, as in the official SDK. More than LONGEST_WAIT
-    is taken for that.
+    The order within the headers is that of the official SDK: retry-after-ms, then retry-after as a number or a date.
+    The result is at most LONGEST_WAIT. `now` returns Unix time.
     """
     told = itertools.chain(waits_of(headers, now), waits_in(data, now), waits_worded(message, now))
     return next((min(wait, LONGEST_WAIT) for wait in told if 0 < wait < math.inf), None)
 
 
 def waits_of(headers: Mapping[str, str], now: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds that the headers tell, the surest first."""
+    """Yield the waits in the headers, in seconds, the most reliable first."""
     with contextlib.suppress(ValueError):
         yield float(header(headers, "retry-after-ms")) / 1000
     yield after_wait(header(headers, "retry-after"), now)
@@ -304,9 +312,9 @@ def waits_of(headers: Mapping[str, str], now: Callable[[], float]) -> Iterator[f
 
 
 def after_wait(text: str, now: Callable[[], float]) -> float:
-    """Return the seconds that a Retry-After tells: a number, a date, or (which no standard has) 1m30s; 0.0 if none."""
+    """Return the seconds in a Retry-After: a number, a date, or 1m30s (in no standard); 0.0 if there are none."""
     try:
-        number = float(text.partition(",")[0] if text[:1].isdigit() else text)  # two proxies add one each
+        number = float(text.partition(",")[0] if text[:1].isdigit() else text)  # two proxies may each add a value
     except ValueError:
         span = seconds(text) if text[:1].isdigit() and text[-1:] in "smh" else None
         return span or (moment_of(text) or now()) - now()
@@ -314,7 +322,7 @@ def after_wait(text: str, now: Callable[[], float]) -> float:
 
 
 def waits_in(data: Any, now: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds under the usual names in an error, in its details, and beside it."""
+    """Yield the waits in an error body, in seconds: in the error, in its details, and beside it."""
     inner, outer = inner_of(data), data[0] if isinstance(data, list) and data else data
     details, outer = inner.get("details"), outer if isinstance(outer, dict) else {}
     metadata = inner.get("metadata")
@@ -325,17 +333,17 @@ def waits_in(data: Any, now: Callable[[], float]) -> Iterator[float]:
             yield meanings.WAIT_KEYS[name] * span_of(part[name])
         for name in part.keys() & meanings.WHEN_KEYS:
             yield reset_wait(str(part[name])[: HEADER_MOST], {})[0]
-    if dict_like(metadata.get("headers")):  # OpenRouter's own limits are told there
+    if dict_like(metadata.get("headers")):  # OpenRouter reports its own limits there
         yield from waits_of({str(name).lower(): str(value) for name, value in metadata["headers"].items()}, now)
 
 
 def dict_like(value: Any) -> bool:
-    """Tell whether it is an object with anything in it."""
+    """Tell whether a value is a dict that is not empty."""
     return isinstance(value, dict) and bool(value)
 
 
 def span_of(value: Any) -> float:
-    """Return the number in a field: one, a text of one, a duration in a text or Google's object; 0.0 if it is none."""
+    """Return the number in a field: a number, text, a duration such as 6m0s, or Google's {"seconds": N}; else 0.0."""
     if isinstance(value, dict):
         value = value.get("seconds")
     if isinstance(value, str):
@@ -348,7 +356,7 @@ def span_of(value: Any) -> float:
 
 
 def waits_worded(message: str, now: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds that a message tells."""
+    """Yield the waits in the words of a message, in seconds."""
     for found in meanings.WAIT_TEXT.finditer(message):
         yield span_at(message, found.end())
     if clock := meanings.CLOCK_TEXT.search(message):
@@ -364,7 +372,7 @@ def waits_worded(message: str, now: Callable[[], float]) -> Iterator[float]:
 
 
 def span_at(text: str, start: int) -> float:
-    """Return the seconds that a text tells from there on, in all its parts ("2 hours and 5 minutes"); 0.0 if none."""
+    """Return the seconds of a span such as "2 hours and 5 minutes" that begins at `start`; 0.0 if there is none."""
     total = 0.0
     for _ in range(6):
         if not (found := meanings.SPAN.match(text, start)):
@@ -385,10 +393,10 @@ def seconds(text: str) -> float | None:
 
 
 def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
-    """Return the seconds until a limit is whole again, and whether a date said so; 0.0 if nothing does.
+    """Return the seconds until a limit resets (0.0 if the text does not say), and whether the text is a date.
 
-    It is written '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', or in seconds since 1970 or
-    thousandths of them.
+    The forms are '6m0s', '12', '2026-11-21T00:00:00Z', 'Sat, 21 Nov 2026 00:00:00 GMT', and Unix time in seconds or
+    milliseconds.
     """
     wait = seconds(text) or 0.0
     moment = 0.0
@@ -402,14 +410,14 @@ def reset_wait(text: str, headers: Mapping[str, str]) -> tuple[float, bool]:
             while moment > 1000 * meanings.DATE_LEAST:
                 moment /= 1000
     if moment:
-        # By the clock of the server, if it shows it: ours may be another.
+        # By the server's clock, if the header `date` shows it: ours may differ.
         wait = moment - (moment_of(header(headers, "date")) or time.time())
     return (wait if 0 < wait < meanings.RESET_MOST else 0.0), moment > 0
 
 
 @functools.lru_cache(maxsize=16)
 def moment_of(text: str) -> float:
-    """Return the Unix time of a date as ISO 8601 or HTTP writes it, 0.0 if it is none; without a zone it is UTC."""
+    """Return the Unix time of a date in the form of ISO 8601 or HTTP, or 0.0; a date without a zone is UTC."""
     for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
         with contextlib.suppress(ValueError, OverflowError, TypeError):
             found = parse(text)
@@ -418,7 +426,7 @@ def moment_of(text: str) -> float:
 
 
 def page_title(body: bytes | str | Any) -> str:
-    """Return the title of a web page, or the beginning of a text, that came where JSON should be."""
+    """Return the title of a web page, or else the first 120 characters of a text, received instead of JSON."""
     start = body[: ERROR_MOST] if isinstance(body, bytes | str) else str(body or "")
     text = start.decode("utf-8", "replace") if isinstance(start, bytes) else start
     title = TITLE.search(text)
@@ -429,7 +437,10 @@ def page_title(body: bytes | str | Any) -> str:
 
 
 def classified(failure: Exception, text: str) -> core.PromptError:
-    """Return the error for an exception with that text: the worst of a group's; of what it wraps, if that is known."""
+    """Classify an exception with that text, by the first known exception among it and its causes.
+
+    Of a group the worst counts. An unknown class fails this prompt alone, with the name of the class as its type.
+    """
     if isinstance(failure, ExceptionGroup):
         several = [one for one in members(failure) if isinstance(one, Exception)]
         found = [core.as_prompt_error(one) for one in several]
@@ -450,7 +461,7 @@ WORST = "retry", "fail", "stop"
 
 
 def of_library(failure: BaseException, said: str, causes: list[BaseException]) -> core.PromptError | None:
-    """Return the error for one of the exceptions known, with that text; None if it is a class of the user's own."""
+    """Classify one of the known exceptions, with the text `said`; return None for any other class."""
     names, text = class_names(failure), said or core.short(type(failure).__name__, 60)
     if any("ssl.SSLCertVerificationError" in class_names(cause) for cause in causes):
         return core.PromptError("certificate", text, "stop")
@@ -476,8 +487,8 @@ def of_library(failure: BaseException, said: str, causes: list[BaseException]) -
 
 
 def of_reply(status: int, headers: Mapping[str, str], body: Any, text: str) -> core.PromptError:
-    """Return the error for a reply that a library has raised an exception for."""
-    if status == 503 and meanings.GRPC_LOST.search(f"{body}"):  # gRPC's own words: no server has said so
+    """Classify the reply that a library's exception holds; `text` is the message if the body has none."""
+    if status == 503 and meanings.GRPC_LOST.search(f"{body}"):  # written by gRPC itself, not by a server
         kind = "unreachable" if REFUSED.search(f"{body}") else "connection_error"
         return core.PromptError(kind, error_of(body)[1] or text, "retry")
     if not 200 <= status < 300:
@@ -487,19 +498,19 @@ def of_reply(status: int, headers: Mapping[str, str], body: Any, text: str) -> c
         error.headers = headers
         return error
     error = core.PromptError("malformed_reply", text, "retry", status)
-    error.useless = 1  # twice at the most: it is billed each time
+    error.useless = 1  # it is billed: two attempts at the most
     return error
 
 
 def read_by(failure: BaseException) -> str:
-    """Return the package that has read the JSON that was none: a library a server's reply, the user what they like."""
+    """Return the package that called the JSON parser: a library reads a server's reply, the user's code anything."""
     frames = [frame.f_globals.get("__name__") or "" for frame, _ in traceback.walk_tb(failure.__traceback__)]
     packages = [name.partition(".")[0] for name in frames]
     return next((name for name in reversed(packages) if name not in ("json", "simplejson", "orjson")), "")
 
 
 def lasting(causes: list[BaseException], text: str) -> str:
-    """Return what is wrong with a connection if that will not pass: the URL's scheme, or a proxy's refusal; else ''."""
+    """Return the type of a connection error that no retry mends: the URL's scheme, or a proxy that refuses; else ''."""
     texts = [text, *(core.text_of(cause)[: MESSAGE_MOST] for cause in causes if isinstance(cause, ssl.SSLError))]
     if any(map(meanings.NOT_TLS.search, texts)):
         return "plain_https"

@@ -47,10 +47,10 @@ class Stream(httpcore2.AsyncNetworkStream):
         return Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._watch)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what is known of it. One that must not be used again says that it has something to read."""
+        """Return a property of the stream. A connection that must not be used again claims to be readable."""
         watch = self._watch
         if info == "is_readable" and (self.dropped or self._stales != watch.stales or not watch.reuse.allowed):
-            return True  # which httpcore takes for a connection that its server has closed
+            return True  # httpcore then treats it as closed by the server
         return self._stream.get_extra_info(info)
 
 

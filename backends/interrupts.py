@@ -1,6 +1,6 @@
-"""What a command has to do with its process: Ctrl-C, SIGTERM and SIGHUP, and leaving all as it was.
+"""Signals (Ctrl-C, SIGTERM, SIGHUP), and the process-wide settings that a command changes and puts back.
 
-The first signal lets a command end in good order, the second at once.
+The first signal lets the calls in flight finish; the second ends the command at once.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ resource: Any = None
 with contextlib.suppress(ImportError):  # Windows has none
     import resource
 
-HELD_UP = 0.5  # seconds in which an event loop that works hears a signal
+HELD_UP = 0.5  # seconds within which an event loop that is not blocked handles a signal
 
 
 @contextlib.contextmanager
 def interruptible(run: core.Run) -> Iterator[None]:
-    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second at once.
+    """Let the first Ctrl-C (SIGTERM, SIGHUP) stop the run in good order, and the second one at once.
 
-    The second does so too where the event loop is held up: by an input that takes long to read, by somebody's function.
+    The second one also works while the event loop is blocked: by a slow input, or a user's function.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     presses, interrupted = itertools.count(1), core.PromptError("interrupted", "interrupted", "stop")
-    unheard: list[float] = []  # when the first signal came that the event loop has not heard of yet
+    unheard: list[float] = []  # when the first signal came that the event loop has not handled yet
 
     def signalled(*_: Any) -> None:
         if unheard and time.monotonic() > unheard[0] + HELD_UP:
             run.stop(interrupted)
-            raise KeyboardInterrupt  # from within whatever it is that keeps the event loop
+            raise KeyboardInterrupt  # within whatever blocks the event loop
         unheard.append(time.monotonic())
         loop.call_soon_threadsafe(interrupt)
 
@@ -51,7 +51,7 @@ def interruptible(run: core.Run) -> Iterator[None]:
             task.cancel()
             return
         run.stop(interrupted)
-        calls = f"{core.plural(run.limiter.in_flight, 'call')} in flight may finish; once more to stop at once"
+        calls = f"{core.plural(run.limiter.in_flight, 'call')} in flight may finish; interrupt again to stop at once"
         say(f"\nstopping: {run.api.parting or calls}")
 
     with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def interruptible(run: core.Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored(log: logging.Logger) -> Iterator[None]:
-    """Put back, at the end, what a command changes in a process that goes on after it."""
+    """Restore, at the end, what a command changes in a process that outlives it."""
     level, threshold, frozen = log.level, gc.get_threshold(), gc.get_freeze_count()
     stdout, stderr = sys.stdout, sys.stderr
     errors = getattr(stdout, "errors", None)

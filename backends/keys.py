@@ -19,13 +19,13 @@ from . import core, named_proxy, reach_of
 
 
 def environment_key(variable: str, wanted: bool) -> str:
-    """Return the key in the environment variable. Raises UsageError where it is none, or wanted and not there."""
+    """Return the key in the environment variable. Raises UsageError if it is not a key, or `wanted` but missing."""
     key = os.environ.get(variable, "")
     if wanted and not key:
         name = variable if re.fullmatch("[A-Z0-9_]+", variable) else "the variable that --api-key-env names"
         raise core.UsageError(f"{name} is not set; export it, or try --demo, which needs no key")  # it may be the key
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise core.UsageError(f"{variable} holds characters that no key has; set it anew")
+        raise core.UsageError(f"{variable} contains characters that no key can have; set it again")
     return key
 
 
@@ -40,13 +40,13 @@ def request_headers(base_url: str, key: str) -> dict[str, str]:
             headers[header] = os.environ[name]
     for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
         header, colon, text = line.partition(":")
-        if colon and header.strip():  # instead of one of ours, in whatever letters
+        if colon and header.strip():  # replaces one of ours, in upper or lower case
             headers = {name: value for name, value in headers.items() if name.lower() != header.strip().lower()}
             headers[header.strip()] = text.strip()
     for header, text in headers.items():
         if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", header, re.ASCII) or not re.fullmatch(r"[\t -~]*", text):
-            what = f"the header {core.short(header)} has characters that no header may have"
-            raise core.UsageError(f"{what}; see OPENAI_*")
+            what = f"the header {core.short(header)} contains characters that HTTP does not allow"
+            raise core.UsageError(f"{what}; check the variables OPENAI_*")
     return headers
 
 
@@ -68,7 +68,7 @@ AUTH_SCHEME = re.compile("(?:apikey|basic|bearer|digest|token) +(?=[^ ])", re.IG
 
 
 def split_query(query: str) -> tuple[str, str]:
-    """Return the query without the items whose names sound secret, and those: they are not what is asked."""
+    """Split a query into the items that belong to the request and those whose names sound secret."""
     items = query.removeprefix("?").split("&")
     secret = [item for item in items if SECRET_NAME.search(urllib.parse.unquote(item.partition("=")[0]))]
     plain = "&".join(item for item in items if item not in secret)

@@ -1,6 +1,6 @@
-"""Tables of what servers say when they give no answer, and what that means; `failures.py` reads replies by them.
+"""Tables of the codes and words in error responses and exceptions, and what they mean; `failures.py` uses them.
 
-Whatever a server writes is read only so far, and each pattern takes linear time: every repetition is bounded or
+Only the beginning of a server's text is searched, and each pattern takes linear time: every repetition is bounded or
 possessive. A group is never possessive: Python before 3.11.5 may not find what such a group matches
 (https://github.com/python/cpython/issues/100061).
 """
@@ -11,7 +11,7 @@ import errno
 import re
 from typing import NamedTuple
 
-# What the statuses mean: https://platform.openai.com/docs/guides/error-codes, and what other servers do. 501, 505 and
+# Meanings of statuses: https://platform.openai.com/docs/guides/error-codes, and other servers' use. 501, 505 and
 # 511 are as lasting as 405 and 407. 420 and 449 are old forms of 429; 421, 423, 425 and 444 pass; 424 is Bedrock's and
 # TGI's for a model that broke down, 498 Groq's for a full flex tier, 499 Google's and nginx's for a cancelled call, as
 # 460 is AWS's.
@@ -19,9 +19,9 @@ STOP_STATUSES = frozenset({401, 402, 403, 404, 405, 407, 501, 505, 511})
 RETRY_STATUSES = frozenset({408, 409, 420, 421, 423, 424, 425, 429, 444, 449, 460, 498, 499})  # and all from 500 on
 SLOW_STATUSES = frozenset({420, 429, 449, 503, 529})
 OK = frozenset({200})
-FAULTS = frozenset(range(500, 600))  # by which a server says that it is its own fault
+FAULTS = frozenset(range(500, 600))  # the server's own fault
 NEVER = re.compile(r"(?!)")
-SAY_NOTHING = {"error", "None", "null", "undefined"}  # codes; LiteLLM writes Python's None
+SAY_NOTHING = {"error", "None", "null", "undefined"}  # codes without meaning; LiteLLM writes Python's None
 QUOTA_CODES = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_exceeded|organization_usage_limit_exceeded|"
     r"billing_not_active|billing_hard_limit_reached"
@@ -29,7 +29,7 @@ QUOTA_CODES = re.compile(
 
 
 def forms(text: str) -> re.Pattern[str]:
-    """Return a pattern of the forms that stand in the lines of a text, in whatever letters."""
+    """Return a pattern that matches any of the lines of a text, in upper or lower case."""
     return re.compile("|".join(map(str.strip, text.strip().splitlines())), re.IGNORECASE | re.DOTALL)
 
 
@@ -356,7 +356,7 @@ MEANINGS = (
     GENERATED, SERVER, PASSING,
 )  # fmt: skip
 
-# ---- Answers that are none -----------------------------------------------------------------------------------
+# ---- Replies without answers ---------------------------------------------------------------------------------
 
 # Finish reasons, in small letters, that are the server's fault: OpenRouter's and Mistral's "error", Zhipu's
 # network_error, DeepSeek's insufficient_system_resource, vLLM's and SGLang's "abort", Cohere's error_limit
@@ -421,7 +421,7 @@ CLOCK_TEXT = forms(r"\b(?:again|retry|resets?|available|replenished) (?:in|after
 DURATION = re.compile(r"([\d.]{1,20}+)(ms|s|m|h)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 UNITS |= {"秒": 1.0, "分": 60.0, "小": 3600.0}
-# Headers of a 429 that tell when a window is over, by a span or a date, if nothing is left under the other name
+# Headers of a 429 that state when a window ends, as a span or a date; they count if the other header says 0 left
 RESETS = {
     "x-ratelimit-reset": "x-ratelimit-remaining", "ratelimit-reset": "ratelimit-remaining",
     "x-rate-limit-reset": "x-rate-limit-remaining",
@@ -437,7 +437,7 @@ RESET_TEXT = forms(r"(?:;\s?t|\breset)=(\d{1,15}+)\b")
 POLICY_TEXT = forms(r"(?:;\s?q=|^)(\d{1,15}+);\s?w=(\d{1,9}+)")
 DATE_LEAST, DATE_MOST = 1e8, 1e20  # more seconds than three years are a date: seconds, or parts of them, since 1970
 RESET_MOST = 32 * 86400.0  # seconds of a reset that is believed
-# Where a body tells the wait, and in what: Google's RetryInfo, Hugging Face's, Cloudflare's and others'
+# Fields of a body with the wait, and their units in seconds: of Google's RetryInfo, Hugging Face, Cloudflare and others
 WAIT_KEYS = {
     "retryDelay": 1.0, "retry_after": 1.0, "retryAfter": 1.0, "retry_after_seconds": 1.0, "estimated_time": 1.0,
     "retry_after_ms": 0.001, "retryAfterMs": 0.001, "retry_after_s": 1.0, "retryAfterSeconds": 1.0, "retry_in": 1.0,

@@ -19,7 +19,7 @@ from . import MAX_BODY, api
 from .openai_sdk import BELOW_HTTP, below_http, open_client, without_key
 
 ENVELOPE = 150  # bytes of a line, at the most, beside its body
-AT_ONCE = 8  # batches, where the user does not say
+AT_ONCE = 8  # batches that run at a time by default
 FIRST_POLL, LAST_POLL = 1.0, 60.0  # seconds between two looks, growing
 GRACE = 5.0  # seconds after the first Ctrl-C in which a second one cancels the batches
 REFUSALS = 3  # of a file, each time without the lines that were named, until all of it is given up
@@ -37,12 +37,12 @@ Outcome = tuple[int, dict[str, str], bytes]
 
 
 class Batch:
-    """A file of requests, and the batch that is made of it."""
+    """A file of requests, and the batch that is created from it."""
 
     def __init__(self, names: Iterable[str] = (), file: str = "", time: float = 0.0, refusals: int = 0) -> None:
         self.names = list(names)  # custom ids, in the file's order
         self.time = time  # of the note
-        self.requests: dict[str, Any] = {}  # by these, what is still to be answered
+        self.requests: dict[str, Any] = {}  # the open ones, by name
         self.moved: set[str] = set()  # of these, what was put into another batch
         self.file, self.id, self.refusals = file, "", refusals
         self.state, self.done = "validating", 0
@@ -88,7 +88,7 @@ async def submit(job: Any) -> AsyncIterator[tuple[Any, Outcome]]:
 
 
 def check_note(note: dict[str, Any]) -> None:
-    """Raise ValueError where a note is none that `Batches.note` has kept: it may be damaged, or somebody else's."""
+    """Raise ValueError if a note has not the form that `Batches.note` writes: it may be damaged or forged."""
     texts = [note[name] for name in ("file", "batch", "done") if name in note]
     if "names" in note:
         texts += [*note["names"], *(text for file, name in note["instead"] for text in (file, name))]
@@ -99,11 +99,11 @@ def check_note(note: dict[str, Any]) -> None:
 
 
 submit.price_share = 0.5  # type: ignore[attr-defined]
-submit.parting = f"batches go on; once more within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
+submit.parting = f"batches run on; interrupt again within {GRACE:.0f} s to cancel them"  # type: ignore[attr-defined]
 
 
 class Batches:
-    """Those of one job: `ready` are to be made, `running` to be looked at."""
+    """The batches of one job: `ready` are to be created, `running` to be polled."""
 
     def __init__(self, job: Any, client: Any) -> None:
         self.job, self.client = job, client
@@ -111,15 +111,15 @@ class Batches:
         self.ready: deque[Batch] = deque()
         told = job.options["concurrency"]
         self.at_once = AT_ONCE if told == "auto" else told
-        self.lines = api.BATCH_LINES  # of the next file; fewer, where the account's queue takes no more
-        self.full = False  # that queue
+        self.lines = api.BATCH_LINES  # of the next file; fewer if the account's queue accepts no more
+        self.full = False  # whether the account's queue is full
         self._heard, self._late = False, list[Batch]()
         self._failed: dict[Any, tuple[str, str]] = {}  # requests, and the rows in which they failed
         self._noted: set[str] = set()  # files of which something may be running
         self._keyless = {"extra_headers": without_key(job.headers)}
 
     async def work(self) -> AsyncIterator[tuple[Any, Outcome]]:
-        """Make batches and fetch what has ended, until there is nothing more."""
+        """Create batches and fetch those that have ended, until all are done; yield requests with their outcomes."""
         self.job.in_flight(0)
         await self.attach()
         wait = FIRST_POLL
@@ -142,30 +142,30 @@ class Batches:
             await asyncio.sleep(GRACE)
 
     def say(self) -> None:
-        """Show how far the batches are."""
+        """Show the progress of the batches."""
         states = Counter(batch.state.replace("_", " ") for batch in self.running)
         parts = [f"{count} {'batch' if count == 1 else 'batches'} {state}" for state, count in states.items()]
         done, rows = sum(batch.done for batch in self.running), sum(len(batch.names) for batch in self.running)
         parts += [f"{done:,} of {rows:,} rows there"] * bool(rows) + ["the account's queue is full"] * self.full
         self.job.in_flight(sum(len(batch.requests) for batch in self.running))
-        self.job.say(", ".join(parts) or "the next batch is to be made")
+        self.job.say(", ".join(parts) or "creating the next batch")
 
     def say_running(self) -> None:
-        """Name what goes on when this run ends."""
+        """Warn of the batches that keep running after this run."""
         if self.running:
-            lost = "" if self.job.noted_in else "; without a results file (-o) no later run finds that"
+            lost = "" if self.job.noted_in else "; without a results file (-o) no later run can fetch their results"
             self.job.log.warning("still running: %s%s", ", ".join(batch.id for batch in self.running), lost)
 
     async def call(self, function: Callable[..., Awaitable[Any]], *args: Any, attempts: float = 0, **more: Any) -> Any:
-        """Call the API, again where that may help. Raises PromptError."""
+        """Call the API, with retries. Raises PromptError."""
 
         async def once() -> Any:
             try:
                 found = await function(*args, **more, **self._keyless)
             except BELOW_HTTP as failure:
                 raise below_http(failure) from failure
-            if isinstance(found, str):  # what is not JSON, the SDK returns as it is
-                raise ConnectionError(f"no Batch API is at {self.job.base_url}")
+            if isinstance(found, str):  # the SDK returns a body that is not JSON as text
+                raise ConnectionError(f"there is no Batch API at {self.job.base_url}")
             return found
 
         attempts = attempts or (float("inf") if self._heard else CONTACTS)
@@ -174,7 +174,7 @@ class Batches:
         return found
 
     async def note(self, value: dict[str, Any]) -> None:
-        """Keep a note; once nothing is running, none is needed."""
+        """Write a note; remove all notes once no batch is running."""
         await self.job.note(value)
         if "done" in value:
             self._noted.discard(value["done"])
@@ -186,15 +186,15 @@ class Batches:
     # -- what an earlier run has left
 
     async def attach(self) -> None:
-        """Find the batches that earlier runs have noted, and the requests that they hold."""
+        """Find the batches in the notes of earlier runs, and match their requests to this run's prompts."""
         noted: dict[str, Batch] = {}
         try:
             self.read_notes(noted)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
-                f"{self.job.noted_in} is damaged; mend it, or remove it to give up what is running"
+                f"{self.job.noted_in} is damaged; repair it, or remove it to discard the running batches"
             ) from None
-        for batch in noted.values():  # the run may have ended between a batch's creation and the note of its id
+        for batch in noted.values():  # the run may have ended after creating a batch and before noting its id
             batch.id = batch.id or await self.find(batch)
             if batch.id:
                 self._noted.add(batch.file)
@@ -203,19 +203,19 @@ class Batches:
         self.running = [batch for batch in running if batch.requests]
         if others and not self.running and running and not self.job.answered:
             raise ValueError(
-                f"{running[0].id}, which is noted for these results, holds nothing of what is asked here: another "
-                "input, model or parameter; run the command that began it, or give it up (--overwrite)"
+                f"{running[0].id}, which an earlier run started for these results, contains none of these requests "
+                "(another input, model or parameter?); run the command that started it, or discard it (--overwrite)"
             )
         for batch in [batch for batch in running if not batch.requests]:
             if await self.look(batch):
                 await self.note({"done": batch.file})
             else:
-                self.job.log.warning("%s is running and holds nothing that is asked here; it is left alone", batch.id)
+                self.job.log.warning("%s is running and contains none of these requests; leaving it alone", batch.id)
                 self.job.keep_notes()
         self.ready.extend(self.pack(others))
 
     def read_notes(self, noted: dict[str, Batch]) -> None:
-        """Take over what is noted, by the file."""
+        """Read the notes into `noted`, by the id of the uploaded file."""
         for note in self.job.notes:
             check_note(note)
             if "names" in note:
@@ -229,7 +229,7 @@ class Batches:
                 noted.pop(note["done"], None)
 
     async def claim(self, running: list[Batch]) -> list[Any]:
-        """Take requests until all that the batches hold are found; return those that are in none."""
+        """Take requests until all those in the batches are found; return the ones that are in no batch."""
         places: dict[str, deque[tuple[Batch, str]]] = defaultdict(deque)
         for batch in running:
             for name in (name for name in batch.names if name not in batch.moved):
@@ -247,7 +247,7 @@ class Batches:
         return others
 
     async def find(self, batch: Batch) -> str:
-        """Return the id of the batch that was made of an uploaded file, or ''."""
+        """Return the id of the batch that was created from an uploaded file, or ''."""
 
         async def search() -> Any:
             async for found in self.client.batches.list(limit=100, **self._keyless):  # the newest first
@@ -261,7 +261,7 @@ class Batches:
     # -- making
 
     def pack(self, requests: Iterable[Any]) -> list[Batch]:
-        """Put requests into files of one endpoint and one model each, as the API wants them."""
+        """Put requests into files of one endpoint and one model each, as the API requires."""
         places = api.BatchFiles(self.lines)
         batches: dict[int, Batch] = defaultdict(Batch)
         for request in requests:
@@ -270,7 +270,7 @@ class Batches:
         return [*batches.values()]
 
     async def make(self) -> None:
-        """Make batches, as many as may run at once."""
+        """Create batches until as many are running as may be."""
         while len(self.running) < self.at_once and not self.full and not self.job.stopped:
             if not self.ready:
                 size = api.BATCH_BYTES - ENVELOPE * self.lines
@@ -308,7 +308,7 @@ class Batches:
                 raise
 
     async def create(self, batch: Batch) -> str:
-        """Make a batch of an uploaded file; return its id, or '' where the run was stopped before that is known."""
+        """Create a batch from an uploaded file; return its id, or '' if the run was stopped before it is known."""
         asked = {"input_file_id": batch.file, "endpoint": f"/v1{batch.path}", "completion_window": "24h"}
         wait = FIRST_POLL
         while True:
@@ -317,35 +317,35 @@ class Batches:
             except self.job.core.PromptError as failure:
                 if failure.verdict != "retry":
                     raise
-                self.job.log.info("%s; looking whether the batch was made", failure)
+                self.job.log.info("%s; checking whether the batch was created", failure)
             if not await self.job.sleep(wait):
                 return ""
-            if found := await self.find(batch):  # what was lost is the answer alone
+            if found := await self.find(batch):  # only the response was lost
                 return found
             wait = min(LAST_POLL, 2 * wait)
 
     # -- fetching
 
     async def look(self, batch: Batch) -> bool:
-        """Look at a batch; return whether it has ended."""
+        """Poll a batch; return whether it has ended."""
         try:
             found = await self.call(self.client.batches.retrieve, batch.id)
         except self.job.core.PromptError as failure:
             if failure.error.status == 404:
-                text = "is not known to this server and key; with those that it was made with it can be fetched"
-                raise ValueError(f"{batch.id} {text}, or given up (--overwrite)") from None
+                text = "is unknown to this server and key; use those that it was created with"
+                raise ValueError(f"{batch.id} {text}, or discard it (--overwrite)") from None
             raise
         batch.state, batch.found = str(found.status)[:40], found
         if time.time() > moment(found.created_at, time.time()) + DAY + SKEW and batch not in self._late:
             self._late.append(batch)
-            self.job.log.warning("%s should have ended by now; --overwrite gives it up", batch.id)
+            self.job.log.warning("%s should have ended by now; --overwrite discards it", batch.id)
         counts = found.request_counts
         done = [getattr(counts, name, 0) for name in ("completed", "failed")]
         batch.done = sum(number for number in done if isinstance(number, int) and 0 <= number <= len(batch.names))
         return batch.state in ENDED
 
     async def fetch(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
-        """Yield what became of the requests of a batch that has ended."""
+        """Yield the requests of a batch that has ended, with their outcomes."""
         if batch.state == "failed":
             async for request, outcome in self.refused(batch):
                 yield request, outcome
@@ -363,18 +363,18 @@ class Batches:
                         elif name and name not in batch.moved:
                             strays += not trial
             if not batch.requests or lost or batch.state != "completed":
-                break  # or else it was paid, and may be there the next time
+                break  # a missing row was paid for, and may appear later
             await self.job.sleep(FIRST_POLL)
         for name, request in batch.requests.items():
             self._failed[request] = batch.file, name
             yield request, missing(batch, lost)
-        if strays:  # rows that are kept by now, or that another run may ask for
-            self.job.log.warning("%s: %d of its rows belong to no open prompt of this run", batch.id, strays)
+        if strays:  # of prompts that have an answer by now, or are another run's
+            self.job.log.warning("%s: ignoring %d rows that belong to no open prompt of this run", batch.id, strays)
         elif not self.job.stopped:
             await self.note({"done": batch.file})
 
     async def download(self, file: str, rows: IO[bytes]) -> bool:
-        """Fetch a file; return whether it is there."""
+        """Download a file; return False if it does not exist."""
 
         async def receive(**more: Any) -> Any:
             rows.seek(0)
@@ -382,7 +382,7 @@ class Batches:
             async with self.client.files.with_streaming_response.content(file, **more) as reply:
                 async for block in reply.iter_bytes():
                     if self.job.stopped or rows.tell() > MAX_FILE:
-                        why = "was not fetched: the run was stopped" if self.job.stopped else "is too long to be one"
+                        why = "was not fetched: the run was stopped" if self.job.stopped else "is too large"
                         raise self.job.core.PromptError("file_not_fetched", f"the output file {file} {why}", "stop")
                     rows.write(block)
             rows.seek(0)
@@ -396,7 +396,7 @@ class Batches:
         return True
 
     async def refused(self, batch: Batch) -> AsyncIterator[tuple[Any, Outcome]]:
-        """Yield the requests that the server finds at fault, and put the others into another file."""
+        """Yield the requests that the server rejected, and put the others of the batch into another file."""
         errors = (batch.found.errors and batch.found.errors.data) or []
         if errors and errors[0].code == "token_limit_exceeded":
             await self.hold(batch)
@@ -404,7 +404,7 @@ class Batches:
         await self.note({"done": batch.file})
         named = {batch.names[error.line - 1]: error for error in errors if 0 < (error.line or 0) <= len(batch.names)}
         if not named:
-            code, text = (errors[0].code, errors[0].message) if errors else ("", "the server does not say why")
+            code, text = (errors[0].code, errors[0].message) if errors else ("", "the server gives no reason")
             self.job.stop(code or "batch_failed", f"{batch.id} was refused: {text}")
             return
         last = batch.refusals + 1 >= REFUSALS
@@ -419,13 +419,13 @@ class Batches:
             self.ready.appendleft(rest)
 
     async def hold(self, batch: Batch) -> None:
-        """Wait with a batch for which the account's queue has no room; where it is our only one, make it smaller."""
+        """Hold a batch back while the account's queue is full; if no other is running, make it smaller."""
         batch.id = ""
         self.full = bool(self.running) or len(batch.names) == 1
         if self.full:
             return self.ready.appendleft(batch)
         self.lines = (len(batch.names) + 1) // 2
-        self.job.log.info("the account's queue takes no %d requests; trying %d", len(batch.names), self.lines)
+        self.job.log.info("the account's queue does not accept %d requests; trying %d", len(batch.names), self.lines)
         self.ready.extendleft(reversed(self.pack(batch.requests.values())))
         await self.note({"done": batch.file})
 
@@ -436,12 +436,12 @@ class Batches:
                 calls = (self.client.batches.cancel(batch.id, **self._keyless) for batch in self.running)
                 done = await asyncio.gather(*calls, return_exceptions=True)
             asked = [batch.id for batch, one in zip(self.running, done, strict=True) if not isinstance(one, Exception)]
-            text = "asked to cancel %s; what is answered by then is billed, and fetched when the command is run again"
-            self.job.log.warning(text, ", ".join(asked) or "the batches, in vain")
+            told = f"the server is cancelling {', '.join(asked)}" if asked else "the batches could not be cancelled"
+            self.job.log.warning("%s; what is answered is billed, and fetched when the command is run again", told)
 
 
 def lines_of(rows: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file; of one that is longer than an answer may be, nothing."""
+    """Yield the lines of a file, without those longer than MAX_BODY."""
     while line := rows.readline(MAX_BODY + 1):
         if len(line) <= MAX_BODY:
             yield line
@@ -450,7 +450,7 @@ def lines_of(rows: IO[bytes]) -> Iterator[bytes]:
 
 
 def moment(told: Any, otherwise: float) -> float:
-    """Return the Unix time that a server tells, if it can be one."""
+    """Return the Unix time that a server sent, or `otherwise` if it is none."""
     return float(told) if isinstance(told, int) and 0 <= told < 2**40 else otherwise
 
 
@@ -465,39 +465,39 @@ def row_outcome(line: bytes) -> tuple[str, Outcome]:
         body = response.get("body")
         if not response:
             error = row.get("error") or {}
-            status = re.match(r"Error code: (\d{3})\b", str(error.get("message")))  # some servers tell it there alone
+            status = re.match(r"Error code: (\d{3})\b", str(error.get("message")))  # some servers' only status
             return name, (int(status[1]) if status else 0, {}, as_error(error.get("code"), error.get("message")))
-        text = body if isinstance(body, str) else json.dumps(body)  # some servers have it as a text
+        text = body if isinstance(body, str) else json.dumps(body)  # some servers send the body as a text
         headers = {"x-request-id": str(response.get("request_id") or "")}
         status_code = int(response.get("status_code") or 0)
-        if not status_code and not body:  # the server had nothing to put there
-            return name, (0, {}, as_error("batch_row_empty", "the batch has no answer for it (status 0)"))
+        if not status_code and not body:  # the server had no response
+            return name, (0, {}, as_error("batch_row_empty", "the batch has no answer for this request (status 0)"))
         if not 100 <= status_code < 600:
             raise ValueError
         return name, (status_code, headers, text.encode())
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        text = "its row in the batch cannot be read; what it held was paid for"
+        text = "its row in the batch's output cannot be read; its answer is billed"
         return name, (0, {}, as_error("row_unreadable", text))
 
 
 def id_of(found: Any) -> str:
-    """Return the id of what was made. Raises ValueError where there is none."""
+    """Return the id of an object that the server created. Raises ValueError if it has none."""
     if not isinstance(found.id, str) or not 0 < len(found.id) < 200:
-        raise ValueError("the server has made something and does not say its id")
+        raise ValueError("the server created an object without an id")
     return found.id
 
 
 def as_error(code: Any, message: Any) -> bytes:
     """Return an error in OpenAI's form."""
     code, message = (str(one)[:MAX_TEXT] if one else "" for one in (code, message))
-    error = {"code": code or "row_failed", "message": message or "the row failed, and the batch does not say why"}
+    error = {"code": code or "row_failed", "message": message or "the row failed; the batch gives no reason"}
     return json.dumps({"error": error}).encode()
 
 
 def missing(batch: Batch, lost: str) -> Outcome:
-    """Return what is said of a request for which a batch has no row."""
+    """Return the outcome of a request for which a batch has no row."""
     if lost:
-        text = f"{batch.id}: its file {lost} is gone, and what it held was paid for; --retry-failed asks and pays again"
+        text = f"{batch.id}: its file {lost} is gone; its answers are billed. --retry-failed sends and pays again"
         return 0, {}, as_error("file_gone", text)
     code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(batch.state, "row_missing")
     return 0, {}, as_error(code, f"{batch.id} is {batch.state} and has no row for this request")

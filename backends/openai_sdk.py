@@ -51,7 +51,7 @@ ask_platform()
 
 
 class Bounded:
-    """Mixed into the SDK's own HTTP client: bounds what is read of a reply. Its decoders work in small steps."""
+    """A mixin for the SDK's HTTP client that bounds the size of a reply. Its decoders work in small steps."""
 
     most: int | None = None  # bytes of an answer; MAX_BODY unless it is set
     pool: Any = None  # a Connector or a Watch, if stale connections are to be replaced and those with a 5xx dropped
@@ -67,7 +67,7 @@ class Bounded:
             reply = await super().send(request, stream=True, **more)  # type: ignore[misc]
         if self.pool and reply.status_code >= 500:
             self.pool.drop()
-        reply.encoding = "utf-8"  # whatever it names: Python has decoders that take hours, and some that decode no text
+        reply.encoding = "utf-8"  # whatever charset it names: some of Python's decoders take hours, some decode no text
         bound_body(reply, None if stream else self.most or MAX_BODY)  # a file is streamed: its reader bounds it
         if not stream:
             try:
@@ -141,7 +141,7 @@ def pool_of(client: Any, connections: int, tls: Any) -> Any:
 
 
 def without_key(headers: dict[str, str]) -> dict[str, Any]:
-    """Return what a call is to be given as extra_headers, lest the SDK sends a key where there is none."""
+    """Return the extra_headers of each call, which keep the SDK from sending a key if there is none."""
     return {} if "Authorization" in headers else {"Authorization": openai.Omit()}
 
 

@@ -47,10 +47,10 @@ PARAMETERS = words("""
 UNMISTAKABLE = words("""
     frequency_penalty function_call functions logit_bias max_completion_tokens max_output_tokens max_tokens
     presence_penalty response_format stream_options tool_choice tools top_p
-""")  # which nobody takes for a column of data
+""")  # names that are no column of data
 CALLED_SO = UNMISTAKABLE | {"model", "generationConfig"}  # as a column of data they are not sent, which surprises
 BESIDE = words("id custom_id metadata model")  # what stands beside a request's parameters
-# Columns that hold another part of what is asked than `prompt`, `messages` or `input` do.
+# Columns that hold a part of the request beside `prompt`, `messages` or `input`.
 INSTRUCTIONS = words(
     "instruction instructions system system_prompt system_message developer preprompt task_description preamble "
     "systeminstruction system_instruction"  # Cohere's, Gemini's
@@ -64,21 +64,21 @@ BESIDE_INPUT = BESIDE_PROMPT | words("question query problem")
 
 
 def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
-    """Return what a prompt asks, a text or a list.
+    """Return the content of a prompt's request, a text or a list.
 
-    Raises LookupError if the columns do not say what is asked, or only a part of it, and ValueError if that is nothing,
-    or nothing that the endpoint takes.
+    Raises LookupError if the columns hold no content, or more than would be sent, and ValueError if the content is
+    empty or the endpoint does not take it.
     """
     if template is not None:
         return filled(prompt, template)
     if type(prompt.content) is str and prompt.kind in ("prompt", "input") and not (prompt.columns and half(prompt)):
         if is_blank(prompt.content):
-            raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+            raise ValueError(f"`{prompt.kind}` is empty")
         if prompt.content.lstrip()[0] == "{" and not prompt.columns and (why := json_in_text(prompt.where)):
             raise LookupError(why)
         return prompt.content
     if not prompt.kind and not prompt.columns:
-        raise ValueError("an empty object: nothing is asked")
+        raise ValueError("the object is empty")
     if not prompt.kind or half(prompt):
         raise LookupError(way_out(prompt))
     content = as_messages(prompt.content, prompt.kind) if endpoint in ("chat", "responses") else prompt.content
@@ -88,28 +88,28 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
         fits = prompt.kind != "messages"
     else:
         fits = prompt.kind == "input" and isinstance(content, list) and endpoint in ("responses", "embeddings")
-    if isinstance(content, dict) and {"messages", "prompt"} & content.keys():  # OpenAI's preference sets
+    if isinstance(content, dict) and {"messages", "prompt"} & content.keys():  # OpenAI's preference data sets
         raise LookupError(way_out(prompt))
     if isinstance(content, list) and any(isinstance(one, dict) and FOREIGN & one.keys() for one in content):
         raise LookupError(way_out(prompt))
     if not fits or (isinstance(content, list) and not content):
-        raise ValueError(f"`{prompt.kind}` does not hold what the endpoint {endpoint} takes")
+        raise ValueError(f"`{prompt.kind}` does not contain what the endpoint {endpoint} takes")
     if is_blank(content):
-        raise ValueError(f"`{prompt.kind}` is empty: nothing is asked")
+        raise ValueError(f"`{prompt.kind}` is empty")
     return content
 
 
 def json_in_text(where: str) -> str:
-    """Return why a line in braces is no prompt: JSON in a .txt file; '' if it is one."""
-    with contextlib.suppress(core.UsageError):  # without the file it is sent as it is
+    """Return why a line in braces is not a prompt (JSON Lines in a .txt file), or ''."""
+    with contextlib.suppress(core.UsageError):  # without extras/inputs.py the line is sent unchanged
         return str(core.sibling("extras", "inputs").json_in_text(where)) if ".txt" in where[-40:].lower() else ""
     return ""
 
 
 def not_sent(columns: Mapping[str, Any], template: str | None, given: set[str]) -> str:
-    """Return a warning of columns that are called like what a request is told by, but are data: `model`, `max_tokens`.
+    """Return a warning of columns that are named like request parameters but not sent: `model`, `max_tokens`.
 
-    '' if there are none but those that the template names or the command line gives for all.
+    '' if the template or the command line names all of them.
     """
     if CALLED_SO.isdisjoint(columns):
         return ""
@@ -118,18 +118,18 @@ def not_sent(columns: Mapping[str, Any], template: str | None, given: set[str]) 
     way = "-m" if names[:1] == ["`model`"] else f"-p {names[0][1:-1]}=..." if names else ""
     what = f"the columns {', '.join(names[:4])} are" if names[1:] else f"the column {names[0]} is" if names else ""
     whole = 'make each row a whole request, in .jsonl: {"model": ..., "messages": ...}'
-    return f"{what} not sent; give one for all ({way}), or {whole}" if names else ""
+    return f"{what} not sent; set one for all ({way}), or {whole}" if names else ""
 
 
 def filled(prompt: core.Prompt, template: str) -> str:
-    """Return the text that a template makes of a prompt. Raises LookupError and ValueError, as `content_of` does."""
+    """Return the text that a template makes from a prompt. Raises LookupError and ValueError, as `content_of` does."""
     if prompt.kind == "messages":
-        raise ValueError("a template (-t) and `messages` do not go together")
+        raise ValueError("a template (-t) cannot be used with `messages`")
     values = {**prompt.columns, prompt.kind: prompt.content} if prompt.kind else prompt.columns
     text = fill(template, values)
     named = [values[name] for name in names_in(template)]
     if (named and all(map(is_blank, named))) or is_blank(text):
-        raise ValueError("the columns that the template (-t) names are empty: nothing is asked")
+        raise ValueError("the columns that the template (-t) names are empty")
     return text
 
 
@@ -151,7 +151,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] not in values:
-            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)}; a brace is {{{{")
+            raise LookupError(f"the template (-t) names {match[0]}; the columns are {say(values)} ({{{{ is a brace)")
         found = values[match[1]]
         return found if isinstance(found, str) else encode_text(found)
 
@@ -159,7 +159,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 
 
 def is_blank(content: Any) -> bool:
-    """Whether nothing is asked: a text without a character, a list of such, or messages of which the last is one."""
+    """Whether the content is empty: a blank text, a list of blank texts, or messages that end with a blank one."""
     if isinstance(content, str):
         return not content.strip(BLANK) or content.isspace()
     if content is None:
@@ -179,7 +179,7 @@ def is_conversation(content: Any) -> bool:
 
 
 def as_messages(content: Any, kind: str) -> Any:
-    """Return messages that stand in another form as a list: one alone, its parts, or JSON in a table's field."""
+    """Return messages of other forms as a list: a single message, its parts, or JSON in a table's field."""
     if isinstance(content, str) and kind == "messages" and content.lstrip()[:1] in ("[", "{"):
         content = core.parse_json(content)
     if kind == "prompt" and isinstance(content, list) and content and all(map(is_part, content)):
@@ -193,37 +193,37 @@ def is_part(value: Any) -> bool:
 
 
 def half(prompt: core.Prompt) -> list[str]:
-    """Return the columns that hold another part of what is asked."""
+    """Return the columns, other than empty ones, that hold another part of the request."""
     columns = prompt.columns
     return [name for name in other_parts(prompt.kind, tuple(columns)) if not is_blank(columns[name])]
 
 
 @functools.lru_cache(1000)
 def other_parts(kind: str, names: tuple[str, ...]) -> list[str]:
-    """Return the columns that by their names hold another part of what is asked."""
+    """Return the columns that, by their names, hold another part of the request."""
     others = BESIDE_INPUT if kind == "input" else BESIDE_PROMPT
     return [name for name in names if name.lower() in others]
 
 
 @functools.lru_cache(1000)
 def parameters_in(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Return the columns that are no parameters of a request, and those that are nothing else."""
+    """Return the columns that are not request parameters, and those that can be nothing else."""
     asked = set(names) - BESIDE
     sure = sorted(asked & UNMISTAKABLE) or (["temperature"] if asked == {"temperature"} else [])
     return sorted(asked - PARAMETERS), sure
 
 
 def way_out(prompt: core.Prompt) -> str:
-    """Return why a row is no prompt as it is, and the template or the command that makes it one."""
+    """Return why a row cannot be sent as it is, and the template or the command that makes a prompt from it."""
     columns = [prompt.kind, *prompt.columns] if prompt.kind else prompt.columns
-    plain = f"make one prompt of {say(columns)} (-t)"
+    plain = f"make a prompt from {say(columns)} (-t)"
     if prompt.kind and not half(prompt):
-        what = "what asks" if isinstance(prompt.content, dict) else "turns that are no messages"
+        what = "an object" if isinstance(prompt.content, dict) else "turns that are not messages"
         problem = f"`{prompt.kind}` holds {what}"
     elif prompt.kind:
-        problem = f"`{prompt.kind}` alone would lose {say(half(prompt))}"
+        problem = f"sending `{prompt.kind}` alone would lose {say(half(prompt))}"
     else:
-        problem, plain = "no column is called prompt, messages or input", f"make one of {say(columns)} (-t)"
+        problem, plain = "no column is called prompt, messages or input", f"make one from {say(columns)} (-t)"
     try:
         advice = core.sibling("extras", "inputs").advice(prompt)
     except core.UsageError:
@@ -235,12 +235,12 @@ def way_out(prompt: core.Prompt) -> str:
 
 
 def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
-    """Return the body of a row that is a request as the API takes it; None if it is none.
+    """Return the body of a row that is a whole request, or None.
 
-    Raises LookupError if it is half a request: with columns that no API has, or without what makes it one.
+    Raises LookupError if it is half a request: with columns that no API has, or without a model.
     """
     row = prompt.row
-    if type(row) is not dict or not prompt.columns or not isinstance(prompt.content, str | list):  # a table's is none
+    if type(row) is not dict or not prompt.columns or not isinstance(prompt.content, str | list):  # of a table: never
         return None
     unknown, sure = parameters_in(tuple(prompt.columns))
     model = isinstance(row.get("model"), str)
@@ -252,23 +252,23 @@ def whole_request(prompt: core.Prompt) -> dict[str, Any] | None:
     if unknown:
         what = ", ".join(f"`{core.short(name, 30)}`" for name in unknown[:4])
         command = f"jq -c 'del({', '.join(f'.[{core.encode_json(name)}]' for name in unknown[:8])})'"
-        raise LookupError(f"this is a request (`{sure[0]}`), but no API has {what}; take that out ({command})")
+        raise LookupError(f"this is a request (`{sure[0]}`), but no API has {what}; remove that: {command}")
     if not model and not chat:
         value = core.short(encode_text(row[sure[0]]), 40)
-        advice = f"give it for all (-p '{sure[0]}={value}'), name it otherwise, or add a `model`: a whole request"
+        advice = f"set it for all (-p '{sure[0]}={value}'), rename it, or add a `model` to make a whole request"
         raise LookupError(f"`{sure[0]}` would not be sent with `{prompt.kind}`; {advice}")
     left_out = {"id", "custom_id", "stream", "stream_options"} | ({"metadata"} if not row.get("store") else set())
     return {name: value for name, value in row.items() if name not in left_out}
 
 
 def is_templated(prompt: core.Prompt, template: str | None) -> bool:
-    """Whether a row's columns are for a template: they may be called like a request's, but not by all its names."""
+    """Whether a row's columns are for a template: some may be named like request parameters, but not all."""
     sure = template is not None and "model" in prompt.columns and parameters_in(tuple(prompt.columns))[1]
     return template is not None and not sure
 
 
 def endpoint_of(body: Mapping[str, Any], endpoint: str) -> str:
-    """Return the endpoint of a whole request, by its keys. Raises LookupError if another one is asked for (-e)."""
+    """Return the path of a whole request, by its keys. Raises LookupError if -e names another endpoint."""
     model, text = str(body.get("model", "")).lower(), body.get("input")
     if "messages" in body:
         found = "chat"
@@ -287,12 +287,12 @@ def endpoint_of(body: Mapping[str, Any], endpoint: str) -> str:
 
 
 def asked_in(body: Mapping[str, Any]) -> Any:
-    """Return what a request's body asks; a list that says nothing where it names none of the usual keys."""
+    """Return the messages, input or prompt of a request's body; [0], which is not blank, if it has none of them."""
     return next((body[name] for name in ("messages", "input", "prompt") if name in body), [0])
 
 
 def is_continued(messages: Any) -> bool:
-    """Whether messages end with the assistant's own, which it is not told to go on with."""
+    """Whether messages end with an assistant message that is not marked as one to continue."""
     last = messages[-1] if isinstance(messages, list) and messages else None
     told = isinstance(last, dict) and (last.get("prefix") or last.get("partial"))  # DeepSeek and Mistral, Qwen
     return isinstance(last, dict) and last.get("role") == "assistant" and not told

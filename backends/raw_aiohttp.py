@@ -16,7 +16,7 @@ async def connect(base_url: str, headers: dict[str, str], concurrency: int) -> A
     fields = CIMultiDict(headers)  # what aiohttp would make of them for each request
     connector = Connector(concurrency, tls_context(base_url))
     async with aiohttp.ClientSession(
-        connector=connector,  # and no headers: those of a session go to the proxy too, in CONNECT
+        connector=connector,  # no headers here: aiohttp sends a session's headers to the proxy, too, in CONNECT
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the core keeps the time
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_for(base_url),  # trust_env knows no ALL_PROXY, and would take passwords from ~/.netrc

@@ -1,7 +1,8 @@
-"""What a reply holds: the text, why it ended, and what else there is; or the error that it is instead.
+"""Read replies: the text, the finish reason and everything else in them, or the error that they are instead.
 
-An answer is one if it is whole as far as the server is concerned: an object that is not finished, an answer that broke
-off and an HTTP 200 that holds an error raise PromptError.
+PromptError is raised for an HTTP 200 that is no complete answer: one that holds an error, that broke off, or that is
+still in progress. The forms are those of https://platform.openai.com/docs/api-reference and, as the comments say, of
+other servers.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ from .prompts import encode_text
 from .streams import is_stream, joined
 from .usage import tier_of, usage_of
 
-VALUES_MOST = 8_000_000  # values in an answer: 2,048 vectors of 3,072 numbers are 6 million
-# What ordinary replies hold besides the text: it is in no result line. All else is, under `more`, if it is not empty.
+VALUES_MOST = 8_000_000  # JSON values in an answer: 2,048 vectors of 3,072 numbers are 6 million
+# Fields that result lines leave out, or have under other names. All others go into `more` unless they are empty.
 ORDINARY = {
     "index", "message", "text", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "seed", "role",
     "content", "refusal", "tool_calls", "function_call", "content_filter_results", "reasoning_details", "name",
 }  # fmt: skip
 PLAIN = {"index", "message", "finish_reason", "role", "content"}
-BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}  # the choices
+# Fields beside the choices that go into `more`
+BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}
 
-NOTHING_ELSE: dict[str, Any] = {}  # never changed
-Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, what else there is
+NOTHING_ELSE: dict[str, Any] = {}  # shared by many replies, never changed
+Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, further fields of the result line
 
 
 class Unfinished(core.PromptError):
-    """A reply that is to be fetched later: by its `id`, if the API offers that."""
+    """A response that is still in progress; `id` is what it can be polled by, or ''."""
 
     def __init__(self, status: str, id: Any = None) -> None:
-        way = "ask without background, deferred or async (-p, or in the line)"
-        told = f"the server has only taken it on ({core.short(status, 30)}): {way}"
+        way = "leave out background, deferred or async (-p, or in the line)"
+        told = f"the server accepted the request but did not answer it ({core.short(status, 30)}): {way}"
         super().__init__("unfinished", told, "fail", 200)
         self.id = id if isinstance(id, str) and 0 < len(id) < 200 and id.replace("-", "_").isidentifier() else ""
 
 
 def parse_reply(body: bytes) -> Any:
-    """Return the parsed body of a reply; None if it is no JSON, or of more values than any answer has."""
+    """Parse the body of a reply; return None if it is not JSON, or has more than VALUES_MOST values."""
     if len(body) <= VALUES_MOST:
         return core.parse_json(body)
     with contextlib.suppress(ValueError, RecursionError):
@@ -59,19 +61,19 @@ def parse_reply(body: bytes) -> Any:
 
 
 def has_few_values(body: bytes) -> bool:
-    """Tell whether a body can be of no more values than an answer may have."""
+    """Tell whether a body has at most VALUES_MOST values, estimated without parsing it."""
     return len(body) <= VALUES_MOST or sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST
 
 
 def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
-    """Return the answer that a server has given. Raises PromptError where it is none."""
+    """Read a response to a request for `path`; status 0 means that there is none. Raises PromptError for no answer."""
     if 200 <= status < 300:
         return read_reply(path, headers, body, status)
     raise core.http_error(status, headers, body) if status else error_without_call(body)
 
 
 def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int = 200) -> core.Reply:
-    """Return the answer in the body of an HTTP 200. Raises PromptError where it holds none."""
+    """Read the body of a 2xx response to a request for `path`. Raises PromptError if it has no answer."""
     try:
         data = core.load(body) if len(body) <= VALUES_MOST else parse_reply(body)
     except (ValueError, RecursionError):
@@ -100,7 +102,7 @@ TOO_LONG = {"error": "HTTP 200 with an error in it that is too long to be read"}
 
 
 def for_keeping(data: Any, body: bytes) -> Any:
-    """Return what a failure keeps of a body: nothing of a long one but the usage."""
+    """Return what a failure keeps of a body: of one longer than ERROR_MOST only the usage."""
     if len(body) <= ERROR_MOST:
         return core.shallow(data, core.DEEPEST)
     usage = usage_of(data)
@@ -108,7 +110,10 @@ def for_keeping(data: Any, body: bytes) -> Any:
 
 
 def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-    """Return the object in a reply that is none as it stands: events, or a list with an error in it."""
+    """Return the JSON object in a body of another form: a stream of events, or a list that holds an error.
+
+    Raises PromptError if there is none: for a web page, another API's reply, or a gateway's plain text.
+    """
     if isinstance(data, list) and data and isinstance(data[0], dict) and is_error(data[0]):
         return data[0]
     if isinstance(data, list) and data and isinstance(data[0], dict) and (name := foreign(data[0])):
@@ -123,12 +128,12 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
         raise wrong_api(name)  # Ollama's own stream
     text = page_title(body)
     if data is None and len(body) < 1000 and not body.lstrip().startswith((b"{", b"[")) and meaning_of(200, "", text):
-        raise error_in_answer({"error": text})  # a gateway's sentence
+        raise error_in_answer({"error": text})  # a gateway's plain text
     raise core.PromptError("malformed_reply", f"not JSON: {text or 'an empty body'}", "retry", 200)
 
 
 def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.PromptError:
-    """Return the error for an object without an answer: what it says, in whatever form, or that it says nothing."""
+    """Classify a JSON object without an answer: in progress, another API's, an error in any form, or empty."""
     state = data.get("status") or data.get("task_status") or ("accepted" if status == 202 else "")
     if status == 202 or state in UNFINISHED or data.keys() == {"request_id"}:  # xAI's deferred completions
         return Unfinished(str(state or "deferred"))
@@ -140,12 +145,12 @@ def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.Prompt
         error = core.PromptError("no_answer", "HTTP 200 with no answer in it", "retry", 200)
     error.http = (error.error.status or 200, *http[1:])
     if error.usage and any(core.token_counts(error.usage)):
-        error.useless = 1  # twice at the most: it was work, and is billed each time
+        error.useless = 1  # the server worked and bills it: two attempts at the most
     return error
 
 
 def foreign(data: dict[str, Any]) -> str:
-    """Return whose API answers in this form, '' if it is none that is known, or says that it failed."""
+    """Return the name of the API whose form this reply has, or '' if it is unknown or reports a failure."""
     failed = data.get("success") is False
     found = "" if failed else next((name for keys, name in FOREIGN if keys <= data.keys()), "")
     around = next((name for name in ("data", "result", "response", "body") if holds_answer(data.get(name))), "")
@@ -153,7 +158,7 @@ def foreign(data: dict[str, Any]) -> str:
 
 
 def holds_answer(value: Any) -> bool:
-    """Tell whether a value is a completion, or the JSON of one."""
+    """Tell whether a value is a chat completion, as an object or as JSON text."""
     value = core.parse_json(value[: ERROR_MOST]) if isinstance(value, str) and value[:1] == "{" else value
     return isinstance(value, dict) and bool(value.get("choices"))
 
@@ -167,27 +172,27 @@ def wrong_api(name: str) -> core.PromptError:
 
 
 def chat_text(data: dict[str, Any]) -> Read:
-    """Return the text, the finish reason and what else there is of a chat completion."""
+    """Read a chat completion."""
     choices = data["choices"]
     if len(choices) == 1 and BESIDE.isdisjoint(data):
         choice = choices[0]
         message = choice.get("message") or {}
         text = message.get("content")
         if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
-            return text, "stop", NOTHING_ELSE  # as most are: this is on the path of every answer
+            return text, "stop", NOTHING_ELSE  # the usual case, kept fast: every answer passes here
     choices = in_order(choices)
-    reasons = [reason_of(choice) for choice in choices]  # first: what broke off may have no message
+    reasons = [reason_of(choice) for choice in choices]  # before the messages: an answer that broke off may have none
     return of_choices(data, choices, reasons, list(map(message_of, choices)))
 
 
 def message_of(choice: dict[str, Any]) -> dict[str, Any]:
-    """Return the message of a choice; some proxies leave it under the name that it has in a stream or a completion."""
+    """Return the message of a choice; some proxies call it `delta`, as in a stream, or send `text` alone."""
     message: dict[str, Any] = choice.get("message") or choice.get("delta") or {"content": choice["text"]}
     return message
 
 
 def is_plain(*parts: dict[str, Any]) -> bool:
-    """Tell whether a message and its choice hold nothing but what all have."""
+    """Tell whether a message and its choice have no fields but the usual ones."""
     for part in parts:
         for name in part:
             if name not in PLAIN and part[name]:
@@ -196,14 +201,14 @@ def is_plain(*parts: dict[str, Any]) -> bool:
 
 
 def completion_text(data: dict[str, Any]) -> Read:
-    """Return the text, the finish reason and what else there is of a completion."""
+    """Read a completion of the older endpoint, /completions."""
     choices = in_order(data["choices"])
     reasons = [reason_of(choice) for choice in choices]
     return of_choices(data, choices, reasons, [{"content": choice["text"]} for choice in choices])
 
 
 def of_choices(data: dict[str, Any], choices: list[Any], reasons: list[str | None], messages: list[Any]) -> Read:
-    """Return what several choices come to; the reason is that of the first one that is not whole."""
+    """Combine choices: the first text, all `texts` if there are several, and the reason of the first incomplete one."""
     texts = [message_text(message) for message in messages]
     reason = next((one for one in reasons if one not in core.WHOLE), reasons[0])
     extra: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
@@ -215,14 +220,14 @@ def of_choices(data: dict[str, Any], choices: list[Any], reasons: list[str | Non
 
 
 def in_order(items: list[Any]) -> list[Any]:
-    """Return the items by their `index`, if they all have one; a server may send them as they were done."""
+    """Return the items sorted by their `index`, if all have one: a server may send them in the order of completion."""
     if len(items) > 1 and len({item["index"] for item in items if type(item.get("index")) is int}) == len(items):
         return sorted(items, key=lambda item: item["index"])
     return items
 
 
 def reason_of(choice: dict[str, Any]) -> str | None:
-    """Return why a choice ended. Raises PromptError if that was the server's fault, by the error that it names."""
+    """Return the finish reason of a choice. Raises PromptError if the server broke the answer off."""
     reason, error = choice.get("finish_reason"), choice.get("error")
     reason = reason.get("type") if isinstance(reason, dict) else reason  # SGLang's
     native = str(choice.get("native_finish_reason") or "").lower()  # OpenRouter's
@@ -236,33 +241,34 @@ def reason_of(choice: dict[str, Any]) -> str | None:
 
 
 def broken_off(reason: str, error: Any) -> core.PromptError:
-    """Return the error for an answer that ended before its time."""
+    """Return the error for an answer that the server broke off, by the error that it names, if any."""
     if error:
         found = error_in_answer({"error": error})
         found.error = found.error._replace(message=f"the answer broke off: {found.error.message}")
         found.args = found.error[1:2]
         return found
-    found = core.PromptError("broken_off", f"the answer broke off, ended by {core.short(reason, 60)}", "retry", 200)
-    found.useless = int(reason.lower() in MISMADE)  # twice at the most
+    text = f"the answer broke off (finish reason {core.short(reason, 60)})"
+    found = core.PromptError("broken_off", text, "retry", 200)
+    found.useless = int(reason.lower() in MISMADE)  # it is billed: two attempts at the most
     return found
 
 
 def besides(choice: dict[str, Any], message: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return what a choice and its message hold besides the text, and is not in every reply."""
+    """Return the fields of a choice and its message that go into `more`."""
     found: dict[str, Any] = {}
     for part in (message, choice):
         for name, value in part.items():
-            if value and name not in ORDINARY and value not in found.values():  # some say the same under two names
+            if value and name not in ORDINARY and value not in found.values():  # sent under two names
                 found[name] = value
     content, calls = message.get("content"), message.get("tool_calls") or message.get("function_call")
     if isinstance(content, list) and not all(isinstance(part, dict) and part.get("text") for part in content):
         found["content"] = content
-    if content and calls:  # or else they are the text
+    if content and calls:  # without content, the calls are the text
         found["tool_calls" if message.get("tool_calls") else "function_call"] = calls
     if (refusal := message.get("refusal")) and refusal != text:
         found["refusal"] = refusal
     details = message.get("reasoning_details") or ()
-    told = "".join(str(one.get("text") or one.get("summary") or "") for one in details)  # OpenRouter's, mostly twice
+    told = "".join(str(one.get("text") or one.get("summary") or "") for one in details)  # OpenRouter: mostly the same
     if details and told != found.get("reasoning"):
         found["reasoning_details"] = details
     filters = choice.get("content_filter_results")
@@ -272,14 +278,14 @@ def besides(choice: dict[str, Any], message: dict[str, Any], text: str) -> dict[
 
 
 def has_found(verdict: Any) -> bool:
-    """Tell whether one of Azure's filters has found anything."""
+    """Tell whether one of Azure's content filters found anything."""
     if not isinstance(verdict, dict):
         return False
     return bool(verdict.get("filtered") or verdict.get("detected") or verdict.get("severity", "safe") != "safe")
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """Return a message's text; a refusal is text too, and so are tool calls, as JSON."""
+    """Return the text of a message: its content, else an audio transcript, tool calls as JSON, or a refusal."""
     content = message.get("content")
     if content and isinstance(content, str):
         return content
@@ -295,17 +301,20 @@ def message_text(message: dict[str, Any]) -> str:
 
 
 def response_text(data: dict[str, Any]) -> Read:
-    """Return the text, the finish reason and what else there is of a Responses object; calls of tools are JSON."""
+    """Read a Responses object; tool calls without a text become the text, as JSON.
+
+    Raises Unfinished if it is in progress, PromptError if it failed, KeyError if it is empty.
+    """
     status = data.get("status")
     if status in UNFINISHED:
         raise Unfinished(status, data.get("id"))
-    if status in ("failed", "cancelled"):  # an error that is named has been found before
-        raise core.PromptError("no_answer", f"the response was {status}, and the server does not say why", "retry", 200)
+    if status in ("failed", "cancelled"):  # `read_reply` has handled one that names an error
+        raise core.PromptError("no_answer", f"the response was {status}, and the server gives no reason", "retry", 200)
     output = data["output"]
     parts = [part for item in output if item.get("type") == "message" for part in parts_of(item)]
     text = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
     others = [item for item in output if item.get("type") not in ("message", "reasoning")]
-    calls = [item for item in others if str(item.get("type")).endswith(("_call", "_request"))]  # what is to be done
+    calls = [item for item in others if str(item.get("type")).endswith(("_call", "_request"))]  # to be executed
     reason = (data.get("incomplete_details") or {}).get("reason") or status
     if not output and reason == "completed":
         raise KeyError("output")
@@ -318,18 +327,18 @@ def response_text(data: dict[str, Any]) -> Read:
 
 
 def parts_of(item: dict[str, Any]) -> list[Any]:
-    """Return the parts of a message of a Responses object; some servers write a text, or null."""
+    """Return the parts of a message of a Responses object; some servers send a plain text, or null."""
     content = item.get("content") or []
     return [{"text": content}] if isinstance(content, str) else list(content)
 
 
 def all_of(parts: list[Any], name: str) -> list[Any]:
-    """Return the values that the parts of an answer have in a list of that name, one after the other."""
+    """Return the concatenated lists that the parts of an answer have under that name."""
     return [value for part in parts for value in part.get(name) or ()]
 
 
 def embedding(data: dict[str, Any]) -> Read:
-    """Return the vector of an embeddings reply, or the list of them for a list of inputs."""
+    """Read an embeddings reply: a vector, or one for each input of a list. Raises KeyError for an empty vector."""
     vectors = [item["embedding"] for item in in_order(data["data"])]
     if not all(vectors):
         raise KeyError("embedding")
@@ -337,7 +346,7 @@ def embedding(data: dict[str, Any]) -> Read:
 
 
 def other_reply(data: dict[str, Any]) -> Read:
-    """Return what came from an endpoint of which nothing is known here; a Batch request may name one."""
+    """Keep the whole reply of an unknown endpoint, which a Batch request may name."""
     return None, None, {"reply": data}
 
 

@@ -165,7 +165,7 @@ def _until_head(data: bytes) -> Reading[re.Match[bytes]]:
 
 
 def _complaint(head: bytes) -> str:
-    """Say what is wrong with a head that is none."""
+    """Return what is wrong with a malformed response head."""
     if len(head) > MAX_HEAD:
         return f"the header is longer than {MAX_HEAD} bytes"
     status, *fields = head.replace(b"\r\n\r\n", b"\r\n").splitlines(keepends=True) or [b""]
@@ -186,7 +186,7 @@ def _fields(lower: bytes) -> dict[bytes, bytes]:
 
 
 def _persistent(head: bytes, status: int, fields: dict[bytes, bytes]) -> bool:
-    """Whether the server keeps the connection open, and told the end of the body beyond doubt."""
+    """Whether the server keeps the connection open and the end of the body was unambiguous."""
     if head.startswith(b"HTTP/1.0") or (b"connection" in fields and _says_close(fields[b"connection"])):
         return False
     lengths = (b"content-length" in fields) + (b"transfer-encoding" in fields)
@@ -262,7 +262,7 @@ def _chunked_body(data: bytes, coding: bytes) -> Reading[Split]:
 
 
 def _line(data: bytes, limit: int = MAX_LINE) -> Reading[Split]:
-    """Read a line with its end; of one that is too long, so much that this shows."""
+    """Read a line with its end; of one that is too long, enough to show that."""
     end = data.find(b"\n", 0, limit)
     while end < 0 and len(data) < limit:
         data += yield
@@ -275,7 +275,7 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
     """Undo gzip, of one member or several, or deflate, with or without the zlib header that it should have."""
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         if re.search(rb"\b(gzip|deflate|br|zstd|compress)\b", coding):
-            raise ConnectionError(f"content coding that was not asked for: {coding[:60]!r}")
+            raise ConnectionError(f"content coding that was not requested: {coding[:60]!r}")
         return data  # "identity", or a charset: some servers know no better
     headed = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
     window = 31 if coding != b"deflate" else 15 if headed else -15
@@ -342,7 +342,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._buffer = buffer  # all share one: an event loop fills it and calls `buffer_updated` in one go
         self._waiter: asyncio.Future[Answer] | None = None
-        self._alive: Callable[[], None] | None = None  # tells the run that the call goes on
+        self._alive: Callable[[], None] | None = None  # the function that tells the run that bytes have come
         self._parser = _answers(tunnel)
         next(self._parser)
 
@@ -375,7 +375,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._waiter and not self._request:
             self._advance(self._parser.send, self._buffer[:count].tobytes())
         else:
-            self.transport.abort()  # nobody asked for this, and the next request must not take it for its answer
+            self.transport.abort()  # unrequested bytes, which must not become the next request's answer
 
     def eof_received(self) -> None:
         """Called by the event loop: no more bytes will come."""
@@ -481,14 +481,14 @@ def _lines(fields: Mapping[str, str]) -> bytes:
     lines = {name: f"{name}: {value}\r\n" for name, value in fields.items()}
     for name, line in lines.items():
         if ":" in name or not line.isascii() or not _is_field(line.encode()):
-            raise ValueError(f"header {name!r} holds a line end or another character that HTTP cannot carry")
+            raise ValueError(f"header {name!r} contains a line end or another character that HTTP does not allow")
         if name.lower() in ("content-length", "transfer-encoding", "connection"):
-            raise ValueError(f"header {name!r} is not the caller's to set")
+            raise ValueError(f"header {name!r} is set by the backend alone")
     return "".join(lines.values()).encode()
 
 
 def _request_fields(target: _Origin, login: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
-    """Write the header lines of every request: the caller's, and our own where the caller has none."""
+    """Write the header lines of every request: the caller's, and defaults for those that it lacks."""
     own = {"Host": target.netloc, "User-Agent": "concurrent-prompts", "Accept": "application/json"}
     own |= {"Accept-Encoding": "gzip, deflate", **login}
     given = {name.lower() for name in headers}
@@ -538,7 +538,7 @@ class _Client:
                 answer = await connection.send(request)
                 break
             except BaseException as failure:
-                connection.transport.abort()  # the answer may be on its way, and is nobody else's
+                connection.transport.abort()  # its answer may still come, and must not reach another request
                 if not reused or not isinstance(failure, _Stale):
                     raise
             reuse.on_stale()
@@ -599,7 +599,7 @@ class _Client:
                 tls = await loop.start_tls(connection.transport, connection, self._tls, server_hostname=host)
                 connection.transport = tls or connection.transport  # None: lost in the very moment
             if connection.transport.is_closing():
-                raise ConnectionError("it closed the tunnel or sent something of its own down it")
+                raise ConnectionError("it closed the tunnel or sent data of its own through it")
         except BaseException as error:
             connection.transport.abort()
             if isinstance(error, OSError):

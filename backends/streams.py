@@ -1,4 +1,4 @@
-"""Replies that come as a stream of events, which nobody asked for or a request's `stream` did: read as one whole.
+"""Join a reply that comes as a stream of events, requested (`stream`) or not, into one.
 
 The events of the three endpoints that stream are put together into the object that the same call gives without one:
 https://platform.openai.com/docs/api-reference/chat-streaming and https://platform.openai.com/docs/guides/streaming-responses
@@ -19,7 +19,7 @@ ENDS = {"response.completed", "response.incomplete", "response.failed", "respons
 
 
 def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
-    """Tell whether a body is a stream of events, whatever the header says."""
+    """Tell whether a body is a stream of events, regardless of its content type."""
     if body.count(b"\n") + body.count(b"\r") > LINES_MOST:
         return False
     return "event-stream" in header(headers, "content-type") or body[:1000].lstrip().startswith(STARTS)
@@ -56,7 +56,7 @@ def joined(body: bytes) -> dict[str, Any]:
 
 
 def usage_among(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the last usage that the chunks tell, as a field, for what broke off is billed; {} if they tell none."""
+    """Return the last usage in the chunks as a field, since a broken-off stream is billed; {} if there is none."""
     told = (usage for chunk in reversed(chunks) if (usage := usage_of(chunk)))
     return {"usage": usage} if (usage := next(told, None)) else {}
 
@@ -81,11 +81,11 @@ def put_together(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     for chunk in chunks:
         told = {name: value for name, value in chunk.items() if value is not None and name != "choices"}
         for place, part in enumerate(chunk.get("choices") or ()):
-            told |= {"usage": usage} if isinstance(usage := part.pop("usage", None), dict) else {}  # Moonshot's place
+            told |= {"usage": usage} if isinstance(usage := part.pop("usage", None), dict) else {}  # Moonshot's
             number = part["index"] if type(part.get("index")) is int else place
             extend(choices.setdefault(number, {"index": number}), part)
         if "usage" in found and not any(core.token_counts(told.get("usage") or {})):
-            told.pop("usage", None)  # nothing but noughts
+            told.pop("usage", None)  # only zeros
         found |= told
     for choice in choices.values():
         if "delta" in choice:
@@ -150,5 +150,5 @@ def add_text(parts: list[Any], text: str) -> None:
         parts.append({"type": "text", "text": Texts([text])})
 
 
-# texts that are told once, or again
+# texts that are sent once, or repeated
 KEPT = {"role", "id", "type", "name", "finish_reason", "native_finish_reason", "object"}

@@ -72,15 +72,15 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
     asked: Any = usage.get("prompt_tokens")
     answered: Any = usage.get("completion_tokens")
     plain = len(usage) == 3 and type(asked) is int is type(answered) and asked >= 0 and answered >= 0
-    if plain and usage.get("total_tokens") == asked + answered < 2**53:  # what nearly all say
+    if plain and usage.get("total_tokens") == asked + answered < 2**53:  # the usual case
         return [asked, answered, 0, 0, 0]
     asked, answered, cached, thought, written, total, *apart = counts_in(usage)
     if beside := sum(apart):
         within = (cached or "prompt_tokens" in usage) and beside <= asked and total < asked + answered + beside
         asked += 0 if within else beside
         cached, written = cached or apart[0], written or apart[1]
-    asked = asked or max(0, total - answered)  # some embeddings servers tell a total alone
-    answered = max(answered, total - asked)  # xAI, Gemini: reasoning is beside the answer, and in the total
+    asked = asked or max(0, total - answered)  # some embeddings servers send the total alone
+    answered = max(answered, total - asked)  # xAI, Gemini: reasoning counts in the total alone
     if thought > answered:  # beside the answer, and no total
         answered += thought
     cached = min(cached, asked)
@@ -125,12 +125,12 @@ def told_cost(usage: Any) -> float | None:
 
 
 def as_dollars(value: Any) -> float | None:
-    """Return a plain number that may be an amount in USD, None if it is none."""
+    """Return a number that may be an amount in USD, or None."""
     return float(value) if type(value) in (int, float) and 0 <= value < COST_MOST else None
 
 
 def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the usage object of a reply, None if there is none; in a stream Groq's may stand under `x_groq` alone."""
+    """Return the usage object of a reply, or None; in a stream Groq's may be under `x_groq` alone."""
     usage = data.get("usage") or data.get("usageMetadata")
     if not usage and isinstance(beside := data.get("x_groq"), dict):
         usage = beside.get("usage")
@@ -138,7 +138,7 @@ def usage_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def tier_of(data: Any) -> str:
-    """Return the service tier that a reply names, '' if that is the ordinary one or none is named."""
+    """Return the service tier that a reply names, or '' for the ordinary one or none."""
     if type(data) is not dict and not isinstance(data, Mapping):
         return ""
     usage = data.get("usage")

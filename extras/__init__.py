@@ -1,54 +1,56 @@
 """The extras' contract: how an option in a file of its own joins a run that does not know it.
 
-A file here has two functions. Its docstring is its manual; the first line says in --help what has no flag.
+A file here has two functions. Its docstring is its manual; --help shows the first line of those without a flag.
 
-    add_arguments(option)   its flags: `option` is an argparse group's add_argument
-    create(args)            check them, and return the object that does the work; None if they ask for nothing.
-                            UsageError is for what cannot be; nothing is open or sent by then. It may change `args`
+    add_arguments(option)   add its flags: `option` is an argparse group's add_argument
+    create(args)            check them and return the object that does the work, or None if they are not used. Raises
+                            UsageError for values that cannot be; nothing is open or sent by then. It may change `args`
 
-`args` is the parsed command line, with all that other files have added (look with getattr: they may not be loaded),
-and besides: `name`, what the input is called; `stack`, an ExitStack that is closed when the command ends; `form`, what
-finishes each request's body; `settings`, more of them for `load_backend`; `printer`, what makes the Printer of standard
-output; `comparison`, what --compare runs; `taken`, what other files are by their real paths, and `writes`, a list to
-which a flag and its file are added if the extra writes one: nothing is written over. `facts` go into --report. `next`
-is what the end of the report offers: texts, each with the words to add to the command and those to leave out of it.
+`args` is the parsed command line with the flags of all files that are loaded (use getattr: others may not be), and
+besides: `name`, what messages call the input; `stack`, an ExitStack that is closed when the command ends; `form`, a
+function that completes each request's body; `settings`, further arguments of `load_backend`; `printer`, which makes
+the Printer of standard output; `comparison`, which --compare runs; `taken`, the uses of other files by their real
+paths, and `writes`, a list to which an extra that writes a file adds its flag and the file: nothing is overwritten.
+`facts` go into --report. `next` is what the end of the report offers: texts, each with the words to add to the command
+and those to leave out of it.
 
-A file that is named by a suffix reads such files, too:
+A file that is loaded by a suffix also reads such files:
 
     rows(lines, suffix, name)   yield the line number and the row (a dict, a text, or a core.Error) of each prompt
-    count(lines)                about how many prompts there are
+    count(lines)                estimate how many prompts there are
 
-The object may have any of these methods. In Python one is passed as it is: run(prompts, send, extras=[Budget(5)]).
+The object may have any of these methods. In Python it is passed directly: run(prompts, send, extras=[Budget(5)]).
 
-    command()               do something else instead of a run; return the exit status, or None to go on
-    check()                 before the results are opened: UsageError if they cannot be what is asked of them
+    command()               do something else instead of a run; return the exit status, or None to continue
+    check()                 before the results are opened: raise UsageError if they cannot be written as requested
     select(prompts)         wrap the lazy input: leave out, expand, attach. It is read more than once; a prompt's
-                            `number` is its place in what comes out and is set afterwards
-    count(lines)            how many prompts `select` leaves of so many, for the progress (None: unknown)
+                            `number` is its place in what `select` yields, and is set afterwards
+    count(lines)            return how many prompts `select` leaves of so many, for the progress (None: unknown)
     session(run)            an async context manager around all calls; a run's own tasks begin here
-    wrap(attempt)           wrap `async attempt(prompt) -> Reply`, one try to answer a prompt, composed once before the
-                            run. It raises PromptError, of which `again` is the request to send next time (a try that
-                            is counted) and `keep` a Reply whose text stays in the row beside the error. What it awaits
-                            before the call is cut short by `await run.wait_or_stop(...)`; `run.open[prompt.number]` is
-                            the Result in the making, whose `attempts` grows when the request is sent
-    on_result(result)       after a result was recorded
-    status(ran)             a few words for the progress, or ""
-    portable()              plain values of which the file's function `restore` makes the like: for a bulk backend
-                            that makes its calls in other processes. Only wraps that have it go there, and only those
-                            of files in this folder: a third party's is refused
-    report(ran, status)     when all is written: write files, yield lines of the report. `ran` is a list with one entry
-                            for each run (several with --compare), of which `run`, `api` and `tally` are useful
+    wrap(attempt)           wrap `async attempt(prompt) -> Reply`, one attempt to answer a prompt, composed once before
+                            the run. It raises PromptError, which may have `again`, the request to send next time (it
+                            counts as an attempt), and `keep`, a Reply whose text stays in the row beside the error.
+                            Whatever it awaits before the call goes through `await run.wait_or_stop(...)`, which ends
+                            early if the run is stopped; `run.open[prompt.number]` is the prompt's unfinished Result,
+                            whose `attempts` grows when the request is sent
+    on_result(result)       called after a result was recorded
+    status(ran)             return a few words for the progress, or ""
+    portable()              return plain values from which the file's function `restore` makes an equal object, for a
+                            bulk backend that makes its calls in other processes. Only wraps that have it are taken
+                            there, and only those of files in this folder: a third party's is refused
+    report(ran, status)     at the end: write files, yield lines of the report. `ran` is a list with one entry for each
+                            run (several with --compare), of which `run`, `api` and `tally` are useful
 
-Wraps lie around one another in this index's order, the first one outermost; reports come in the same order. What goes
-wrong in one of these is one sentence that names the file. A bug before the first call ends the command (exit status 2),
-one during the run stops it in good order (3), and one in `report` costs the rest of that report alone (3, if all was
-well). Whatever the server has answered by then is in the results.
+Wraps lie around one another in this index's order, the first one outermost; reports come in the same order. An
+exception in one of these is one sentence that names the file. Before the first call it ends the command (exit status
+2), during the run it stops that in good order (3), and in `report` it costs the rest of that report alone (3, if all
+was well). What the server has answered by then is in the results.
 
-Two hooks that httpx or WSGI do not have proved necessary: `status`, because money belongs in the progress, and `count`,
-because a shard's progress would be wrong by the number of shards.
+Two hooks that httpx or WSGI do not have proved necessary: `status`, because the cost belongs in the progress, and
+`count`, because a shard's progress would be wrong by the number of shards.
 
 A third party's file is loaded by `--extra package.module`. It uses the core's public names, and in this folder and in
-backends/ they are reached as `core`: the module that has loaded the file, whatever it is called.
+backends/ they are reached as `core`: the module that has loaded the file, whatever its name.
 """
 
 import importlib
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 
     __all__ = ["core"]
 
-# file: the flags and the suffixes that load it; "" is every run
+# file: the flags and the suffixes that load it; "" means every run
 INDEX = {
     "demo": ("--demo", "--dialect"),
     "shards": ("--shard", "--merge"),
@@ -83,28 +85,28 @@ INDEX = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return the core, when it is asked for: the stand-in server does without."""
+    """Return the core when it is first used: the stand-in server works without it."""
     if name == "core":
         return importlib.import_module(__name__.rpartition(".")[0] or "concurrent_prompts")
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
-this: Any = sys.modules[__name__]  # which has the core, too
+this: Any = sys.modules[__name__]  # `this.core` is the core
 
 
-# ---- Loading them ----------------------------------------------------------------------------------------------
+# ---- Loading extras ----------------------------------------------------------------------------------------------
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
-    """Add the flag that loads a third party's."""
+    """Add --extra, which loads a third party's file."""
     option("--extra", metavar="MODULE", action="append", default=[],
-           help="load an option of a third party's, package.module (repeatable)")  # fmt: skip
+           help="load a third party's option, package.module (repeatable)")  # fmt: skip
 
 
 def files_for(argv: Sequence[str]) -> list[Any]:
-    """Return the files of extras/ that a command line asks for by a flag or a suffix, and third parties'.
+    """Return the modules of extras/ that a command line needs by a flag or a suffix, and those of third parties.
 
-    For --help that is all of them. Raises UsageError where one is asked for that is not there.
+    For --help these are all. Raises UsageError if a file that is needed is missing.
     """
     signs = {"", *(word.partition("=")[0] for word in argv)}
     texts = "-t", "--template", "-s", "--system", "-p", "--param"
@@ -123,7 +125,7 @@ def files_for(argv: Sequence[str]) -> list[Any]:
 
 
 def named_extras(argv: Sequence[str]) -> Iterator[str]:
-    """Yield what follows each --extra."""
+    """Yield the value of each --extra."""
     for word, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         flag, mark, name = word.partition("=")
         if flag == "--extra" and (mark or after):
@@ -131,19 +133,19 @@ def named_extras(argv: Sequence[str]) -> Iterator[str]:
 
 
 def third_party(name: str) -> Any:
-    """Return the module of that name. Raises UsageError where it is none, or no extra."""
+    """Import and return the module of that name. Raises UsageError if that fails, or it is not an extra."""
     try:
         file = this.core.sibling("backends", "loading").import_named(name)
         if callable(file.add_arguments) and callable(file.create):
             return file
-        reason = "add_arguments and create are to be functions"
+        reason = "it needs the functions add_arguments and create"
     except (Exception, SystemExit) as failure:  # somebody else's file may raise anything
         reason = this.core.in_short(failure)
     raise this.core.UsageError(f"--extra {this.core.short(name, 60)}: {reason}")
 
 
 def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
-    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, for what it raises."""
+    """Yield the prompts that an extra selects. Raises PromptError, which stops the run, if the extra fails."""
     try:
         yield from extra.select(prompts)
     except this.core.UsageError:

@@ -22,5 +22,5 @@ def add_arguments(option: Callable[..., Any]) -> None:
 def create(args: argparse.Namespace) -> None:
     """Pass them on to the backend."""
     if "" in (args.cluster, args.worker_backend):
-        raise core.UsageError("--cluster and --worker-backend take no empty name")
+        raise core.UsageError("--cluster and --worker-backend need a value")
     args.settings |= {"cluster": args.cluster, "worker_backend": args.worker_backend}

@@ -1,7 +1,7 @@
-"""--demo: against the built-in stand-in server, with no key and no network.
+"""--demo: use the built-in stand-in server, with no key and no network.
 
-Without PROMPTS it asks 15 questions of its own; the answers to a file's prompts go to PROMPTS.demo.results.jsonl.
-With --dialect groq (openrouter, azure, ...) the server speaks as that provider does.
+Without PROMPTS it sends 15 questions of its own; the answers to a file's prompts go to PROMPTS.demo.results.jsonl.
+With --dialect groq (openrouter, azure, ...) the server imitates that provider.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ runpy.run_module("extras.stand_in", run_name="__main__", alter_sys=True)
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flags."""
-    option("--demo", action="store_true", help="against the built-in stand-in server: no key, no network")
-    option("--dialect", metavar="NAME", help="the provider as which the --demo server speaks: openrouter, groq, ...")
+    option("--demo", action="store_true", help="use the built-in stand-in server: no key, no network")
+    option("--dialect", metavar="NAME", help="the provider that the server of --demo imitates: openrouter, groq, ...")
 
 
 def create(args: argparse.Namespace) -> Demo | None:
-    """Return what starts the server. Raises UsageError for a dialect that it does not speak."""
+    """Return the extra, or None without --demo. Raises UsageError for an unknown dialect."""
     if args.dialect is not None:
         known = core.sibling("extras", "stand_in_dialects", "--dialect").DIALECTS
         if args.dialect not in known:
-            raise core.UsageError(f"--dialect {core.short(args.dialect, 40)} is unknown; there are {', '.join(known)}")
+            raise core.UsageError(f"--dialect {core.short(args.dialect, 40)} is unknown; choose {', '.join(known)}")
         if not args.demo:
-            raise core.UsageError("--dialect is for the server of --demo; add that")
+            raise core.UsageError("--dialect is for the server of --demo; add --demo")
     return Demo(args) if args.demo else None
 
 
@@ -63,7 +63,7 @@ class Demo:
         self._args = args
 
     def command(self) -> None:
-        """Start the server, and point the arguments at it; a dry run needs none."""
+        """Start the server and set the arguments to its address; a dry run needs no server."""
         args = self._args
         key, args.base_url, args.api_key_env = args.api_key_env, "http://127.0.0.1:8000/v1", ""
         if not getattr(args, "dry_run", False):
@@ -72,7 +72,7 @@ class Demo:
 
 @contextmanager
 def demo_server(key: str, dialect: str) -> Iterator[str]:
-    """Run the stand-in server in that dialect, without the key in that variable; yield its base URL.
+    """Run the stand-in server in that dialect, without the environment variable `key`; yield its base URL.
 
     Raises UsageError if it does not start.
     """

@@ -1,4 +1,4 @@
-"""--dry-run: say what would be asked, what it would cost and how long it would take; send and write nothing.
+"""--dry-run: show what would be sent, what it would cost and how long it would take; send and write nothing.
 
 Tokens are counted by tiktoken if it is installed (pip install tiktoken), else estimated.
 """
@@ -26,35 +26,35 @@ from .text import Printer, check_stdout
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
-    option("--dry-run", action="store_true", help="say what would be asked and what it would cost; send nothing")
+    option("--dry-run", action="store_true", help="show what would be sent and what it would cost; send nothing")
 
 
 def create(args: argparse.Namespace) -> DryRun | None:
-    """Return what says it."""
+    """Return the command, or None without --dry-run."""
     return DryRun(args) if args.dry_run else None
 
 
 class DryRun:
-    """A command that sends nothing."""
+    """The command. Raises UsageError with --report or --plot."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         if getattr(args, "report", None) or getattr(args, "plot", None):
-            raise core.UsageError("--dry-run runs nothing that --report or --plot could show; leave them out")
+            raise core.UsageError("--dry-run sends nothing that --report or --plot could show; leave them out")
         check_stdout()
         self._args = args
 
     def command(self) -> int:
-        """Say it; return the exit status."""
+        """Print the plan; return the exit status."""
         return dry_run(self._args)
 
 
-CACHED_LEAST = 1024  # tokens in, below which nothing is cached: https://platform.openai.com/docs/guides/prompt-caching
+CACHED_LEAST = 1024  # fewer input tokens are not cached: https://platform.openai.com/docs/guides/prompt-caching
 
 
 class Plan:
-    """What a run would ask and what that costs, for a dry run."""
+    """What a run would send, and its cost."""
 
-    SAMPLE = 8 << 20  # bytes that are counted by tiktoken, in two seconds; the others are taken to be alike
+    SAMPLE = 8 << 20  # bytes that tiktoken counts, in two seconds; the rest is assumed to be similar
 
     def __init__(self, api: Any, told: Price | None, first: core.Prompt) -> None:
         self.asked = 0
@@ -73,7 +73,7 @@ class Plan:
         self._bytes = self._counted = 0  # by tiktoken
 
     def count(self, row: dict[str, Any]) -> Price | None:
-        """Count a line that the results file holds; return its price."""
+        """Count a line of the results file; return its price."""
         model, tokens, _ = usage_in(row)
         self._answers += tokens[0] > 0
         self._answered += tokens[1]
@@ -107,7 +107,7 @@ class Plan:
             self._reserve = max(self._reserve, most_in - given * served.given / 1e6)
 
     def _tokens(self, value: Any) -> float:
-        """Return the tokens of the texts in what stands in a request; each message takes 4 more."""
+        """Return the tokens of all texts in a part of a request; each message takes 4 more."""
         if isinstance(value, list):
             return sum(map(self._tokens, value))
         if isinstance(value, str):
@@ -127,12 +127,12 @@ class Plan:
         return sum(self._tokens(value[key]) for key in kept if key in value) + 4 * ("role" in value)
 
     def rows(self, args: argparse.Namespace, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what there is to say of tokens, money and time, each with its label."""
+        """Yield the lines for tokens, cost and time, each with its label."""
         given, most, untold = (runs * count for count in self.tokens)
         part = " in part, the rest estimated from that" if self._bytes > self.SAMPLE else ""
         yield "tokens in", f"about {given:,.0f}, {self._how}{part}"
-        outs = [f"at most {most:,.0f} where a maximum is told"] if most else []
-        outs += [f"{100 * untold:,.0f} if an answer has 100 (no maximum is told)"] if untold else []
+        outs = [f"at most {most:,.0f} where a maximum is set"] if most else []
+        outs += [f"{100 * untold:,.0f} if each answer has 100 (no maximum is set)"] if untold else []
         yield "tokens out", "; ".join(outs) or "none"
         yield from self._money(getattr(args, "max_cost", None), runs)
         limits = [(runs * self.asked - 1, args.rpm, "requests"), (given + most, args.tpm, "tokens")]
@@ -142,7 +142,7 @@ class Plan:
             yield "besides", f"{' and '.join(sorted(self._left_out))}: not counted"
 
     def _money(self, budget: float | None, runs: int) -> Iterator[tuple[str, str]]:
-        """Yield what it costs, and whether that is within the budget, if there is one."""
+        """Yield the cost, and whether a budget suffices for it."""
         given, most, token = (runs * cost for cost in self.costs)
         text = f"about {money(given)} in"
         if most:
@@ -151,7 +151,7 @@ class Plan:
             text += f" + {money(100 * token)} for each 100 tokens of an answer"
         if token and self._answers:
             alike = given + most + token * self._answered / self._answers
-            text += f", {money(alike)} if they are like those there"
+            text += f", {money(alike)} if they are like the answers so far"
         yield "cost", say_cost(f"{text}, without retries", self.prices)
         if budget and not all(self.prices.values()):
             yield "--max-cost", "cannot be kept without a price"
@@ -160,7 +160,7 @@ class Plan:
             left = budget - spent - given - most - self._reserve
             answers = core.plural(math.floor(left / token), "token") if token else ""
             enough = f"suffices for answers of about {answers}" if token else "suffices"
-            short_of = "may not suffice: the run stops before it is passed, and can go on"
+            short_of = "may not suffice: the run would stop before exceeding it, and can be continued"
             already = f", with the {money(spent)} spent already," if spent else ""
             yield "--max-cost", f"{money(budget)}{already} {short_of if left < 0 else enough}"
 
@@ -169,12 +169,12 @@ ENCODING_TIMEOUT = 4.0  # seconds; tiktoken may have to download it
 
 
 def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
-    """Return tiktoken's encoder for the model, None where there is none in time, and how tokens are counted so."""
+    """Return tiktoken's encoder for the model, or None if it does not load in time, and a text that says how."""
     try:
         import tiktoken
     except ImportError:
         return None, "estimated, four bytes a token; pip install tiktoken counts them"
-    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not come in time"]
+    found: list[Any] = [None, "estimated, four bytes a token; tiktoken's encoding did not load in time"]
 
     def find() -> None:
         try:
@@ -184,7 +184,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
                 encoding, doubt = tiktoken.get_encoding("o200k_base"), ", approximate for this model"
             found[:] = encoding.encode_ordinary, f"counted by tiktoken ({encoding.name}{doubt})"
         except Exception:  # it downloads the encoding
-            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be had"
+            found[1] = "estimated, four bytes a token; tiktoken's encoding cannot be loaded"
 
     thread = threading.Thread(target=find, daemon=True)
     thread.start()
@@ -193,7 +193,7 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 
 
 def dry_run(args: argparse.Namespace) -> int:
-    """Say what would be asked and what that costs; send, write and create nothing. Return the exit status."""
+    """Print what would be sent and its cost; send, write and create nothing. Return the exit status."""
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
     prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
     plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
@@ -217,10 +217,10 @@ def dry_run(args: argparse.Namespace) -> int:
     rows = [("prompts", f"{plan.asked + kept + failed + bad:,} in {shard}{args.name}")]
     rows += [("unusable", f"{count:,} x {example}") for count, example in plan.errors.values()]
     if args.output != "-" and not args.overwrite and os.path.exists(running := f"{args.journal}.running"):
-        rows += [("running", f"what is in {running} already, and not asked again")]
+        rows += [("running", f"what is in {running} is not sent again")]
     if kept or failed:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
-    rows += [("to ask", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
+    rows += [("to send", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
     for label, text in rows:
         row = f"{label:<12}{core.visible(text)}"

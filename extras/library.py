@@ -1,4 +1,4 @@
-"""Checks of the user's own coroutine function, and prompts from an asynchronous iterable: what only Python needs."""
+"""For use as a library: checks of the user's function, `retry`, `on_result`, asynchronous prompts, event loops."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 
 def replying(send: Callable[[Any], Any]) -> Callable[[Any], core.Reply]:
-    """Return what makes a Reply of what `send` gives. Raises TypeError if it does not take one prompt."""
+    """Return a function that makes a Reply from what `send` returns. Raises TypeError unless it takes one argument."""
     try:
         inspect.signature(send).bind(None)
-    except (TypeError, ValueError) as failure:  # some written in C do not tell
+    except (TypeError, ValueError) as failure:  # some functions written in C have no signature
         if isinstance(failure, TypeError) or isinstance(send, functools.partial):
-            raise TypeError(f"send is called with one prompt, which it does not take: {failure}") from None
+            raise TypeError(f"send must take one argument, the prompt: {failure}") from None
     return as_reply
 
 
 def as_reply(answer: Any) -> core.Reply:
-    """Return the answer as a Reply, with a plain usage and headers in lower case; stop the run if it is none."""
+    """Return the answer as a Reply, with usage as a dict and lower-case headers. Raises PromptError for no answer."""
     if isinstance(answer, Awaitable | AsyncIterator | Iterator | BaseException):
         raise wrong(answer, "await it, join its parts, or raise it")
     if not isinstance(answer, core.Reply):
@@ -43,19 +43,19 @@ def as_reply(answer: Any) -> core.Reply:
     headers = answer.headers
     usage = usage.model_dump() if hasattr(usage, "model_dump") else usage  # an SDK's own
     if not isinstance(usage, dict | None) or not hasattr(headers, "get"):
-        raise wrong(answer, "a Reply's usage is a dict or None, its headers are a mapping")
+        raise wrong(answer, "a Reply's usage must be a dict or None, and its headers a mapping")
     headers = {name.lower(): text for name, text in headers.items()} if type(headers) is dict else headers
     return answer._replace(usage=usage, headers=headers)
 
 
 def wrong(given: Any, advice: str) -> core.PromptError:
-    """Return the error that stops a run whose function returns what can be no answer; it is raised as TypeError."""
+    """Return the error that stops the run because `send` returned no possible answer; the user sees a TypeError."""
     given = f"{type(given).__name__} {core.short(repr(given), 60)}"
     return core.PromptError("send", f"send returned {given}: {advice}", "stop")
 
 
 def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Exception]:
-    """Return what is to be raised for an exception of the user's own function, as their `retry` decides."""
+    """Return a function that maps an exception of `send` to the one to raise, as the user's `retry` decides."""
 
     def decided(failure: Exception) -> Exception:
         if isinstance(failure, core.PromptError) and failure.kind == "send":
@@ -70,24 +70,24 @@ def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Excepti
 
 
 def as_decided(failure: Exception, decision: Any) -> core.PromptError:
-    """Return the error for an exception, with the user's decision: a verdict, or the seconds to wait for a retry."""
+    """Return the error for an exception with the user's decision: a verdict, or the seconds until the retry."""
     waits = isinstance(decision, int | float) and not isinstance(decision, bool) and 0 <= decision < math.inf
     if not waits and decision not in ("retry", "fail", "stop"):
         given = core.short(repr(decision), 60)
-        what = f"retry returned {given}: it returns 'retry', 'fail', 'stop', seconds to wait, or None for the default"
+        what = f"retry returned {given}, not 'retry', 'fail', 'stop', seconds to wait, or None for the default"
         return core.PromptError("send", what, "stop")
     error = copy.copy(core.as_prompt_error(failure))
     error.verdict = "retry" if waits else decision
     error.error = error.error._replace(retryable=error.verdict == "retry")
     error.wait = float(decision) if waits else error.wait
     error.decided, error.loading = True, False
-    error.heard = error.heard and decision != "stop"  # at once, and not when others are refused as well
+    error.heard = error.heard and decision != "stop"  # stop at once, not only after further rejections
     error.__cause__ = failure
     return error
 
 
 def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Return the coroutine function that answers one prompt after the other of an asynchronous iterable."""
+    """Return a worker: a coroutine function that pulls and answers one prompt of an async iterable after the other."""
     if run.loop:
         raise core.UsageError(f"{run.api.name} takes no asynchronous iterable; pass a list")
     turn, items, numbers = asyncio.Lock(), aiter(prompts), itertools.count()
@@ -115,9 +115,9 @@ def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[],
 def watched(
     run: core.Run, items: Any, take: core.Record, on_result: Callable[[core.Result], Any] | None, progress: bool
 ) -> core.Record:
-    """Let the run show its progress; return what gives each new Result to `take`, then to the user's function.
+    """Add the progress to the run; return a function that passes each new Result to `take`, then to `on_result`.
 
-    What that raises stops the run in good order, and is raised at its end.
+    An exception of `on_result` stops the run in good order and is raised at its end.
     """
     if progress:
         shown = Shown(len(items) if isinstance(items, Sized) else None)
@@ -145,14 +145,14 @@ def watched(
 
 
 class Shown:
-    """The progress of a run of the user's own prompts, as an extra; `total` is how many they are, None if unknown."""
+    """The progress of a library run, as an extra; `total` is the number of prompts, None if unknown."""
 
     def __init__(self, total: int | None) -> None:
         self._total = total
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Show it as long as the run goes on."""
+        """Show the progress while the run lasts."""
         self._tally = core.sibling("extras", "tally").Tally(run.api.model_of)
         ran = core.Ran(run.api, run, run.concurrency, self._tally)
         progress = core.sibling("extras", "progress", "progress=True").Progress(self._total, ran, run.journal)
@@ -166,23 +166,23 @@ class Shown:
         self._tally.add(result)
 
 
-_threads = threading.local()  # the lasting event loop of each thread, and the thread that it has for runs inside one
+_threads = threading.local()  # each thread's lasting event loop, and its helper thread for `run` inside a loop
 
 
 def run_here(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine to its end, in a thread where an event loop is running in this one already.
+    """Run the coroutine to its end, in another thread if an event loop is running in this one.
 
-    Everything else on that loop waits, too: that is said, but for a notebook, where nothing else is there.
+    Everything else on that loop waits; a warning says so, except in a notebook, where nothing else runs.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return run_lasting(work)
     if "ipykernel" not in sys.modules:
-        core.log.warning("run holds up the event loop that is running here; write `await run_concurrent(...)`")
+        core.log.warning("run blocks the event loop that is running here; use `await run_concurrent(...)`")
     pool = of_this_thread("pool", lambda: concurrent.futures.ThreadPoolExecutor(1, "concurrent_prompts"))
     started: list[Callable[[], Any]] = []
-    ready = threading.Event()  # it begins when Ctrl-C is heeded here
+    ready = threading.Event()  # set once this thread handles Ctrl-C
 
     async def body() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -198,7 +198,7 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
     try:
         ready.set()
         while not outcome.done():
-            concurrent.futures.wait([outcome], 0.2)  # Windows hears of Ctrl-C in between
+            concurrent.futures.wait([outcome], 0.2)  # Windows handles Ctrl-C in between
     except KeyboardInterrupt as interrupt:
         for cancel in started:
             cancel()
@@ -209,9 +209,9 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_lasting(work: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine on the thread's lasting event loop: a client is of use on that of its first call alone.
+    """Run the coroutine on the thread's lasting event loop, since a client works only on the loop of its first call.
 
-    The tasks that it leaves are cancelled.
+    Tasks that it leaves are cancelled.
     """
     so_far: list[core.Result] = []
 
@@ -230,20 +230,20 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     runner: asyncio.Runner = of_this_thread("runner", new_runner)
     try:
         return runner.run(body(), context=contextvars.copy_context())
-    except KeyboardInterrupt as interrupt:  # which asyncio makes of a cancellation
+    except KeyboardInterrupt as interrupt:  # raised by asyncio instead of the cancellation
         vars(interrupt)["results"] = so_far
         raise
 
 
 def new_runner() -> asyncio.Runner:
-    """Return an event loop that is not yet running, and closed when its thread or the process ends."""
+    """Return a new event loop, which is closed when its thread or the process ends."""
     runner, pid = core.new_runner(), os.getpid()
     weakref.finalize(runner, lambda loop: os.getpid() == pid and loop.close(), runner.get_loop())
     return runner
 
 
 def of_this_thread(name: str, create: Callable[[], Any]) -> Any:
-    """Return the thread's own; a forked process makes new ones, and leaves alone what is its parent's."""
+    """Return this thread's object of that name, created if needed; a forked process does not use its parent's."""
     own, key = vars(_threads), f"{name} {os.getpid()}"
     if key not in own:
         own[key] = create()

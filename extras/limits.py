@@ -1,9 +1,9 @@
 """One server's limits for several runs in this process: `limits = Limits(rpm=600)`, run(..., limits=limits) for each.
 
-The runs share one Limiter: the calls in flight, the rates, what was learned, and outages. They may go on at once in one
-event loop, one after another, or in threads, each with an event loop of its own. Calls go out in turn; among runs in
-different threads there is no order, and each thread may be a call ahead of the limit for a moment, which it makes up
-for. Other processes need --shard or dask-cluster.
+The runs share one Limiter: the calls in flight, the rates, what was learned, and outages. They may run at the same time
+in one event loop, one after another, or in threads, each with an event loop of its own. Calls go out in turn; between
+threads there is no order, and each thread may be one call ahead of the limit for a moment, after which it waits longer.
+Processes do not share it: use dask-cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from . import core
 
 
 class Limits:
-    """What is passed to the runs; each has a `share` of it."""
+    """The limits that runs share: `rpm` and `tpm` a minute (None: learned), `concurrency` a number or "auto".
+
+    Raises ValueError for values that are not above 0.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class Limits:
     ) -> None:
         calls = core.AUTO_CONCURRENCY if concurrency == "auto" else int(concurrency)
         if calls < 1 or not all(limit > 0 for limit in (rpm, tpm) if limit is not None):
-            raise ValueError("rpm, tpm and concurrency are greater than 0")
+            raise ValueError("rpm, tpm and concurrency must be greater than 0")
         start = 16 if concurrency == "auto" else calls
         self.clock, self.sleep = clock, sleep
         self.limiter = Common(start, calls, clock, sleep, rpm, tpm, core.DEFAULT_TIMEOUT)
@@ -38,7 +41,7 @@ class Limits:
         return f"<Limits of {self.limiter!r}>"
 
     def learned(self) -> list[str]:
-        """Return what is known of the server's limits."""
+        """Return a line for each limit that is known, as the report has them."""
         return list(self.limiter.learned())
 
     def share(self) -> Share:
@@ -47,7 +50,7 @@ class Limits:
 
 
 class Share:
-    """The Limiter as one run sees it: all is common but how many of its own calls wait."""
+    """The shared Limiter as one run uses it; only the number of its own waiting calls is the run's."""
 
     _common: core.Limiter
     queued: int
@@ -74,9 +77,9 @@ class Share:
 
 
 class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
-    """A Limiter that belongs to no event loop and to no thread."""
+    """A Limiter that several event loops and threads can use."""
 
-    LONGEST = 0.1  # seconds after which what waits looks again: a call's end may be another thread's
+    LONGEST = 0.1  # seconds after which a waiting call looks again: another thread may have freed a slot
 
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)
@@ -127,4 +130,4 @@ class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
             waiting.get_loop().call_soon_threadsafe(core.Limiter._call_up, waiting, place)
 
     def _set_alarm(self, span: float, now: float) -> None:
-        self._due = now + span  # all that waits looks at it
+        self._due = now + span  # every waiting call reads it

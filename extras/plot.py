@@ -46,7 +46,7 @@ SUFFIXES = (".png", ".svg", ".html")
 WIDTH, DPI = 10.0, 120  # inches, dots an inch
 BARS = 300  # prompts with a bar of their own; more are drawn in groups
 RUNS = 10  # drawn at the most
-COLUMNS = 1000  # of the time axis, where there is too much to draw each event
+COLUMNS = 1000  # of the time axis, if there are too many events to draw each
 SHOWN = ("error", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit")
 CLOCKS = ("started", "slot_wait", "limit_wait", "retry_wait", "lost", "latency")
 LATEST = 32_503_680_000  # the year 3000: no clock says more
@@ -90,7 +90,7 @@ class Plot:
             raise core.UsageError(f"--plot: {problem}") from None
         args.writes.append(("--plot", args.plot))
         self._args = args
-        self._clocks: list[list[dict[str, Any]]] = []  # of each run, what is in no file
+        self._clocks: list[list[dict[str, Any]]] = []  # of each run, the times that no results file holds
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
@@ -100,13 +100,13 @@ class Plot:
         yield
 
     def on_result(self, result: core.Result) -> None:
-        """Keep the clocks that no results file holds: those of standard output, of comparisons and of Batch lines."""
+        """Keep the times that no results file holds: for standard output, comparisons and Batch lines."""
         if result.done and (self._unkept or result.prompt.kind == "batch"):
             row = result.as_row()
             self._clocks[-1].append({name: row[name] for name in SHOWN if name in row})
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
-        """Draw, and yield where the picture is."""
+        """Draw the picture, and yield the line that names its file."""
         path, sink = self._args.plot, ran[0].run.journal
         kept = read(ran[0].run.path) if ran[0].run.path else ()
         earlier = sink and (sink.kept or sink.kept_errors)
@@ -124,9 +124,9 @@ class Plot:
 
 
 def check(path: str) -> None:
-    """Raise ValueError, in a sentence that says what to do, where no picture can be written to `path`."""
+    """Raise ValueError, in a sentence that says what to do, if no picture can be written to `path`."""
     if not path.lower().endswith(SUFFIXES):
-        raise ValueError(f"{clean(path)}: a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise ValueError(f"{clean(path)}: a picture's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if why := unwritable(path):
         raise ValueError(f"{clean(why)}; name another file")
     if importlib.util.find_spec("matplotlib") is None:
@@ -134,7 +134,7 @@ def check(path: str) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a results file; a line that is torn or damaged is passed over.
+    """Yield the rows of a results file; torn and damaged lines are skipped.
 
     Raises OSError where the file cannot be read.
     """
@@ -189,15 +189,15 @@ class Run:
     """What is drawn of a run: seconds from its first start, pauses cut out, prompts in the order of their start."""
 
     title: str
-    rows: int  # with those of which there is nothing to draw
+    rows: int  # including those with nothing to draw
     batch: bool  # there were lines of Batch output
     started: float  # Unix time
-    wall: float  # until the last end; never none at all, for the sake of what is divided by it
+    wall: float  # until the last end; above 0, since it is a divisor
     begin: Floats
     end: Floats
     answers: Floats  # their latencies, the shortest first
     failed: NDArray[np.bool_]
-    limit: Floats  # calls a second, NaN where none was known
+    limit: Floats  # calls a second, NaN if unknown
     waits: list[float]  # of all prompts together, as in WAITS
     spans: list[Spans]  # by state: WAIT, BACKOFF, ...
     calls: list[Floats]  # when each went out, and when it ended
@@ -249,12 +249,12 @@ def gather(rows: Iterable[Mapping[str, Any]], flat: array[float], pieces: array[
 
 
 def is_seconds(value: Any) -> bool:
-    """Whether it is a number that a clock may show; True and NaN are none."""
+    """Whether a value is a time: a finite number, not a bool."""
     return type(value) in (int, float) and 0 <= value < LATEST
 
 
 def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
-    """Return the clocks of a row, or None where nothing was sent or they are no times."""
+    """Return the times of a row, or None if nothing was sent or they are no times."""
     numbers: list[Any] = [row.get(name) for name in ("attempts", *CLOCKS)]
     return numbers[1:] if all(map(is_seconds, numbers)) and numbers[0] >= 1 else None
 
@@ -271,7 +271,7 @@ def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
 
 
 def retried(number: int, tries: Any, clocks: Sequence[float], pieces: array[float]) -> bool:
-    """Add what a prompt with several attempts did, as (number, state, from, until); False where the tries are no times.
+    """Add the spans of a prompt with several attempts: (number, state, from, until); False if `tries` holds no times.
 
     After a failed attempt comes the back-off, then the wait for the next; only their sums are known, so that each gap
     is shared out as all of them together.
@@ -297,7 +297,7 @@ def retried(number: int, tries: Any, clocks: Sequence[float], pieces: array[floa
 
 
 def cut_pauses(begin: Floats, end: Floats) -> list[tuple[float, float]]:
-    """Take long pauses in which nothing was going on out of the times; return where they were and how long."""
+    """Cut long idle pauses out of the times; return where they were and how long."""
     import numpy as np
 
     if not len(begin):
@@ -525,7 +525,7 @@ def time_axis(axes: Axes, low: float, high: float, label: str) -> None:
 
 
 def waterfall(axes: Axes, run: Run, place: int, span: float, height: float, notes: bool) -> None:
-    """Draw a bar for each prompt, or for each group of them where there are many."""
+    """Draw a bar for each prompt, or for each group if there are many."""
     from matplotlib.ticker import MaxNLocator
 
     count = len(run.begin)
@@ -591,7 +591,7 @@ def shades(axes: Axes, run: Run, lines: int, columns: int) -> None:
 
 
 def mark_cuts(axes: Axes, run: Run, span: float, labels: bool = False) -> None:
-    """Mark where a pause was cut out, with its length where there is room."""
+    """Mark where a pause was cut out, with its length if there is room."""
     last = -math.inf
     for at, length in run.cuts:
         axes.axvline(at, color="black", linestyle=":", linewidth=1)
@@ -603,7 +603,7 @@ def mark_cuts(axes: Axes, run: Run, span: float, labels: bool = False) -> None:
 
 
 def flight(axes: Axes, runs: Sequence[Run], span: float) -> None:
-    """Draw the calls in flight over time; where there are too many to see each, their mean, and pale least and most."""
+    """Draw the calls in flight over time; if there are too many, their mean, with pale least and most."""
     import numpy as np
 
     tops = []
@@ -653,7 +653,7 @@ def throughput(axes: Axes, runs: Sequence[Run], span: float) -> None:
 
 
 def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
-    """Draw the limit as it was known over time; return the highest value drawn."""
+    """Draw the known limit over time; return the highest value drawn."""
     import numpy as np
 
     known = np.flatnonzero(~np.isnan(run.limit))
@@ -767,7 +767,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw results files."""
     parser = argparse.ArgumentParser(prog="python -m concurrent_prompts.extras.plot", description=__doc__)
-    parser.add_argument("results", nargs="+", metavar="RESULTS.jsonl", help="one run each, above one another")
+    parser.add_argument("results", nargs="+", metavar="RESULTS.jsonl", help="the results of each run to draw")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture: .png, .svg or .html")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     args = parser.parse_args(argv)

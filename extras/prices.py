@@ -20,13 +20,13 @@ from weakref import WeakKeyDictionary
 from . import core
 
 told_cost = core.sibling("backends", "usage").told_cost
-MODELS_MOST = 100  # of a run that are told apart
+MODELS_MOST = 100  # of a run that are counted separately
 PRICES_DATE = "2026-11-05"  # of the prices that name no date of their own
 # Times the ordinary tier's price; "ultrafast" until 2027-02-28: https://developers.openai.com/api/docs/models/gpt-6.2-sol
 TIERS = {"flex": 0.5, "batch": 0.5, "ultrafast": 3.0}
 FAST_TIERS = "priority", "fast"  # two names of one, whose price is the model's own
 LONG_IN, LONG_OUT = 2.0, 1.5  # times the price of all of a call, if more than core.LONG_INPUT tokens go in
-WRITTEN = 1.25  # times the input's price for what is written to a cache: OpenAI from gpt-5.6 on, Anthropic's 5 minutes
+WRITTEN = 1.25  # times the input's price for cache writes: OpenAI from gpt-5.6 on, Anthropic's 5 minutes
 
 
 class Price(NamedTuple):
@@ -54,7 +54,7 @@ class Price(NamedTuple):
         )
 
     def of_tier(self, tier: str) -> float | None:
-        """Return how many times this price a service tier costs, "" once; None if that is not known."""
+        """Return what a service tier costs, in times of this price ("": 1.0); None if that is unknown."""
         if not tier or not self.tiers:
             return 1.0
         factor = TIERS.get(tier, self.fast if tier in FAST_TIERS else None)
@@ -75,7 +75,7 @@ def recent(given: float, cached: float, made: float, date: str = PRICES_DATE) ->
 
 
 def older(given: float, cached: float, made: float, fast: float = 2.0, long: bool = False) -> Price:
-    """Return the price of a model before gpt-5.6: what is written to the cache costs what goes in."""
+    """Return the price of a model before gpt-5.6: a cache write costs what input costs."""
     return Price(given, cached, made, given, fast, long)
 
 
@@ -126,14 +126,14 @@ def price_of(model: str | None, share: float = 1.0) -> Price | None:
 
 
 def known_price(told: Price | None, *models: str | None, share: float = 1.0) -> tuple[str, Price | None]:
-    """Return the first of the models that has a price, and that: what the user has told, or a share of the table's."""
+    """Return the first of the models with a price, and that price: the user's, or a share of the table's."""
     names = [model for model in models if model] or ["a model that is not named"]
     found = ((name, told or price_of(name, share)) for name in names)
     return next(((name, price) for name, price in found if price), (names[0], None))
 
 
 def as_price(numbers: Iterable[float | str]) -> Price:
-    """Return the price that IN, OUT and perhaps CACHED and WRITTEN make. Raises ValueError where they make none."""
+    """Return the price of IN, OUT and optionally CACHED and WRITTEN. Raises ValueError if it is none."""
     if isinstance(numbers, Price):
         return numbers
     with contextlib.suppress(TypeError, ValueError):
@@ -141,11 +141,11 @@ def as_price(numbers: Iterable[float | str]) -> Price:
         cached, written = [*more, *(given, WRITTEN * given)[len(more) :]]
         if all(0 <= part < math.inf for part in (given, made, cached, written)):
             return Price(given, cached, made, written, date="")
-    raise ValueError("a price is (in, out), (in, out, cached) or (in, out, cached, written), in USD per million tokens")
+    raise ValueError("a price must be (in, out), (in, out, cached) or (in, out, cached, written), USD per million")
 
 
 def told_price(numbers: Iterable[float | str], asked_tier: Any) -> Price:
-    """Return the price that the user has told: that of the service tier which is asked for. Raises ValueError."""
+    """Return the user's price, for the requested service tier. Raises ValueError if it is none."""
     price = as_price(numbers)
     factor = price.of_tier(asked_tier) if isinstance(asked_tier, str) else None
     return price._replace(base=factor) if factor else price
@@ -164,7 +164,7 @@ def cost_of(tokens: Sequence[float], price: Price) -> float:
 
 
 def money(dollars: float) -> str:
-    """Return the amount with as many digits as mean something: $12.30, $0.0123."""
+    """Return the amount with its significant digits: $12.30, $0.0123."""
     digits = 2 if dollars >= 1 or dollars <= 0 else 2 - math.floor(math.log10(dollars))
     whole, _, part = f"{dollars:,.{digits}f}".partition(".")
     return f"${whole}.{part.rstrip('0').ljust(2, '0')}"
@@ -196,7 +196,7 @@ def say_cost(amount: str, prices: Mapping[str, Price | None]) -> str:
         else:
             out = f", {money(price.made)} out" if price.made else ""
             known.append(f"{core.short(name, 60)} at {money(price.given)} in{out}")
-            dates.add(f"prices of {price.date}" if price.date else "as told")
+            dates.add(f"prices of {price.date}" if price.date else "as given")
     way_out = f"no price for {', '.join(unknown)}; give --price IN,OUT"
     if not known:
         return f"unknown: {way_out}"
@@ -205,14 +205,14 @@ def say_cost(amount: str, prices: Mapping[str, Price | None]) -> str:
 
 
 class Ledger:
-    """What replies tell of their cost in USD, and the tokens that are settled by it."""
+    """The costs in USD that replies report, and the tokens that these cover."""
 
     def __init__(self) -> None:
         self.replies, self.spent = 0, 0.0
         self._tokens: dict[tuple[Any, str, bool], list[int]] = {}  # by what a bill is known by besides the model asked
 
     def add(self, result: core.Result, cost: float) -> None:
-        """Count an answer that tells its cost."""
+        """Count an answer that reports its cost."""
         self.replies += 1
         self.spent += cost
         model = result.model if type(result.model) is str else None
@@ -222,7 +222,7 @@ class Ledger:
             tokens[:] = map(int.__add__, tokens, result.tokens)
 
     def left_of(self, bills: Mapping[Any, Sequence[int]]) -> Iterator[tuple[Any, list[int]]]:
-        """Yield each bill with the tokens of which no reply has told the cost, if there are any."""
+        """Yield each bill with the tokens whose cost no reply has reported, if there are any."""
         settled = {key: [*tokens] for key, tokens in self._tokens.items()}
         for key, tokens in bills.items():
             known = settled.get(key[1:], [*core.NO_TOKENS])
@@ -233,7 +233,7 @@ class Ledger:
 
 
 class Prices:
-    """The costs of runs: at the price that the user has told, or else at those of the table."""
+    """The costs of runs, at the user's price or those of the table."""
 
     def __init__(self, told: Price | None = None, hidden: bool = False) -> None:
         self.told, self._hidden = told, hidden
@@ -242,17 +242,17 @@ class Prices:
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Count what this run's replies tell of their cost."""
+        """Count the costs that this run's replies report."""
         self._ledger = self._ledgers[run] = Ledger()
         yield
 
     def on_result(self, result: core.Result) -> None:
-        """Count what an answer's own usage says that it has cost."""
+        """Count the cost that an answer's usage reports."""
         if result.usage and (cost := told_cost(result.usage)) is not None:
             self._ledger.add(result, cost)
 
     def ledger(self, ran: core.Ran) -> Ledger:
-        """Return what the replies of a run have told."""
+        """Return the ledger of the costs that a run's replies reported."""
         return self._ledgers.get(ran.run) or Ledger()
 
     def parts(self, ran: core.Ran) -> Iterator[tuple[str, Price | None, float, str, bool]]:
@@ -263,16 +263,16 @@ class Prices:
             yield name, price, cost, tier, bool(price and price.long and long)
 
     def bill(self, ran: core.Ran) -> tuple[float, dict[str, Price | None]]:
-        """Return what is known to have been spent, in USD, and the price of each model, None where it is unknown."""
+        """Return the known cost in USD, and the price of each model, None if unknown."""
         parts = list(self.parts(ran))
         return self.ledger(ran).spent + sum(part[2] for part in parts), {name: price for name, price, *_ in parts}
 
     def remarks(self, ran: core.Ran) -> Iterator[str]:
-        """Yield what of the cost comes from other prices than those that are named."""
+        """Yield the parts of the cost at other prices than the named ones: tiers, long inputs."""
         sums: dict[str, float] = {}
         for _, price, cost, tier, long in self.parts(ran):
             factor = price.of_tier(tier) if price else 1
-            at = f"at {factor:.3g} times that" if factor else "counted so: its own price is not known"
+            at = f"at {factor:.3g} times that" if factor else "counted at that price: its own is unknown"
             if factor != 1:
                 text = f"in the tier {core.short(tier, 40)}, {at}"
                 sums[text] = sums.get(text, 0.0) + cost
@@ -282,25 +282,25 @@ class Prices:
         yield from (f"{money(cost)} of it {text}" for text, cost in sums.items())
 
     def cost(self, ran: core.Ran) -> float | None:
-        """Return what all has cost, in USD; None where that is not known of all."""
+        """Return the whole cost in USD; None if any part is unknown."""
         spent, prices = self.bill(ran)
         told = prices or self.ledger(ran).replies
         return spent if told and not ran.tally.silent and all(prices.values()) else None
 
     def status(self, ran: core.Ran) -> str:
-        """Return what it has cost so far, unless a budget says that."""
+        """Return the cost so far, for the progress, unless a budget shows it."""
         cost = None if ran.run.extra("budget") else self.cost(ran)
         return money(cost) if cost else ""
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
-        """Yield the line that says what a run has cost; a comparison is a measurement."""
+        """Yield the report's line on the cost of a run; none for a comparison, which is a measurement."""
         if len(ran) == 1 and not self._hidden and (line := self._line(ran[0])):
             yield line
 
     def _line(self, ran: core.Ran) -> str:
         tally = ran.tally
         if not any(tally.tokens):
-            return "cost unknown: the server tells no usage" if tally.silent else ""
+            return "cost unknown: the server reports no usage" if tally.silent else ""
         spent, prices = self.bill(ran)
         without = f"; {core.plural(tally.silent, 'answer')} without usage not counted" if tally.silent else ""
         lost = core.plural(tally.unanswered, "lost call")
@@ -308,14 +308,14 @@ class Prices:
         ledger, said = self.ledger(ran), []
         cost = say_cost(money(spent), prices)
         if ledger.replies and any(prices.values()):
-            said = [f"{money(ledger.spent)} of it as {core.plural(ledger.replies, 'answer')} told"]
-        elif ledger.replies:  # what is left has no price
+            said = [f"{money(ledger.spent)} of it as reported in {core.plural(ledger.replies, 'answer')}"]
+        elif ledger.replies:  # the rest has no price
             said = [say_cost("", prices)] if prices else []
-            cost = f"{money(ledger.spent)}, as the answers told"
+            cost = f"{money(ledger.spent)}, as the replies report"
         return "; ".join([f"cost {cost}", *said, *self.remarks(ran)]) + without
 
     def as_dict(self, ran: core.Ran) -> dict[str, Any]:
-        """Return what --report says of a run's cost."""
+        """Return the fields of --report for a run's cost."""
         spent, prices = self.bill(ran)
         dates = [price.date for price in prices.values() if price and price.date] or [PRICES_DATE]
         told = {name: price and price[:3] for name, price in prices.items()}

@@ -1,4 +1,4 @@
-"""--schema FILE: a JSON schema that each answer has to fit; one that does not is sent back once, with what is wrong.
+"""--schema FILE: a JSON schema that each answer has to fit; one that does not is requested again once, with the fault.
 
 Answers are checked by jsonschema (pip install jsonschema), else only for being JSON. The request names the schema in
 its endpoint's own form, `strict` if OpenAI's strict mode can take it. A failed one keeps its text in the results.
@@ -26,7 +26,7 @@ from typing import Any
 from . import core
 
 core.sibling("backends", "hints").HINTS["schema_mismatch"] = (
-    "see their text; mend the prompt or the schema, raise max_completion_tokens (-p), or ask again"
+    "see their text; change the prompt or the schema, raise max_completion_tokens (-p), or retry"
 )
 
 
@@ -51,7 +51,7 @@ def restore(state: dict[str, Any]) -> Schema:
 
 
 class SchemaMismatch(core.PromptError):
-    """An answer that does not fit the schema; `again` is the request that tells the model so, where that may help."""
+    """An answer that does not fit the schema; `again` is the request that tells the model so, if that may help."""
 
     def __init__(self, problem: str, reply: core.Reply, again: bytes = b"") -> None:
         super().__init__("schema_mismatch", core.short(problem), "retry", 200, reply.http)
@@ -65,10 +65,10 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
 WHOLE = core.WHOLE - {"tool_calls", "function_call", "tool_use"}  # finish reasons: a call is no answer
-# Parameters by which other servers are told what answers look like: llama.cpp's, vLLM's, SGLang's, Ollama's
+# Parameters of other servers for the form of answers: llama.cpp's, vLLM's, SGLang's, Ollama's
 OWN_FORMS = {"response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "format"}
 OWN_FORMS |= {"guided_grammar", "structured_outputs", "regex", "ebnf"}
-LONGEST = 16 << 20  # bytes of a schema, characters of an answer that is checked
+LONGEST = 16 << 20  # bytes of a schema; characters of an answer
 # A schema, as encode_json writes it, with keywords that may take longer than in proportion to the answer.
 MAY_TAKE_LONG = re.compile(
     r'"(\$ref":.*"\$ref|\$(dynamic|recursive)Ref|pattern|patternProperties|unevaluated(Items|Properties)|uniqueItems)":',
@@ -83,20 +83,20 @@ CORRECTION = "This does not fit the JSON schema: {}. Answer once more, with noth
 
 
 class Schema:
-    """A JSON schema: asks each endpoint for answers that fit it, and tells whether they do.
+    """A JSON schema: adds it to requests in each endpoint's form, and validates the answers.
 
     They are checked by jsonschema; where that is not installed, only for being JSON. Nothing is fetched for a $ref.
     A schema that may take long is used in a process of its own, while the block `checking` runs.
     """
 
-    LARGE = 10_000  # characters of an answer that is not to hold up the event loop
+    LARGE = 10_000  # characters: a longer answer is validated in a thread, not on the event loop
 
     def __init__(self, schema: Any, source: str = "the schema") -> None:
         if not isinstance(schema, dict):
-            raise core.UsageError(f"{source} is no JSON object")
+            raise core.UsageError(f"{source} is not a JSON object")
         for name in ("json_schema", "schema"):
             if isinstance(schema.get(name), dict) and "type" not in schema:
-                raise core.UsageError(f"{source} holds a schema under `{name}`; give that alone")
+                raise core.UsageError(f"{source} contains a schema under `{name}`; give that part alone")
         try:
             text = core.encode_json(schema).encode().decode()
             schema = json.loads(text)  # a copy
@@ -105,23 +105,23 @@ class Schema:
             self.find = self._checker.find if self._checker else finder(schema)
             strict = schema.get("type") == "object" and "anyOf" not in schema and len(text) <= STRICT_SIZE
             strict = strict and is_strict(schema)
-        except Exception as failure:  # whatever a library finds wrong with it
+        except Exception as failure:  # jsonschema raises exceptions of many classes
             where = f" at {failure.json_path}" if hasattr(failure, "json_path") else ""
-            raise core.UsageError(f"{source} is no JSON schema{where}: {in_words(failure)}") from None
+            raise core.UsageError(f"{source} is not a JSON schema{where}: {in_words(failure)}") from None
         self._told_form = False  # by the user, in the server's own way
-        self.told = False  # that it finds nothing but what is no JSON
+        self.told = False  # whether it was said that answers are only checked to be JSON
         self._runs = 0
         name = re.sub("[^A-Za-z0-9_-]+", "_", str(schema.get("title", ""))).strip("_")[:64]
         self._form = {"name": name or "answer", "schema": schema, "strict": strict}
 
     def portable(self) -> dict[str, Any]:
-        """Return the schema itself, of which `restore` makes the like in another process."""
+        """Return the schema, from which `restore` makes an equal object in another process."""
         schema: dict[str, Any] = self._form["schema"]
         return schema
 
     @classmethod
     def read(cls, path: str) -> Schema:
-        """Return the schema in a file. Raises UsageError where there is none."""
+        """Read the schema in a file. Raises UsageError if there is none."""
         data = b""
         try:
             with core.sibling("extras", "files").open_regular(path) as file:  # which no worker has
@@ -143,13 +143,13 @@ class Schema:
     def check_options(self, endpoint: str, params: Mapping[str, Any]) -> None:
         """Raise UsageError where an Api's other options leave no place for the schema."""
         if endpoint == "embeddings":
-            raise core.UsageError("embeddings takes no schema (--schema)")
+            raise core.UsageError("the endpoint embeddings takes no schema; leave out --schema")
         if not isinstance(params.get("text", {}), dict):
-            raise core.UsageError("-p text is no object; leave it out")
+            raise core.UsageError("-p text is not an object; leave it out")
         self._told_form = bool(params.keys() & OWN_FORMS) or "format" in params.get("text", {})
 
     def asked(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a request's body with the schema in its endpoint's form. Raises ValueError where that is unknown.
+        """Return a request's body with the schema in its endpoint's form. Raises ValueError if that is unknown.
 
         A form that the user gives (-p response_format=...) stays as it is: not every server takes the same.
         """
@@ -160,10 +160,10 @@ class Schema:
             return body | {"text": {**(body.get("text") or {}), "format": {"type": "json_schema", **self._form}}}
         if place in ("/chat/completions", "/completions"):  # the latter is vLLM's
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
-        raise ValueError(f"how {path} takes a schema (--schema) is not known")
+        raise ValueError(f"--schema is not supported for {path}")
 
     def wrap(self, attempt: core.Attempt) -> core.Attempt:
-        """Check each answer; one that does not fit is asked for once more, with what is wrong with it."""
+        """Validate each answer; one that does not fit is requested again once, with its fault."""
 
         async def checked(prompt: core.Prompt) -> core.Reply:
             reply = await attempt(prompt)
@@ -175,7 +175,7 @@ class Schema:
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Let answers be checked while a run goes on."""
+        """Provide validation while a run goes on."""
         if not self.find and not self.told:
             self.told = True
             advice = "to check them against the schema: pip install jsonschema"
@@ -219,7 +219,7 @@ class Schema:
         if len(text) > LONGEST:
             return f"not JSON: longer than {LONGEST >> 20} MiB"
         if not text.strip() or text.lstrip().startswith("```"):
-            return "not JSON: it " + ("stands in ``` fences" if text.strip() else "is empty")
+            return "not JSON: it " + ("is in ``` fences" if text.strip() else "is empty")
         try:
             value = core.decode_row(text)
         except (ValueError, RecursionError) as failure:
@@ -228,7 +228,7 @@ class Schema:
 
 
 def finder(schema: dict[str, Any]) -> Callable[[Any], str] | None:
-    """Return what finds the fault in a value; None without jsonschema. Raises what is wrong with the schema."""
+    """Return a function that finds the fault in a value; None without jsonschema. Raises for a faulty schema."""
     try:
         validators: Any = importlib.import_module("jsonschema.validators")
         best_match: Any = importlib.import_module("jsonschema.exceptions").best_match
@@ -258,7 +258,7 @@ def in_words(failure: Any) -> str:
 
 
 def check_lines() -> None:
-    """Read a path for imports and a schema, then a value a line; write what is wrong with each, or what is raised."""
+    """Read a path for imports and a schema, then a value a line; write the fault of each, or the exception."""
     sys.path[:], schema = json.loads(sys.stdin.readline())
     find: Any = None
     for line in itertools.chain([""], sys.stdin):
@@ -339,7 +339,7 @@ class Checker:
         raise problem
 
     def close(self) -> None:
-        """End the process, and with it the check that is under way."""
+        """End the process, and with it the validation in progress."""
         process, self._process = self._process, None
         if process:
             process.kill()
@@ -369,7 +369,7 @@ def is_strict(schema: Any, levels: int = STRICT_LEVELS) -> bool:
 
 
 def ended_early(reply: core.Reply) -> str:
-    """Return what ended an answer, where that is not its end: a limit, a filter, a refusal, a call; else ''."""
+    """Return what cut an answer short: a limit, a filter, a refusal, a call; else ''."""
     data = reply.http[2] if reply.http else {}
     choices, output = data.get("choices") or [], data.get("output") or []
     parts = [part for item in output if item.get("type") == "message" for part in item["content"]]
@@ -381,7 +381,7 @@ def ended_early(reply: core.Reply) -> str:
 
 
 def corrected(prompt: core.Prompt, text: str, problem: str) -> bytes:
-    """Return the request with the answer and what is wrong with it appended, where the endpoint has turns."""
+    """Return the request with the answer and its fault appended, if the endpoint has conversations."""
     body = json.loads(prompt.body)
     key = next((key for key in ("messages", "input") if key in body), "")
     if not key or not text:

@@ -21,7 +21,7 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> Shutdown:
-    """Return what warns."""
+    """Return the extra."""
     return Shutdown()
 
 
@@ -33,7 +33,7 @@ class Shutdown:
 
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
-        """Look while the run goes on."""
+        """Look up the model while the run goes on."""
         if self._begun or not hasattr(run.api, "query"):
             yield
             return
@@ -52,6 +52,6 @@ async def warn_of_shutdown(run: core.Run) -> None:
         listed = (await run.look_up(f"/models{run.api.query}"))["data"]
         date = next(entry["shutdown_date"] for entry in listed if entry["id"] == model and entry["shutdown_date"])
         left = (datetime.date.fromisoformat(date) - datetime.date.today()).days
-        when = f"is to be shut down in {core.plural(left, 'day')}, on" if left > 0 else "was to be shut down on"
+        when = f"will be shut down in {core.plural(left, 'day')}, on" if left > 0 else "was to be shut down on"
         if left <= 90:
             core.log.warning("%s %s %s: choose another model (-m)", model, when, date)

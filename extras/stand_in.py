@@ -1,10 +1,10 @@
-"""Stand-in for an OpenAI-compatible API: made-up answers over real HTTP/1.1, limits and faults to order.
+"""Stand-in for an OpenAI-compatible API: made-up answers over real HTTP/1.1, with limits and faults on demand.
 
 Usage: python -m concurrent_prompts.extras.stand_in [options]
 
 Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings, GET /v1/models, /v1/files,
 /v1/batches, and GET /v1/stand_in/stats: what the server saw of the others, as JSON. Answers say that they are made up;
-their text, usage and finish_reason follow from the request body alone. A token is taken to be four characters.
+their text, usage and finish_reason depend on the request body alone. A token is four characters.
 
 Where it listens:
   --host ADDRESS         default 127.0.0.1
@@ -15,20 +15,20 @@ How fast it is:
   --latency SECONDS      median time to an answer, default 0
   --sigma S              shape of the lognormal latency, default 0: always the median
   --knee N               work on N requests at a time and queue the others; latency starts with the work
-  --work-on              work on for callers that hung up, queued ones too, as thread pools do; else the slot is free
+  --work-on              continue to work for clients that hung up, queued ones too, as thread pools do
   --gateway-timeout S    a gateway answers 504, an HTML page, after S seconds, and hangs up on the server (--work-on)
-  --stragglers SHARE     this share of the calls takes many times as long; another call for the same may be luckier
-  --straggler-factor X   so many times, default 40
-How it speaks:
+  --stragglers SHARE     this share of the calls takes many times as long; a second call for the same may not
+  --straggler-factor X   how many times, default 40
+What it imitates:
   --dialect NAME         openai (default), openrouter, gemini, lmstudio, deepseek, azure, litellm, groq or llamacpp: its
                          paths, keys, headers of limits, errors, usage and finish reasons (extras/stand_in_dialects.py)
-  --keep-alive S         a blank line (a comment, if it is to stream) every S seconds while it works on a call, as
-                         DeepSeek and OpenRouter send them (these two: 5); what fails after that comes with status 200
-Whom it turns away:
+  --keep-alive S         a blank line (in a stream, a comment) every S seconds while it works on a call, as DeepSeek
+                         and OpenRouter do (default 5 for these); a failure after the first one has status 200
+What it rejects:
   --rpm N, --tpm N       requests, tokens per minute, refilled continuously. In tokens a request costs its
                          prompt plus its maximum output (if it sets none, the real one) times n
-  --burst SHARE          what can be saved up, as a share of a minute's worth, default 0.1; a request that
-                         is larger (up to the limit) passes when nothing has been used, and leaves a debt
+  --burst SHARE          what can be saved up, as a share of a minute's limit, default 0.1; a larger request
+                         (up to the limit) passes when nothing has been used, and leaves a debt
   --no-limit-headers     no x-ratelimit-*, no retry-after, no numbers in the message
   --count-rejected       rejected requests use up the limits too
   --max-in-flight N      at most N at once
@@ -40,16 +40,16 @@ Whom it turns away:
   --window-tells A,B     span or date: x-ratelimit-limit, -remaining and -reset, in seconds or as an epoch date;
                          retry-after: with a rejection, the seconds to wait. Else there are none, and a page of HTML
   --reject-status N      how the last three limits reject, default 429; any from 400 to 599
-  --retry-after S        they say so, whatever the wait is
-  --reject-message TEXT  in their words, such as "Limit type: max_parallel_requests. Current limit: 3"
-  --quota N              after N requests that get an answer, 429 insufficient_quota for ever
+  --retry-after S        they send this Retry-After, whatever the wait is
+  --reject-message TEXT  their message, such as "Limit type: max_parallel_requests. Current limit: 3"
+  --quota N              after N answered requests, 429 insufficient_quota for ever
   --require-key KEY      without "Authorization: Bearer KEY", 401
   --models A,B           any other model is 404
   --shutdown DATE        what the list of models gives as their shutdown_date (YYYY-MM-DD)
 What goes wrong:
   --fault KIND=SHARE     this share of the requests fails; may be repeated. The kinds: 429, 500, 502, 503-html,
                          reset, truncated, hang, null-choices, error-200, malformed, empty-html, schema (the last
-                         five with status 200; schema: what was to fit one does not, in answer to the first asking);
+                         five with status 200; schema: the first answer to a request with a schema does not fit it);
                          and in the dialect's words: context (too long), content (refused), credit (used up), key
                          (wrong), busy, cut (half an answer, or why there is none), empty (an answer with nothing in
                          it), stream (events that nobody asked for). 429, 500 and 502 are in its words, too
@@ -144,7 +144,10 @@ __all__ = ["BATCH_FAULTS", "ENDPOINTS", "FAULTS", "OUTAGES", "Options", "Server"
 
 @dataclass(frozen=True)
 class Options:
-    """The flags, by the same names; the parser is made from these fields, the manual above describes them."""
+    """The command's flags as fields of the same names, described in the manual above; the parser is made from them.
+
+    Raises ValueError for values that cannot be.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -212,7 +215,7 @@ class Options:
         if self.window_kind not in WINDOWS:
             raise ValueError(f"--window-kind must be one of {', '.join(WINDOWS)}, not {self.window_kind}")
         if unknown := sorted(set(self.window_tells) - set(WINDOW_TELLS)):
-            raise ValueError(f"--window-tells {unknown[0]} is unknown; there are {', '.join(WINDOW_TELLS)}")
+            raise ValueError(f"--window-tells {unknown[0]} is unknown; choose {', '.join(WINDOW_TELLS)}")
         if {"span", "date"} <= set(self.window_tells):
             raise ValueError("--window-tells takes span or date, not both")
 
@@ -223,13 +226,13 @@ class Options:
         if self.sick and read_sick(self.sick).number > (self.replicas or 0):
             raise ValueError(f"--sick {self.sick} is more than --replicas {self.replicas}")
         if unknown := sorted(self.fault.keys() - {*FAULTS, *DIALECT_FAULTS}):
-            raise ValueError(f"--fault {unknown[0]} is unknown; there are {', '.join((*FAULTS, *DIALECT_FAULTS))}")
+            raise ValueError(f"--fault {unknown[0]} is unknown; choose {', '.join((*FAULTS, *DIALECT_FAULTS))}")
         if self.dialect not in DIALECTS:
-            raise ValueError(f"--dialect {self.dialect} is unknown; there are {', '.join(DIALECTS)}")
+            raise ValueError(f"--dialect {self.dialect} is unknown; choose {', '.join(DIALECTS)}")
         if not all(share >= 0 for share in self.fault.values()) or math.fsum(self.fault.values()) > 1:
             raise ValueError("--fault takes shares of 0 to 1 that sum up to 1 at most")
         if unknown := sorted(self.batch_fault.keys() - set(BATCH_FAULTS)):
-            raise ValueError(f"--batch-fault {unknown[0]} is unknown; there are {', '.join(BATCH_FAULTS)}")
+            raise ValueError(f"--batch-fault {unknown[0]} is unknown; choose {', '.join(BATCH_FAULTS)}")
         for kind, value in self.batch_fault.items():
             if not 0 <= value <= 1 and not (kind == "poll-slow" and 1 < value < math.inf):
                 wanted = "seconds" if kind == "poll-slow" else "a share of 0 to 1"
@@ -241,21 +244,21 @@ class Options:
 
 @dataclass
 class Stats:
-    """What the server saw of requests; one that met a fault counts as a fault, not as answered or rejected."""
+    """Counts of requests; one that met a fault counts as a fault, not as answered or rejected. Times are in seconds."""
 
     requests: int = 0
     answered: int = 0
     rejected: int = 0
-    unheard: int = 0  # answers that were worked out when the caller had gone
+    unheard: int = 0  # answers that were ready after the client had gone
     faults: Counter[str] = field(default_factory=Counter)
     by_status: Counter[int] = field(default_factory=Counter)
     in_flight: int = 0
     max_in_flight: int = 0
     mean_in_flight: float = 0.0
     seconds: float = 0.0  # from the first request to the last answer
-    files: int = 0  # uploads; neither they nor what is asked about batches count as requests
+    files: int = 0  # uploads; these and requests about batches do not count as requests
     batches: int = 0
-    batch_rows: int = 0  # lines that got an answer, for which an API would want money
+    batch_rows: int = 0  # lines with an answer, which an API would bill
     _first: float = 0.0
     _busy: float = 0.0
 
@@ -279,7 +282,7 @@ class Stats:
 
 
 class Server:
-    """Decides what becomes of each request; its connections do the reading and writing."""
+    """Decides how each request is answered; its connections read and write. `clock` returns seconds."""
 
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.options, self.stats, self.url, self.clock = options, Stats(), "", clock
@@ -289,7 +292,7 @@ class Server:
         self._outages, self._first = read_outages(options.outage), -math.inf
         self._sick = read_sick(options.sick or "0")
         self._replica_of: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self._drawn = 0  # connections that a replica was drawn for
+        self._drawn = 0  # connections with a replica
         self._tasks: list[asyncio.Task[None]] = []  # of the outages
         self._seen: Counter[bytes] = Counter()
         self._granted = 0
@@ -312,7 +315,7 @@ class Server:
         self.url = f"http{'s' if context else ''}://{place}"
 
     async def close(self) -> None:
-        """Stop listening and abort what is open; nothing is left behind."""
+        """Stop listening, and abort the connections and tasks that are open."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -320,14 +323,14 @@ class Server:
             self._listener.close()
         for link in self.links:
             link.abort()
-        while self.links:  # each leaves in a callback that is scheduled already
+        while self.links:  # each is removed by a callback that is already scheduled
             await asyncio.sleep(0)
-        self._queue.clear()  # what is worked on for callers that have gone
+        self._queue.clear()  # requests whose clients have gone (--work-on)
         for job in list(self._working):
             self._stop_work(job)
 
     async def go_away(self) -> None:
-        """Refuse connections from now on, and reset those that are there."""
+        """Refuse new connections, and reset the open ones."""
         if self._listener:
             self.options = replace(self.options, port=self._listener.sockets[0].getsockname()[1])
             self._listener.close()
@@ -341,14 +344,14 @@ class Server:
 
     @property
     def outage(self) -> str:
-        """Return which outage there is now, or ""."""
+        """The kind of the current outage, or ""."""
         if not self._outages:
             return ""
         since = self.clock() - self._first
         return next((kind for kind, start, end in self._outages if start <= since < end), "")
 
     def _begin_schedule(self) -> None:
-        """Let the outages count from now on."""
+        """Start the schedule of the outages."""
         self._first = self.clock()
         for kind, start, end in self._outages:
             if kind == "refused" and self._listener:
@@ -384,7 +387,7 @@ class Server:
             self._treat(job, raw)
 
     def _suffer(self, job: Job, kind: str) -> None:
-        """Let a request meet an outage."""
+        """Treat a request that arrives during an outage."""
         job.fault = kind
         self.stats.faults[kind] += 1
         if kind == "refused":
@@ -394,7 +397,7 @@ class Server:
             self._leave(job, reply)
 
     def _replica(self, link: Any) -> int:
-        """Return which replica a connection leads to."""
+        """Return the number of the replica that a connection leads to, drawn by lot."""
         known, options = self._replica_of, self.options
         if link not in known:
             self._drawn += 1
@@ -402,14 +405,14 @@ class Server:
         return known[link]
 
     def _sicken(self, job: Job) -> None:
-        """Let a request meet a sick replica."""
+        """Treat a request that reaches a sick replica."""
         job.fault = "sick"
         self.stats.faults["sick"] += 1
         if self._sick.status:
             self._leave(job, error(self._sick.status, CRASHED, "server_error"))
 
     def _treat(self, job: Job, raw: bytes) -> None:
-        """Admit a request, draw its fate and begin to work on it."""
+        """Check a request against the limits, draw its fault and latency, and start to work on it."""
         try:
             self._check_head(job.head)
             job.ask = Ask(job.head.path, raw)
@@ -426,14 +429,14 @@ class Server:
             self._begin(job)
 
     def _give_up(self, job: Job) -> None:
-        """Answer as a gateway whose patience is at its end."""
+        """Answer 504, as a gateway after its time-out."""
         if self.outage == "silent":
             return
         self.stats.faults["504"] += 1
         self._leave(job, html(504))
 
     def _serve_more(self, job: Job, raw: bytes) -> bool:
-        """Answer what is no call to a model, and return whether it is none."""
+        """Answer a request for the models, files or batches; return whether it is one."""
         head = job.head
         if (head.method, head.path) == ("GET", "/v1/models"):
             job.link.send(self._dress(self._models(head), 0.0))
@@ -475,7 +478,7 @@ class Server:
         job.link.advance()
 
     def refuse(self, job: Job, reply: Reply) -> None:
-        """Answer a request that could not even be read."""
+        """Answer a request that could not be parsed."""
         self.stats.enter(job.started)
         job.counted = True
         self._leave(job, reply)
@@ -501,12 +504,12 @@ class Server:
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
     def _admit(self, ask: Ask) -> None:
-        """Let a request in, or raise because of one of the limits."""
+        """Admit a request. Raises Refusal if its model is unknown or a limit is exceeded."""
         options = self.options
         if options.models and ask.model not in options.models:
             raise Refusal(404, f"The model `{ask.model}` does not exist or you do not have access to it.",
                           code="model_not_found")
-        self.stats.rejected += 1  # until it has passed
+        self.stats.rejected += 1  # undone below if it passes
         if options.quota is not None and self._granted >= options.quota:
             raise Refusal(429, "You exceeded your current quota, please check your plan and billing details.",
                           "insufficient_quota", code="insufficient_quota")
@@ -516,7 +519,7 @@ class Server:
         self.stats.rejected -= 1
 
     def _charge(self, costs: list[tuple[Limit, int]], model: str) -> None:
-        """Take the costs from all the limits or from none."""
+        """Take the costs from all limits, or from none. Raises Refusal by the limit that resets last."""
         refused = [(limit.wait(cost), limit, cost) for limit, cost in costs
                    if cost > limit.limit or limit.wait(cost)]
         if not refused:
@@ -555,7 +558,7 @@ class Server:
             job.timer = self._loop.call_later(job.latency * slowness, self._late, self._finish, job)
 
     def _send_blank(self, job: Job) -> None:
-        """Give a sign of life for a call that is worked on."""
+        """Send a blank line, or a comment in a stream, while a call is worked on."""
         assert self._keep_alive
         if not job.left and self.outage != "silent":
             streamed = job.ask is not None and job.ask.stream
@@ -563,7 +566,7 @@ class Server:
             job.blank = self._loop.call_later(self._keep_alive, self._send_blank, job)
 
     def _finish(self, job: Job) -> None:
-        """Send the answer that is due now, unless the caller has gone or an outage has begun."""
+        """Send the answer that is due, unless the client has gone or an outage has begun."""
         self._stop_work(job)
         if job.left:
             self.stats.unheard += 1
@@ -593,7 +596,7 @@ class Server:
              "shutdown_date": self.options.shutdown} for name in names]}))
 
     def _stop_work(self, job: Job) -> None:
-        """End the work on a request, or its wait for it, and let the next one in the queue begin."""
+        """Remove a request from the work or from the queue, and start the next one in the queue."""
         if job in self._working:
             assert job.timer
             job.timer.cancel()
@@ -605,7 +608,7 @@ class Server:
                 self._queue.remove(job)
 
     def _leave(self, job: Job, reply: Reply | None) -> None:
-        """Count a request out and answer it, if its caller is there still."""
+        """Count a request as finished, and send the reply if its client is still connected."""
         now = self.clock()
         self.stats.leave(job.started, now)
         job.left = True
@@ -623,7 +626,7 @@ class Server:
             job.link.send(self._dress(reply, now - job.started), cut=job.fault == "truncated")
 
     def _dress(self, reply: Reply, took: float) -> Reply:
-        """Add the headers of the API, which the error page of a proxy in front of it lacks."""
+        """Add the API's headers, which the error page of a proxy lacks."""
         if reply.content_type not in ("application/json", STREAM):
             return reply
         limits = "" if self.options.no_limit_headers else "".join(limit.headers() for limit in self._limits)
@@ -636,7 +639,7 @@ class Server:
 @asynccontextmanager
 async def serve(options: Options | None = None, *, clock: Callable[[], float] = time.monotonic,
                 **settings: Any) -> AsyncIterator[Server]:
-    """Serve in this event loop while the block runs; the settings are fields of Options and override it."""
+    """Serve in this event loop while the block runs; `settings` are fields of Options that override `options`."""
     server = Server(replace(options or Options(), **settings), clock)
     await server.start()
     try:
@@ -666,7 +669,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make a flag of each field of Options; the help is the manual above."""
+    """Make a parser with a flag for each field of Options; its help is the manual above."""
     parser = argparse.ArgumentParser("stand_in", usage=argparse.SUPPRESS, description=__doc__, add_help=False,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
@@ -685,7 +688,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def allow_many_connections() -> None:
-    """Raise the number of open files, 256 on macOS, to what can be had everywhere."""
+    """Raise the limit of open files (256 on macOS) to 10,240, or to the hard limit."""
     if sys.platform != "win32":
         import resource
 
@@ -707,7 +710,7 @@ async def serve_until_told(options: Options, exit_on_eof: bool) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def tell(*_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so it has been told
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped already
             loop.call_soon_threadsafe(stop.set)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -721,7 +724,7 @@ async def serve_until_told(options: Options, exit_on_eof: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a signal or, with --exit-on-eof, the end of standard input; return the exit status."""
     parser = make_parser()
     settings = vars(parser.parse_args(argv))
     exit_on_eof = settings.pop("exit_on_eof")

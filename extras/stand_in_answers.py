@@ -58,7 +58,7 @@ class Refusal(Exception):
 
 
 class Ask:
-    """What a request body asks for, checked here as far as this server uses it; answering cannot fail."""
+    """A parsed request, validated as far as this server uses it, so that answering cannot fail."""
 
     def __init__(self, path: str, given: bytes | dict[str, Any]) -> None:
         self.body = read_body(given) if isinstance(given, bytes) else given
@@ -176,7 +176,7 @@ def several(value: Any, name: str) -> Prompts:
 
 
 def invent(shown: str, whole: str, suffix: str) -> str:
-    """Write an answer that no one mistakes for a real one, nor for the answer to another prompt."""
+    """Write an answer that cannot be mistaken for a real one, nor for the answer to another prompt."""
     words = shown.split()
     return (f"[made up by the stand-in server] {len(words)} word{'s'[: len(words) != 1]}, "
             f'beginning "{" ".join(words[:6])[:60]}" (checksum {checksum(whole):08x}){suffix}')
@@ -340,7 +340,7 @@ def draw(text: bytes) -> float:
 
 
 def fate(options: Any, body: bytes, before: int) -> tuple[str, float]:
-    """Draw the latency of a body, the same each time, and the fault, if any, now that it was let in so often before."""
+    """Draw the latency of a body, which is always the same, and its fault at this admission, or ''."""
     quantile = draw(b"%d " % options.seed + body)
     choice = draw(b"%d %d " % (options.seed, before) + body)
     latency = options.latency * math.exp(options.sigma * NormalDist().inv_cdf(quantile))

@@ -54,7 +54,7 @@ NOT_RUN = {
 
 @dataclass(eq=False)
 class Batch:
-    """A batch as it is shown, and what is behind it."""
+    """A batch: the object that the API shows, and its internal state."""
 
     shown: dict[str, Any]
     lines: bytes
@@ -81,7 +81,7 @@ class Batches:
         self._asked: set[bytes] = set()  # bodies, for expire-once
 
     def settle(self) -> None:
-        """Bring all batches to where they are by now."""
+        """Update the states of all batches by the clock."""
         for batch in self._batches.values():
             if batch.shown["status"] not in FINISHED:
                 self._move(batch, self._clock())
@@ -224,7 +224,7 @@ class Batches:
         return batch.shown
 
     def _validate(self, batch: Batch) -> None:
-        """Look for whatever is wrong with a batch; it shows when the time for that is over."""
+        """Validate a batch; errors become visible at the end of its validation time."""
         names: set[str] = set()
         for number, line in enumerate(io.BytesIO(batch.lines), 1):
             try:
@@ -245,7 +245,7 @@ class Batches:
             batch.errors = [problem(trouble, None)]
 
     def _trouble(self, batch: Batch, count: int) -> Refusal | None:
-        """Say what is wrong with a batch as a whole."""
+        """Fail a batch as a whole, with an error."""
         shown, queue = batch.shown, self._server.options.batch_queue
         if not count:
             return Refusal(400, f"Cannot find file {shown['input_file_id']}, or organization {ORGANIZATION} does not "
@@ -266,7 +266,7 @@ class Batches:
         return None
 
     def _read(self, line: bytes, batch: Batch) -> tuple[str, Ask]:
-        """Return the custom_id of a line and what it asks for, or raise a Refusal."""
+        """Return the custom_id of a line and its request. Raises Refusal."""
         name, body = read_line(line, batch.shown["endpoint"])
         try:
             ask = Ask(batch.shown["endpoint"], body)
@@ -387,7 +387,7 @@ def read_form(content_type: str, raw: bytes) -> dict[str, tuple[str, bytes]]:
 
 
 def read_line(line: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
-    """Return the custom_id and the body of a line that is for the endpoint."""
+    """Return the custom_id and the body of a line, which must name the batch's endpoint."""
     item = parse_object(line)
     if item is None:
         raise Refusal(400, "This line is not parseable as valid JSON.", code="invalid_json_line")

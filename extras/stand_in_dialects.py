@@ -100,7 +100,7 @@ WORDS: dict[str, dict[str, Words]] = {
                                "model is loaded with context length of only 8192 tokens, which is not enough."}),
         "cut": Words(400, {"error": "Channel Error"}),
     },
-    "deepseek": {  # https://api-docs.deepseek.com/quick_start/error_codes; it tells no limits
+    "deepseek": {  # https://api-docs.deepseek.com/quick_start/error_codes; it states no limits
         "key": flat(401, "Authentication Fails, Your api key: ****0000 is invalid", "authentication_error",
                     "invalid_request_error"),
         "model": flat(400, "Model Not Exist", "invalid_request_error", "invalid_request_error"),
@@ -262,7 +262,7 @@ def as_llamacpp(content: dict[str, Any], ask: Ask) -> None:
 
 
 class Dialect:
-    """One provider's way: `base` is where its API begins, `also` other places where it does.
+    """One provider's dialect: `base` is the path of its API, `also` its other paths.
 
     `limits` says how its answers tell limits: "" not at all, "each" as OpenAI does, "whole" in whole seconds.
     `keep_alive` is after how many seconds of work blank lines begin to come, None if none do.
@@ -279,7 +279,7 @@ class Dialect:
         return f"{self.base}/stand-in?api-version={AZURE_VERSION}" if self.name == "azure" else self.base
 
     def place(self, path: str, query: str) -> str:
-        """Return the path as it is at OpenAI; one that is nowhere there if this dialect has none such."""
+        """Return OpenAI's path for this one; an unknown path if the dialect does not have it."""
         if path.startswith("/v1/stand_in/"):
             return path
         if self.name == "azure":
@@ -335,7 +335,7 @@ class Dialect:
         return said if kind != "rate" or told else said._replace(headers="")
 
     def dress(self, limits: str) -> str:
-        """Return the headers that come with each reply, of those that OpenAI's limits are told by."""
+        """Return the limit headers of each reply in this dialect, made from OpenAI's."""
         if self.limits == "":
             limits = ""
         elif self.limits == "whole":
@@ -366,7 +366,7 @@ class Dialect:
         return stream_of(content, ask, self.name)
 
 
-# How an answer ends that broke off, where a provider has a word for it in an HTTP 200: genkit#6259 (OpenRouter),
+# Finish reasons of answers that broke off, if a provider sends one with HTTP 200: genkit#6259 (OpenRouter),
 # https://api-docs.deepseek.com/api/create-chat-completion
 CUTS = {"openrouter": "error", "deepseek": "insufficient_system_resource"}
 DEFAULTS = {
@@ -392,7 +392,7 @@ def hollow(choice: dict[str, Any], name: str) -> None:
 
 
 def whole_seconds(text: str) -> int:
-    """Return a Go duration in whole seconds, as Azure and LiteLLM tell it."""
+    """Return a Go duration in whole seconds, as Azure and LiteLLM send it."""
     units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
     return math.ceil(sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]{1,20}+)(ms|h|m|s)", text)))
 

@@ -25,7 +25,7 @@ FILE_LIMIT = 200 * 1000 * 1000  # of an upload
 TRAILER_LIMIT = 100  # lines after a chunked body
 WINDOW = 16 * 1024  # bytes taken from a socket at a time; asyncio.Protocol's fresh 256 KiB for each read are slow
 BEGINNING = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
-LINGER = 1.0  # seconds for a client that is still sending when it is refused to read why
+LINGER = 1.0  # seconds that a rejected client that is still sending has to read the reply
 
 
 class Head(NamedTuple):
@@ -60,7 +60,7 @@ def parse_head(raw: bytes) -> Head:
     try:
         method, target, version = line.split(" ")
         old = {"HTTP/1.0": True, "HTTP/1.1": False}[version]
-        url = urlsplit(target)  # the target is a whole URL when this server is taken for a proxy
+        url = urlsplit(target)  # a client that uses this server as a proxy sends a whole URL
     except (ValueError, KeyError):
         raise Refusal(400, "Malformed request line.") from None
     connection = found.get("connection", "").lower()
@@ -158,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begun = False  # the body of an answer, by a blank line
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a Transport; uvloop's is none by name
+        self._transport = transport  # type: ignore[assignment]  # uvloop's class is not a subclass of Transport
         self.abort = transport.abort  # type: ignore[attr-defined]
         self._server.links.add(self)
 

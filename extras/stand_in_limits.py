@@ -20,7 +20,7 @@ EPSILON = 1e-6
 
 
 class Limit(Protocol):
-    """What a server asks of a limit."""
+    """The interface of a limit."""
 
     name: str
     limit: float  # what one request may cost at most
@@ -95,7 +95,7 @@ class Bucket:
 
 
 class Gate(Bucket):
-    """A rate with a burst that tells nothing, as nginx's `limit_req zone=… burst=B nodelay` is one."""
+    """A rate with a burst and without headers, as nginx's `limit_req zone=… burst=B nodelay`."""
 
     def __init__(self, options: Any, clock: Clock) -> None:
         most = options.gate_burst + 1  # nginx counts the burst beyond the request that is due
@@ -141,7 +141,7 @@ class Window:
         self._times.append(self._clock())
 
     def drain(self, amount: float) -> None:
-        """Count a rejected request: who goes on asking stays outside."""
+        """Count a rejected request: a client that keeps sending remains rejected."""
         self.take(amount)
 
     def headers(self) -> str:
@@ -186,7 +186,7 @@ class FixedWindow(Window):
 
 
 class WeightedWindow(FixedWindow):
-    """A sliding window as HAProxy's `http_req_rate` estimates it: of the last stretch counts the share that is left.
+    """A sliding window as HAProxy's `http_req_rate` estimates it: the previous period counts by its remaining share.
 
     The stretches begin with the first request, and anew after two without any.
     """
@@ -212,7 +212,7 @@ class WeightedWindow(FixedWindow):
         if self.used() + 1 <= self._most + EPSILON:
             return 0.0
         before, now = self._counts
-        room = self._most - 1 - now  # for what is left of the stretch before
+        room = self._most - 1 - now  # for the remaining share of the previous period
         if room >= 0 and before:
             return max(EPSILON, self.reset() - self._seconds * room / before)
         return self.reset() + max(0.0, self._seconds * (1 - (self._most - 1) / now))
@@ -263,7 +263,7 @@ def read_outage(text: str) -> Outage:
     kind, _, when = text.partition("@")
     start, _, seconds = when.partition("+")
     if kind not in OUTAGES:
-        raise ValueError(f"--outage {kind} is unknown; there are {', '.join(OUTAGES)}")
+        raise ValueError(f"--outage {kind} is unknown; choose {', '.join(OUTAGES)}")
     try:
         begin, length = float(start), float(seconds)
     except ValueError:

@@ -16,7 +16,7 @@ PIECE = 40  # characters of a text in one event
 
 
 class Habits(NamedTuple):
-    """What a provider's stream is like: what stands before the answer, and how the usage is told.
+    """The form of a provider's stream: what comes before the answer, and where the usage is.
 
     The usage has a chunk of its own, or stands in the `last` one of the answer: `always`, or with the request's
     stream_options.include_usage alone. `beside` are the fields of the whole that its last chunk alone has, and `first`
@@ -32,7 +32,7 @@ class Habits(NamedTuple):
 
 # Azure: https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-streaming; DeepSeek:
 # https://api-docs.deepseek.com/api/create-chat-completion; OpenRouter: https://openrouter.ai/docs/api-reference/streaming
-# and Effect-TS/effect#6117; Gemini: ogx-ai/ogx#5122; llama.cpp: openai-php/client#780; Groq tells the usage in x_groq,
+# and Effect-TS/effect#6117; Gemini: ogx-ai/ogx#5122; llama.cpp: openai-php/client#780; Groq sends the usage in x_groq,
 # always: https://console.groq.com/docs/api-reference
 HABITS: dict[str, Habits] = {
     "openrouter": Habits(": OPENROUTER PROCESSING", always=True),
@@ -127,7 +127,7 @@ def closing(content: dict[str, Any], choice: dict[str, Any], habits: Habits, tol
 
 
 def tells_usage(ask: Ask, habits: Habits) -> bool:
-    """Return whether a stream tells the usage; one that nobody asked for does."""
+    """Return whether a stream includes the usage; an unrequested stream does."""
     options = ask.body.get("stream_options")
     asked = isinstance(options, dict) and bool(options.get("include_usage"))
     return habits.always or asked or not ask.stream

@@ -28,10 +28,10 @@ def knee(ran: list[core.Ran]) -> Iterator[str]:
     found = f"{rate(at):,.1f} answers/s at {calls:,} in flight"
     found += f", {times(rate(at) / rate(fewest))} those at {least:,}" if at is not fewest else ""
     if calls == highest:
-        yield f"{name}: no knee yet: {found}; more may bring more."
+        yield f"{name}: no knee yet: {found}; more calls in flight may be faster."
     else:
-        yield f"{name}: the knee is at {calls:,} in flight: {found}, and {rate(at) / best:.0%} of the most."
+        yield f"{name}: the knee is at {calls:,} in flight: {found}, and {rate(at) / best:.0%} of the highest rate."
         many, few = (core.duration(one.tally.percentiles()["p50"] or 0.0) for one in (most, at))
         yield f"Half of its answers take up to {few}; with {highest:,} in flight, up to {many}."
     if (asked := max((one.asked for one in ran if isinstance(one.asked, int)), default=0)) > highest:
-        yield f"{name}: no more than {highest:,} were ever in flight; for {asked:,} give more prompts."
+        yield f"{name}: no more than {highest:,} were ever in flight; to reach {asked:,}, use more prompts."

@@ -28,7 +28,7 @@ from .text import answer_of, cell
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KNOWN = ",;\t|"  # what may separate the columns, as the header shows; German and French Excel write semicolons
-EMPTY = b',;|" \t\r\n'  # all that is in a row with nothing in it
+EMPTY = b',;|" \t\r\n'  # the only characters in an empty row
 # What a spreadsheet takes for a formula: https://owasp.org/www-community/attacks/CSV_Injection
 FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 LONGEST = 16 << 20  # bytes of the lines that one record may cover: longer than any model's context
@@ -39,7 +39,7 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> TableFile | None:
-    """Return what writes the table, if the results are to be one."""
+    """Return the extra if -o names a table, else None."""
     return TableFile(args) if pathlib.PurePath(args.output).suffix.lower() in SEPARATORS else None
 
 
@@ -52,7 +52,7 @@ class TableFile:
         self._written = False
 
     def check(self) -> None:
-        """Raise UsageError if a table cannot be written there, or had better not be."""
+        """Raise UsageError if the table cannot be written, or would replace another file."""
         check_table(self._path, pathlib.Path(self._args.journal), self._args.overwrite)
 
     @contextlib.asynccontextmanager
@@ -73,7 +73,7 @@ class TableFile:
             run.stop(core.disk_error(self._path, failure))
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
-        """Yield where the table is."""
+        """Yield the line that names the table."""
         if self._written:
             yield f"as a table in {self._path}"
 
@@ -92,7 +92,7 @@ class Table:
         for prompt in prompts:
             self._names.update(dict.fromkeys(own_columns(prompt)))
             if len(self._names) > self.MOST:
-                raise core.UsageError(f"{prompt.where}: over {self.MOST:,} columns so far; no table, but -o FILE.jsonl")
+                raise core.UsageError(f"{prompt.where}: more than {self.MOST:,} columns; use -o FILE.jsonl")
         to_text: Any = type("ToText", (), {"write": str})  # writerow returns what `write` does
         self._record = csv.writer(to_text, delimiter=separator).writerow
         self.head = self._line([*core.beside(("text", "error"), self._names), "text", "error"])
@@ -108,7 +108,7 @@ class Table:
         return f"{record[:-2]}\n".encode(errors="backslashreplace")
 
     async def write(self, path: pathlib.Path, results: Iterable[core.Result], *like: pathlib.Path) -> None:
-        """Write the table, whole or not at all. Raises OSError where it cannot be."""
+        """Write the table, completely or not at all. Raises OSError if it cannot be written."""
         with replacing(path, *like) as file:
             file.write(codecs.BOM_UTF8 + self.head)  # by which Excel knows UTF-8
             for number, result in enumerate(results):
@@ -118,16 +118,16 @@ class Table:
 
 
 def harmless(value: Any) -> str:
-    """Return a value as a field that no spreadsheet takes for a formula; numbers stay as they are."""
+    """Return a value as a field that no spreadsheet reads as a formula; numbers are unchanged."""
     text: str = cell(value)
     return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
-OPEN = core.Error("not_answered", "not asked yet, or the run was stopped", None, True)
+OPEN = core.Error("not_answered", "not sent yet, or the run was stopped", None, True)
 
 
 def results_of(journal: CarefulJournal, prompts: Iterable[core.Prompt]) -> Iterator[core.Result]:
-    """Yield what is known of each prompt of the whole input: an answer, a failure, or that it is still open."""
+    """Yield the result of each prompt of the whole input: an answer, a failure, or OPEN."""
     for prompt, line in lines_of(journal, prompts):
         yield (core.result_in(line, prompt) if line else None) or core.Result(prompt, error=OPEN, done=False)
 
@@ -145,21 +145,21 @@ def lines_of(journal: CarefulJournal, prompts: Iterable[core.Prompt]) -> Iterato
 
 
 def own_columns(prompt: core.Prompt) -> dict[str, Any]:
-    """Return the input's own columns of a prompt, in their order; none where its line could not be read."""
+    """Return the input's columns of a prompt, in their order; {} if its line could not be read."""
     if isinstance(prompt.row, dict):
         return prompt.row
     return {"id": prompt.id, "prompt": prompt.row} if isinstance(prompt.row, str) else {}
 
 
 def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> None:
-    """Raise UsageError where a table cannot take the place of what is there, or had better not."""
+    """Raise UsageError if a table cannot replace the file at `path`, or that is not an earlier table of this job."""
     if why := unwritable(path):
         raise core.UsageError(f"{why}; choose another file with -o")
     if not path.exists():
         return
     if not overwrite and not (journal.exists() and journal.stat().st_size):
         what = f"{path} holds something other than results (there is no {journal.name} beside it)"
-        raise core.UsageError(f"{what}; choose another file (-o), or give it up (--overwrite)")
+        raise core.UsageError(f"{what}; choose another file with -o, or replace it (--overwrite)")
     try:
         open_regular(path, "r+b").close()
     except OSError as failure:
@@ -175,7 +175,7 @@ class Record(dict[str, str]):
 
 
 def rows(lines: Iterator[Line], suffix: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the line number and the columns of each record below the header that has anything in it."""
+    """Yield the line number and the columns of each record below the header that is not empty."""
     before, separator, lines = found_separator(lines, SEPARATORS[suffix])
     records = csv_records(lines, separator)
     for line, header in itertools.islice(records, 1):
@@ -264,7 +264,7 @@ def csv_records(lines: Iterator[Line], separator: str) -> Iterator[tuple[int, An
 
 
 def csv_reason(failure: str, first: int, last: int) -> str:
-    """Return what is wrong with the record on these lines, in other words than csv.reader's."""
+    """Return what is wrong with the record on these lines, in plainer words than csv.reader's."""
     if failure.startswith("unexpected end"):
         return "a quote is opened here and never closed"
     if failure.startswith("new-line"):
@@ -273,11 +273,11 @@ def csv_reason(failure: str, first: int, last: int) -> str:
 
 
 def checked_header(header: list[str] | core.Error, name: str, line: int) -> list[str]:
-    """Return the columns' names. Raises UsageError where they cannot be told."""
+    """Return the columns' names. Raises UsageError if the header does not name them."""
     if isinstance(header, core.Error):
         raise core.UsageError(f"{name} line {line}, the header: {header.message}")
     if len(header) == 1 and header[0].startswith("#"):
-        raise core.UsageError(f"{name} line {line} is a comment, not the columns' names; take it out (grep -v '^#')")
+        raise core.UsageError(f"{name} line {line} is a comment, not the columns' names; remove it (grep -v '^#')")
     names = [column.strip() for column in header]
     for place in [place for place, column in enumerate(names) if not column][1:]:  # Excel writes several
         names[place] = f"column {place + 1}"
@@ -287,7 +287,7 @@ def checked_header(header: list[str] | core.Error, name: str, line: int) -> list
 
 
 def count(lines: Iterable[bytes]) -> int:
-    """Return about how many records there are below the header; within quotes a line is none."""
+    """Estimate how many records are below the header; line ends within quotes do not count."""
     records, quotes = -1, 0
     for line in lines:
         quotes += line.count(b'"')

@@ -24,7 +24,7 @@ USED = (
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
-    option("--to-batch", metavar="FILE.jsonl", help="only write the requests, as OpenAI's Batch API takes them")
+    option("--to-batch", metavar="FILE.jsonl", help="write the requests as files for OpenAI's Batch API; send nothing")
 
 
 def create(args: argparse.Namespace) -> ToBatch | None:
@@ -39,7 +39,7 @@ class ToBatch:
         if others := out_of_place(args, USED):
             raise core.UsageError(f"--to-batch only writes requests; leave out {others}")
         if not args.to_batch.endswith(".jsonl"):
-            raise core.UsageError(f"--to-batch {args.to_batch}: the name of a file of Batch requests ends in .jsonl")
+            raise core.UsageError(f"--to-batch {args.to_batch}: the name must end in .jsonl")
         args.writes.append(("--to-batch", args.to_batch))
         self._args = args
 
@@ -74,7 +74,7 @@ def write_batch(args: argparse.Namespace) -> int:
     said = [f"{core.plural(count, 'request')} in {path}" for path, count in counts.items()] or ["no requests"]
     core.sibling("backends", "console").say(*said if not args.quiet else ())
     if (left := numbered(args.to_batch, len(counts) + 1)).exists():
-        core.log.warning("%s is of an earlier time: no request of these is in it", left)
+        core.log.warning("%s is from an earlier run: it contains none of these requests", left)
     if bad:
         core.log.warning("%s left out: %s", core.plural(bad, "prompt"), reason)
     return 1 if bad else 0

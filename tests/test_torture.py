@@ -62,7 +62,7 @@ def test_a_key_that_is_refused_in_mid_run(bench):
 def test_a_file_that_may_not_grow(bench):
     job = Job(bench, bench.serve(**FAST), 40, "-c", "10")
     first = job.run(wrap=limited(6000))
-    assert first.status == 3 and "make room" in first.text
+    assert first.status == 3 and "free some space" in first.text
     assert job.whole() and 0 < len(job.answered()) < 40 and len(first.requests) - len(job.answered()) <= 20
     second = job.run()
     assert (second.status, job.lost(), job.ordered()) == (0, 0, True)

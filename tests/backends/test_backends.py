@@ -143,7 +143,7 @@ async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variab
 
 async def test_a_socks_proxy_is_refused_before_the_first_call(connect, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    with pytest.raises(UsageError, match="only HTTP proxies can be used"):
+    with pytest.raises(UsageError, match="which is not supported"):
         await run_concurrent(["x"], Api(connect, base_url="http://api.invalid/v1"))
 
 

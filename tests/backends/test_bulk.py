@@ -161,7 +161,7 @@ def test_no_prompt_is_forgotten(here, bulk, capsys):
 
     api = bulk(submit)
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY]) == 3
-    assert "stopped: mine:submit has ended and left 2 prompts unanswered" in capsys.readouterr().err
+    assert "stopped: mine:submit ended and left 2 prompts unanswered" in capsys.readouterr().err
     assert [row["id"] for row in rows("prompts.results.jsonl")] == [1]
     results = run(["one", "two", "three"], api)
     assert [result.done for result in results] == [True, False, False] and results[2].error.type == "not_sent"
@@ -175,7 +175,7 @@ def test_an_answer_that_comes_twice_stops_the_run(here, bulk, capsys):
 
     bulk(submit)
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY]) == 3
-    assert "stopped: mine:submit has answered a prompt twice" in capsys.readouterr().err
+    assert "stopped: mine:submit answered a prompt twice" in capsys.readouterr().err
     assert len(rows("prompts.results.jsonl")) == 3
 
 
@@ -237,8 +237,8 @@ def test_notes_are_kept_until_all_is_done(here, bulk, capsys):
     running.write_bytes(running.read_bytes() + b'{"torn')
     capsys.readouterr()
     assert main(["prompts.txt", "-b", "stdlib", "--base-url", NOBODY]) == 2
-    sentence = "mine:submit has something running for these results; go on with -b mine:submit, or remove that file"
-    assert f"prompts.results.jsonl.running: {sentence} to give it up" in " ".join(capsys.readouterr().err.split())
+    sentence = "mine:submit has jobs running for these results; continue with -b mine:submit, or remove that file"
+    assert f"prompts.results.jsonl.running: {sentence} to discard them" in " ".join(capsys.readouterr().err.split())
     assert main(command) == 0
     assert seen == [[], [{"batch": 1}]] and not running.exists()
 
@@ -248,7 +248,7 @@ def test_overwriting_gives_up_what_is_running(here, bulk, capsys):
     running = pathlib.Path("prompts.results.jsonl.running")
     running.write_text('{"backend":"mine:submit"}\n{"batch":1}\n')
     assert main(["prompts.txt", "-b", "mine:submit", "--base-url", NOBODY, "--overwrite"]) == 0
-    assert "prompts.results.jsonl.running is given up" in capsys.readouterr().err and not running.exists()
+    assert "prompts.results.jsonl.running is discarded" in capsys.readouterr().err and not running.exists()
 
 
 def test_calls_beside_are_tried_again_and_fail_in_words(bulk):
@@ -315,9 +315,9 @@ def test_a_share_of_the_price(here, bulk, capsys):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--compare"], "mine:submit answers in bulk: no --compare and no --sequential with it"),
-        (["--sequential"], "mine:submit answers in bulk: no --compare and no --sequential with it"),
-        (["--rpm", "5"], "--rpm means nothing to mine:submit; leave it out"),
+        (["--compare"], "mine:submit is a bulk backend; leave out --compare and --sequential"),
+        (["--sequential"], "mine:submit is a bulk backend; leave out --compare and --sequential"),
+        (["--rpm", "5"], "--rpm has no effect with mine:submit; leave it out"),
         (["--worker-backend", "mine:submit"], "--worker-backend mine:submit answers in bulk; name a live one"),
     ],
 )

@@ -374,7 +374,7 @@ def test_a_second_ctrl_c_ends_at_once(begun):
     while not (folder / "p.results.jsonl").exists() or not rows(folder):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    while b"once more" not in process.stderr.readline():
+    while b"interrupt again" not in process.stderr.readline():
         pass
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)

@@ -232,8 +232,8 @@ def test_a_redirect_is_followed_by_the_user(ask):
     ("variable", "content", "named"),
     [
         ("SSL_CERT_FILE", None, "cannot be read"),
-        ("SSL_CERT_FILE", "hello", "holds no certificate"),
-        ("SSL_CERT_DIR", None, "is no folder"),
+        ("SSL_CERT_FILE", "hello", "contains no PEM certificate"),
+        ("SSL_CERT_DIR", None, "is not a folder"),
     ],
 )
 def test_certificates_that_are_not_there_are_named_before_the_first_call(

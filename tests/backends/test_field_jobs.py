@@ -82,8 +82,8 @@ RESETS = {
 def test_a_limit_that_is_hours_away_stops_the_run_and_says_when(job, headers):
     answer = served(429, told("Rate limit exceeded: free-models-per-day"), **headers(time.time()))
     status, found, said, calls = job(lambda number: answer, 40, "--deadline", "30")
-    assert status == 3 and calls <= 20 and re.search(r"is over in 5 h, at 20\d\d-.*\(p\.jsonl line \d+\)", said), said
-    assert "run the same command again then" in said and not any(row["text"] for row in found)
+    assert status == 3 and calls <= 20 and re.search(r"resets in 5 h, at 20\d\d-.*\(p\.jsonl line \d+\)", said), said
+    assert "run the same command again at that time" in said and not any(row["text"] for row in found)
 
 
 def test_a_cost_that_is_billed_is_reported(job):

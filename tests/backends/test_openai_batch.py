@@ -181,7 +181,7 @@ def test_an_output_that_is_gone_is_not_paid_again_unasked(ask, capsys):
     call = ask(batch_fault={"lost-file": 1.0})
     assert call(count=3) == 1
     error = rows("prompts.results.jsonl")[0]["error"]
-    assert error["type"] == "file_gone" and "--retry-failed asks and pays again" in error["message"]
+    assert error["type"] == "file_gone" and "--retry-failed sends and pays again" in error["message"]
     assert call() == 1 and call.server.stats.batches == 1
     assert call("--retry-failed") == 1 and call.server.stats.batches == 2
 
@@ -290,7 +290,7 @@ def test_an_interrupt_leaves_the_batches_running(ask, capsys, clock):
     interrupt_when(noted)
     assert call(count=10) == 130
     err = capsys.readouterr().err
-    assert "batches go on; once more within 5 s to cancel them" in err and "to continue: " in err
+    assert "batches run on; interrupt again within 5 s to cancel them" in err and "to continue: " in err
     assert f"still running: {running()[1]['batch']}\n" in err
     assert [[*note] for note in running()] == [["file", "names", "time", "instead"], ["file", "batch"]]
     clock.now = 60.0
@@ -309,14 +309,14 @@ def test_a_second_interrupt_asks_for_cancellation(ask, capsys, monkeypatch):
 
     def ready(number):
         text.append(capsys.readouterr().err)
-        return noted(number) if number == 0 else "once more" in "".join(text)
+        return noted(number) if number == 0 else "interrupt again" in "".join(text)
 
     monkeypatch.setattr(openai_batch, "GRACE", 60.0)
     call = ask(batch_time=30, clock=clock)
     interrupt_when(ready, 2)
     assert call(count=10) == 130
     err = "".join(text) + capsys.readouterr().err
-    assert f"asked to cancel {running()[1]['batch']}; what is answered by then is billed" in err
+    assert f"the server is cancelling {running()[1]['batch']}; what is answered is billed" in err
     assert "to continue: " in err
     now[1] = 10.0
     assert call() == 0
@@ -330,7 +330,7 @@ def test_batches_of_another_input_are_refused(ask, capsys):
     capsys.readouterr()
     pathlib.Path("prompts.txt").write_text("something else\n")
     assert call() == 2
-    sentence = "holds nothing of what is asked here: another input, model or parameter; run the command that began it"
+    sentence = "contains none of these requests (another input, model or parameter?); run the command that started it"
     assert sentence in " ".join(capsys.readouterr().err.split()) and call.server.stats.batches == 1
 
 
@@ -340,7 +340,7 @@ def test_a_batch_that_the_server_does_not_know(ask, capsys):
     assert call(count=3) == 130
     capsys.readouterr()
     assert ask()() == 2
-    assert "is not known to this server and key" in " ".join(capsys.readouterr().err.split())
+    assert "is unknown to this server and key" in " ".join(capsys.readouterr().err.split())
     assert call.server.stats.batches == 0
 
 
@@ -368,7 +368,7 @@ def test_nobody_there_stops_the_run(here, capsys):
 def test_flags_that_mean_nothing(here, capsys, flag):
     value = "stdlib" if flag == "--worker-backend" else "5"
     assert main(["prompts.txt", "-b", "openai-batch", "--base-url", "http://127.0.0.1:9/v1", flag, value]) == 2
-    assert f"{flag} means nothing to openai-batch; leave it out" in capsys.readouterr().err
+    assert f"{flag} has no effect with openai-batch; leave it out" in capsys.readouterr().err
 
 
 def test_a_budget_is_not_charged_twice_for_what_is_running(ask, capsys, clock):
@@ -465,7 +465,7 @@ def test_a_batch_that_does_not_end_is_warned_of_once(ask, monkeypatch, capsys):
     monkeypatch.setattr(openai_batch, "DAY", -7200.0)
     call = ask(batch_time=0.1)
     assert call(count=3) == 0
-    assert capsys.readouterr().err.count("should have ended by now; --overwrite gives it up") == 1
+    assert capsys.readouterr().err.count("should have ended by now; --overwrite discards it") == 1
 
 
 @pytest.mark.parametrize("times, status", [(1, 0), (9, 1)])
@@ -496,7 +496,7 @@ def test_a_batch_of_another_model_stays_noted_while_it_runs(ask, capsys):
     assert call() == 130
     name = running()[1]["batch"]
     assert call("-m", "other") == 0
-    assert f"{name} is running and holds nothing that is asked here" in capsys.readouterr().err
+    assert f"{name} is running and contains none of these requests" in capsys.readouterr().err
     assert {"file": running()[0]["file"], "batch": name} in running()
 
 
@@ -531,7 +531,7 @@ def test_an_output_file_without_an_end_stops_the_run(ask, monkeypatch, output, c
     monkeypatch.setattr(openai_batch, "MAX_FILE", 100_000)
     output(lambda content: (content + end) * 1000)
     assert ask()(count=3) == 3
-    assert "too long to be one" in " ".join(capsys.readouterr().err.split())
+    assert "is too large" in " ".join(capsys.readouterr().err.split())
     assert running(), "another run may fetch it"
 
 

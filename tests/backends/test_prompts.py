@@ -105,12 +105,12 @@ def test_the_command_line_goes_before_a_requests_own():
 
 
 REFUSED = {
-    "a system text": ({"model": "a", "messages": HI}, {"system": "x"}, r"whole request, .*no system text \(-s\)"),
+    "a system text": ({"model": "a", "messages": HI}, {"system": "x"}, r"whole request, .*leave out -s and -t"),
     "another endpoint": ({"model": "a", "messages": HI}, {"endpoint": "responses"}, "leave out -e responses"),
     "a column": (
         {"model": "a", "messages": HI, "temperature": 0, "max_tokens": 1, "topic": "x"},
         {},
-        r"no API has `topic`; take that out \(jq -c 'del\(\.\[\"topic\"\]\)'\)",
+        r"no API has `topic`; remove that: jq -c 'del\(\.\[\"topic\"\]\)'",
     ),
     "a model that is not asked": ({"model": "a", "messages": HI, "topic": "x"}, {"model": None}, "names the model a,"),
     "a parameter beside a text": ({"prompt": "hi", "max_tokens": 5}, {}, r"\(-p 'max_tokens=5'\)"),
@@ -152,7 +152,7 @@ def test_a_template_makes_columns_of_what_is_called_like_a_request():
         asked({"prompt": "hi", "max_tokens": 5}, template="{prompt} {max_tokens}")[1]["messages"][0]["content"]
         == "hi 5"
     )
-    assert "no template" in asked(row | {"max_tokens": 5, "temperature": 0}, template="{prompt}")
+    assert "no system text or template" in asked(row | {"max_tokens": 5, "temperature": 0}, template="{prompt}")
 
 
 def test_a_table_holds_no_requests(read):
@@ -163,7 +163,7 @@ def test_a_table_holds_no_requests(read):
 
 
 NOT_SENT = {
-    "a table": ("p.csv", "model,prompt\na,hi\nb,ho\n", [], "the column `model` is not sent; give one for all (-m)"),
+    "a table": ("p.csv", "model,prompt\na,hi\nb,ho\n", [], "the column `model` is not sent; set one for all (-m)"),
     "two": ("p.csv", "model,prompt,max_tokens\na,hi,5\n", [], "the columns `model`, `max_tokens` are not sent"),
     "a row": ("p.jsonl", '{"prompt": "hi", "model": "a", "topic": "x"}\n', [], "the column `model` is not sent"),
     "one is given": ("p.csv", "model,prompt,top_p\na,hi,1\n", ["-m", "m"], "one for all (-p top_p=...)"),
@@ -279,7 +279,7 @@ def test_empty_prompts_fail_and_the_others_are_answered(here, stand_in, kind):
     assert main([kind, "-q", "--base-url", server.url]) == 1
     one, two = rows("p.results.jsonl")
     where = f"{kind} line {3 if kind == 'p.csv' else 2}"
-    assert one["text"] and two["error"]["message"] == f"{where}: `prompt` is empty: nothing is asked"
+    assert one["text"] and two["error"]["message"] == f"{where}: `prompt` is empty"
     assert two["attempts"] == 0
 
 
@@ -290,7 +290,7 @@ def test_conversations_that_end_with_the_assistant_are_warned_about_once(here, s
     for options in ([], ["-o", "-"], ["--dry-run"], ["--overwrite", "-c", "1"]):
         assert main(["d.jsonl", "-q", *options, "--base-url", stand_in().url]) == 0
         said = capsys.readouterr().err
-        assert said.count("end with the assistant") == 1 and "3 conversations end" in " ".join(said.split()), options
+        assert said.count("with an assistant message") == 1 and "3 conversations end" in " ".join(said.split()), options
     pathlib.Path("d.jsonl").write_text(jsonl({"messages": HI}))
     assert main(["d.jsonl", "-q", "--overwrite", "--base-url", stand_in().url]) == 0
     assert "assistant" not in capsys.readouterr().err
@@ -336,4 +336,4 @@ def test_a_batch_line_without_url_is_taken_by_its_body():
 
 
 def test_the_end_of_a_dos_file_is_no_prompt():
-    assert "nothing is asked" in asked("\x1a")
+    assert "is empty" in asked("\x1a")

@@ -455,8 +455,8 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         answer(gzip.compress(b"") * 101, "200 OK", "Content-Encoding: gzip"),
         "more than 100 gzip members",
     ),
-    "brotli": (answer(b"xx", "200 OK", "Content-Encoding: br"), "content coding that was not asked for: b'br'"),
-    "gzip twice": (answer(GZIP, "200 OK", "Content-Encoding: gzip, gzip"), "content coding that was not asked for"),
+    "brotli": (answer(b"xx", "200 OK", "Content-Encoding: br"), "content coding that was not requested: b'br'"),
+    "gzip twice": (answer(GZIP, "200 OK", "Content-Encoding: gzip, gzip"), "content coding that was not requested"),
 }
 
 
@@ -1272,7 +1272,7 @@ async def test_certificate_not_verified_through_a_proxy(authority: Authority, mo
         (answer(b"<html>", "407 Proxy Authentication Required"), "it answered CONNECT with status 407"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "it answered CONNECT with status 502"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n", "it answered CONNECT with status 302"),
-        (b"HTTP/1.1 200 OK\r\n\r\nhello", "it closed the tunnel or sent something of its own down it"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", "it closed the tunnel or sent data of its own through it"),
         (b"junk\r\n", "not an HTTP/1.1 answer: b'junk\\r\\n'"),
         (b"", "the server closed the connection without answering"),
     ],

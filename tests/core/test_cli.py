@@ -67,7 +67,7 @@ def test_only_the_first_n_then_the_rest(here, stand_in):
 def test_failed_prompts_are_kept_and_asked_again_on_request(here, stand_in, capsys):
     broken, sound = stand_in(fault={"500": 1.0}), stand_in()
     assert main(["prompts.txt", "--base-url", broken.url, "--max-attempts", "2"]) == 1
-    assert "ask again later" in capsys.readouterr().err
+    assert "retry later" in capsys.readouterr().err
     assert [row["error"]["status"] for row in rows("prompts.results.jsonl")] == [500] * 3
     assert broken.stats.requests == 6
     assert main(["prompts.txt", "--base-url", sound.url]) == 1
@@ -242,7 +242,7 @@ UNUSABLE = {
         ["prompts.txt", "--plot", "no/r.svg"],
         "--plot: no/r.svg cannot be written: there is no folder no; name another file",
     ),
-    "a picture of another kind": (["prompts.txt", "--plot", "r.pdf"], "--plot: r.pdf: a picture's name ends in .png"),
+    "a picture of another kind": (["prompts.txt", "--plot", "r.pdf"], "r.pdf: a picture's name must end in .png"),
     "a picture for a results file": (["prompts.txt", "-o", "r.svg", "--plot", "r.svg"], "r.svg is -o; choose another"),
     "nothing to ask again": (["prompts.txt", "-o", "-", "--retry-failed"], "standard output keeps nothing"),
     "a sweep apart from a comparison": (["prompts.txt", "-c", "1,2"], "(-c 1,16,auto) are for --compare"),

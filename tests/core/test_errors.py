@@ -535,10 +535,10 @@ HINTS = {
     (400, "content_policy_violation"): "reword",
     (400, "invalid_request_error"): "",
     (422, ""): "",
-    (408, ""): "ask again",
-    (500, ""): "ask again",
-    (503, "server_is_overloaded"): "ask again",
-    (200, "server_error"): "ask again",
+    (408, ""): "retry",
+    (500, ""): "retry",
+    (503, "server_is_overloaded"): "retry",
+    (200, "server_error"): "retry",
 }
 
 

@@ -101,7 +101,7 @@ def test_a_server_that_tells_no_usage_does_not_run_for_free(caplog):
     results = run(["?"] * 50, api_of(answer), max_cost=0.001, price=PRICE)
     assert len(requests) < 20
     assert any(result.error is None for result in results)
-    assert "tell the usage" in caplog.text
+    assert "reports no usage" in caplog.text
 
 
 def test_a_tiny_budget_sends_nothing():
@@ -142,7 +142,7 @@ def test_a_budget_is_the_jobs_not_the_runs(prompts, backend, capsys, tmp_path):
     first = len(requests)
     assert 0 < first * 0.00082 <= 0.01
     words = " ".join(capsys.readouterr().err.split())
-    assert "is spent and a call may cost" in words and "give a higher --max-cost" in words and "to continue: " in words
+    assert "is spent and the next call may cost" in words and "raise --max-cost" in words and "to continue: " in words
     assert main([*command, "0.01"]) == 3 and len(requests) == first
     assert "of it $" in capsys.readouterr().err
     assert main([*command, "0.02"]) == 3 and first < len(requests)

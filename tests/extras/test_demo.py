@@ -30,7 +30,7 @@ def test_a_demo_in_a_dialect(here):
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["--demo", "--dialect", "klingon"], "there are openai, openrouter,"), (["--dialect", "groq"], "add that")],
+    [(["--demo", "--dialect", "klingon"], "choose openai, openrouter,"), (["--dialect", "groq"], "add --demo")],
 )
 def test_a_dialect_that_cannot_be(here, capsys, flags, named):
     assert main(["prompts.txt", *flags]) == 2

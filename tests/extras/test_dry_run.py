@@ -28,7 +28,7 @@ def test_a_dry_run_needs_no_key_and_writes_nothing(prompts, capsys, offline, tmp
     status, out = dry(capsys, prompts, "-p", "max_completion_tokens=100", "--rpm", "10", "--max-cost", "5")
     words = " ".join(out.split())
     assert status == 0 and sorted(tmp_path.iterdir()) == before
-    assert "prompts 30 in " in words and "to ask 30 " in words
+    assert "prompts 30 in " in words and "to send 30 " in words
     assert "tokens out at most 3,000" in words
     assert "out = at most $0.0015" in words and "prices of 2026-11-05" in words
     assert "at least 2 min 54 s at 10 requests/min" in words
@@ -50,7 +50,7 @@ def test_a_dry_run_groups_what_cannot_be_read(tmp_path, capsys, offline):
     path.write_text('"fine"\n' + "".join(f"{' ' * n}{{broken\n" for n in range(5)) + "[1]\n")
     status, out = dry(capsys, str(path))
     words = " ".join(out.split())
-    assert status == 1 and "prompts 7 in" in words and "to ask 1 " in words
+    assert status == 1 and "prompts 7 in" in words and "to send 1 " in words
     assert "5 x " in words and "line 2: not JSON" in words and "1 x " in words and "line 7: neither a text" in words
 
 
@@ -73,8 +73,8 @@ def test_a_dry_run_knows_what_is_answered(prompts, backend, capsys, offline, tmp
         status, out = dry(capsys, prompts, "-m", "gpt-6-luna", "--max-cost", "0.002")
     words = " ".join(out.split())
     assert status == 0 and path.read_bytes() == before
-    assert "answered 20 in " in words and "to ask 10 " in words
-    assert "if they are like those there" in words
+    assert "answered 20 in " in words and "to send 10 " in words
+    assert "if they are like the answers so far" in words
     assert "may not suffice" in words
 
 
@@ -118,4 +118,4 @@ def test_a_slow_download_is_not_waited_for(prompts, capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "ENCODING_TIMEOUT", 0.01)
     status, out = dry(capsys, prompts)
     end.set()
-    assert status == 0 and "did not come in time" in " ".join(out.split())
+    assert status == 0 and "did not load in time" in " ".join(out.split())

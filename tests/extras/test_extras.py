@@ -264,7 +264,7 @@ def test_a_hook_that_raises_is_one_sentence_and_loses_nothing(here, stand_in, th
     ("def (", "--extra mine: SyntaxError: "),
     ("import nowhere_at_all", "--extra mine: ModuleNotFoundError: No module named 'nowhere_at_all'"),
     ("", "--extra mine: AttributeError: module 'mine' has no attribute 'add_arguments'"),
-    ("add_arguments = create = 1", "--extra mine: add_arguments and create are to be functions"),
+    ("add_arguments = create = 1", "--extra mine: it needs the functions add_arguments and create"),
     (None, "--extra mine: ModuleNotFoundError: No module named 'mine'"),
 ])  # fmt: skip
 def test_what_cannot_be_loaded_is_one_sentence(here, stand_in, third, capsys, text, sentence):
@@ -279,10 +279,10 @@ def test_what_cannot_be_loaded_is_one_sentence(here, stand_in, third, capsys, te
 @pytest.mark.parametrize(("words", "sentence"), [
     ("--extra mine --extra yours", "extra yours, add_arguments: ArgumentError: argument --mine: "),
     ("--to-batch x.jsonl --dry-run", "--to-batch only writes requests; leave out --dry-run"),
-    ("--merge a.jsonl --to-batch x.jsonl", "--merge only puts results together; leave out --to-batch"),
-    ("--dry-run --report r.json", "--dry-run runs nothing that --report or --plot could show; leave them out"),
-    ("--compare --shard 1/2", "--compare writes no results to be merged; leave out --shard"),
-    ("--compare --max-cost 1", "--compare asks everything several times and keeps nothing; leave out --max-cost"),
+    ("--merge a.jsonl --to-batch x.jsonl", "--merge only merges results; leave out --to-batch"),
+    ("--dry-run --report r.json", "--dry-run sends nothing that --report or --plot could show; leave them out"),
+    ("--compare --shard 1/2", "--compare writes no results that could be merged; leave out --shard"),
+    ("--compare --max-cost 1", "--compare sends every prompt several times and keeps no results; leave out --max-cost"),
 ])  # fmt: skip
 def test_two_that_contradict_each_other_are_one_sentence(here, third, capsys, words, sentence):
     third("mine", MINE + " pass")

@@ -258,7 +258,7 @@ def test_the_table_of_forms_is_in_order():
 def test_unknown_columns_are_named(asks, capsys):
     pathlib.Path("a.jsonl").write_text(jsonl({"foo": 1, "bar": 2}))
     assert asks("a.jsonl") == (2, [])
-    assert "a.jsonl line 1: no column is called prompt, messages or input; make one of {foo}, {bar} (-t)" in (
+    assert "a.jsonl line 1: no column is called prompt, messages or input; make one from {foo}, {bar} (-t)" in (
         capsys.readouterr().err
     )
 
@@ -285,7 +285,7 @@ def test_without_the_file_the_error_is_plain(asks, capsys, monkeypatch):
     monkeypatch.setattr(concurrent_prompts, "sibling", missing)
     pathlib.Path("a.jsonl").write_text(jsonl(SETS["Alpaca"][0]))
     assert asks("a.jsonl") == (2, [])
-    plain = "`input` alone would lose {instruction}; make one prompt of {input}, {instruction}"
+    plain = "sending `input` alone would lose {instruction}; make a prompt from {input}, {instruction}"
     assert plain in capsys.readouterr().err
     pathlib.Path("a.txt").write_bytes("hello\n".encode("utf-16"))
     assert asks("a.txt") == (2, [])

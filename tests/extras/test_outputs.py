@@ -433,7 +433,7 @@ def test_notes_that_somebody_made_up_are_damaged_or_taken(tmp_path, lines):
 @pytest.mark.parametrize("backend", ["{}", "[1]", "5", "null"])
 def test_a_backend_that_is_no_name_is_damage(tmp_path, backend):
     (tmp_path / "r.jsonl.running").write_text(f'{{"backend":{backend}}}\n')
-    with pytest.raises(UsageError, match=r"running is damaged; mend it, or remove it"):
+    with pytest.raises(UsageError, match=r"running is damaged; repair it, or remove it"):
         PendingJobs(tmp_path / "r.jsonl", "openai-batch")
 
 

@@ -69,7 +69,7 @@ def test_check(tmp_path, monkeypatch):
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: name)
     for name in ("a.png", "a.SVG", "a.html"):
         plot.check(str(tmp_path / name))
-    with pytest.raises(ValueError, match=r"a\.pdf: a picture's name ends in \.png, \.svg or \.html"):
+    with pytest.raises(ValueError, match=r"a\.pdf: a picture's name must end in \.png, \.svg or \.html"):
         plot.check(str(tmp_path / "a.pdf"))
     with pytest.raises(ValueError, match=r"cannot be written: there is no folder .*; name another file"):
         plot.check(str(tmp_path / "none" / "a.png"))
@@ -77,7 +77,7 @@ def test_check(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not a regular file but a directory; name another file"):
         plot.check(str(tmp_path / "b.png"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match=r"cannot be written: the folder .* is protected; name another file"):
+    with pytest.raises(ValueError, match=r"cannot be written: the folder .* is write-protected; name another file"):
         plot.check(str(tmp_path / "a.png"))
 
 
@@ -366,7 +366,7 @@ def test_command_refuses(tmp_path, monkeypatch, capfd):
     for words, said in (
         (["none.jsonl", "-o", "p.png"], "No such file"),
         (["empty.jsonl", "-o", "p.png"], "there is no call to draw"),
-        (["empty.jsonl", "-o", "p.gif"], "a picture's name ends in"),
+        (["empty.jsonl", "-o", "p.gif"], "a picture's name must end in"),
         (["empty.jsonl"], "-o/--output"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -86,10 +86,10 @@ def test_the_report_says_what_it_cost(prompts, backend, capsys):
     ("options", "usage", "said"),
     [
         (["-m", "llama"], {}, "cost unknown: no price for llama; give --price IN,OUT"),
-        (["-m", "llama", "--price", "1,4"], {}, "cost $0.0246 (llama at $1.00 in, $4.00 out per million, as told)"),
+        (["-m", "llama", "--price", "1,4"], {}, "cost $0.0246 (llama at $1.00 in, $4.00 out per million, as given)"),
         (["-m", "gpt-5-foo"], {"model": "gpt-5-nano-2025-08-07"}, "(gpt-5-nano-2025-08-07 at $0.05 in"),
-        (["-m", "gpt-6-luna"], {"usage": None}, "cost unknown: the server tells no usage"),
-        (["-m", "gpt-6-luna"], {"usage": {"prompt_tokens": "7"}}, "cost unknown: the server tells no usage"),
+        (["-m", "gpt-6-luna"], {"usage": None}, "cost unknown: the server reports no usage"),
+        (["-m", "gpt-6-luna"], {"usage": {"prompt_tokens": "7"}}, "cost unknown: the server reports no usage"),
         (["-m", "gpt-6-luna"], {"model": ["?"]}, "cost $0.00306"),
     ],
 )
@@ -173,7 +173,7 @@ SERVED = {
     "unknown": (
         {"usage": SHORT, "service_tier": "turbo"},
         "$0.02 (",
-        "the tier turbo, counted so: its own price is not",
+        "the tier turbo, counted at that price: its own is unknown",
     ),
     "long": ({"usage": MILLION}, "$0.20 (", "for inputs above 272,000 tokens, 2 times that in, 1.5 out"),
     "long and fast": ({"usage": MILLION, "service_tier": "priority"}, "$0.40 (", "of it for inputs above 272,000"),
@@ -250,7 +250,7 @@ def test_a_cost_that_a_reply_tells(found, cost):
 def test_a_cost_that_is_told_needs_no_price(prompts, backend, capsys, tmp_path):
     answer, _ = constant(completion(usage=usage(0.0012), model="some/model"))
     assert main([prompts, *backend(answer), "-m", "some/model", "--report", str(tmp_path / "r.json")]) == 0
-    assert "cost $0.036, as the answers told" in " ".join(capsys.readouterr().err.split())
+    assert "cost $0.036, as the replies report" in " ".join(capsys.readouterr().err.split())
     found = json.loads((tmp_path / "r.json").read_text())
     assert str(found).count("'cost_told_usd': 0.03") == 1
 
@@ -260,11 +260,11 @@ def test_a_cost_that_is_told_comes_before_a_price(prompts, backend, capsys):
     answer, _ = constant(*[told] * 10, untold)
     assert main([prompts, *backend(answer), "-m", "m", "--price", "1,4", "--sequential"]) == 0
     text = " ".join(capsys.readouterr().err.split())
-    assert "cost $0.04 (m at $1.00 in, $4.00 out per million, as told); $0.012 of it as 10 answers told" in text
+    assert "cost $0.04 (m at $1.00 in, $4.00 out per million, as given); $0.012 of it as reported in 10 answers" in text
 
 
 def test_some_costs_are_told_and_others_are_unknown(prompts, backend, capsys):
     answer, _ = constant(*[completion(usage=usage(0.0012), model="x")] * 10, completion(usage=usage(None), model="y"))
     assert main([prompts, *backend(answer), "-m", "x", "--sequential"]) == 0
     text = " ".join(capsys.readouterr().err.split())
-    assert "cost $0.012, as the answers told; unknown: no price for x; give --price" in text
+    assert "cost $0.012, as the replies report; unknown: no price for x; give --price" in text

@@ -152,7 +152,7 @@ def test_a_batch_line_gets_the_form_of_its_own_url():
     assert sent[0][1]["response_format"] == WRAPPED and "text" not in sent[0][1]
     assert sent[1][1]["text"] == {"verbosity": "low", "format": FLAT} and len(sent) == 2
     assert [result.error and result.error.type for result in results] == [None, None, "unreadable", "unreadable"]
-    assert results[2].error.message == "prompt 3: how /moderations takes a schema (--schema) is not known"
+    assert results[2].error.message == "prompt 3: --schema is not supported for /moderations"
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,11 @@ def test_a_batch_line_gets_the_form_of_its_own_url():
     [
         ({"endpoint": "embeddings"}, "embeddings takes no schema"),
         ({"endpoint": "responses", "params": {"text": "low"}}, "-p text"),
-        ({"schema": True}, "the schema is no JSON object"),
-        ({"schema": "schema.json"}, "the schema is no JSON object"),
-        ({"schema": {"const": float("nan")}}, "the schema is no JSON schema"),
-        ({"schema": {"const": {1, 2}}}, "the schema is no JSON schema"),
-        ({"schema": {"const": "\ud800"}}, "the schema is no JSON schema"),
+        ({"schema": True}, "the schema is not a JSON object"),
+        ({"schema": "schema.json"}, "the schema is not a JSON object"),
+        ({"schema": {"const": float("nan")}}, "the schema is not a JSON schema"),
+        ({"schema": {"const": {1, 2}}}, "the schema is not a JSON schema"),
+        ({"schema": {"const": "\ud800"}}, "the schema is not a JSON schema"),
     ],
 )
 def test_what_cannot_be_used_is_known_before_the_first_call(settings, named):
@@ -175,7 +175,7 @@ def test_what_cannot_be_used_is_known_before_the_first_call(settings, named):
 def test_a_schema_that_goes_round_in_a_circle():
     circle = {"type": "object"}
     circle["not"] = circle
-    with pytest.raises(UsageError, match="the schema is no JSON schema"):
+    with pytest.raises(UsageError, match="the schema is not a JSON schema"):
         api(schema=circle)
 
 
@@ -258,7 +258,7 @@ UNFIT = [
     ("{}", "$: 'age' is a required property"),
     ('{"age": 1, "b": 2}', "$: Additional properties are not allowed ('b' was unexpected)"),
     ("[]", "$: [] is not of type 'object'"),
-    (f"```json\n{GOOD}\n```", "not JSON: it stands in ``` fences"),
+    (f"```json\n{GOOD}\n```", "not JSON: it is in ``` fences"),
     ("Sure! " + GOOD, "not JSON: Expecting value: line 1 column 1 (char 0)"),
     (GOOD + GOOD, "not JSON: Extra data: line 1 column 11 (char 10)"),
     ('{"age": NaN}', "not JSON: NaN is not a JSON number"),
@@ -342,7 +342,7 @@ def test_a_schema_that_is_none(checker, monkeypatch, schema, named):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("a schema was looked for in the network"))
     with pytest.raises(UsageError) as caught:
         Schema(schema, "s.json")
-    assert str(caught.value).startswith("s.json is no JSON schema") and named in str(caught.value)
+    assert str(caught.value).startswith("s.json is not a JSON schema") and named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -592,11 +592,11 @@ FILES = [
     (b"", "schema.json line 1 column 1: not JSON: "),
     (b"\n\n\xff", "schema.json line 3: not UTF-8"),
     ('{"a": "ü"}'.encode("utf-16"), "schema.json line 1: not UTF-8"),
-    (b"true", "schema.json is no JSON object"),
-    (b"[{}]", "schema.json is no JSON object"),
+    (b"true", "schema.json is not a JSON object"),
+    (b"[{}]", "schema.json is not a JSON object"),
     (b'{"const": NaN}', "schema.json: not JSON: NaN is not a JSON number"),
     (b'{"not": ' * 100_000, "schema.json: not JSON: nested more than 200 deep"),
-    (b'{"type": 7}', "schema.json is no JSON schema at $.type: 7 is not valid"),
+    (b'{"type": 7}', "schema.json is not a JSON schema at $.type: 7 is not valid"),
 ]
 
 
@@ -665,7 +665,7 @@ def test_a_table_shows_the_text_that_did_not_fit(here, stand_in, capsysbinary):
 def test_a_schema_in_its_wrapping_is_refused(here, capsys):
     pathlib.Path("schema.json").write_text(json.dumps({"name": "p", "schema": PERSON}))
     assert main(["prompts.txt", "--base-url", "http://127.0.0.1:9/v1", "--schema", "schema.json"]) == 2
-    assert "holds a schema under `schema`; give that alone" in capsys.readouterr().err
+    assert "contains a schema under `schema`; give that part alone" in capsys.readouterr().err
 
 
 # ---- Regular expressions -------------------------------------------------------------------------------------
@@ -764,7 +764,7 @@ def test_a_process_that_dies_is_replaced(children, monkeypatch):
 def test_a_pattern_that_is_none(children, pattern, named):
     with pytest.raises(UsageError) as caught:
         Schema({"pattern": pattern}, "s.json")
-    assert str(caught.value).startswith(f"s.json is no JSON schema{named}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"s.json is not a JSON schema{named}") and "\n" not in str(caught.value)
 
 
 def test_a_schema_that_takes_too_long_is_refused(children, monkeypatch):

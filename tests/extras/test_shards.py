@@ -166,7 +166,7 @@ def test_a_dry_run_of_a_shard(answer, capsys):
     out = capsys.readouterr().out
     assert "prompts     3 in shard 2/4 of p.txt\n" in out and "What is 1?" in out
     assert answer("p.txt", "--dry-run", "--shard", "11/11") == 0
-    assert "prompts     0 in shard 11/11 of p.txt\nto ask      0\n" in capsys.readouterr().out
+    assert "prompts     0 in shard 11/11 of p.txt\nto send     0\n" in capsys.readouterr().out
 
 
 def test_what_a_shard_asks_no_longer_is_superseded(answer, here):
@@ -200,7 +200,7 @@ def test_a_killed_shard_goes_on(answer, here, stand_in, capsys):
     kept = len(rows(shard(2, 2)))
     assert 4 <= kept < 20 and merge() == 2
     what = f"{shard(2, 2)} is not finished, {20 - kept} prompts of 20 still open"
-    assert f"{what}; run --shard 2/2 again, or name the -n that it was made with" in said(capsys)
+    assert f"{what}; run --shard 2/2 again, or name the -n that it was run with" in said(capsys)
     asked = server.stats.requests
     server.options = dataclasses.replace(server.options, latency=0.0)
     assert main(command) == 0 and server.stats.requests == asked + 20 - kept
@@ -217,13 +217,13 @@ def test_no_shard(here, capsys, text):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    ("p.txt --shard 1/2 --compare", "--compare writes no results to be merged; leave out --shard"),
-    ("p.txt --merge a --demo", "--merge only puts results together; leave out --demo"),
-    ("p.txt --merge a --compare -b stdlib", "--merge only puts results together; leave out --backend, --compare"),
-    ("p.txt --merge a --dry-run", "--merge only puts results together; leave out --dry-run"),
-    ("p.txt --merge a --shard 1/2", "--merge only puts results together; leave out --shard"),
-    ("p.txt --merge a --to-batch b", "--merge only puts results together; leave out --to-batch"),
-    ("p.txt --merge a --report r.json", "--merge only puts results together; leave out --report"),
+    ("p.txt --shard 1/2 --compare", "--compare writes no results that could be merged; leave out --shard"),
+    ("p.txt --merge a --demo", "--merge only merges results; leave out --demo"),
+    ("p.txt --merge a --compare -b stdlib", "--merge only merges results; leave out --backend, --compare"),
+    ("p.txt --merge a --dry-run", "--merge only merges results; leave out --dry-run"),
+    ("p.txt --merge a --shard 1/2", "--merge only merges results; leave out --shard"),
+    ("p.txt --merge a --to-batch b", "--merge only merges results; leave out --to-batch"),
+    ("p.txt --merge a --report r.json", "--merge only merges results; leave out --report"),
     ("--merge a p.txt", "--merge needs the shards' input: name PROMPTS before it"),
     ("p.txt -o - --merge a", "--merge writes one file of results: -o FILE.jsonl"),
     ("p.txt -o t.csv --merge a",
@@ -231,8 +231,8 @@ def test_no_shard(here, capsys, text):
      "the command of the shards without --shard then makes the table"),
     ("p.txt --to-batch b.jsonl -o x", "--to-batch only writes requests; leave out --output"),
     ("p.txt --to-batch b.jsonl --rpm 1 -c 3", "--to-batch only writes requests; leave out --concurrency, --rpm"),
-    ("p.txt --to-batch b.txt", "--to-batch b.txt: the name of a file of Batch requests ends in .jsonl"),
-    ("p.txt --to-batch=", "--to-batch : the name of a file of Batch requests ends in .jsonl"),
+    ("p.txt --to-batch b.txt", "--to-batch b.txt: the name must end in .jsonl"),
+    ("p.txt --to-batch=", "--to-batch : the name must end in .jsonl"),
     ("p.jsonl --to-batch p.jsonl", "p.jsonl is the input; choose another file with --to-batch"),
     ("p.txt --to-batch no/b.jsonl",
      "no/b.jsonl cannot be written: there is no folder no; choose another file with --to-batch"),
@@ -253,39 +253,39 @@ def change(path, *changes):
 
 
 A, B = "p.shard-1-of-2.results.jsonl", "p.shard-2-of-2.results.jsonl"
-AGAIN = "run --shard 2/2 again, or name the -n that it was made with"
-FOREIGN = "of p.txt; name the input and the -n that the shards were made with"
+AGAIN = "run --shard 2/2 again, or name the -n that it was run with"
+FOREIGN = "of p.txt; name the input and the -n that the shards were run with"
 SPOILT = {
     "missing": (lambda: [A], "shard 2/2 is missing; name its file, too, or run it: --shard 2/2"),
     "more missing": (lambda: ["p.shard-2-of-9.jsonl"],
                      "shard 1/9 is missing (and 7 more); name its file, too, or run it: --shard 1/9"),
-    "twice": (lambda: [A, B, f"./{B}", A], f"shard 2/2 is there twice: {B} and {B}; leave out one of them"),
+    "twice": (lambda: [A, B, f"./{B}", A], f"shard 2/2 is given twice: {B} and {B}; leave out one of them"),
     "another number": (lambda: [A, "p.shard-1-of-3.jsonl"],
                        f"{A} is one of 2 shards and p.shard-1-of-3.jsonl one of 3; merge those of one run"),
     "no shard": (lambda: [A, "q.results.jsonl"],
                  "there is no file q.results.jsonl; name the shards' results, after all other options"),
     "no shard's name": (lambda: [A, "p.txt"],
-                        "p.txt: the name does not say which shard it is; it is to hold .shard-K-of-N"),
+                        "p.txt: the name does not say which shard it is; it must contain .shard-K-of-N"),
     "no place": (lambda: ["p.shard-3-of-2.jsonl"],
-                 "p.shard-3-of-2.jsonl: the name does not say which shard it is; it is to hold .shard-K-of-N"),
+                 "p.shard-3-of-2.jsonl: the name does not say which shard it is; it must contain .shard-K-of-N"),
     "open": (lambda: change(B, (4, b""), (5, b"")),
              f"{B} is not finished, 2 prompts of 5 still open; {AGAIN}"),
     "cut short": (lambda: change(B, (5, b'{"id":9,"te')),
                   f"{B} is not finished, 1 prompt of 5 still open; {AGAIN}"),
     "in another order": (lambda: change(B, (2, b""), (4, pathlib.Path(B).read_bytes().splitlines(True)[1] * 2)),
-                         f"{B} is not finished, line 2 is not in its place; {AGAIN}"),
+                         f"{B} is not finished, line 2 is out of order; {AGAIN}"),
     "one too many": (lambda: change(B, (5, pathlib.Path(B).read_bytes().splitlines(True)[4] * 2)),
-                     f"{B} is not finished, line 6 is not in its place; {AGAIN}"),
+                     f"{B} is not finished, line 6 is out of order; {AGAIN}"),
     "another input's": (lambda: change(B, (3, pathlib.Path(A).read_bytes().splitlines(True)[2])),
-                        f"{B} line 3 answers nothing in shard 2/2 {FOREIGN}"),
+                        f"{B} line 3 belongs to no prompt in shard 2/2 {FOREIGN}"),
     "a longer input's": (lambda: pathlib.Path("p.txt").write_text("".join(f"What is {n}?\n" for n in range(9))),
-                         f"{B} line 5 answers nothing in shard 2/2 {FOREIGN}"),
+                         f"{B} line 5 belongs to no prompt in shard 2/2 {FOREIGN}"),
     "something else": (lambda: change(B, (3, b'{"a": 1}\n')),
-                       f"{B} holds something other than results in line 3; mend that, and merge again"),
+                       f"{B} line 3 is not a result; correct that line, and merge again"),
     "no JSON": (lambda: change(B, (5, b"end of file\n")),
-                f"{B} holds something other than results in line 5; mend that, and merge again"),
+                f"{B} line 5 is not a result; correct that line, and merge again"),
     "not there": (lambda: os.remove(B),
-                  f"cannot read {B}: No such file or directory; mend that, or run the shard again"),
+                  f"cannot read {B}: No such file or directory; correct that, or run the shard again"),
     "the output": (lambda: [A, B, "-o", A], f"{A} is one of the shards; choose another file with -o"),
     "the output, by a pattern": (lambda: ["p.shard-*", "-o", A, "--overwrite"],
                                  f"{A} is one of the shards; choose another file with -o"),
@@ -293,7 +293,7 @@ SPOILT = {
     "no folder": (lambda: [A, B, "-o", "no/x.jsonl"],
                   "no/x.jsonl cannot be written: there is no folder no; choose another file with -o"),
     "there already": (lambda: pathlib.Path("p.results.jsonl").write_text("kept"),
-                      "p.results.jsonl is there already; choose another file with -o, or give it up (--overwrite)"),
+                      "p.results.jsonl already exists; choose another file with -o, or replace it (--overwrite)"),
 }  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def test_ids_that_have_moved(answer, here, capsys):
     (here / "p.txt").write_text("\n" + (here / "p.txt").read_text())
     before = answer.server.stats.requests
     assert merge() == 2
-    assert said(capsys).startswith(f"{A} is not finished, line 1 is not in its place")
+    assert said(capsys).startswith(f"{A} is not finished, line 1 is out of order")
     assert [answer("p.txt", "--shard", f"{place}/2") for place in (1, 2)] == [0, 0] and merge() == 0
     assert [row["id"] for row in rows("p.results.jsonl")] == list(range(2, 12))
     assert answer.server.stats.requests == before
@@ -332,7 +332,7 @@ def test_the_n_of_the_shards_has_to_be_named(answer, capsys):
     assert merge() == 2
     assert said(capsys) == f"{B} is not finished, 2 prompts of 5 still open; {AGAIN}"
     assert merge("-n", "6") == 2
-    assert said(capsys) == f"{A} line 4 answers nothing in shard 1/2 {FOREIGN}"
+    assert said(capsys) == f"{A} line 4 belongs to no prompt in shard 1/2 {FOREIGN}"
     assert merge("-n", "7") == 0
     for place in ("1/2", "2/2"):
         assert answer("p.txt", "--shard", place) == answer("p.txt", "--shard", place, "-n", "3") == 0

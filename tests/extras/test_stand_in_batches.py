@@ -523,7 +523,7 @@ def test_a_share_of_the_batches_follows_from_their_files(stand_in: Start) -> Non
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"batch_time": -1}, "--batch-time must be 0 or more"), ({"batch_queue": -1}, "--batch-queue"),
-    ({"batch_fault": {"x": 1}}, "--batch-fault x is unknown; there are invalid,"),
+    ({"batch_fault": {"x": 1}}, "--batch-fault x is unknown; choose invalid,"),
     ({"batch_fault": {"expire": 1.5}}, "--batch-fault expire takes a share of 0 to 1, not 1.5"),
     ({"batch_fault": {"poll-slow": float("inf")}}, "--batch-fault poll-slow takes seconds, not inf"),
 ])

@@ -285,5 +285,5 @@ def test_the_tables_name_what_is_there():
     assert all(words.keys() <= kinds for words in WORDS.values())
     assert [whole_seconds(text) for text in ("6m0s", "12ms", "1h0m1.5s", "0s")] == [360, 1, 3602, 0]
     assert all(re.search(rf"\b{word}\b", stand_in.__doc__) for word in (*DIALECTS, *DIALECT_FAULTS))
-    with pytest.raises(ValueError, match="--dialect klingon is unknown; there are openai, openrouter"):
+    with pytest.raises(ValueError, match="--dialect klingon is unknown; choose openai, openrouter"):
         Options(dialect="klingon")

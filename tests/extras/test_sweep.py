@@ -27,4 +27,4 @@ def test_a_sweep_finds_the_knee(here, stand_in, capsys):
 def test_a_sweep_of_too_few_prompts_says_so(here, stand_in, capsys):
     assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.01).url, "-q"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert "no more than 3 were ever in flight; for 50 give more prompts." in words
+    assert "no more than 3 were ever in flight; to reach 50, use more prompts." in words

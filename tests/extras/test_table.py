@@ -274,7 +274,7 @@ def test_more_columns_than_a_spreadsheet_takes(here, stand_in, capsys):
     keys = {f"k{number}": 1 for number in range(Table.MOST)}
     pathlib.Path("p.jsonl").write_text(json.dumps({"prompt": "x", **keys}))
     assert main(["p.jsonl", "-o", "a.csv", "--base-url", stand_in().url]) == 2
-    assert "p.jsonl line 1: over 16,000 columns so far" in capsys.readouterr().err
+    assert "p.jsonl line 1: more than 16,000 columns" in capsys.readouterr().err
 
 
 def test_a_cell_of_a_megabyte(here, stand_in):

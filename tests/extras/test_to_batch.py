@@ -103,12 +103,12 @@ def test_request_files_that_are_there(here, monkeypatch, capsys):
     monkeypatch.setattr(api_file, "BATCH_LINES", 4)
     (here / "b-3.jsonl").write_text("kept")
     assert main(["p.txt", "--to-batch", "b.jsonl"]) == 2
-    advice = "choose another file with --to-batch, or give it up (--overwrite)"
-    assert said(capsys) == f"b-3.jsonl is there already; {advice}"
+    advice = "choose another file with --to-batch, or replace it (--overwrite)"
+    assert said(capsys) == f"b-3.jsonl already exists; {advice}"
     assert sorted(path.name for path in here.iterdir()) == ["b-3.jsonl", "p.txt"]
     assert main(["p.txt", "--to-batch", "b.jsonl", "--overwrite", "-q"]) == 0 and len(rows("b-3.jsonl")) == 2
     assert main(["p.txt", "--to-batch", "b.jsonl", "--overwrite", "-n", "5"]) == 0
-    assert said(capsys) == "b-3.jsonl is of an earlier time: no request of these is in it"
+    assert said(capsys) == "b-3.jsonl is from an earlier run: it contains none of these requests"
     (here / "p.txt").rename("c-2.jsonl")
     (here / "c-2.jsonl").write_text(jsonl(*"abcdefg"))
     assert main(["c-2.jsonl", "--to-batch", "c.jsonl", "--overwrite"]) == 2
