@@ -74,7 +74,7 @@ def install(
     os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
     core: Any = make_module(package, sources)
-    for part in (*DIALECT, "extras", *(f"extras.{name}" for name, _ in carried)):
+    for part in (*DIALECT, "extras", "extras.wraps", *(f"extras.{name}" for name, _ in carried)):
         make_module(f"{package}.{part}", sources)
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
     loading = core.sibling("backends", "loading")
@@ -683,7 +683,7 @@ def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, byt
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
     modules += [*DIALECT, "backends.aiohttp_pool", "backends.httpcore_pool", "backends.dask_cluster", "extras"]
-    modules += [f"extras.{name}" for name, _ in job.carried]
+    modules += ["extras.wraps", *(f"extras.{name}" for name, _ in job.carried)]
     sources = {name: source_of(f"{root}.{name}") for name in modules}
     name = getattr(core.__loader__, "name", core.__name__)  # `python -m` calls it __main__, its loader does not
     main = core.__loader__.get_source(name)

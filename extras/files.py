@@ -111,4 +111,4 @@ def unwritable(path: str | os.PathLike[str]) -> str:
         return why
     if not os.path.isdir(folder):
         return f"{path} cannot be written: there is no folder {folder}"
-    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is protected"
+    return "" if os.access(folder, os.W_OK) else f"{path} cannot be written: the folder {folder} is write-protected"
