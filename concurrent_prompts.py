@@ -472,7 +472,7 @@ def as_prompt_error(failure: Exception) -> PromptError:
         known = meanings("failures")
         return (known.classified if known else classified)(failure, short(text_of(failure)))
     except Exception:  # one of its attributes, or its class, raises something itself
-        return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "it cannot be looked at")
+        return PromptError(short(type(failure).__name__, 60), short(text_of(failure)) or "its text cannot be read")
 
 
 def in_short(failure: BaseException) -> str:
@@ -680,7 +680,7 @@ class Own:
                 return self._as_reply(await waiting)
         except Exception as failure:
             raise self._decided(failure)  # noqa: B904 - it is the same one, or has it as its cause
-        raise PromptError("send", "send is no coroutine function: write it as `async def`", "stop")
+        raise PromptError("send", "send is not a coroutine function: write it as `async def`", "stop")
 
 
 # ---- Limits and retries --------------------------------------------------------------------------------------
@@ -930,9 +930,9 @@ class Window:
         throughput = max(place / latency for place, latency in means)
         calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
-        self.source = "since more bring no more answers"
+        self.source = "more brought no more throughput"
         self.size, self.answers = min(self.size, 1.02 * throughput * math.exp(self._usual) + 1), 0
-        log.info("more calls in flight bring no more answers: now %d", self.size)
+        log.info("more calls in flight do not raise the throughput: now %d", self.size)
 
     def _watch(self, place: float, latency: float, count: int) -> None:
         self._lately += (latency - self._lately) * min(1.0, count / 16)
@@ -964,11 +964,11 @@ class Window:
         self.rounds = max(rounds, min(32.0, 2 * self.rounds) if again else 1.0)
         self.source, self.size, self.answers, self._more = "from refusals", max(1.0, min(self.size, size)), 0, 0.0
         self._limit = self.size
-        log.info("the server takes no more calls at once: now %d", self.size)
+        log.info("the server rejected more calls at once: now %d", self.size)
 
     def tell(self, size: int) -> None:
         """Take over what the server says."""
-        self.source, self.size, self.ceiling = "as the server says", min(self.size, size), min(self.ceiling, size)
+        self.source, self.size, self.ceiling = "as the server states", min(self.size, size), min(self.ceiling, size)
 
     def grow(self, size: float) -> None:
         """Open at once as far as limits that the server tells allow."""
@@ -1076,9 +1076,9 @@ class Limiter:
         """Return what holds up the run, in a few words, or ''."""
         now = self._clock()
         if self.away_since is not None:
-            return f"nobody there for {duration(now - self.away_since)}, one try a second"
+            return f"server unreachable for {duration(now - self.away_since)}, retrying once a second"
         if self.pause_end > now:
-            return f"a pause that the server asked for, {duration(self.pause_end - now)} left"
+            return f"pausing as the server requested, {duration(self.pause_end - now)} left"
         held = next((f"limit: {quota}" for quota in (self.requests, self.tokens) if quota.wait(1, now)), "")
         held = held or (f"server: {self.window}" if self.window.source else "")
         return f"held by the {held}" if held and self.queued else ""
@@ -1387,7 +1387,7 @@ class Limiter:
         self._down_at, self._opens = now, now + 0.25
         self.window.size, self.window.source = self._before
         if self.heard:
-            log.warning("nobody is there any longer (%s): waiting, with one try a second", failure)
+            log.warning("server unreachable (%s): retrying once a second", failure)
 
     def _mark_up(self, now: float) -> None:
         """Let the calls go out again."""
@@ -1520,7 +1520,7 @@ class Run:
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
         numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
-            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm are greater than 0")
+            raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm must be greater than 0")
         self.extras = [*getattr(send, "extras", ()), *extras]
         if max_cost is not None:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
@@ -1541,7 +1541,7 @@ class Run:
         self.most_in_flight = 0
         self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
         if retry and self.api is send:
-            raise ValueError("retry is for a function of your own; a backend knows what its errors mean")
+            raise ValueError("retry= is for your own function; a backend classifies its own errors")
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
         self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
@@ -1824,7 +1824,7 @@ class Run:
         if isinstance(exc, Exception):  # a bug in the reader's own code too costs no other prompt its answer
             failure = call.ended or as_prompt_error(exc)
         else:
-            failure = call.ended or PromptError("CancelledError", "the call was cancelled from within")
+            failure = call.ended or PromptError("CancelledError", "send cancelled its own call")
         if failure is not exc:
             failure.__cause__ = exc if isinstance(exc, Exception) else None
         self.limiter.settle(call, failure)
@@ -1913,7 +1913,7 @@ class Run:
             wait = min(1.0, wait / 4)  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:
-            text = f"the server asks to wait {duration(told)}; trying again in {PAUSE_CEILING:.0f} s"
+            text = f"the server asks to wait {duration(told)}; retrying in {PAUSE_CEILING:.0f} s"
             self.warn_once("wait", text)
         return wait + min(told, PAUSE_CEILING)
 
@@ -2106,8 +2106,8 @@ class Journal:
 
     def _refuse(self, number: int) -> NoReturn:
         self._file.close()
-        what = f"{self.path} holds something other than results in line {number}"
-        raise UsageError(f"{what}; mend that, choose another file (-o), or give it up (--overwrite)")
+        what = f"{self.path} line {number} is not a result"
+        raise UsageError(f"{what}; correct it, use another -o, or --overwrite to discard the file")
 
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
         """Take the prompts for those that the file is of: extras/outputs.py looks."""
@@ -2320,7 +2320,7 @@ def replacing(target: pathlib.Path, mode: int | None = None) -> Iterator[IO[byte
 async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer one prompt after the other: it takes the sum of the latencies."""
     if run.loop:
-        raise UsageError(f"{run.api.name} answers in bulk, not one at a time")
+        raise UsageError(f"{run.api.name} is a bulk backend; it cannot run one at a time")
     await worker_for(run, prompts, record)()
     if run.broken:
         raise run.broken
@@ -2419,7 +2419,7 @@ async def opened(
         record = sibling("extras", "library", named).watched(run, items, take, on_result, progress)
     if output is None:
         if overwrite or retry_failed:
-            raise ValueError("overwrite and retry_failed are of a results file: name one (output=)")
+            raise ValueError("overwrite and retry_failed need a results file: output=")
         async with run:
             yield run, record
         return
@@ -2433,7 +2433,7 @@ async def opened(
             if result.done:
                 sink.append(result)
         except (OSError, TypeError) as failure:
-            result.done, what = False, f"send returned what no line of JSON can hold ({failure}); return a text"
+            result.done, what = False, f"send returned a value that JSON cannot hold ({failure}); return a text"
             run.stop(disk_error(path, failure) if isinstance(failure, OSError) else PromptError("send", what, "stop"))
         return record(result)
 
@@ -2441,7 +2441,7 @@ async def opened(
         try:
             to_line(prompt.columns)
         except TypeError as failure:
-            raise TypeError(f"{prompt.where} has what no line of JSON can hold, for output=: {failure}") from None
+            raise TypeError(f"{prompt.where} contains a value that JSON cannot hold, as output= needs: {failure}") from None
         if [*sink.left([prompt])]:
             return False
         with sink.reading() as lines:

@@ -64,7 +64,7 @@ class Evidence(core.Evidence):
         self._failed_alike += 1
         most = 2 * self._failed_alike > self.run.limiter.sent and not (failure.slow and self.run.calls)
         if self._failed_alike >= 3 and most and self.run.limiter.alone_since == math.inf:
-            core.log.error("every call so far has failed alike: %s", failure)
+            core.log.error("every call so far failed with the same error: %s", failure)
             self.run.limiter.alone_since = -math.inf
         waits = failure.error.status in (502, 503, 504)
         enough = 36 if waits else 12

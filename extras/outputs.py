@@ -76,8 +76,8 @@ class CarefulJournal(core.Journal):
         keys = map(core.fingerprint, prompts)
         if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
             return
-        what = f"{self.path} holds the answers of another job: none belongs to {source}"
-        raise core.UsageError(f"{what}; choose another file (-o), or give them up (--overwrite)")
+        what = f"{self.path} contains results for a different input: none matches {source}"
+        raise core.UsageError(f"{what}. Use another -o, or --overwrite to discard them")
 
     def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, core.Error | None]:
         claimed = super()._claim(key, earlier)

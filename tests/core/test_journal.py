@@ -415,7 +415,7 @@ def test_a_foreign_line_after_ours_is_refused(path):
     with path.open("ab") as file:
         file.write(b"my notes\n")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="something other"):
+    with pytest.raises(UsageError, match="is not a result"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -541,7 +541,7 @@ def test_another_jobs_answers_are_refused(path):
     session(path, ["a", "b", "c"], fail=["c"])
     before = path.read_bytes()
     for items in (["x", "y"], [{"prompt": "a", "x": 1, "id": 7}], ["x", 17], []):
-        with pytest.raises(UsageError, match=r"another job: none belongs to q\.txt; .*-o.*--overwrite"):
+        with pytest.raises(UsageError, match=r"a different input: none matches q\.txt\. .*-o.*--overwrite"):
             check(path, items)
     assert path.read_bytes() == before
 

@@ -183,11 +183,11 @@ def test_what_no_line_can_hold_is_one_type_error(path):
     async def odd(prompt):
         return Odd()
 
-    with pytest.raises(TypeError, match="send returned what no line of JSON can hold") as caught:
+    with pytest.raises(TypeError, match="send returned a value that JSON cannot hold") as caught:
         run(["a", "b"], odd, output=path, concurrency=1)
     assert isinstance(caught.value.results[0].text, Odd) and not rows(path)
     send = Counting()
-    with pytest.raises(TypeError, match="prompt 2 has what no line of JSON can hold"):
+    with pytest.raises(TypeError, match="prompt 2 contains a value that JSON cannot hold"):
         run(["a", {"prompt": "b", "picture": Odd()}], send, output=path)
     assert send.asked == ["a"] and [row["text"] for row in rows(path)] == ["A"]
 
@@ -198,9 +198,9 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_first_call(tmp_path):
         with pytest.raises(UsageError, match="JSON Lines"):
             run(["a"], send, output=tmp_path / name)
     (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
-    with pytest.raises(UsageError, match="something other than results in line 1"):
+    with pytest.raises(UsageError, match="line 1 is not a result"):
         run(["a"], send, output=tmp_path / "other.jsonl")
-    with pytest.raises(ValueError, match="name one"):
+    with pytest.raises(ValueError, match="need a results file"):
         run(["a"], send, retry_failed=True)
     assert not send.asked
 
@@ -209,7 +209,7 @@ def test_the_answers_of_another_job_are_not_written_over(path):
     send = Counting()
     run(["z"], send, output=path)
     if concurrent_prompts.meanings("outputs", "extras"):
-        with pytest.raises(UsageError, match="answers of another job"):
+        with pytest.raises(UsageError, match="results for a different input"):
             run(["a"], send, output=path)
         assert send.asked == ["z"] and [row["text"] for row in rows(path)] == ["Z"]
     else:  # a lone copy keeps them

@@ -173,7 +173,7 @@ async def test_a_decision_that_is_none_is_one_type_error(way, answer):
 
 
 def test_a_backend_takes_no_retry():
-    with pytest.raises(ValueError, match="function of your own"):
+    with pytest.raises(ValueError, match="for your own function"):
         run(["a"], load_backend("stdlib", base_url="http://127.0.0.1:9/v1"), retry=lambda failure: "retry")
 
 

@@ -633,7 +633,7 @@ async def test_the_repr_says_what_matters():
     await found.acquire()
     await found.acquire()
     settle(found, loop_time(), limited(30))
-    assert repr(found) == "<Limiter 1 in flight of 4 allowed, a pause that the server asked for, 30.0 s left>"
+    assert repr(found) == "<Limiter 1 in flight of 4 allowed, pausing as the server requested, 30.0 s left>"
 
 
 @both
@@ -843,7 +843,7 @@ async def test_as_completed_over_endless_prompts_ends():
 async def test_the_outage_is_said_once_and_so_is_its_end(caplog):
     await run_concurrent(map(str, range(100)), Outage((1, 9)), **options(concurrency=10))
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and said[0].startswith("nobody is there any longer (")
+    assert len(said) == 2 and said[0].startswith("server unreachable (")
     assert 8 <= float(said[1].removeprefix("the server is back after ").removesuffix(" s")) <= 9.5
 
 
@@ -1114,5 +1114,5 @@ async def test_a_run_stops_where_everything_is_refused_alike(status, most, caplo
         await concurrent_prompts.concurrently(run, prompts, results.append)
     assert run.stopped.error.message == "not for you" and len(calls) <= most and not run.limiter.learned()
     if status in (400, 500, 429):
-        assert "every call so far has failed alike" in caplog.text
+        assert "every call so far failed with the same error" in caplog.text
         assert "/chat/completions" in concurrent_prompts.hint(run.stopped.error, run.stopped.asked)

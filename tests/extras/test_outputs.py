@@ -334,7 +334,7 @@ def test_a_line_that_is_made_up_is_refused_with_its_number(here, capsys, row):
     pathlib.Path("prompts.results.jsonl").write_text(f"{json.dumps(GOOD)}\n{json.dumps(row)}\n")
     kept = pathlib.Path("prompts.results.jsonl").read_bytes()
     assert main(["prompts.txt", *NOWHERE]) == 2
-    assert "prompts.results.jsonl holds something other than results in line 2; mend that" in capsys.readouterr().err
+    assert "prompts.results.jsonl line 2 is not a result; correct it" in capsys.readouterr().err
     assert pathlib.Path("prompts.results.jsonl").read_bytes() == kept
 
 
