@@ -255,11 +255,6 @@ class Result:
 
 
 AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
-# Finish reasons of an answer that is whole: OpenAI's, and what others call the same
-WHOLE = frozenset(
-    {None, "", "stop", "completed", "complete", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
-     "function_call", "tool_use"}
-)  # fmt: skip
 
 
 Ask = Callable[[Prompt], Awaitable[Reply]]
@@ -731,15 +726,6 @@ NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nob
 REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
 
 
-@functools.cache
-def header_reader() -> Callable[[Any], Any] | None:
-    """Return the class that learns limits from headers; a lone copy learns them from rejections alone."""
-    try:
-        return sibling("backends", "limits").Headers  # type: ignore[no-any-return]
-    except UsageError:
-        return None
-
-
 class Quota:
     """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
 
@@ -831,8 +817,8 @@ class Quota:
 
     def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
         """Learn from a response's headers; return whether they leave nothing for such a call."""
-        if self.headers is None and (reader := header_reader()):
-            self.headers = reader(self)
+        if self.headers is None and (known := meanings("limits")):
+            self.headers = known.Headers(self)
         return bool(self.headers and self.headers.read(headers, call, spent, now))
 
     def set(self, rate: float, size: float, level: float, now: float) -> None:
@@ -1560,9 +1546,9 @@ class Run:
         self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
         self.clock, self.sleep = clock, sleep
         self.epoch = time.time() - clock()
-        self._answered = -math.inf  # when the last answer came
+        self.answered_at = -math.inf  # when the last answer came
         self._oldest = math.inf  # the start of the oldest call that was answered since the last look at all
-        self._backing_off: dict[int, float] = {}  # until when, by the prompt's number
+        self.backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self.answers = 0
         self.calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self.wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
@@ -1570,19 +1556,6 @@ class Run:
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         self._stack = contextlib.AsyncExitStack()
-
-    @property
-    def running_elsewhere(self) -> bool:
-        """Whether what is under way goes on where it is when this run ends, and is found again by the next."""
-        return bool(self.pending and self.pending.entries)
-
-    def at_most(self, calls: int) -> None:
-        """Bound the calls in flight by what the system allows, and say so if that is less than was asked for."""
-        if self.concurrency > max(1, calls):
-            self.concurrency = self.limiter.window.ceiling = max(1, calls)
-            self.limiter.window.size = min(self.limiter.window.size, self.concurrency)
-            text = f"at most {self.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
-            self.warn_once("files", text)
 
     async def __aenter__(self) -> "Run":
         self._loop = asyncio.get_running_loop()
@@ -1634,17 +1607,6 @@ class Run:
             timer.cancel()
         await self.patience.close()
         await self._stack.aclose()
-
-    def state(self) -> str:
-        """Return what holds up the run, in a few words, or ''."""
-        if held := "stopping" if self.stopped else self.said or self.limiter.state():
-            return held
-        now = self.clock()
-        if not self.calls and self._backing_off:
-            wait = duration(max(0.0, min(self._backing_off.values()) - now))
-            return f"{len(self._backing_off)} waiting, {wait} to the next attempt"
-        silence = now - max([self._answered, *itertools.islice((call.started for call in self.calls.values()), 1)])
-        return f"no answer for {duration(silence)}" if self.calls and silence > max(5, self.patience.late) else ""
 
     def extra(self, name: str) -> Any:
         """Return the extra of that file's name, None where there is none in this run."""
@@ -1839,7 +1801,7 @@ class Run:
         result.latency, result.limit = call.latency, self.limiter.limit
         if self._answer_once != self._attempt:  # an extra may fail
             result.reply = reply
-        self._answered = call.started + call.latency
+        self.answered_at = call.started + call.latency
         if call.latency > self._timeout / 4:  # there is a queue
             self._oldest = min(self._oldest, call.started)
         if self.evidence.unheard:
@@ -1848,14 +1810,6 @@ class Run:
         if reply.usage:
             result.usage, result.tokens = reply.usage, self._counts(reply.usage)
             self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, call.cost))
-
-    async def look_up(self, path: str) -> Any:
-        """Return the document at a path of the API: beside the run, outside its limits, tried once.
-
-        Raises what a call raises.
-        """
-        reply = await self.call(Prompt(0, None, path=path))
-        return reply.extra["reply"]
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
@@ -1891,13 +1845,13 @@ class Run:
         """Wait before the next attempt; return False where the run was stopped meanwhile."""
         wait, asked = self.wait_after(failure, result.attempts), self.clock()
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
-        self._backing_off[result.prompt.number] = asked + wait
+        self.backing_off[result.prompt.number] = asked + wait
         if self.start:
             self.start()
         try:
             awake = await self.wait_or_stop(self.sleep(wait))
         finally:
-            del self._backing_off[result.prompt.number]
+            del self.backing_off[result.prompt.number]
         result.retry_wait += self.clock() - asked
         return awake is not None
 
@@ -1909,7 +1863,7 @@ class Run:
             return failure.wait
         at_once = failure.kind == "lost" or (failure.kind == "connection_error" and attempts == 1)
         wait = 0.0 if at_once or failure.again else backoff(attempts)
-        if self._answered > self.clock() - 5:
+        if self.answered_at > self.clock() - 5:
             wait = min(1.0, wait / 4)  # others are answered meanwhile: there is little to wait for
         told = failure.wait or 0.0
         if told > PAUSE_CEILING:
@@ -2441,7 +2395,8 @@ async def opened(
         try:
             to_line(prompt.columns)
         except TypeError as failure:
-            raise TypeError(f"{prompt.where} contains a value that JSON cannot hold, as output= needs: {failure}") from None
+            what = f"{prompt.where} contains a value that JSON cannot hold, as output= needs"
+            raise TypeError(f"{what}: {failure}") from None
         if [*sink.left([prompt])]:
             return False
         with sink.reading() as lines:

@@ -182,7 +182,8 @@ class Engine:
     async def _serve(self) -> None:
         """Keep the run open until the driver ends it or is not there any longer."""
         self.loop, self._some, self._enough = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        self._run.at_most(self._core.sibling("backends", "loading").open_files() - 64)
+        loading = self._core.sibling("backends", "loading")
+        loading.at_most(self._run, loading.open_files() - 64)
         self._replied = self.loop.time()
         async with self._run:
             self.ready.set_result("")

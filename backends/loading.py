@@ -140,7 +140,7 @@ def make_run(args: argparse.Namespace, api: Any, calls: int | str) -> core.Run:
     run = core.Run(api, concurrency=calls, **{name: getattr(args, name) for name in names})
     if not api.loop:
         connections = open_files() - 64  # the interpreter and the files need some
-        run.at_most(connections)
+        at_most(run, connections)
     return run
 
 
@@ -155,3 +155,12 @@ def open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def at_most(run: core.Run, calls: int) -> None:
+    """Limit a run's calls in flight to what the system allows; warn if that is less than was asked for."""
+    if run.concurrency > max(1, calls):
+        run.concurrency = run.limiter.window.ceiling = max(1, calls)
+        run.limiter.window.size = min(run.limiter.window.size, run.concurrency)
+        text = f"at most {run.concurrency} calls in flight: raise the limit of open files (ulimit -n) for more"
+        run.warn_once("files", text)

@@ -369,7 +369,12 @@ BROKEN = {
 # The model's own fault, which it may not make again; Gemini's
 MISMADE = {"malformed_function_call", "unexpected_tool_call", "malformed_response"}
 MISMADE |= {f"function_call_filter: {word}" for word in MISMADE}
-# Other words for "stop": DashScope's, TGI's, llamafile's, vLLM's forks', Vertex's; with any letters, as for core.WHOLE
+# Finish reasons of an answer that is whole: OpenAI's, and what others call the same
+WHOLE = frozenset(
+    {None, "", "stop", "completed", "complete", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
+     "function_call", "tool_use"}
+)  # fmt: skip
+# Other words for "stop": DashScope's, TGI's, llamafile's, vLLM's forks', Vertex's; with any letters, as for WHOLE
 STOPPED = {
     "finish", "finished", "finish_reason_stop", "stop_token", "content_stop", "end", "done", "normal", "eog",
     "eosfound", "end_of_text", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "tool_call",

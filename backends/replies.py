@@ -22,7 +22,7 @@ from .failures import (
     meaning_of,
     page_title,
 )
-from .meanings import BROKEN, FOREIGN, MISMADE, STOPPED, UNFINISHED
+from .meanings import BROKEN, FOREIGN, MISMADE, STOPPED, UNFINISHED, WHOLE
 from .prompts import encode_text
 from .streams import is_stream, joined
 from .usage import tier_of, usage_of
@@ -210,7 +210,7 @@ def completion_text(data: dict[str, Any]) -> Read:
 def of_choices(data: dict[str, Any], choices: list[Any], reasons: list[str | None], messages: list[Any]) -> Read:
     """Combine choices: the first text, all `texts` if there are several, and the reason of the first incomplete one."""
     texts = [message_text(message) for message in messages]
-    reason = next((one for one in reasons if one not in core.WHOLE), reasons[0])
+    reason = next((one for one in reasons if one not in WHOLE), reasons[0])
     extra: dict[str, Any] = {"texts": texts} if len(texts) > 1 else {}
     more = [besides(choice, message, text) for choice, message, text in zip(choices, messages, texts, strict=True)]
     more[0] |= {name: data[name] for name in data if name in BESIDE and data[name]}
@@ -235,8 +235,8 @@ def reason_of(choice: dict[str, Any]) -> str | None:
     word = str(reason or "").lower()
     if error or word in BROKEN or word.endswith("error") or word in MISMADE:
         raise broken_off(str(reason), error)
-    if word in core.WHOLE or word in STOPPED:
-        return (word if word in core.WHOLE else "stop") if reason else reason
+    if word in WHOLE or word in STOPPED:
+        return (word if word in WHOLE else "stop") if reason else reason
     return str(reason)
 
 

@@ -260,7 +260,7 @@ class Budget:
 
     def _save(self) -> None:
         assert self._run.path
-        self.save(self._run.path, not self._run.running_elsewhere)
+        self.save(self._run.path, not (self._run.pending and self._run.pending.entries))
 
     async def _keep(self) -> None:
         for wait in itertools.chain([0.1], itertools.repeat(1.0)):  # soon, in case of a kill in the first second

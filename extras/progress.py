@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import itertools
 import shutil
 import sys
 import time
@@ -69,7 +70,7 @@ class Progress:
 
     def _form(self) -> str | None:
         """Return what tqdm's bar shows besides itself: no time left in an outage, no rate in few columns."""
-        if self._run.state():
+        if held(self._run):
             return "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
         narrow = self._total and shutil.get_terminal_size().columns < 80
         return "{l_bar}{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}" if narrow else None
@@ -78,7 +79,7 @@ class Progress:
         """Return what there is to say, in so many columns: if they are few, without the rate, then the calls."""
         done, total, state = kept + new, self._total, self._state()
         parts, rare = [f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state], [f"{self._calls()}"]
-        if not self._run.state():
+        if not held(self._run):
             rate = new / max(0.001, time.monotonic() - self._began)
             parts += [f"{rate:,.1f}/s"]
             parts += [f"{core.duration(max(0, total - done) / rate)} left"] if total and rate > 0 else []
@@ -94,7 +95,7 @@ class Progress:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
         hooks = core.hooked(self._run.extras, "status")
         told = [str(core.call_hook(self._run, hook, self._ran) or "") for hook in hooks]
-        return [*filter(None, [failed, self._calls(), *told, self._run.state()])]
+        return [*filter(None, [failed, self._calls(), *told, held(self._run)])]
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -126,3 +127,15 @@ def count_prompts(args: argparse.Namespace) -> int | None:
         with core.blaming(extra.count):
             left = extra.count(left) if left is not None else None
     return left
+
+
+def held(run: core.Run) -> str:
+    """Return what holds the run back, in a few words, or ''."""
+    if known := "stopping" if run.stopped else run.said or run.limiter.state():
+        return str(known)
+    now = run.clock()
+    if not run.calls and run.backing_off:
+        wait = core.duration(max(0.0, min(run.backing_off.values()) - now))
+        return f"{len(run.backing_off)} waiting, {wait} to the next attempt"
+    silence = now - max([run.answered_at, *itertools.islice((call.started for call in run.calls.values()), 1)])
+    return f"no answer for {core.duration(silence)}" if run.calls and silence > max(5, run.patience.late) else ""

@@ -64,7 +64,8 @@ STRICT_KEYWORDS = re.compile(  # of OpenAI's strict mode, https://platform.opena
 )
 STRICT_FORMATS = re.compile("date-time|time|date|duration|email|hostname|ipv4|ipv6|uuid")
 STRICT_SIZE, STRICT_LEVELS = 120_000, 10  # characters; objects in one another
-WHOLE = core.WHOLE - {"tool_calls", "function_call", "tool_use"}  # finish reasons: a call is no answer
+CALLS = {"tool_calls", "function_call", "tool_use"}
+WHOLE = core.sibling("backends", "meanings").WHOLE - CALLS  # finish reasons: a call is no answer
 # Parameters of other servers for the form of answers: llama.cpp's, vLLM's, SGLang's, Ollama's
 OWN_FORMS = {"response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "format"}
 OWN_FORMS |= {"guided_grammar", "structured_outputs", "regex", "ebnf"}

@@ -45,11 +45,16 @@ class Shutdown:
             look.cancel()
 
 
+async def look_up(run: core.Run, path: str) -> Any:
+    """Return the document at a path of the API: beside the run, outside its limits, once. Raises what a call raises."""
+    return (await run.call(core.Prompt(0, None, path=path))).extra["reply"]
+
+
 async def warn_of_shutdown(run: core.Run) -> None:
     """Warn if the model of the first prompt is to be shut down within 90 days."""
     model = run.api.model_of(run.first)
     with contextlib.suppress(Exception):
-        listed = (await run.look_up(f"/models{run.api.query}"))["data"]
+        listed = (await look_up(run, f"/models{run.api.query}"))["data"]
         date = next(entry["shutdown_date"] for entry in listed if entry["id"] == model and entry["shutdown_date"])
         left = (datetime.date.fromisoformat(date) - datetime.date.today()).days
         when = f"will be shut down in {core.plural(left, 'day')}, on" if left > 0 else "was to be shut down on"

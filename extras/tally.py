@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from . import core
 from .ran import times
 
-NO_TOKENS, WHOLE, LONG_INPUT = core.NO_TOKENS, core.WHOLE, core.LONG_INPUT
+NO_TOKENS, LONG_INPUT = core.NO_TOKENS, core.LONG_INPUT
+WHOLE = core.sibling("backends", "meanings").WHOLE
 EMPTY = "empty"
 EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning"
 WAITS = {

@@ -11,7 +11,7 @@ import pytest
 
 from concurrent_prompts import Run, UsageError, backends, load_backend, main, run_concurrent
 from concurrent_prompts.backends.api import Api
-from concurrent_prompts.extras import demo
+from concurrent_prompts.extras import demo, shutdown
 from concurrent_prompts.extras.stand_in import serve
 from tests.backends.test_trust import REACH
 from tests.helpers import LIBRARIES, NAMES, reply, scripted, serving
@@ -102,7 +102,7 @@ async def ask(name, url):
     api = load_backend(name, base_url=url)
     results = await run_concurrent(["one", "two"], api, max_attempts=1)
     async with Run(api) as run:
-        assert "data" in await run.look_up(f"/models{api.query}")
+        assert "data" in await shutdown.look_up(run, f"/models{api.query}")
     return [result.text or result.error for result in results]
 
 

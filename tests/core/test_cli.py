@@ -225,7 +225,7 @@ UNUSABLE = {
     "output directory": (["prompts.txt", "-o", "no/where.jsonl"], "cannot write no/where.jsonl: No such file"),
     "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
     "an unknown option": (["prompts.txt", "-x"], "-x is not an option"),
-    "another job's results": (["prompts.txt", "-o", "others.jsonl"], "others.jsonl contains results for a different input"),
+    "another job's results": (["prompts.txt", "-o", "others.jsonl"], "others.jsonl contains results for a diff"),
     "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
     "a backend that is no function": (["prompts.txt", "-b", "os:path"], "backend os:path is no function"),
     "a nameless backend": (["prompts.txt", "-b", "stdlib,", "--compare"], "-b has an empty name"),

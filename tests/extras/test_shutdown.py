@@ -68,6 +68,6 @@ def test_nobody_waits_for_the_list_of_models(here, stand_in, monkeypatch):
         finally:
             ended.append(path)
 
-    monkeypatch.setattr(concurrent_prompts.Run, "look_up", never)
+    monkeypatch.setattr(shutdown, "look_up", never)
     assert main(["prompts.txt", "--base-url", stand_in(latency=0.05).url]) == 0
     assert ended == ["/models"]
