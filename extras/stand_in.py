@@ -321,6 +321,8 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener:
             self._listener.close()
+        for _ in range(4):  # asyncio takes as many turns to make a link of a connection that was just accepted
+            await asyncio.sleep(0)
         for link in self.links:
             link.abort()
         while self.links:  # each is removed by a callback that is already scheduled

@@ -337,7 +337,7 @@ def test_a_live_backend_has_no_workers(here, capsys):
 
 
 async def test_python_refuses_it_for_the_baseline(bulk):
-    with pytest.raises(UsageError, match="answers in bulk"):
+    with pytest.raises(UsageError, match="is a bulk backend"):
         await run_sequential(["one"], bulk(echo))
 
 
