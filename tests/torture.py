@@ -749,10 +749,11 @@ def mount(bench: Bench, folder: Path, size: str) -> subprocess.Popen[str]:
 def report_full(bench: Bench, name: str, job: Job, run: Client) -> None:
     """Report on a run that met the end of its room."""
     bench.exactly(f"{name}, exit status", run.status, 3)
-    said = "cannot write" in run.text and "make room" in run.text
+    said = "cannot write" in run.text and "free some space" in run.text
     bench.exactly(f"{name}, says what to do", said, True)
     bench.exactly(f"{name}, whole lines only ({len(job.lines())})", job.whole() and len(job.lines()) > 0, True)
-    bench.at_most(f"{name}, sent beyond what was kept", len(run.requests) - len(job.answered()), 50)
+    # The calls in flight, and one that each worker began in the turn of the event loop in which the disk was full.
+    bench.at_most(f"{name}, sent beyond what was kept", len(run.requests) - len(job.answered()), 100)
 
 
 def report_room(bench: Bench, name: str, job: Job, run: Client, kept: int, again: int) -> None:
@@ -760,7 +761,7 @@ def report_room(bench: Bench, name: str, job: Job, run: Client, kept: int, again
     bench.exactly(f"{name}, room again, exit status", run.status, 0)
     bench.exactly(f"{name}, room again, prompts lost", job.lost(), 0)
     bench.exactly(f"{name}, room again, in input order", job.ordered(), True)
-    bench.at_most(f"{name}, room again, sent again ({kept} kept)", again, 50)
+    bench.at_most(f"{name}, room again, sent again ({kept} kept)", again, 100)
 
 
 def two(bench: Bench) -> None:
