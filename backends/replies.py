@@ -134,7 +134,7 @@ def other_form(data: Any, headers: Mapping[str, str], body: bytes) -> dict[str, 
 
 def no_answer(data: dict[str, Any], status: int, http: core.Http) -> core.PromptError:
     """Classify a JSON object without an answer: in progress, another API's, an error in any form, or empty."""
-    state = data.get("status") or data.get("task_status") or ("accepted" if status == 202 else "")
+    state = str(data.get("status") or data.get("task_status") or ("accepted" if status == 202 else ""))
     if status == 202 or state in UNFINISHED or data.keys() == {"request_id"}:  # xAI's deferred completions
         return Unfinished(str(state or "deferred"))
     if name := foreign(data):

@@ -283,6 +283,7 @@ MEANT = {
     "200, error true": (served(200, {"error": True, "message": "Too many requests"}), "retry", "no_answer"),
     "200, OAuth": (served(200, {"error": "invalid_token", "error_description": "x"}), "stop", "invalid_api_key"),
     "200, nothing known": (served(200, {"error": "odd"}), "retry", "no_answer"),
+    "200, a status of another kind": (served(200, {"status": [{"a": []}]}), "retry", "no_answer"),
     "nginx, plain HTTP": (
         served(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>", content_type="text/html"),
         "stop",
