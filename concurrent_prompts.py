@@ -408,19 +408,6 @@ def short(text: str, width: int = 300) -> str:
     return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"
 
 
-CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    """Return the text with its control characters escaped as in JSON: no terminal obeys them; line ends stay."""
-    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def obeys(stream: IO[str]) -> bool:
-    """Tell whether the stream is a terminal that can clear a line; Emacs' and a serial one cannot."""
-    return stream.isatty() and (sys.platform == "win32" or os.environ.get("TERM") not in (None, "", "dumb"))
-
-
 def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any) -> PromptError:
     """Classify a reply that is no answer: this prompt has failed, retry, or stop the run.
 
@@ -748,7 +735,7 @@ class Quota:
         self.stated, self.reset = math.inf, math.inf  # the rate, and when a window of theirs is over
         self.told = math.inf if told is None else told / 60
         if told is not None:
-            self.rate, self.size, self.source, self._level = self.told, 1.0, "as told", 0.0
+            self.rate, self.size, self.source, self._level = self.told, 1.0, "as given", 0.0
 
     def __str__(self) -> str:
         return f"{60 * self.limit:,.0f} {self.name}/min, {self.source}"
@@ -757,7 +744,7 @@ class Quota:
         """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
         if source == "from headers":
             self.stated, self.source = rate, source
-        elif source == "as told" and rate != self.told:
+        elif source == "as given" and rate != self.told:
             self._level, self._stamp = self.level(now), now
             self.told = self.rate = rate
 
@@ -769,7 +756,7 @@ class Quota:
     @property
     def limit(self) -> float:
         """What the server lets through a second, by itself or as it is told; inf where that is not known."""
-        return self.rate if self.source == "from refusals" else min(self.told, self.stated)
+        return self.rate if self.source == "from rejections" else min(self.told, self.stated)
 
     def level(self, now: float) -> float:
         """Return what is in the bucket."""
@@ -873,7 +860,7 @@ class Window:
         rate = place / latency
         slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
         self.throughput = rate if rate > slower else slower
-        if self.source == "from refusals":
+        if self.source == "from rejections":
             self._try_more(place)
         elif self.source:
             self._watch(place, math.log(latency), count)
@@ -946,9 +933,9 @@ class Window:
 
     def reduce(self, size: float, rounds: float = 1.0) -> None:
         """Give way to a rejection, for so many round trips at least."""
-        again = self.source == "from refusals" and self._limit * 0.75 <= size
+        again = self.source == "from rejections" and self._limit * 0.75 <= size
         self.rounds = max(rounds, min(32.0, 2 * self.rounds) if again else 1.0)
-        self.source, self.size, self.answers, self._more = "from refusals", max(1.0, min(self.size, size)), 0, 0.0
+        self.source, self.size, self.answers, self._more = "from rejections", max(1.0, min(self.size, size)), 0, 0.0
         self._limit = self.size
         log.info("the server rejected more calls at once: now %d", self.size)
 
@@ -977,11 +964,13 @@ def best(file: str, plain: Any) -> Any:
 class Limiter:
     """When the next call may go out: the run's state, not each prompt's.
 
-    A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `acquire` waits for all three, in
-    order, and `settle` learns from each response. A wait that the server asks for is a pause of the whole run, with
-    jitter at its end so that nobody comes in a herd. A rejection that says nothing more is taken for the window's where
-    it hit one call more than were ever answered, for the rate's where the next ones are rejected as well.
-    While a window grows, its calls go out one after the other, so that few of them hit a limit.
+    A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `admit` lets a call out if it need not
+    wait, else `turn` waits in a queue for all three, and `settle` learns from how each call ends: from answers every
+    10 ms at the most. In between calls go out freely, as many as nothing holds up.
+    A wait that the server asks for is a pause of the whole run, with jitter at its end so that nobody comes in a herd.
+    A rejection that says nothing more makes the window a third smaller and pauses the run ever longer; the Limiter of
+    backends/rejections.py finds the limit behind it. While a window grows, its calls go out one after the other, so
+    that few of them hit a limit.
     After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
     for a second at most. If the calls of several prompts fail so, or with a status of 500 and above, and nothing that
     was sent after the first of them is answered, the server is down: one call a second tries until it is back.
@@ -989,6 +978,29 @@ class Limiter:
 
     AT_ONCE = 4  # calls, before a server has said anything
     LOOK_EVERY = 0.01  # seconds between two looks at the answers
+
+    in_flight = sent = queued = 0
+    heard = False  # whether the server has ever said anything
+    latest = -math.inf  # the start of the latest call that was answered
+    limit: float | None = None  # what calls_a_minute said last
+    alone_since = math.inf  # one call at a time goes out until one is answered that began since then
+    silent = pause_end = -math.inf  # when the server was silent last; when a pause that it asked for is over
+    away_since: float | None = None
+    defer: Callable[..., Any] | None = None  # calls a function later; None: each answer is looked at
+    opened: Callable[[], None] | None = None  # is called after each look
+    # The answers since the last look, what may go out before the next one, and what has of it
+    _look_at, _deferred, _answers, _latencies, _places = -math.inf, False, 0, 0.0, 0
+    _free_calls, _free_tokens, _room, _used_calls, _used_tokens = 0.0, 0.0, 0.0, 0, 0.0
+    _began, _latency = math.inf, 0.0  # when the first call went out; the latency of late
+    _opens = -math.inf  # before that nothing goes out
+    _rejection, _rejections = -math.inf, 0  # the last one; how many since an answer
+    _spread_end, _gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
+    # Since when calls have found nobody, how many were sent by then, and since when they say something
+    _failing_since, _failing_sent, _failing_from = math.inf, 0, -math.inf
+    _doubt = _failed = _probed = _down_at = -math.inf  # until when one call a second goes out; when one did what
+    _probes, _held_up = 0, 0.0  # seconds in which calls waited for the time to come
+    _alarm: asyncio.Future[None] | None = None  # for the next one that waits,
+    _due = 0.0  # and when it rings
 
     def __init__(
         self,
@@ -1002,40 +1014,14 @@ class Limiter:
     ) -> None:
         self.window = Window(start, ceiling, timeout / 2)
         self.requests, self.tokens = self._quota("requests", rpm), self._quota("tokens", tpm)
-        self.in_flight = self.sent = 0
-        self.pause_end = -math.inf
-        self.away_since: float | None = None
-        self.heard = False  # whether the server has ever said anything
-        self.alone_since = math.inf  # one call at a time goes out until one is answered that began since then
-        self.latest = -math.inf  # the start of the latest call that was answered
-        self.silent = -math.inf  # when the server was silent last
-        self.limit: float | None = None  # what calls_a_minute said last
-        self.defer: Callable[..., Any] | None = None  # calls a function later; None: each answer is looked at
-        self.opened: Callable[[], None] | None = None  # is called after each look
-        self._look_at, self._deferred = -math.inf, False  # when answers are looked at again
-        self._answers, self._latencies, self._places = 0, 0.0, 0  # of the answers since the last look
-        self._free_calls = self._free_tokens = self._room = 0.0  # what may go out before the next look,
-        self._used_calls, self._used_tokens = 0, 0.0  # and what has of it
-        self._last: tuple[Call, Mapping[str, str]]  # the last one of them
+        self._last: tuple[Call, Mapping[str, str]]  # the last call that was answered, and its reply's headers
         self._clock, self._sleep = clock, sleep
-        self._began = math.inf
-        self._latency = 0.0  # of the answers of late
         self._paced = start < ceiling
-        self._rejection, self._rejections = -math.inf, 0  # the last one; how many since an answer
-        self._opens = -math.inf  # before that nothing goes out
-        self._spread_end, self._gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
-        self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did
-        self._failing_since, self._failing_sent, self._failing_from = math.inf, 0, -math.inf
-        self._before = 0.0, ""  # the window by then
-        self._doubt = -math.inf  # until when one call a second goes out
-        self._failed = self._probed = self._down_at = -math.inf
-        self._probes = 0
-        self._held_up = 0.0  # seconds in which calls waited for the time to come
-        # What waits for its turn: the tokens and a future, of those that are asked for the first time and again.
+        self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did,
+        self._before = 0.0, ""  # and the window by then
+        # What waits for its turn, for the first time or again: the tokens and a future; which is next
         self._queues: tuple[collections.deque[Any], collections.deque[Any]] = collections.deque(), collections.deque()
-        self.queued, self._again = 0, False  # how many wait; whether the next is one that is asked again
-        self._alarm: asyncio.Future[None] | None = None  # for the next one,
-        self._due = 0.0  # and when it rings
+        self._again = False
 
     def _quota(self, name: str, told: float | None) -> Any:
         return Quota(name, told)
@@ -1069,14 +1055,10 @@ class Limiter:
         held = held or (f"server: {self.window}" if self.window.source else "")
         return f"held by the {held}" if held and self.queued else ""
 
-    async def acquire(self, cost: float = 0.0, again: bool = False) -> float:
-        """Wait until a call of so many tokens may go out; return the seconds of it in which the run was held up."""
-        return (await self.turn(cost, again))[0]
+    async def turn(self, cost: float = 0.0, again: bool = False) -> tuple[float, Place]:
+        """Wait until a call of so many tokens may go out; return the seconds in which time held it up, and its place.
 
-    async def turn(self, cost: float, again: bool) -> tuple[float, Place]:
-        """Wait as `acquire` does; return the call's place, too.
-
-        What is asked `again` takes turns with what is asked for the first time.
+        A call that is sent `again` takes turns with those that are sent for the first time.
         """
         asked, held_up = self._clock(), self._held_up
         waiting = self._line_up(cost, again)
@@ -1300,7 +1282,7 @@ class Limiter:
             self._latency += (latency - self._latency) / (max(1.0, 50 / answers) if self._latency else 1)
             self.window.answered(self._places / answers, latency, answers)
             self._answers, self._latencies, self._places = 0, 0.0, 0
-        if (rate := self.requests.limit) < math.inf and self.requests.source != "from refusals":
+        if (rate := self.requests.limit) < math.inf and self.requests.source != "from rejections":
             self.window.grow(2 * rate * self._latency)
         self._rejections = 0
 
@@ -1383,11 +1365,6 @@ class Limiter:
         self._doubt, self._opens = -math.inf, self.pause_end
 
 
-def own_part(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a line of the results file holds before its `request`: what comes after are the input's columns."""
-    return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
-
-
 class Costs:
     """How many tokens a request will count for: its prompt by length, and its longest answer."""
 
@@ -1433,8 +1410,11 @@ class Evidence:
         self.unheard: collections.Counter[int] = collections.Counter()  # prompts that found nobody since it was heard
 
     def weigh(self, result: Result, failure: PromptError) -> str:
-        """Return "stop" if every prompt would fail so, else "fail", or "retry" as long as that is not known."""
-        return "stop"
+        """Return "stop" if nothing was answered yet, or three prompts in a row fail so; else "fail"."""
+        self.refusal += (result.prompt.number,)
+        own = failure.error.status in (403, 404)
+        first = not self.run.answers and not own
+        return "stop" if not failure.heard or first or len({*self.refusal}) >= 3 else "fail"
 
     def compare(self, prompt: Prompt, failure: PromptError) -> None:
         """Stop the run if nothing was ever answered and all fail alike."""
@@ -1448,7 +1428,7 @@ class Evidence:
 
     def was_never_there(self, failure: PromptError, result: Result) -> bool:
         """Whether a server that has never said a word is to be given up."""
-        return not (self.run.limiter.heard or failure.heard) and failure.verdict == "retry" and result.attempts >= 3
+        return failure.kind == "unreachable" and not self.run.limiter.heard and result.attempts >= 3
 
 
 class Patience:
@@ -1483,6 +1463,20 @@ class Run:
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
 
+    stopped: PromptError | None = None
+    broken: Exception | None = None  # what the prompts' iterable has raised
+    start: Callable[[], None] | None = None  # starts one more worker, if there may be more
+    passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
+    journal: Any = None  # what keeps or prints the results,
+    path: pathlib.Path | None = None  # its file,
+    overwrites = False  # and whether what it holds is given up
+    whole = True  # all of the input is asked for
+    pending: Any = None  # what a bulk backend has running elsewhere,
+    said = ""  # and what it is waiting for
+    answers = most_in_flight = 0
+    answered_at = -math.inf  # when the last answer came
+    _oldest = math.inf  # the start of the oldest call that was answered since the last look at all
+
     def __init__(
         self,
         send: Any,
@@ -1513,43 +1507,30 @@ class Run:
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
-        if limits and (rpm or tpm or getattr(send, "loop", None)):
-            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
-        clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
+        if limits:
+            if rpm or tpm or getattr(send, "loop", None):
+                raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
+            clock, sleep = limits.clock, limits.sleep
         own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
         self.limiter: Limiter = own or limits.share()
         self.patience: Patience = best("stragglers", Patience)(self, resend_lost)
         self.evidence: Evidence = best("evidence", Evidence)(self)
         self._costs = Costs()
-        self._counts = meanings("usage").token_counts if meanings("usage") else token_counts
-        self.stopped: PromptError | None = None
-        self.broken: Exception | None = None  # what the prompts' iterable has raised
-        self.most_in_flight = 0
+        self._counts = best("usage", token_counts)
         self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
         if retry and self.api is send:
             raise ValueError("retry= is for your own function; a backend classifies its own errors")
         self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
-        self.start: Callable[[], None] | None = None  # starts one more worker, if there may be more
-        self.passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
-        self.journal: Any = None  # what keeps or prints the results,
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
-        self.path: pathlib.Path | None = None  # its file,
-        self.overwrites = False  # and whether what it holds is given up
         self.loop = self.api.loop  # what a bulk backend does instead of the run's own
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
-        self.pending: Any = None  # what a bulk backend has running elsewhere
-        self.whole = True  # all of the input is asked for
-        self.said = ""  # what a bulk backend is waiting for
         self.max_attempts, self._timeout = max_attempts, timeout
         self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
         self.clock, self.sleep = clock, sleep
         self.epoch = time.time() - clock()
-        self.answered_at = -math.inf  # when the last answer came
-        self._oldest = math.inf  # the start of the oldest call that was answered since the last look at all
         self.backing_off: dict[int, float] = {}  # until when, by the prompt's number
-        self.answers = 0
         self.calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self.wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -2207,6 +2188,11 @@ def result_in(line: bytes, prompt: Prompt) -> Result | None:
     return Result(prompt, error=error, tokens=tokens, extra=extra, **known)
 
 
+def own_part(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a line of the results file holds before its `request`: what comes after are the input's columns."""
+    return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
+
+
 def renewed(line: bytes, prompt: Prompt) -> bytes:
     """Return a result's line with the id and the columns that its prompt has by now."""
     try:
@@ -2380,37 +2366,51 @@ async def opened(
     path, whole = pathlib.Path(output), isinstance(items, Sized)
     if path.suffix.lower() in (*NOT_WRITTEN, *TABLES):
         raise UsageError(f"output={str(path)!r}: results are written as JSON Lines; name it .jsonl")
-    sink = open_journal(path, overwrite=overwrite, retry_failed=retry_failed)
+    kept = Kept(run, open_journal(path, overwrite=overwrite, retry_failed=retry_failed), take, record)
+    run.passed, run.overwrites = kept.passed, overwrite
+    async with journaled(run, kept.sink, as_prompts(items) if whole else None, "these prompts"):
+        yield run, kept.keep
 
-    def keep(result: Result) -> Awaitable[None] | None:
+
+class Kept(NamedTuple):
+    """A results file of a run in Python: what it holds is taken from it, what is new is kept before it is recorded."""
+
+    run: Run
+    sink: Any
+    take: Record
+    record: Record
+
+    def keep(self, result: Result) -> Awaitable[None] | None:
+        """Keep a result; stop the run where the file or JSON cannot take it."""
         try:
             if result.done:
-                sink.append(result)
-        except (OSError, TypeError) as failure:
+                self.sink.append(result)
+        except OSError as failure:
+            result.done = False
+            self.run.stop(disk_error(self.sink.path, failure))
+        except TypeError as failure:
             result.done, what = False, f"send returned a value that JSON cannot hold ({failure}); return a text"
-            run.stop(disk_error(path, failure) if isinstance(failure, OSError) else PromptError("send", what, "stop"))
-        return record(result)
+            self.run.stop(PromptError("send", what, "stop"))
+        return self.record(result)
 
-    async def passed(prompt: Prompt) -> bool:
+    async def passed(self, prompt: Prompt) -> bool:
+        """Take the prompt's result from the file; return whether it has one. Raises TypeError if it cannot be kept."""
         try:
             to_line(prompt.columns)
         except TypeError as failure:
             what = f"{prompt.where} contains a value that JSON cannot hold, as output= needs"
             raise TypeError(f"{what}: {failure}") from None
-        if [*sink.left([prompt])]:
+        if [*self.sink.left([prompt])]:
             return False
-        with sink.reading() as lines:
-            found = result_in(line_at(lines, sink.place(prompt.number) or 0), prompt)
-        result = found or Result(prompt, error=Error("unreadable", f"{path} was changed meanwhile"), done=False)
+        with self.sink.reading() as lines:
+            result = result_in(line_at(lines, self.sink.place(prompt.number) or 0), prompt)
+        changed = Error("unreadable", f"{self.sink.path} was changed meanwhile")
+        result = result or Result(prompt, error=changed, done=False)
         result.kept = True
-        if (waiting := take(result)) is not None:
+        if (waiting := self.take(result)) is not None:
             await waiting
         await asyncio.sleep(0)  # there may be many
         return True
-
-    run.passed, run.overwrites = passed, overwrite
-    async with journaled(run, sink, as_prompts(items) if whole else None, "these prompts"):
-        yield run, keep
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:

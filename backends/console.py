@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,18 @@ from . import core
 from .hints import hint
 from .keys import without_secrets
 
+CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return the text with its control characters escaped as in JSON: no terminal obeys them; line ends stay."""
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def obeys(stream: IO[str]) -> bool:
+    """Tell whether the stream is a terminal that can clear a line; Emacs' and a serial one cannot."""
+    return stream.isatty() and (sys.platform == "win32" or os.environ.get("TERM") not in (None, "", "dumb"))
+
 
 def say(*lines: str, start: str = "", indent: str = "", width: int | None = None, wrap: bool = True) -> None:
     """Print lines on standard error, with nothing in them that a terminal would obey but `start`.
@@ -28,7 +41,7 @@ def say(*lines: str, start: str = "", indent: str = "", width: int | None = None
     width = max(20, width - 3) if wrap and width else sys.maxsize
     with contextlib.suppress(OSError):
         for line in "\n".join(lines).split("\n") if lines else ():
-            print(start + "\n  ".join(wrapped(indent + core.visible(line), width)), file=sys.stderr)
+            print(start + "\n  ".join(wrapped(indent + visible(line), width)), file=sys.stderr)
 
 
 def wrapped(line: str, width: int) -> list[str]:
@@ -43,7 +56,7 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
-        say(record.getMessage(), start="\r\x1b[K" if core.obeys(sys.stderr) else "")
+        say(record.getMessage(), start="\r\x1b[K" if obeys(sys.stderr) else "")
 
 
 def silence(stream: IO[str]) -> None:

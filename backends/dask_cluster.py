@@ -283,7 +283,7 @@ except BaseException as failure:
     report = "%s: %s" % (type(failure).__name__, failure)
 """
 PARTS = 4  # into which what was on a worker that died is divided, to find out what it died of
-REFUSALS = "from refusals"
+REFUSALS = "from rejections"
 
 
 class Lost(Exception):
@@ -551,7 +551,7 @@ class Crew:
     def _rate(self, link: Link, links: list[Link], number: int, name: str) -> tuple[float, str] | None:
         """Return a worker's share of a limit, a second, and the limit's source; None if there is no limit."""
         if told := self._job.options[name]:
-            return told / 60 / len(links), "as told"
+            return told / 60 / len(links), "as given"
         quota = (self._job.limiter.requests, self._job.limiter.tokens)[number]
         return (quota.rate / len(links), REFUSALS) if quota.source == REFUSALS else None
 

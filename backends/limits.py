@@ -176,7 +176,7 @@ class Headers:
         elif quota.stated not in (rate, math.inf) and not self._windowed:
             core.log.info("the server has changed its limit of %s to %.0f/min", quota.name, 60 * rate)
         quota.stated = rate
-        if quota.source != "as told":
+        if quota.source != "as given":
             quota.source, quota.period = "from headers", 0.0
 
     def _stands_still(self, told: Told, call: Any, now: float) -> bool:
@@ -238,7 +238,7 @@ class Headers:
         rate = min(quota.told, max(rate / 2, rate - max(0.0, self._others)))
         # The server counts when it admits or when it answers: the lesser of both, and a call in reserve.
         mean = quota.spent / max(1, quota.calls)
-        reserve = min(mean * (2 if quota.source == "as told" else 1), size / 10)
+        reserve = min(mean * (2 if quota.source == "as given" else 1), size / 10)
         full = min(size, left + rate * (now - call.started))
         quota.set(rate, quota.size, min(own, left - reserve, full - since - reserve), now)
         return bool(left < 2 * max(1.0, mean, call.cost if quota.name == "tokens" else 1.0))

@@ -44,12 +44,12 @@ class Rejected(core.Quota):
     def __str__(self) -> str:
         if self.period:
             return f"{self.most} {self.name} in {core.duration(self.period)}, {self.source}"
-        return f"{'about ' if self.source == 'from refusals' else ''}{super().__str__()}"
+        return f"{'about ' if self.source == 'from rejections' else ''}{super().__str__()}"
 
     def tell(self, rate: float, source: str, now: float) -> None:
         """Take over a rate that is known from elsewhere."""
         super().tell(rate, source, now)
-        if source == "from refusals":
+        if source == "from rejections":
             self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
             self.rate, self.size, self.source, self.led = rate, 0.0, source, True
 
@@ -67,7 +67,7 @@ class Rejected(core.Quota):
     def spend(self, cost: float, now: float, calls: int = 1) -> None:
         """Take out the cost of calls that go out."""
         super().spend(cost, now, calls)
-        if self.source == "from refusals":
+        if self.source == "from rejections":
             self._log.append(now)
             if self.period:
                 self._widen()
@@ -87,7 +87,7 @@ class Rejected(core.Quota):
 
     def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
         """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
-        self.source, self.size, self.period, self._sure, self._fades = "from refusals", 0.0, 0.0, False, False
+        self.source, self.size, self.period, self._sure, self._fades = "from rejections", 0.0, 0.0, False, False
         self._burst, self._burst_began = self.spent - self._last[1], self.first
         self._start = self._last = now, self.spent
         core.log.info("looking for the limit of %s a minute", self.name)
@@ -115,7 +115,7 @@ class Rejected(core.Quota):
 
     def let_in(self, started: float = math.inf) -> None:
         """Try a little more after each call that was accepted, and the more the longer it goes well."""
-        feeling = self.source == "from refusals" and not (self.led or self.exploring or self.period)
+        feeling = self.source == "from rejections" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
             self.barren = 0 if self._fades else self.barren
@@ -244,7 +244,7 @@ class Limiter(core.Limiter):
     def _is_unusual(self, now: float) -> bool:
         """Whether each answer may change something."""
         sources = self.requests.source, self.tokens.source
-        return "from refusals" in sources or self._unconfirmed is not None or super()._is_unusual(now)
+        return "from rejections" in sources or self._unconfirmed is not None or super()._is_unusual(now)
 
     def _closed(self, cost: float, now: float) -> float:
         if self._unconfirmed and self.sent < self._probe_calls[1] and self.has_room:
@@ -286,7 +286,7 @@ class Limiter(core.Limiter):
         quota = self.tokens if "token" in failure.scope else self.requests
         if wait:
             self._pause(wait)
-        if told or (wait and quota.source in ("as told", "from headers")):
+        if told or (wait and quota.source in ("as given", "from headers")):
             if not told and quota.source == "from headers" and quota.headers:
                 quota.headers.shut(wait, now)
             return
@@ -317,7 +317,7 @@ class Limiter(core.Limiter):
                 return None
             self._trusted -= 1
         elif call.started <= self._rejection:  # one of those that went out together
-            if self.window.source == "from refusals" and self._strikes == 0 and call.place > self.window.highest:
+            if self.window.source == "from rejections" and self._strikes == 0 and call.place > self.window.highest:
                 self.window.reduce(self.in_flight, self.window.rounds)
             return None
         return call
@@ -327,7 +327,7 @@ class Limiter(core.Limiter):
         wait = min(failure.wait or 0.0, core.PAUSE_CEILING)
         again = call.number - self._mark <= 2
         self._rejection, self._mark = now, self.sent
-        if at_the_door and quota.source == "from refusals":
+        if at_the_door and quota.source == "from rejections":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
             quota.refuse(cost, now, wait, spent - cost)
             if quota.barren > 2 and core.no_service(failure) and self._failing:
@@ -342,7 +342,7 @@ class Limiter(core.Limiter):
 
     def _doubted(self, quota: Any) -> bool:
         """Whether a rejection may be one by chance, as those of some servers and proxies are."""
-        known = quota.exploring or quota.period > 1 or quota.source in ("as told", "from headers")
+        known = quota.exploring or quota.period > 1 or quota.source in ("as given", "from headers")
         return quota is self.requests and not known
 
     def _confirm(self, call: core.Call, now: float) -> None:
@@ -363,9 +363,9 @@ class Limiter(core.Limiter):
     def _dismiss(self) -> None:
         """Forget what was learned from rejections that were none of a limit."""
         self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
-        if self.window.source == "from refusals":
+        if self.window.source == "from rejections":
             self.window.source = ""
-        if self.requests.source == "from refusals":
+        if self.requests.source == "from rejections":
             self.requests.forget()
 
     def _strike(self, quota: Any, again: bool, now: float, wait: float) -> None:

@@ -23,6 +23,8 @@ from .outputs import Look
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
 from .text import Printer, check_stdout
 
+console = core.sibling("backends", "console")
+
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
@@ -223,10 +225,10 @@ def dry_run(args: argparse.Namespace) -> int:
     rows += [("to send", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
     for label, text in rows:
-        row = f"{label:<12}{core.visible(text)}"
+        row = f"{label:<12}{console.visible(text)}"
         print(textwrap.fill(row, 78, subsequent_indent=" " * 12, break_on_hyphens=False))
     if plan.first is not None:
-        lines = list(map(core.visible, api.show(plan.first)))
+        lines = list(map(console.visible, api.show(plan.first)))
         lines[40:] = ["…"] * (len(lines) > 40)
         print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
     return 0 if not bad else 1 if plan.asked + kept + failed else 2

@@ -16,6 +16,8 @@ from typing import Any
 from . import core
 from .reading import BROKEN, open_input, reader_of, sound_lines
 
+console = core.sibling("backends", "console")
+
 
 @contextlib.contextmanager
 def shown(args: argparse.Namespace, ran: core.Ran, sink: Any, total: int | None = None) -> Iterator[None]:
@@ -37,7 +39,7 @@ class Progress:
 
     def __init__(self, total: int | None, ran: core.Ran, sink: Any) -> None:
         self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
-        self._terminal = core.obeys(sys.stderr)
+        self._terminal = console.obeys(sys.stderr)
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._began, self._last = time.monotonic(), (time.monotonic(), 0)

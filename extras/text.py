@@ -17,6 +17,8 @@ from typing import Any
 
 from . import core
 
+console = core.sibling("backends", "console")
+
 FEW = 10  # prompts, whose answers are printed on a terminal even if they are kept in a file
 
 
@@ -100,7 +102,7 @@ class Printer:
     def write(self, lines: bytes) -> None:
         """Print lines; on a terminal with nothing in them that it would obey."""
         if sys.stdout.isatty():  # in JSON an escape is the same text
-            lines = core.visible(lines.decode().expandtabs()).encode()
+            lines = console.visible(lines.decode().expandtabs()).encode()
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
 

@@ -248,7 +248,7 @@ def test_local_processes_do_the_main_job_and_resume(begun, capfd, monkeypatch):
 def test_limits_that_are_told_are_for_all_workers_together(ask, stand_in, cluster):
     server = stand_in(rpm=3600, burst=0.003, no_limit_headers=True)
     status, _, err = ask(questions(40), "--base-url", server.url, "--rpm", "3200", cluster=cluster[0])
-    assert status == 0 and "3,200 requests/min, as told" in err
+    assert status == 0 and "3,200 requests/min, as given" in err
     assert server.stats.rejected <= 2 and server.stats.seconds > 0.6
 
 
@@ -285,14 +285,14 @@ def test_limits_that_are_learned_are_shared(monkeypatch):
             left -= let_in
             before, (_, _, spent, refused) = link.facts, link.facts.get("quotas", [("", math.inf, 0.0, 0)])[0]
             refused += sent - let_in
-            quota = ("from refusals" if refused else "", math.inf, spent + let_in, refused)
+            quota = ("from rejections" if refused else "", math.inf, spent + let_in, refused)
             facts = {"sent": before.get("sent", 0) + sent, "quotas": [quota, ("", math.inf, 0.0, 0)]}
             ours._learn_limits(facts, before)
             link.facts = facts
             if step > 1500:
                 calls, refusals = calls + sent, refusals + sent - let_in
     assert 0.5 * most < calls / 30 < 1.2 * most and refusals < 0.1 * calls
-    assert "requests/min, from refusals" in str(ours._job.limiter.requests)
+    assert "requests/min, from rejections" in str(ours._job.limiter.requests)
 
 
 def test_deaths_and_bugs_cost_their_own_rows_only(begun):

@@ -56,7 +56,7 @@ async def test_four_runs_at_once_keep_to_one_limit():
         text.upper() for name in "abcd" for text in prompts(name)
     ]
     assert server.rejected < 6 and 30 < took < 34
-    assert limits.learned() == ["600 requests/min, as told"] and "in flight" in repr(limits)
+    assert limits.learned() == ["600 requests/min, as given"] and "in flight" in repr(limits)
 
 
 @virtual

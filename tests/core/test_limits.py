@@ -142,7 +142,7 @@ async def test_requests_per_minute(seed, options, told, efficiency, rejected):
     results, run = await server.answer(texts(600, seed), **told)
     ideal = max(max(0, result.prompt.number - 59) / 10 + result.latency for result in results)
     assert ideal / server.span >= efficiency and server.share_rejected() <= rejected
-    source = "as told" if told else "from refusals" if "no_limit_headers" in options else "from headers"
+    source = "as given" if told else "from rejections" if "no_limit_headers" in options else "from headers"
     assert source in run.limiter.learned()[0]
 
 
