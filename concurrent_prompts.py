@@ -679,12 +679,12 @@ def backoff(attempt: int, draw: Callable[[], float] = random.random) -> float:
     return draw() * min(BACKOFF_CEILING, BACKOFF_BASE * 2.0 ** min(attempt, 30))
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Call:
     """A call in flight; `losses` is how often its prompt was given up as lost before, None where it must not be."""
 
     task: asyncio.Task[Any]
-    started: float
+    started: float = 0.0
     losses: int | None = 0
     cost: float = 0.0  # tokens, an estimate
     prompt: int = 0  # its number
@@ -708,245 +708,7 @@ class Call:
             self.task.cancel()
 
 
-Place = tuple[int, int, float, float]  # among the calls in flight, among all; requests and tokens spent by then
 NEVER_THERE = {"unreachable", "certificate", "too_many_files"}  # calls that nobody has billed
-REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
-
-
-class Quota:
-    """What a server lets through of one thing, requests or tokens: a bucket that is refilled all the time.
-
-    Its rate comes from the user or from the headers of the responses. backends/rejections.py learns it from what is
-    rejected, too.
-    """
-
-    exploring, period, led = False, 0.0, False  # what rejections tell
-    barren = refused = 0
-
-    def __init__(self, name: str, told: float | None = None) -> None:
-        self.name = name
-        self.rate, self.source = math.inf, ""  # a second
-        self.size = math.inf  # what a full bucket holds
-        self.spent, self.calls = 0.0, 0
-        self.first = math.inf  # when the first call went out of a full bucket
-        self._level, self._stamp = math.inf, 0.0
-        self._closed = -math.inf  # until when nothing goes out
-        self.headers: Any = None  # what the headers of replies tell of it,
-        self.stated, self.reset = math.inf, math.inf  # the rate, and when a window of theirs is over
-        self.told = math.inf if told is None else told / 60
-        if told is not None:
-            self.rate, self.size, self.source, self._level = self.told, 1.0, "as given", 0.0
-
-    def __str__(self) -> str:
-        return f"{60 * self.limit:,.0f} {self.name}/min, {self.source}"
-
-    def tell(self, rate: float, source: str, now: float) -> None:
-        """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
-        if source == "from headers":
-            self.stated, self.source = rate, source
-        elif source == "as given" and rate != self.told:
-            self._level, self._stamp = self.level(now), now
-            self.told = self.rate = rate
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a limit to be told; not as long as it is only being looked for."""
-        return bool(self.source) and not self.exploring
-
-    @property
-    def limit(self) -> float:
-        """What the server lets through a second, by itself or as it is told; inf where that is not known."""
-        return self.rate if self.source == "from rejections" else min(self.told, self.stated)
-
-    def level(self, now: float) -> float:
-        """Return what is in the bucket."""
-        if now >= self.reset:
-            self.headers.renew(now)
-        if self.rate == math.inf or self.reset < math.inf:
-            return self._level
-        return min(self.size, self._level + (now - self._stamp) * self.rate)
-
-    def wait(self, cost: float, now: float) -> float:
-        """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
-        if self._level >= cost and self._closed < now:  # without what is refilled since
-            return 0.0
-        closed, lack = self._closed - now, min(cost, self.size) - self.level(now)
-        if lack <= 0:
-            return max(0.0, closed)
-        return max(closed, lack / self.rate if self.reset == math.inf else self.reset - now)
-
-    def spare(self, now: float) -> float:
-        """Return how much may be spent now, 0.0 where each call is to be looked at."""
-        return 0.0 if self._closed >= now else max(0.0, self.level(now))
-
-    def spend(self, cost: float, now: float, calls: int = 1) -> None:
-        """Take out the cost of calls that go out."""
-        if now < self.first:
-            self.first = now
-        if self.rate < math.inf:
-            if now < self._stamp + REFILL_EVERY and now < self.reset:
-                self._level -= cost
-            else:
-                self._level, self._stamp = self.level(now) - cost, now
-        self.spent += cost
-        self.calls += calls
-
-    def correct(self, more: float) -> None:
-        """Take out what a call cost more than was thought."""
-        self._level -= more
-        self.spent += more
-
-    def refund(self, cost: float, started: float) -> None:
-        """Put back the cost of a call that began at `started` and was rejected."""
-        self.spent -= cost
-        self._level += cost
-        self.calls -= 1
-
-    def hear(self, headers: Mapping[str, str], call: Call, spent: float, now: float) -> bool:
-        """Learn from a response's headers; return whether they leave nothing for such a call."""
-        if self.headers is None and (known := meanings("limits")):
-            self.headers = known.Headers(self)
-        return bool(self.headers and self.headers.read(headers, call, spent, now))
-
-    def set(self, rate: float, size: float, level: float, now: float) -> None:
-        """Take over a rate (a second), what a full bucket holds and what is in it."""
-        self.rate, self.size, self._level, self._stamp = rate, size, level, now
-
-
-class Window:
-    """How many calls may be in flight: as few as bring the most answers.
-
-    It grows fourfold each round trip and holds where answers take a third longer than they did. If by then twice as
-    many in flight bring less than half as many answers again, it is set to what keeps the server busy (Little's law:
-    throughput times the latency without a queue, and a little more). From then on it grows slowly while there is hardly
-    a queue, and tries a quarter more now and then: the answers may have become longer since, or the servers more.
-    Where the server rejects one more, that was the limit; one more is tried after ever more round trips, and ever more
-    as long as that goes well. No more are in flight than will be answered `within` so many seconds at the throughput
-    seen: half of what the caller, or a gateway before the server, waits for an answer.
-    """
-
-    LONGER = math.log(4 / 3)
-    GAIN = 0.55  # log2 of what twice as many must bring
-
-    def __init__(self, start: int, ceiling: int, within: float = math.inf) -> None:
-        self.size = float(start)
-        self.ceiling = ceiling
-        self.within = within
-        self.source = ""  # why it grows fourfold no longer
-        self.highest = 0  # place of the last call in the row that was answered
-        self.answers = 0  # since it was last set
-        self.throughput = math.inf  # a second, at the most
-        self._octaves: dict[int, list[float]] = {}  # answers, the logarithms of their latencies, places
-        self._noted = 0  # answers in the octaves
-        self._early: list[float] = []  # logarithms of the latencies of the first few calls
-        self._usual, self._lately, self._held = math.inf, 0.0, 0.0  # logarithms of latencies; round trips on hold
-        self._total = 0.0  # logarithms of the latencies since it was last set
-        self._before: tuple[float, float] | None = None  # size and mean before a quarter more was tried
-        self.rounds = 24.0  # to the next trial
-        self._limit, self._more = math.inf, 0.0  # where a call was rejected; how many more are tried
-
-    def __str__(self) -> str:
-        return f"{int(self.size)} in flight, {self.source}"
-
-    @property
-    def room(self) -> float:
-        """How many calls may be in flight now."""
-        return max(1.0, min(self.size, self.within * self.throughput))
-
-    def answered(self, place: float, latency: float, count: int = 1) -> None:
-        """Learn from answers to so many calls that were about the `place`-th in flight."""
-        latency = max(1e-6, latency)
-        self.answers += count
-        rate = place / latency
-        slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
-        self.throughput = rate if rate > slower else slower
-        if self.source == "from rejections":
-            self._try_more(place)
-        elif self.source:
-            self._watch(place, math.log(latency), count)
-        else:
-            latency = math.log(latency)
-            self._note(place, latency, count)
-            if self._lately < self._usual + self.LONGER:
-                if 4 * place >= self.size and (self._noted > 16 or latency < self._usual + self.LONGER):
-                    self.size, self._held = min(self.ceiling, self.size + min(3 * count, 3 * self.size)), 0.0
-            else:
-                self._held += count / self.size
-                if self._held > 1:
-                    self._decide()
-
-    def _note(self, place: float, latency: float, count: int) -> None:
-        octave = self._octaves.setdefault(int(place).bit_length(), [0, 0.0, 0])
-        octave[0] += count
-        octave[1] += latency * count
-        octave[2] += place * count
-        self._noted += count
-        self._lately += (latency - self._lately) * min(1.0, count / min(16, self._noted))
-        if self._noted <= 16 and place < 5:
-            self._early += [latency] * count
-            if len(self._early) > 2:
-                self._usual = sum(self._early) / len(self._early)
-        if octave[0] > 15:
-            self._usual = min(self._usual, octave[1] / octave[0])
-
-    def _decide(self) -> None:
-        """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
-        octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
-        means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
-        self._held = 0.0
-        if len(means) < 2:
-            return
-        (few, quick), (many, slow) = means[-2:]
-        if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
-            self._usual = self._lately
-            return
-        throughput = max(place / latency for place, latency in means)
-        calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
-        self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
-        self.source = "more brought no more throughput"
-        self.size, self.answers = min(self.size, 1.02 * throughput * math.exp(self._usual) + 1), 0
-        log.info("more calls in flight do not raise the throughput: now %d", self.size)
-
-    def _watch(self, place: float, latency: float, count: int) -> None:
-        self._lately += (latency - self._lately) * min(1.0, count / 16)
-        self._total += latency * count
-        if self._lately < self._usual + math.log(1.12) and place >= self.size - 2:
-            self.size = min(self.ceiling, self.size + min(1.0, count / self.size))
-        if self.answers < self.rounds * self.size:
-            return
-        mean = self._total / self.answers
-        before, self._before = self._before, None
-        if before is None:
-            self._before = self.size, mean
-            self.size, self.rounds = min(self.ceiling, self.size * 1.25), 4
-        elif mean > before[1] + math.log(1.1):  # it does not bring a tenth more
-            self.size, self.rounds = before[0], 24
-        self.answers, self._total = 0, 0.0
-
-    def _try_more(self, place: float) -> None:
-        """Try one more after `rounds` round trips; if it is answered, twice as many the next time."""
-        if place > self._limit + self._more / 2 and place > 1.25 * self._limit + 2:
-            self.source = ""  # it was no limit of calls at once
-        elif self.answers >= self.size * (self.rounds if not self._more else 1):
-            self._more = 2 * self._more if self._more > 1 else max(2, self._limit / 4) if self._more else 1
-            self.size, self.answers = min(self.ceiling, self.size + self._more), 0
-
-    def reduce(self, size: float, rounds: float = 1.0) -> None:
-        """Give way to a rejection, for so many round trips at least."""
-        again = self.source == "from rejections" and self._limit * 0.75 <= size
-        self.rounds = max(rounds, min(32.0, 2 * self.rounds) if again else 1.0)
-        self.source, self.size, self.answers, self._more = "from rejections", max(1.0, min(self.size, size)), 0, 0.0
-        self._limit = self.size
-        log.info("the server rejected more calls at once: now %d", self.size)
-
-    def tell(self, size: int) -> None:
-        """Take over what the server says."""
-        self.source, self.size, self.ceiling = "as the server states", min(self.size, size), min(self.ceiling, size)
-
-    def grow(self, size: float) -> None:
-        """Open at once as far as limits that the server tells allow."""
-        if not self.source and size > self.size:
-            self.size = min(self.ceiling, size)
 
 
 def no_service(failure: PromptError) -> bool:
@@ -964,43 +726,26 @@ def best(file: str, plain: Any) -> Any:
 class Limiter:
     """When the next call may go out: the run's state, not each prompt's.
 
-    A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `admit` lets a call out if it need not
-    wait, else `turn` waits in a queue for all three, and `settle` learns from how each call ends: from answers every
-    10 ms at the most. In between calls go out freely, as many as nothing holds up.
-    A wait that the server asks for is a pause of the whole run, with jitter at its end so that nobody comes in a herd.
-    A rejection that says nothing more makes the window a third smaller and pauses the run ever longer; the Limiter of
-    backends/rejections.py finds the limit behind it. While a window grows, its calls go out one after the other, so
-    that few of them hit a limit.
-    After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
-    for a second at most. If the calls of several prompts fail so, or with a status of 500 and above, and nothing that
-    was sent after the first of them is answered, the server is down: one call a second tries until it is back.
+    The calls in flight double each round trip, to no more than will be answered within half of the `timeout` at the
+    rate seen. A rejection makes them a third fewer, after which they grow ever more slowly, and is a pause of the whole
+    run. If several calls in a row found nobody, one a second tries whether somebody is there. What is sent for the
+    first time and what is sent again take turns.
+    This is what a lone copy knows; in its place backends/limiter.py measures, and learns what limits there are.
     """
-
-    AT_ONCE = 4  # calls, before a server has said anything
-    LOOK_EVERY = 0.01  # seconds between two looks at the answers
 
     in_flight = sent = queued = 0
     heard = False  # whether the server has ever said anything
     latest = -math.inf  # the start of the latest call that was answered
-    limit: float | None = None  # what calls_a_minute said last
-    alone_since = math.inf  # one call at a time goes out until one is answered that began since then
-    silent = pause_end = -math.inf  # when the server was silent last; when a pause that it asked for is over
+    limit: float | None = None  # how many calls a minute are known to be let through
     away_since: float | None = None
-    defer: Callable[..., Any] | None = None  # calls a function later; None: each answer is looked at
-    opened: Callable[[], None] | None = None  # is called after each look
-    # The answers since the last look, what may go out before the next one, and what has of it
-    _look_at, _deferred, _answers, _latencies, _places = -math.inf, False, 0, 0.0, 0
-    _free_calls, _free_tokens, _room, _used_calls, _used_tokens = 0.0, 0.0, 0.0, 0, 0.0
-    _began, _latency = math.inf, 0.0  # when the first call went out; the latency of late
+    opened: Callable[[], None] | None = None  # is called when another call may go out
+    defer: Callable[..., Any] | None = None  # calls a function later
     _opens = -math.inf  # before that nothing goes out
     _rejection, _rejections = -math.inf, 0  # the last one; how many since an answer
-    _spread_end, _gap = -math.inf, 0.0  # until when calls go out one after the other, seconds apart
-    # Since when calls have found nobody, how many were sent by then, and since when they say something
-    _failing_since, _failing_sent, _failing_from = math.inf, 0, -math.inf
-    _doubt = _failed = _probed = _down_at = -math.inf  # until when one call a second goes out; when one did what
-    _probes, _held_up = 0, 0.0  # seconds in which calls waited for the time to come
+    _held_up = 0.0  # seconds in which calls waited for the time to come
     _alarm: asyncio.Future[None] | None = None  # for the next one that waits,
     _due = 0.0  # and when it rings
+    _again = False  # whether one that is sent again is next
 
     def __init__(
         self,
@@ -1012,101 +757,81 @@ class Limiter:
         tpm: float | None = None,
         timeout: float = math.inf,
     ) -> None:
-        self.window = Window(start, ceiling, timeout / 2)
-        self.requests, self.tokens = self._quota("requests", rpm), self._quota("tokens", tpm)
-        self._last: tuple[Call, Mapping[str, str]]  # the last call that was answered, and its reply's headers
+        if tpm:
+            sibling("backends", "limiter", "tpm")
+        self._size, self._ceiling, self._within, self._gave_way = float(start), ceiling, timeout / 2, 0
+        self._gap = 60 / rpm if rpm else 0.0  # seconds between two calls
         self._clock, self._sleep = clock, sleep
-        self._paced = start < ceiling
-        self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did,
-        self._before = 0.0, ""  # and the window by then
-        # What waits for its turn, for the first time or again: the tokens and a future; which is next
+        self._in_vain: list[int] = []  # the prompts whose calls found nobody since one did
+        # What waits for its turn, for the first time or again
         self._queues: tuple[collections.deque[Any], collections.deque[Any]] = collections.deque(), collections.deque()
-        self._again = False
 
-    def _quota(self, name: str, told: float | None) -> Any:
-        return Quota(name, told)
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may be in flight."""
+        return self.in_flight + 1 <= self._size
 
-    def __repr__(self) -> str:
-        facts = [f"{self.in_flight} in flight of {int(self.window.size)} allowed", *self.learned(), self.state()]
-        return f"<Limiter {', '.join(filter(None, facts))}>"
+    def estimate(self, body: bytes) -> float:
+        """Return how many tokens a request will count for."""
+        return 0.0
 
-    def learned(self) -> list[str]:
-        """Return what is known of the server's limits, for the report."""
-        if self.latest == -math.inf:
-            return []
-        quotas = [str(quota) for quota in (self.requests, self.tokens) if quota.known]
-        return [*quotas, str(self.window)] if self.window.source else quotas
+    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> None:
+        """Learn how many it did."""
 
-    def calls_a_minute(self) -> float | None:
-        """Return how many calls a minute the server is known to let through, None where nothing is known."""
-        if not self.requests.source and not self.tokens.source:
-            return None
-        rate = min(self.requests.limit, self.tokens.limit * self.sent / max(1.0, self.tokens.spent))
-        return 60 * rate if rate < math.inf else None
-
-    def state(self) -> str:
-        """Return what holds up the run, in a few words, or ''."""
+    def admit(self, call: Call) -> bool:
+        """Let a call go out if it need not wait; return whether it may."""
         now = self._clock()
-        if self.away_since is not None:
-            return f"server unreachable for {duration(now - self.away_since)}, retrying once a second"
-        if self.pause_end > now:
-            return f"pausing as the server requested, {duration(self.pause_end - now)} left"
-        held = next((f"limit: {quota}" for quota in (self.requests, self.tokens) if quota.wait(1, now)), "")
-        held = held or (f"server: {self.window}" if self.window.source else "")
-        return f"held by the {held}" if held and self.queued else ""
+        if self.queued or self._closed(call, now):
+            return False
+        self._let_go(call, now)
+        return True
 
-    async def turn(self, cost: float = 0.0, again: bool = False) -> tuple[float, Place]:
-        """Wait until a call of so many tokens may go out; return the seconds in which time held it up, and its place.
-
-        A call that is sent `again` takes turns with those that are sent for the first time.
-        """
+    async def turn(self, call: Call, again: bool = False) -> float:
+        """Wait until a call may go out, maybe not for the first time; return the seconds in which time held it up."""
         asked, held_up = self._clock(), self._held_up
-        waiting = self._line_up(cost, again)
+        waiting = self._line_up(call, again)
         try:
-            place = await waiting
+            await waiting
         except asyncio.CancelledError:
-            self._leave(waiting, cost, again, asked)
+            self._leave(call, waiting, again)
             raise
-        return min(self._clock() - asked, self._held_up - held_up), place
+        return min(self._clock() - asked, self._held_up - held_up)
 
-    def _line_up(self, cost: float, again: bool) -> "asyncio.Future[Place]":
-        waiting: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._queues[again].append((cost, waiting))
+    def _line_up(self, call: Call, again: bool) -> asyncio.Future[None]:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues[again].append((call, waiting))
         self.queued += 1
         self.release()
         return waiting
 
-    def _leave(self, waiting: "asyncio.Future[Place]", cost: float, again: bool, asked: float) -> None:
+    def _leave(self, call: Call, waiting: asyncio.Future[None], again: bool) -> None:
         """Give up a turn; let the next one have it."""
-        if (cost, waiting) in self._queues[again]:
+        if (call, waiting) in self._queues[again]:
             self.queued -= 1
-            self._queues[again].remove((cost, waiting))
+            self._queues[again].remove((call, waiting))
         else:  # it could have gone
-            self.in_flight -= 1
-            self.requests.refund(1, asked)
-            self.tokens.refund(cost, asked)
+            self._take_back(call)
         self.release()
 
     def release(self) -> None:
         """Let out what waits, as far as it may go; set an alarm for the next one where that is a matter of time."""
         now = self._clock()
-        self._account(now)
         while self.queued:
             queue = self._queues[self._again] or self._queues[not self._again]
-            cost, waiting = queue[0]
+            call, waiting = queue[0]
             if waiting.done():  # cancelled, and about to hear of it
                 return
-            if span := self._closed(cost, now):
+            if span := self._closed(call, now):
                 return self._set_alarm(span, now)
-            self._let_go(cost, now)
+            self._let_go(call, now)
             queue.popleft()
             self.queued, self._again = self.queued - 1, not self._again
-            self._call_up(waiting, self._place())
+            self._call_up(waiting)
 
     @staticmethod
-    def _call_up(waiting: "asyncio.Future[Place]", place: Place) -> None:
+    def _call_up(waiting: asyncio.Future[None]) -> None:
         if not waiting.done():  # cancelled meanwhile
-            waiting.set_result(place)
+            waiting.set_result(None)
 
     def _set_alarm(self, span: float, now: float) -> None:
         if span < math.inf and (self._alarm is None or self._alarm.done() or now + span < self._due - 0.001):
@@ -1123,279 +848,59 @@ class Limiter:
         self._alarm = None
         self.release()
 
-    def admit(self, cost: float) -> bool:
-        """Let a call go out if it need not wait; return whether it may."""
-        tokens = self._used_tokens + cost
-        if self._used_calls < self._free_calls and self.in_flight < self._room and tokens <= self._free_tokens:
-            self._used_calls += 1  # as the last look has found
-            self._used_tokens = tokens
-            self.in_flight += 1
-            self.sent += 1
-            return True
-        now = self._clock()
-        self._account(now)
-        if self.queued or self._closed(cost, now):
-            return False
-        self._let_go(cost, now)
-        self._free(now)
-        return True
-
-    def _account(self, now: float) -> None:
-        """Take what went out freely from the quotas; from now on each call is looked at."""
-        if self._used_calls:
-            self.requests.spend(self._used_calls, now, self._used_calls)
-            self.tokens.spend(self._used_tokens, now, self._used_calls)
-        self._used_calls = self._free_calls = 0
-        self._used_tokens = 0.0
-
-    def _free(self, now: float) -> None:
-        """Let calls go out freely until the next look, as many as nothing holds up."""
-        if self.defer is None or self.queued or self._is_unusual(now) or now < max(self._opens, self._spread_end):
-            return
-        self._room = min(self.window.room, self.window.highest)
-        self._free_calls, self._free_tokens = self.requests.spare(now), self.tokens.spare(now)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more call may be in flight."""
-        return self.in_flight + 1 <= (1 if self.alone_since < math.inf else self.window.room)
-
-    def _closed(self, cost: float, now: float) -> float:
+    def _closed(self, call: Call, now: float) -> float:
         """Return the seconds until a call may go out: 0.0 now, inf not before another has ended."""
-        if not self.has_room:
-            return math.inf
-        wait = max(self._opens - now - 0.001, self.requests.wait(1, now), self.tokens.wait(cost, now))
-        return wait if wait > 1e-6 else 0.0
+        return max(0.0, self._opens - now) if self.has_room else math.inf
 
-    def _let_go(self, cost: float, now: float) -> None:
+    def _let_go(self, call: Call, now: float) -> None:
         self.in_flight += 1
         self.sent += 1
-        self._began = min(self._began, now)
-        self.requests.spend(1, now)
-        self.tokens.spend(cost, now)
-        self._pace(now)
+        call.started, call.place = now, self.in_flight
+        self._opens = now + PROBE if self.away_since is not None else max(now, self._opens) + self._gap
 
-    def _pace(self, now: float) -> None:
-        """Note when the next call may go out."""
-        if now < self._doubt:
-            self._probe(now)
-        elif now < self._spread_end:
-            self._opens = now + random.uniform(0.5, 1.5) * self._gap
-        elif self._latency:
-            if self.in_flight > max(self.AT_ONCE, self.window.highest):
-                self._opens = max(now, self._opens) + self._latency / self.in_flight / 4
-        elif self._paced and self.sent >= self.AT_ONCE and self.latest == -math.inf:
-            self._opens = now + (0.01 if self.sent < 16 else 0.05)
-            self._opens += 0.35 if self.sent == 16 else 0.0
-            if 16 <= self.sent < 32 and self.window.size >= 16:
-                self.window.size += 1
-
-    def _probe(self, now: float) -> None:
-        """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
-        if self.away_since is not None and self._probed > self._failed and now - self._probed > 0.9 * PROBE:
-            self._mark_up(now)
-        else:
-            self._probed, self._opens = now, now + PROBE
-
-    def enter(self, call: Call, place: Place | None = None) -> None:
-        """Note where a call stands that goes out."""
-        call.place, call.number, *call.spent = place or self._place()
-
-    def _place(self) -> Place:
-        requests, tokens = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
-        return self.in_flight, self.sent, requests, tokens
+    def _take_back(self, call: Call) -> None:
+        self.in_flight -= 1
 
     def settle(self, call: Call, outcome: Reply | PromptError) -> None:
-        """Take back the place of a call, and learn from how it ended: from the usual at most every 10 ms."""
+        """Take back the place of a call, and learn from how it ended."""
         now = self._clock()
-        call.latency = now - call.started
         self.in_flight -= 1
-        if isinstance(outcome, PromptError):
-            self._learn_from_failure(call, outcome, now)
-        else:
-            if call.started >= self.silent:  # the latency of what was sent before says nothing
-                self._answers += 1
-                self._latencies += call.latency
-                self._places += call.place
-                if call.place > self.window.highest:
-                    self.window.highest = call.place
-            if call.started > self.latest:
-                self.latest = call.started
-            self._last = call, outcome.headers
-            if now >= self._look_at or self.defer is None or (not self._free_calls and self._is_unusual(now)):
-                self._learn(call, now)
-            elif not self._deferred:
-                self._deferred = True
-                growing = not self.window.source and self.window.size < self.window.ceiling
-                self.defer(0.0 if growing else self.LOOK_EVERY, self.look)
-        if self.queued:
-            self.release()
-
-    def _is_unusual(self, now: float) -> bool:
-        """Whether each answer may change something."""
-        return bool(self.alone_since < math.inf or now < self._doubt or not self._latency or self._failing)
-
-    def look(self) -> None:
-        """Learn from the answers since the last look, if there are any."""
-        self._deferred = False
-        if self._answers:
-            self._learn(self._last[0], self._clock())
-            self.release()
-
-    def _learn(self, call: Call, now: float) -> None:
-        """Learn from the answers since the last time, the last of which is the call's."""
-        self._look_at = now + self.LOOK_EVERY
-        self._account(now)
-        self._read(*self._last, now)
-        self._note(call, None, now)
-        self._answered(call)
-        self._free(now)
+        call.latency = now - call.started
+        if not isinstance(outcome, PromptError):
+            self._answered(call)
+        elif outcome.slow or outcome.kind == "timeout" or outcome.error.status == 504:
+            self._give_way(call, outcome, now)
+        self.heard |= not isinstance(outcome, PromptError) or outcome.heard
+        if not isinstance(outcome, PromptError) or not no_service(outcome):
+            self._mark_up(now)
+        elif not outcome.slow:
+            self._in_vain.append(call.prompt)
+            several = len(self._in_vain) > 2 and len({*self._in_vain}) >= min(2, self._size)
+            if several and self.away_since is None:
+                self.away_since, self._opens = now, now + PROBE
+        self.release()
         if self.opened:
             self.opened()
 
-    def _learn_from_failure(self, call: Call, failure: PromptError, now: float) -> None:
-        self._account(now)
-        if failure.slow:
-            self.requests.refund(1, call.started)
-            self.tokens.refund(call.cost, call.started)
-        told = self._read(call, failure.headers, now)
-        self._note(call, failure, now)
-        if failure.slow and self.away_since is None:
-            self._rejected(call, failure, told, now)
-        elif failure.error.status == 504 or failure.kind == "timeout":
-            self._overdue(call)
-
-    def _read(self, call: Call, headers: Mapping[str, str], now: float) -> bool:
-        """Read what headers tell of limits; return whether they leave nothing for such a call."""
-        told: bool = self.requests.hear(headers, call, call.spent[0], now)
-        told |= self.tokens.hear(headers, call, call.spent[1], now)
-        self.limit = self.calls_a_minute()
-        return told
-
     def _answered(self, call: Call) -> None:
-        if call.started >= self.alone_since:
-            self.alone_since = math.inf
-        if not self._latency:  # the first answer
-            self._opens = max(self.pause_end, min(self._opens, self._clock()))
-        if answers := self._answers:
-            latency = self._latencies / answers
-            self._latency += (latency - self._latency) / (max(1.0, 50 / answers) if self._latency else 1)
-            self.window.answered(self._places / answers, latency, answers)
-            self._answers, self._latencies, self._places = 0, 0.0, 0
-        if (rate := self.requests.limit) < math.inf and self.requests.source != "from rejections":
-            self.window.grow(2 * rate * self._latency)
-        self._rejections = 0
+        self.latest, self._rejections = max(self.latest, call.started), 0
+        most = min(self._ceiling, self._within * call.place / max(1e-6, call.latency))
+        self._size = max(1.0, min(most, self._size + (1 / self._gave_way / self._size if self._gave_way else 1)))
 
-    def _rejected(self, call: Call, failure: PromptError, told: bool, now: float) -> None:
-        """Give way to a rejection: fewer calls at once, and ever longer pauses. backends/rejections.py knows better."""
+    def _give_way(self, call: Call, failure: PromptError, now: float) -> None:
         if failure.at_once:
-            self.window.tell(failure.at_once)
-        elif not told and call.started > self._rejection:
-            self._rejection, self._rejections = now, self._rejections + 1
-            self.window.reduce(self.in_flight * 2 / 3)
-            self._pause(min(failure.wait or backoff(self._rejections), PAUSE_CEILING))
-
-    def _overdue(self, call: Call) -> None:
-        """Give way to a time-out, ours or a gateway's, while others are answered."""
-        if self._latency and call.started > self._rejection:
-            self.window.within = min(self.window.within, call.latency / 2)
-            self.window.reduce(self.window.room * 2 / 3)
-            self._rejection = self._clock()
-
-    def _pause(self, wait: float) -> None:
-        spread = min(1.0, wait / 10)
-        self._gap = spread / max(2.0, self.window.room)
-        self.pause_end = max(self.pause_end, self._clock() + wait)
-        self._spread_end = self.pause_end + spread
-        self._opens = self.pause_end + random.random() * self._gap
-
-    def _note(self, call: Call, failure: PromptError | None, now: float) -> None:
-        """Note whether the server is there; what was sent before it was found down says nothing."""
-        if failure is not None and no_service(failure):
-            self._note_failure(call, failure, now)
-        elif failure is None or failure.heard:
-            self.heard = True
-            if self.away_since is None and now < self._doubt:
-                self._doubt, self._opens = -math.inf, self.pause_end
-            if call.started >= self._failing_from:
-                self._failing.clear()
-                if self.away_since is not None:
-                    self._mark_up(now)
-
-    def _note_failure(self, call: Call, failure: PromptError, now: float) -> None:
-        self.heard |= failure.heard
-        if not self._failing:
-            self._failing_since, self._failing_sent = now, self.sent
-            late = self._latency and call.latency > self._latency / 4
-            self._failing_from = -math.inf if late else call.started  # what was sent before that says nothing
-            self._before = self.window.size, self.window.source
-        self._failing[call.prompt] += 1
-        self._failed = now
-        failed, sent = self._failing.total(), self.sent - self._failing_sent
-        if failure.kind == "unreachable":
-            several = failed > 1
-        else:
-            fewest = 2 if failure.heard else 1
-            fewest = min(4 + self.in_flight // 8, max(fewest, self.window.ceiling))
-            several = len(self._failing) >= fewest and failed > 2
-        if not failure.heard:
-            self._doubt = max(self._doubt, now + PROBE)
-        if self.away_since is not None and call.started < self._down_at:
-            return  # it was on its way
-        if self.away_since is not None:
-            self._probes += 1
-            longest = PROBE if self.latest > -math.inf else 3 * PROBE
-            self._opens = now + min(longest, 0.25 * 1.5 ** min(self._probes, 9))
-        elif several and 2 * failed > sent and not failure.slow:
-            self.mark_down(failure, now)
-
-    def mark_down(self, failure: PromptError, now: float) -> None:
-        """Take the server for down: one call at a time tries whether it is back."""
-        self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
-        self._down_at, self._opens = now, now + 0.25
-        self.window.size, self.window.source = self._before
-        if self.heard:
-            log.warning("server unreachable (%s): retrying once a second", failure)
+            self._size = self._ceiling = failure.at_once
+        elif call.started > self._rejection:  # not one of those that went out together
+            self._rejection, self._rejections, self._gave_way = now, self._rejections + 1, self._gave_way + 1
+            self._size = max(1.0, min(self._size, self.in_flight + 1) * 2 / 3)
+            wait = failure.wait or (backoff(self._rejections) if failure.slow else 0.0)
+            self._opens = max(self._opens, now + min(wait, PAUSE_CEILING))
 
     def _mark_up(self, now: float) -> None:
-        """Let the calls go out again."""
-        log.warning("the server is back after %s", duration(now - (self.away_since or now)))
-        self.away_since = None
-        self._failing.clear()
-        self._doubt, self._opens = -math.inf, self.pause_end
-
-
-class Costs:
-    """How many tokens a request will count for: its prompt by length, and its longest answer."""
-
-    ENVELOPE = 60  # bytes of a request that are no prompt
-    MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d{1,9})')  # an input may hold any number
-    CHOICES = re.compile(rb'"n": ?(\d{1,9})')
-
-    def __init__(self) -> None:
-        self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
-        self._per_byte, self._answer = 0.25, 20.0
-
-    def estimate(self, body: bytes) -> float:
-        """Return the tokens of a request."""
-        asked, answer = (len(body) - self.ENVELOPE) * self._per_byte, self._answer
-        if b'"max_' in body and (most := self.MOST.search(body)):
-            choices = self.CHOICES.search(body)
-            answer = float(most[1]) * (int(choices[1]) if choices else 1)
-        return (asked if asked > 1 else 1.0) + answer
-
-    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> float:
-        """Learn from what the server has counted; return how many tokens it was more than the estimate."""
-        asked, answered, size = tokens[0], tokens[1], len(body)
-        if not 0 < asked < size + 1e5 or answered > 1e6:  # nothing, or nonsense
-            return 0.0
-        self._bytes += size - self.ENVELOPE if size > self.ENVELOPE + 4 else 4
-        self._in += asked
-        self._out += answered
-        self._answers += 1
-        self._per_byte, self._answer = self._in / self._bytes, self._out / self._answers
-        # What may be answered at the most is counted even where the answer is shorter.
-        return 0.0 if b'"max_' in body else asked + answered - estimate
+        self._in_vain.clear()
+        if self.away_since is not None:
+            log.warning("the server is back after %s", duration(now - self.away_since))
+            self.away_since, self._opens = None, now
 
 
 class Evidence:
@@ -1416,40 +921,14 @@ class Evidence:
         first = not self.run.answers and not own
         return "stop" if not failure.heard or first or len({*self.refusal}) >= 3 else "fail"
 
-    def compare(self, prompt: Prompt, failure: PromptError) -> None:
-        """Stop the run if nothing was ever answered and all fail alike."""
-
-    async def is_outage(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
-        """Whether an attempt failed because nobody was answered at that time: it costs its prompt nothing."""
-        result.missed = min(result.missed, result.sent)
+    async def examine(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
+        """Whether an attempt failed because nobody is there: it costs its prompt nothing. Stop if nobody ever was."""
+        result.missed, limiter = min(result.missed, result.sent), self.run.limiter
         self.unheard[prompt.number] += 1
-        there = self.run.limiter.away_since is None or not no_service(failure)
-        return not there and self.unheard[prompt.number] <= self.FREE_ATTEMPTS
-
-    def was_never_there(self, failure: PromptError, result: Result) -> bool:
-        """Whether a server that has never said a word is to be given up."""
-        return failure.kind == "unreachable" and not self.run.limiter.heard and result.attempts >= 3
-
-
-class Patience:
-    """Gives up no call before its time-out. backends/stragglers.py knows which calls are lost."""
-
-    def __init__(self, run: "Run", resend: bool = True) -> None:
-        self.run = run
-
-    @property
-    def late(self) -> float:
-        """After how many seconds a call is late."""
-        return math.inf
-
-    def answered(self, call: Call) -> None:
-        """Learn from an answer."""
-
-    def give_up(self, calls: Sequence[Call], now: float) -> None:
-        """End those of the calls in flight that are lost."""
-
-    async def close(self) -> None:
-        """Leave nothing behind."""
+        if failure.kind == "unreachable" and not limiter.heard and result.attempts >= 3:
+            self.run.stop(PromptError("unreachable", failure.error.message, "stop"))
+        away = limiter.away_since is not None and no_service(failure)
+        return away and self.unheard[prompt.number] <= self.FREE_ATTEMPTS
 
 
 class Run:
@@ -1478,61 +957,47 @@ class Run:
     _oldest = math.inf  # the start of the oldest call that was answered since the last look at all
 
     def __init__(
-        self,
-        send: Any,
-        *,
-        concurrency: int | str = "auto",
-        max_attempts: int = DEFAULT_ATTEMPTS,
-        timeout: float = DEFAULT_TIMEOUT,
-        deadline: float | None = None,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        extras: Iterable[Any] = (),
-        max_cost: float | None = None,
-        price: Iterable[float] | None = None,
-        retry: Callable[[Exception], str | float | None] | None = None,
-        resend_lost: bool = True,
-        limits: Any = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, send: Any, *, concurrency: int | str = "auto", max_attempts: int = DEFAULT_ATTEMPTS,
+        timeout: float = DEFAULT_TIMEOUT, deadline: float | None = None, rpm: float | None = None,
+        tpm: float | None = None, extras: Iterable[Any] = (), max_cost: float | None = None,
+        price: Iterable[float] | None = None, retry: Callable[[Exception], Any] | None = None,
+        resend_lost: bool = True, limits: Any = None, clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    ) -> None:  # fmt: skip
         auto = concurrency == "auto"
         self.concurrency = AUTO_CONCURRENCY if auto else int(concurrency)
         numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm must be greater than 0")
-        self.extras = [*getattr(send, "extras", ()), *extras]
+        if limits and (rpm or tpm or getattr(send, "loop", None)):
+            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
+        if retry and hasattr(send, "prepare"):
+            raise ValueError("retry= is for your own function; a backend classifies its own errors")
+        self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
+        self.loop = self.api.loop  # what a bulk backend does instead of the run's own
+        self.extras = [*self.api.extras, *extras]
         if max_cost is not None:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
-        start = max(1, min(16, int(timeout))) if auto else self.concurrency
-        if limits:
-            if rpm or tpm or getattr(send, "loop", None):
-                raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
-            clock, sleep = limits.clock, limits.sleep
-        own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
-        self.limiter: Limiter = own or limits.share()
-        self.patience: Patience = best("stragglers", Patience)(self, resend_lost)
-        self.evidence: Evidence = best("evidence", Evidence)(self)
-        self._costs = Costs()
-        self._counts = best("usage", token_counts)
-        self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
-        if retry and self.api is send:
-            raise ValueError("retry= is for your own function; a backend classifies its own errors")
-        self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.listeners = hooked(self.extras, "on_result")
-        self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
-        self.loop = self.api.loop  # what a bulk backend does instead of the run's own
+        clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
+        start = max(1, min(16, int(timeout))) if auto else self.concurrency
+        own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
+        self.limiter: Any = own or limits.share()
+        self.patience: Any = (known := meanings("stragglers")) and known.Patience(self, resend_lost)
+        self.evidence: Evidence = best("evidence", Evidence)(self)
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
         self.max_attempts, self._timeout = max_attempts, timeout
         self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
-        self.clock, self.sleep = clock, sleep
-        self.epoch = time.time() - clock()
+        self.clock, self.sleep, self.epoch = clock, sleep, time.time() - clock()
+        self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
+        self.open: dict[int, Result] = {}  # what is in the making, by the prompts' numbers
         self.backing_off: dict[int, float] = {}  # until when, by the prompt's number
         self.calls: dict[asyncio.Task[Any], Call] = {}  # in the order of their starts
         self.wrapping: set[asyncio.Task[Any]] = set()  # in what the extras do after the call
+        self._counts = best("usage", token_counts)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._resting: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
@@ -1543,12 +1008,8 @@ class Run:
         async with contextlib.AsyncExitStack() as stack:
             self.call = await stack.enter_async_context(self.api.open(self.concurrency))
             self._alive = getattr(self.api, "alive", None)
-            for extra in self.extras:
-                if hasattr(extra, "session"):
-                    with blaming(extra.session):
-                        session = extra.session(self)
-                        await session.__aenter__()
-                    stack.push_async_exit(functools.partial(self._leave, extra.session, session))
+            if sessions := hooked(self.extras, "session"):
+                await sibling("extras", "wraps", "session").enter(self, sessions, stack)
             self._answer_once = self.wrapped(self._attempt)
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
@@ -1556,16 +1017,6 @@ class Run:
         if self._bounded:
             self._later("deadline", self._deadline, self._end)
         return self
-
-    async def _leave(self, hook: Any, session: Any, *failure: Any) -> Any:
-        """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
-        try:
-            return await session.__aexit__(*failure)
-        except Exception as another:
-            if another is failure[1]:
-                raise
-            self.stop(extra_failure(hook, another))
-        return False
 
     def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
         """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
@@ -1586,7 +1037,8 @@ class Run:
     async def __aexit__(self, *failure: Any) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        await self.patience.close()
+        if self.patience:
+            await self.patience.close()
         await self._stack.aclose()
 
     def extra(self, name: str) -> Any:
@@ -1629,8 +1081,7 @@ class Run:
                     return result
                 except Exception as exc:
                     failure = self.missed(result, exc, result.attempts > before)
-                free, before = failure.free or await self.evidence.is_outage(prompt, failure, result), result.attempts
-                self.evidence.compare(prompt, failure)
+                free = await self.evidence.examine(prompt, failure, result) or failure.free
                 if not await self._goes_on(result, failure, free):
                     return result
                 before = result.attempts
@@ -1641,9 +1092,6 @@ class Run:
 
     async def _goes_on(self, result: Result, failure: PromptError, free: bool) -> bool:
         """Wait before the next attempt, after one that may be `free`; return False if this was the last."""
-        if self.evidence.was_never_there(failure, result):
-            kind = "timeout" if failure.kind == "timeout" else "unreachable"
-            self.stop(PromptError(kind, failure.error.message, "stop"))
         if self.has_failed(result, failure, free):
             return False
         began, took = result.waited(), result.latency
@@ -1668,13 +1116,7 @@ class Run:
         """Note what came instead of an answer, of a call if one was `sent`; return it as one of our errors."""
         reply, result.reply = result.reply, None
         if not isinstance(failure, PromptError):  # what an extra did not mean to raise
-            wraps = hooked(self.extras, "wrap")
-            guilty = sibling("extras", "wraps").guilty(wraps, failure) if wraps else self._attempt
-            failure = self.discreet(extra_failure(guilty, failure))
-            if reply:  # it was paid
-                failure.keep = reply
-                result.take(reply)
-            return failure
+            return sibling("extras", "wraps").broken(self, result, reply, failure)  # type: ignore[no-any-return]
         if failure.keep:
             result.take(failure.keep)
             result.tokens = NO_TOKENS
@@ -1710,24 +1152,23 @@ class Run:
 
     def answered_since(self, result: Result) -> bool:
         """Whether the server has answered something that it was asked after the prompt first found nobody."""
-        return self.limiter.latest > result.missed
+        return bool(self.limiter.latest > result.missed)
 
     async def _attempt(self, prompt: Prompt) -> Reply:
         """Send a prompt once, when the limits allow it, and return the answer. Raises PromptError."""
         result, limiter = self.open[prompt.number], self.limiter
         if self._bounded and self._loop.time() >= self._due:
             self._end()  # a user's function that awaits nothing lets no timer ring
-        cost = self._costs.estimate(prompt.body)
-        place = None if not self.stopped and limiter.admit(cost) else await self._turn(result, cost)
-        if self.start and limiter.in_flight < limiter.window.size:
-            self.start()
         task = asyncio.current_task(self._loop)
         assert task is not None
+        losses = result.losses if result.attempts + 1 < self.max_attempts else None
+        call = Call(task, 0.0, losses, limiter.estimate(prompt.body), prompt.number)
+        if self.stopped or not limiter.admit(call):
+            await self._turn(result, call)
+        if self.start and limiter.has_room:
+            self.start()
         result.attempts += 1
-        losses = result.losses if result.attempts < self.max_attempts else None
-        call = Call(task, self.clock(), losses, cost, prompt.number)
         result.sent = call.started
-        limiter.enter(call, place)
         if call.place > self.most_in_flight:
             self.most_in_flight = call.place
         self.calls[task] = call
@@ -1747,16 +1188,14 @@ class Run:
         self._answered_by(call, reply, prompt, result)
         return reply
 
-    async def _turn(self, result: Result, cost: float) -> Place:
-        """Wait until a call may go out; return its place. Raises PromptError where the run is stopped meanwhile."""
+    async def _turn(self, result: Result, call: Call) -> None:
+        """Wait until a call may go out. Raises PromptError where the run is stopped meanwhile."""
         asked = self.clock()
-        turn = await self.wait_or_stop(self.limiter.turn(cost, result.attempts > 0))
-        if not isinstance(turn, tuple):
+        waited = await self.wait_or_stop(self.limiter.turn(call, result.attempts > 0))
+        if waited is None:
             raise self.stop_error()
-        waited, place = turn
         result.limit_wait += waited
         result.slot_wait += max(0.0, self.clock() - asked - waited)
-        return place
 
     def _failed(self, call: Call, exc: BaseException, cancelled: int, result: Result) -> BaseException:
         """Learn from a call without an answer; return what is to be raised: a PromptError, or what is not ours."""
@@ -1787,10 +1226,11 @@ class Run:
             self._oldest = min(self._oldest, call.started)
         if self.evidence.unheard:
             self.evidence.unheard.clear()
-        self.patience.answered(call)
+        if self.patience:
+            self.patience.answered(call)
         if reply.usage:
             result.usage, result.tokens = reply.usage, self._counts(reply.usage)
-            self.limiter.tokens.correct(self._costs.learn(prompt.body, result.tokens, call.cost))
+            self.limiter.learn(prompt.body, result.tokens, call.cost)
 
     def _sweep(self) -> None:
         """End the calls that take too long, and look again as long as there are any."""
@@ -1802,7 +1242,8 @@ class Run:
                 call.alive = now
             if now - max(call.started, call.alive) >= self._timeout:
                 call.end(PromptError("timeout", f"no answer in {duration(self._timeout)}", "retry"))
-        self.patience.give_up([*self.calls.values()], now)
+        if self.patience:
+            self.patience.give_up([*self.calls.values()], now)
         self._oldest = math.inf
         oldest = next((max(call.started, call.alive) for call in self.calls.values() if call.ended is None), now)
         if self.calls:
@@ -2383,11 +1824,7 @@ class Kept(NamedTuple):
     def keep(self, result: Result) -> Awaitable[None] | None:
         """Keep a result; stop the run where the file or JSON cannot take it."""
         try:
-            if result.done:
-                self.sink.append(result)
-        except OSError as failure:
-            result.done = False
-            self.run.stop(disk_error(self.sink.path, failure))
+            keep(self.run, self.sink, [result])
         except TypeError as failure:
             result.done, what = False, f"send returned a value that JSON cannot hold ({failure}); return a text"
             self.run.stop(PromptError("send", what, "stop"))
@@ -2512,45 +1949,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-class Tally:
-    """What the plain report is made of, counted as the results come. The one in extras/tally.py counts more."""
-
-    def __init__(self) -> None:
-        self.answered = self.failed = self.unwritten = self.hopeful = 0  # of these failures another run may have none
-        self.first: Error | None = None  # failure
-        self.wall, self._start = 0.0, time.monotonic()
-
-    def stop(self) -> None:
-        """Take the time."""
-        self.wall = time.monotonic() - self._start
-
-    def add(self, result: Result) -> None:
-        """Count a result."""
-        if result.done and result.error is not None:
-            self.failed += 1
-            self.note(result.error)
-        else:
-            self.answered += result.done
-
-    def note(self, error: Error) -> None:
-        """Take notice of a failure, maybe an earlier run's."""
-        self.first = self.first or error
-        self.hopeful += error.retryable
-
-    def lines(self, ran: "Ran") -> Iterator[str]:
-        """Yield the lines of the report."""
-        yield f"{self.answered:,} answered, {self.failed:,} failed in {duration(self.wall)}"
-        if ran.run.journal.kept:
-            yield f"{plural(ran.run.journal.kept, 'answer')} of an earlier run kept"
-
-    def warnings(self) -> Iterator[str]:
-        """Yield what has gone wrong."""
-        if self.unwritten:
-            yield f"{plural(self.unwritten, 'answer')} could not be written"
-        if self.first:
-            yield f"first failure: {self.first.type}: {self.first.message}"
-
-
 class Ran(NamedTuple):
     """One run, with all that is to be said of it."""
 
@@ -2642,8 +2040,7 @@ async def answer_file(args: Any) -> int:
     run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
     with sibling("backends", "interrupts").interruptible(run):
         async with journaled(run, sink, prompts_of(args), args.name):
-            tally = sibling("extras", "tally").Tally(api.model_of) if extras_folder() else Tally()
-            ran = Ran(api, run, calls, tally)
+            ran = Ran(api, run, calls, sibling("backends", "console").new_tally(api))
             recorder = Recorder(args, ran, sink)
             shown = None if args.quiet else niceties("progress")
             try:
@@ -2727,10 +2124,7 @@ async def keep_synced(run: Run, sink: Any) -> None:
 
 
 class Recorder:
-    """Keeps the results as they come, and counts them: those of one turn of the event loop at once.
-
-    Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
-    """
+    """Keeps the results as they come, those of one turn of the event loop at once, and counts them."""
 
     def __init__(self, args: Any, ran: Ran, sink: Any) -> None:
         self._args, self._ran, self._sink = args, ran, sink
@@ -2746,10 +2140,9 @@ class Recorder:
 
     def _flush(self) -> None:
         results, self._results = self._results, []
-        done = [result for result in results if result.done]
+        self._args.begun |= any(result.done for result in results)
         try:
-            if done:
-                self._keep(done)
+            self._ran.tally.unwritten += keep(self._ran.run, self._sink, results)
         except Exception as failure:  # of a reader that has had enough, say
             self._broken = self._broken or failure
             self._ran.run.cut(PromptError("output", in_short(failure), "stop"))
@@ -2758,26 +2151,31 @@ class Recorder:
             for listener in self._listeners:
                 call_hook(self._ran.run, listener, result)
 
-    def _keep(self, results: list[Result]) -> None:
-        self._args.begun = True
-        try:
-            self._sink.append(*results)
-        except BrokenPipeError:
-            raise
-        except OSError as failure:
-            if len(results) > 1:  # some of them may fit
-                for result in results:
-                    self._keep([result])
-                return
-            results[0].done = False
-            self._ran.tally.unwritten += results[0].error is None
-            self._ran.run.stop(disk_error(self._sink.path, failure))
-
     def close(self) -> None:
         """Keep what is left. Raises what the sink has raised."""
         self._flush()
         if self._broken:
             raise self._broken
+
+
+def keep(run: Run, sink: Any, results: list[Result]) -> int:
+    """Write the results; return how many answers could not be.
+
+    Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
+    """
+    if not (done := [result for result in results if result.done]):
+        return 0
+    try:
+        sink.append(*done)
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        if len(done) > 1:  # some of them may fit
+            return sum(keep(run, sink, [result]) for result in done)
+        run.stop(disk_error(sink.path, failure))
+        done[0].done = False
+        return int(done[0].error is None)
+    return 0
 
 
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import IO
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 from . import core
 from .hints import hint
@@ -66,6 +67,50 @@ def silence(stream: IO[str]) -> None:
 
 
 # ---- The end of a run ------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What the plain report is made of, counted as the results come. The one in extras/tally.py counts more."""
+
+    def __init__(self) -> None:
+        self.answered = self.failed = self.unwritten = self.hopeful = 0  # of these failures another run may have none
+        self.first: core.Error | None = None  # failure
+        self.wall, self._start = 0.0, time.monotonic()
+
+    def stop(self) -> None:
+        """Take the time."""
+        self.wall = time.monotonic() - self._start
+
+    def add(self, result: core.Result) -> None:
+        """Count a result."""
+        if result.done and result.error is not None:
+            self.failed += 1
+            self.note(result.error)
+        else:
+            self.answered += result.done
+
+    def note(self, error: core.Error) -> None:
+        """Take notice of a failure, maybe an earlier run's."""
+        self.first = self.first or error
+        self.hopeful += error.retryable
+
+    def lines(self, ran: core.Ran) -> Iterator[str]:
+        """Yield the lines of the report."""
+        yield f"{self.answered:,} answered, {self.failed:,} failed in {core.duration(self.wall)}"
+        if ran.run.journal.kept:
+            yield f"{core.plural(ran.run.journal.kept, 'answer')} of an earlier run kept"
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what has gone wrong."""
+        if self.unwritten:
+            yield f"{core.plural(self.unwritten, 'answer')} could not be written"
+        if self.first:
+            yield f"first failure: {self.first.type}: {self.first.message}"
+
+
+def new_tally(api: Any) -> Any:
+    """Return what counts the results of a run for its report."""
+    return core.sibling("extras", "tally").Tally(api.model_of) if core.extras_folder() else Tally()
 
 
 def tell_report(ran: list[core.Ran], status: int) -> tuple[int, list[str]]:

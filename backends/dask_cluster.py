@@ -45,7 +45,7 @@ TURN = 1.0  # seconds after which an engine answers, results or not, and between
 # What every live backend needs, in this order.
 FILES = (
     "pool", "keys", "meanings", "exceptions", "failures", "hints", "usage", "streams", "prompts", "replies", "limits",
-    "rejections", "evidence", "stragglers", "api", "loading",
+    "limiter", "rejections", "evidence", "stragglers", "api", "loading",
 )  # fmt: skip
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it

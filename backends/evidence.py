@@ -55,6 +55,15 @@ class Evidence(core.Evidence):
         self.refused_at = self.run.limiter.alone_since = self.run.clock()
         return "retry"
 
+    async def examine(self, prompt: core.Prompt, failure: core.PromptError, result: core.Result) -> bool:
+        """Whether an attempt failed because nobody was answered at that time. Stop what goes on in vain."""
+        outage = not failure.free and await self.is_outage(prompt, failure, result)
+        self.compare(prompt, failure)
+        if self.was_never_there(failure, result):
+            kind = "timeout" if failure.kind == "timeout" else "unreachable"
+            self.run.stop(core.PromptError(kind, failure.error.message, "stop"))
+        return outage
+
     def compare(self, prompt: core.Prompt, failure: core.PromptError) -> None:
         """Stop the run if nothing was ever answered and all fail alike; before that, go on one by one."""
         if self.run.limiter.latest > -math.inf or not failure.heard or self.run.stopped:
@@ -119,7 +128,7 @@ class Evidence(core.Evidence):
             return len({*self._overdue} if isinstance(self.run.api, core.Own) else self._overdue) >= 3
         now, since = self.run.clock(), self.run.limiter.away_since
         if since is not None:
-            return now - since >= core.PROBE * min(2, self.run.max_attempts - 1)
+            return bool(now - since >= core.PROBE * min(2, self.run.max_attempts - 1))
         if any(now - call.started > max(core.PROBE, 2 * result.latency) for call in self.run.calls.values()):
             return False  # somebody there is thinking
         return result.attempts >= min(3, self.run.max_attempts)

@@ -1,6 +1,6 @@
 """What rejections tell of a server's limits: how many calls it takes at once, how many a minute, or in which window.
 
-The run's Limiter of the core gives way to rejections; this one finds the limit behind them.
+The Limiter of backends/limiter.py measures answers and headers; this one finds the limits behind rejections, too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import collections
 import math
 from typing import Any
 
-from . import core
+from . import core, limiter
 
 
-class Rejected(core.Quota):
+class Rejected(limiter.Quota):
     """A quota that is learned from rejections, where neither the user nor the headers tell it.
 
     What was accepted between two of them, when the bucket was empty, is what was refilled. Some limits are windows
@@ -223,7 +223,7 @@ class Rejected(core.Quota):
             self._clean, self.most = 0, self.most + 1
 
 
-class Limiter(core.Limiter):
+class Limiter(limiter.Limiter):
     """A Limiter that learns from rejections whether they are for too many calls at once or for too many a minute.
 
     A rejection that says nothing more is taken for the window's where it hit one call more than were ever answered, for
@@ -238,7 +238,7 @@ class Limiter(core.Limiter):
         self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
         self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
 
-    def _quota(self, name: str, told: float | None) -> core.Quota:
+    def _quota(self, name: str, told: float | None) -> limiter.Quota:
         return Rejected(name, told)
 
     def _is_unusual(self, now: float) -> bool:
@@ -246,10 +246,10 @@ class Limiter(core.Limiter):
         sources = self.requests.source, self.tokens.source
         return "from rejections" in sources or self._unconfirmed is not None or super()._is_unusual(now)
 
-    def _closed(self, cost: float, now: float) -> float:
+    def _closed(self, call: core.Call, now: float) -> float:
         if self._unconfirmed and self.sent < self._probe_calls[1] and self.has_room:
             return max(0.0, self.pause_end - now)
-        return super()._closed(cost, now)
+        return super()._closed(call, now)
 
     def _pace(self, now: float) -> None:
         if self._unconfirmed and now >= self._doubt:
@@ -257,8 +257,8 @@ class Limiter(core.Limiter):
         else:
             super()._pace(now)
 
-    def _answered(self, call: core.Call) -> None:
-        super()._answered(call)
+    def _learn_from(self, call: core.Call) -> None:
+        super()._learn_from(call)
         self.requests.let_in(call.started)
         self.tokens.let_in(call.started)
         if self._strikes and call.started > self._rejection:

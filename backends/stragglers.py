@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from . import core
 
 
-class Patience(core.Patience):
+class Patience:
     """Which calls are given up as lost, learned from how long the answered ones took.
 
     A call is late when it takes half as long again as the slowest answer so far, longer while few are known, and
@@ -30,8 +30,7 @@ class Patience(core.Patience):
     LONGEST = 8.0  # seconds between two tries of a silent server
 
     def __init__(self, run: core.Run, resend: bool = True) -> None:
-        super().__init__(run)
-        self._resend = resend
+        self.run, self._resend = run, resend
         self._asking: asyncio.Task[None] | None = None  # whether a silent server is back
         self.answers = 0
         self.slowest = 0.0

@@ -67,11 +67,11 @@ class Share:
         else:
             setattr(self._common, name, value)
 
-    async def turn(self, cost: float, again: bool) -> tuple[float, core.Place]:
+    async def turn(self, call: core.Call, again: bool) -> float:
         """Wait until a call may go out, as the Limiter does."""
         self.queued += 1
         try:
-            return await self._common.turn(cost, again)
+            return await self._common.turn(call, again)
         finally:
             self.queued -= 1
 
@@ -85,13 +85,9 @@ class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
         super().__init__(*options)
         self._guard = threading.RLock()
 
-    def admit(self, cost: float) -> bool:
+    def admit(self, call: core.Call) -> bool:
         with self._guard:
-            return bool(super().admit(cost))
-
-    def enter(self, call: core.Call, place: core.Place | None = None) -> None:
-        with self._guard:
-            super().enter(call, place)
+            return bool(super().admit(call))
 
     def settle(self, call: core.Call, outcome: core.Reply | core.PromptError) -> None:
         with self._guard:
@@ -101,10 +97,10 @@ class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
         with self._guard:
             super().release()
 
-    async def turn(self, cost: float, again: bool) -> tuple[float, core.Place]:
-        asked, held_up = self._clock(), 0.0
+    async def turn(self, call: core.Call, again: bool) -> float:
+        held_up = 0.0
         with self._guard:
-            waiting = self._line_up(cost, again)
+            waiting = self._line_up(call, again)
         try:
             while not waiting.done():
                 began, span = self._clock(), self._due - self._clock()
@@ -114,20 +110,20 @@ class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]
         except asyncio.CancelledError:
             waiting.cancel()
             with self._guard:
-                self._leave(waiting, cost, again, asked)
+                self._leave(call, waiting, again)
             raise
-        return held_up, waiting.result()
+        return held_up
 
     @staticmethod
-    def _call_up(waiting: asyncio.Future[core.Place], place: core.Place) -> None:
+    def _call_up(waiting: asyncio.Future[None]) -> None:
         try:
             same = waiting.get_loop() is asyncio.get_running_loop()
         except RuntimeError:
             same = False
         if same:
-            waiting.set_result(place)
+            waiting.set_result(None)
         else:
-            waiting.get_loop().call_soon_threadsafe(core.Limiter._call_up, waiting, place)
+            waiting.get_loop().call_soon_threadsafe(core.Limiter._call_up, waiting)
 
     def _set_alarm(self, span: float, now: float) -> None:
         self._due = now + span  # every waiting call reads it

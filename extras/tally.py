@@ -1,6 +1,6 @@
 """What a report says of a run: its clocks, percentiles, tokens, and what is to be done about each kind of failure.
 
-The core counts answers and failures alone; this one is used in its place where this folder is there.
+backends/console.py counts answers and failures alone; this one is used in its place where this folder is there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAITS = {
 }
 
 
-class Tally(core.Tally):
+class Tally(core.sibling("backends", "console").Tally):  # type: ignore[misc]
     """What the report and its extras are made of, counted as the results come."""
 
     KINDS = 50  # of failures that are told apart

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -38,6 +40,36 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
             run.wrapping.discard(task)
 
     return call
+
+
+async def enter(run: core.Run, hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:
+    """Enter the extras' sessions."""
+    for hook in hooks:
+        with core.blaming(hook):
+            session = hook(run)
+            await session.__aenter__()
+        stack.push_async_exit(functools.partial(leave, run, hook, session))
+
+
+async def leave(run: core.Run, hook: Any, session: Any, *failure: Any) -> Any:
+    """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
+    try:
+        return await session.__aexit__(*failure)
+    except Exception as another:
+        if another is failure[1]:
+            raise
+        run.stop(core.extra_failure(hook, another))
+    return False
+
+
+def broken(run: core.Run, result: core.Result, reply: core.Reply | None, failure: Exception) -> core.PromptError:
+    """Return the error for what an extra did not mean to raise; a reply that it came after was paid, and is kept."""
+    hook = guilty(core.hooked(run.extras, "wrap"), failure)
+    error: core.PromptError = run.discreet(core.extra_failure(hook, failure))
+    if reply:
+        error.keep = reply
+        result.take(reply)
+    return error
 
 
 def guilty(wraps: list[Any], failure: Exception) -> Any:

@@ -509,7 +509,7 @@ def loop_time():
 async def fill(limiter):
     """Take every place that is free."""
     while limiter.in_flight < int(limiter.window.size):
-        await limiter.turn()
+        await limiter.turn(Call(None))
 
 
 async def round_trip(limiter, failure=None):
@@ -534,7 +534,7 @@ async def test_the_window_grows_until_it_is_too_much_then_gives_way_and_comes_ba
     await fill(found)
     settle(found, loop_time(), limited())  # rejected at the door, as may happen once
     assert found.window.size == 512
-    await found.turn()
+    await found.turn(Call(None))
     settle(found, loop_time(), limited())
     assert found.window.size == 511
     for _ in range(5):
@@ -550,7 +550,7 @@ async def test_the_limit_never_passes_its_ceiling_nor_grows_unused():
     assert found.window.size == 6
     found = limiter(100)
     for _ in range(50):
-        await found.turn()
+        await found.turn(Call(None))
         settle(found, loop_time(), None)
     assert found.window.size == 100
 
@@ -564,29 +564,29 @@ async def test_only_a_server_with_too_much_to_do_slows_everybody(failure):
     found = limiter(8)
     await round_trip(found, failure)
     assert found.window.size == 8
-    assert (await found.turn())[0] == 0 and now() < 1.1
+    assert await found.turn(Call(None)) == 0 and now() < 1.1
 
 
 @virtual
 async def test_a_pause_is_shared_and_its_end_is_spread():
     found = limiter(100)
-    await found.turn()
+    await found.turn(Call(None))
     settle(found, loop_time(), limited(30))
     found.window.size = 100.0
-    waits = [wait for wait, _ in await asyncio.gather(*(found.turn() for _ in range(50)))]
+    waits = await asyncio.gather(*(found.turn(Call(None)) for _ in range(50)))
     assert all(30 <= wait <= 32 for wait in waits) and len(set(waits)) > 40
     await asyncio.sleep(2)
-    assert (await found.turn())[0] == 0
+    assert await found.turn(Call(None)) == 0
 
 
 @virtual
 async def test_a_longer_pause_replaces_a_shorter_one_and_not_the_other_way():
     found = limiter(3)
     for _ in range(3):
-        await found.turn()
+        await found.turn(Call(None))
     for wait in (5, 50, 1):
         settle(found, loop_time(), limited(wait))
-    assert 49.99 <= (await found.turn())[0] <= 51
+    assert 49.99 <= await found.turn(Call(None)) <= 51
 
 
 @virtual
@@ -595,7 +595,7 @@ async def test_turns_are_taken_in_order():
 
     async def call(name, times=1):
         for _ in range(times):
-            await found.turn()
+            await found.turn(Call(None))
             order.append(name)
             await asyncio.sleep(1)
             settle(found, -1, PromptError("x", "m"))
@@ -612,8 +612,8 @@ async def test_turns_are_taken_in_order():
 @virtual
 async def test_a_cancelled_waiter_passes_its_turn_on(when, pause):
     found = limiter(1)
-    await found.turn()
-    first, second = asyncio.ensure_future(found.turn()), asyncio.ensure_future(found.turn())
+    await found.turn(Call(None))
+    first, second = asyncio.ensure_future(found.turn(Call(None))), asyncio.ensure_future(found.turn(Call(None)))
     await asyncio.sleep(0)
     if when == "before its turn":
         first.cancel()
@@ -624,14 +624,14 @@ async def test_a_cancelled_waiter_passes_its_turn_on(when, pause):
             settle(found, -1, None)
     first.cancel()
     await asyncio.wait_for(second, 60)
-    assert (found.in_flight, second.result()[0]) == (1, pytest.approx(pause or 0, abs=1.1))
+    assert (found.in_flight, second.result()) == (1, pytest.approx(pause or 0, abs=1.1))
 
 
 @virtual
 async def test_the_repr_says_what_matters():
     found = limiter(4)
-    await found.turn()
-    await found.turn()
+    await found.turn(Call(None))
+    await found.turn(Call(None))
     settle(found, loop_time(), limited(30))
     assert repr(found) == "<Limiter 1 in flight of 4 allowed, pausing as the server requested, 30.0 s left>"
 
