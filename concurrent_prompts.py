@@ -2028,31 +2028,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-async def answer_file(args: Any) -> int:
-    """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
-    loading = sibling("backends", "loading")
-    api = loading.make_api(args, args.backends[0])
-    prompts = loading.checked(prompts_of(args, args.limit), api)
-    way, calls = (sequentially, 1) if args.sequential else (concurrently, args.calls[0])
-    run = loading.make_run(args, api, calls)
-    sink = open_sink(args)
-    sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
-    run.first, run.overwrites, run.whole = next(sound, Prompt(0, "")), args.overwrite, args.limit is None
-    with sibling("backends", "interrupts").interruptible(run):
-        async with journaled(run, sink, prompts_of(args), args.name):
-            ran = Ran(api, run, calls, sibling("backends", "console").new_tally(api))
-            recorder = Recorder(args, ran, sink)
-            shown = None if args.quiet else niceties("progress")
-            try:
-                with shown.shown(args, ran, sink) if shown else contextlib.nullcontext():
-                    await way(run, sink.left(prompts), recorder)
-            finally:
-                recorder.close()
-            ran.tally.stop()
-    api.warn_of_input()
-    return report(args, ran)
-
-
 def prompts_of(args: Any, limit: int | None = None) -> Iterator[Prompt]:
     """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
 
@@ -2073,16 +2048,6 @@ def prompts_of(args: Any, limit: int | None = None) -> Iterator[Prompt]:
 
 # What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
 NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
-
-
-def open_sink(args: Any) -> Any:
-    """Open what keeps or prints the results."""
-    for check in hooked(args.extras, "check"):
-        with blaming(check):
-            check()
-    if args.output == "-":
-        return (args.printer or sibling("extras", "text", "-o -").standard_output)(args)
-    return open_journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
 
 
 @contextlib.asynccontextmanager
@@ -2123,41 +2088,6 @@ async def keep_synced(run: Run, sink: Any) -> None:
             return
 
 
-class Recorder:
-    """Keeps the results as they come, those of one turn of the event loop at once, and counts them."""
-
-    def __init__(self, args: Any, ran: Ran, sink: Any) -> None:
-        self._args, self._ran, self._sink = args, ran, sink
-        self._listeners, ran.run.listeners = ran.run.listeners, []  # they hear of a result once it is kept
-        self._results: list[Result] = []
-        self._broken: Exception | None = None
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self, result: Result) -> None:
-        if not self._results:
-            self._loop.call_soon(self._flush)
-        self._results.append(result)
-
-    def _flush(self) -> None:
-        results, self._results = self._results, []
-        self._args.begun |= any(result.done for result in results)
-        try:
-            self._ran.tally.unwritten += keep(self._ran.run, self._sink, results)
-        except Exception as failure:  # of a reader that has had enough, say
-            self._broken = self._broken or failure
-            self._ran.run.cut(PromptError("output", in_short(failure), "stop"))
-        for result in results:
-            self._ran.tally.add(result)
-            for listener in self._listeners:
-                call_hook(self._ran.run, listener, result)
-
-    def close(self) -> None:
-        """Keep what is left. Raises what the sink has raised."""
-        self._flush()
-        if self._broken:
-            raise self._broken
-
-
 def keep(run: Run, sink: Any, results: list[Result]) -> int:
     """Write the results; return how many answers could not be.
 
@@ -2181,23 +2111,6 @@ def keep(run: Run, sink: Any, results: list[Result]) -> int:
 def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
     """Return the error that stops a run whose results cannot be written."""
     return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
-
-
-def report(args: Any, ran: Ran) -> int:
-    """Print the report and the warnings; return the exit status."""
-    tally, reason, sink, console = ran.tally, ran.run.stopped, ran.run.journal, sibling("backends", "console")
-    for error in sink.kept_errors:
-        tally.note(error)
-    status = (130 if reason.kind == "interrupted" else 3) if reason else int(bool(tally.failed or sink.kept_errors))
-    status, more = console.tell_report([ran], status)
-    if not args.quiet:
-        first, *lines = tally.lines(ran)
-        console.say(first)
-        console.say(*lines, *more, *([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
-    for warning in tally.warnings():
-        console.say(warning, indent="  ")
-    console.say_next(args, ran)
-    return int(status)
 
 
 if __name__ == "__main__":

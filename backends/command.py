@@ -1,6 +1,6 @@
 """The command: streams, log and signals of its process, what it is to do, and what each failure is called at the end.
 
-The main job itself, `answer_file`, is the core's.
+`answer_file` is the main job: it answers the prompts of a file with a run of the core.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import gc
 import io
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from . import core
-from .console import ErrorLog, say, say_stopped, silence
-from .interrupts import restored
-from .loading import raised_in
+from .console import ErrorLog, new_tally, say, say_next, say_stopped, silence, tell_report
+from .interrupts import interruptible, restored
+from .loading import checked, make_api, make_run, raised_in
 from .options import parse
 
 
@@ -88,7 +90,7 @@ def work(args: argparse.Namespace) -> int:
             return status
     gc.freeze()  # what is there by now stays, and what a thousand calls in flight hold is in no circles:
     gc.set_threshold(50_000)  # for the collector to look at all of it again and again is a waste
-    job = core.sibling("extras", "compare", "--compare").compare if args.compare else core.answer_file
+    job = core.sibling("extras", "compare", "--compare").compare if args.compare else answer_file
     return int(core.run_loop(job(args)))
 
 
@@ -107,3 +109,92 @@ def ended(instead: Callable[[], int | None]) -> int | None:
                 raise
             full = failure
     raise full
+
+
+# ---- The main job ----------------------------------------------------------------------------------------------
+
+
+async def answer_file(args: Any) -> int:
+    """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
+    api = make_api(args, args.backends[0])
+    prompts = checked(core.prompts_of(args, args.limit), api)
+    way, calls = (core.sequentially, 1) if args.sequential else (core.concurrently, args.calls[0])
+    run = make_run(args, api, calls)
+    sink = open_sink(args)
+    sound = (prompt for prompt in core.prompts_of(args) if api.prepare(prompt).error is None)
+    run.first, run.overwrites, run.whole = next(sound, core.Prompt(0, "")), args.overwrite, args.limit is None
+    with interruptible(run):
+        async with core.journaled(run, sink, core.prompts_of(args), args.name):
+            ran = core.Ran(api, run, calls, new_tally(api))
+            recorder = Recorder(args, ran, sink)
+            shown = None if args.quiet else core.niceties("progress")
+            try:
+                with shown.shown(args, ran, sink) if shown else contextlib.nullcontext():
+                    await way(run, sink.left(prompts), recorder)
+            finally:
+                recorder.close()
+            ran.tally.stop()
+    api.warn_of_input()
+    return report(args, ran)
+
+
+def open_sink(args: Any) -> Any:
+    """Open what keeps or prints the results."""
+    for check in core.hooked(args.extras, "check"):
+        with core.blaming(check):
+            check()
+    if args.output == "-":
+        return (args.printer or core.sibling("extras", "text", "-o -").standard_output)(args)
+    return core.open_journal(pathlib.Path(args.journal), overwrite=args.overwrite, retry_failed=args.retry_failed)
+
+
+class Recorder:
+    """Keeps the results as they come, those of one turn of the event loop at once, and counts them."""
+
+    def __init__(self, args: Any, ran: core.Ran, sink: Any) -> None:
+        self._args, self._ran, self._sink = args, ran, sink
+        self._listeners, ran.run.listeners = ran.run.listeners, []  # they hear of a result once it is kept
+        self._results: list[core.Result] = []
+        self._broken: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, result: core.Result) -> None:
+        if not self._results:
+            self._loop.call_soon(self._flush)
+        self._results.append(result)
+
+    def _flush(self) -> None:
+        results, self._results = self._results, []
+        self._args.begun |= any(result.done for result in results)
+        try:
+            self._ran.tally.unwritten += core.keep(self._ran.run, self._sink, results)
+        except Exception as failure:  # of a reader that has had enough, say
+            self._broken = self._broken or failure
+            self._ran.run.cut(core.PromptError("output", core.in_short(failure), "stop"))
+        for result in results:
+            self._ran.tally.add(result)
+            for listener in self._listeners:
+                core.call_hook(self._ran.run, listener, result)
+
+    def close(self) -> None:
+        """Keep what is left. Raises what the sink has raised."""
+        self._flush()
+        if self._broken:
+            raise self._broken
+
+
+def report(args: Any, ran: core.Ran) -> int:
+    """Print the report and the warnings; return the exit status."""
+    tally, reason, sink = ran.tally, ran.run.stopped, ran.run.journal
+    for error in sink.kept_errors:
+        tally.note(error)
+    status = (130 if reason.kind == "interrupted" else 3) if reason else int(bool(tally.failed or sink.kept_errors))
+    status, more = tell_report([ran], status)
+    if not args.quiet:
+        first, *lines = tally.lines(ran)
+        say(first)
+        say(*lines, *more, *([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
+    for warning in tally.warnings():
+        say(warning, indent="  ")
+    say_next(args, ran)
+    return int(status)

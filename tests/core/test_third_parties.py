@@ -103,7 +103,7 @@ def test_what_an_extra_raises_for_the_progress_stops_the_run(monkeypatch):
             raise RuntimeError("boom")
 
     run = concurrent_prompts.Run(None.__class__, extras=[Extra()])
-    ran = concurrent_prompts.Ran(None, run, 1, None)
+    ran = concurrent_prompts.Ran(None, run, 1, progress_file.core.sibling("backends", "console").Tally())
     progress = object.__new__(progress_file.Progress)
     progress._ran, progress._run, progress._tally = ran, run, ran.tally
     assert progress._state() == ["0 in flight", "stopping"] and "boom" in str(run.stopped)
