@@ -397,11 +397,6 @@ def duration(span: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def hint(error: Error, asked: str = "") -> str:
-    """Return what the user can do about the error, in plain words, or ''; `asked` is the path if all fail alike."""
-    return str(sibling("backends", "hints").hint(error, asked))
-
-
 def short(text: str, width: int = 300) -> str:
     """Return the text on one line, without control characters, cut to the width."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * width]).split())
@@ -980,6 +975,8 @@ class Run:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
+        if self.extras:
+            sibling("extras", "wraps", "an extra")
         self.listeners = hooked(self.extras, "on_result")
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
@@ -1043,12 +1040,13 @@ class Run:
 
     def extra(self, name: str) -> Any:
         """Return the extra of that file's name, None where there is none in this run."""
-        return next((extra for extra in self.extras if extra_name(extra) == name), None)
+        named = ((extras_folder().extra_name(extra), extra) for extra in self.extras)
+        return next((extra for other, extra in named if other == name), None)
 
     def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
-        wrapping = [extra for extra in self.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
-        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, wrapping) if wrapping else attempt
+        wraps = hooked(self.extras, "wrap")
+        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, without) if wraps else attempt
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1316,7 +1314,7 @@ class Run:
     def tell(self, result: Result) -> None:
         """Tell the extras of a result that is recorded."""
         for listener in self.listeners:
-            call_hook(self, listener, result)
+            extras_folder().call_hook(self, listener, result)
 
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
         """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
@@ -1975,42 +1973,9 @@ def niceties(name: str) -> Any:
         return extras_folder() and sibling("extras", name)
 
 
-def extra_name(extra: Any) -> str:
-    """Return the name of an extra's file: "budget" of concurrent_prompts.extras.budget."""
-    return str(getattr(extra, "__module__", None) or getattr(extra, "__name__", "")).rpartition(".")[2]
-
-
 def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
     """Return that method of all the extras that have it."""
     return [getattr(extra, hook) for extra in extras if hasattr(extra, hook)]
-
-
-def extra_failure(hook: Any, failure: Exception) -> PromptError:
-    """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
-    if isinstance(failure, PromptError):
-        return failure
-    name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
-    told = str(failure) if isinstance(failure, UsageError) else in_short(failure)
-    return PromptError("extra", f"{name}: {short(told)}", "stop")
-
-
-@contextlib.contextmanager
-def blaming(hook: Any) -> Iterator[None]:
-    """Turn what an extra raises before the first call into a UsageError, which ends the command."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as failure:
-        raise UsageError(str(extra_failure(hook, failure))) from None
-
-
-def call_hook(run: Run, hook: Any, *given: Any) -> Any:
-    """Return what an extra's method does; what it raises stops the run in good order."""
-    try:
-        return hook(*given)
-    except Exception as failure:
-        run.stop(run.discreet(extra_failure(hook, failure)))
 
 
 # ---- Command line --------------------------------------------------------------------------------------------
@@ -2026,24 +1991,6 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as missing:
         print(f"{PROGRAM}: {missing}", file=sys.stderr)
         return 2
-
-
-def prompts_of(args: Any, limit: int | None = None) -> Iterator[Prompt]:
-    """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
-
-    Raises UsageError where there are none at all.
-    """
-    prompts = read_prompts(args.source, args.name)
-    first = list(itertools.islice(prompts, 1))
-    if not first:
-        raise UsageError(f"{args.name} holds no prompts")
-    chosen: Iterable[Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
-    for extra in args.extras:
-        if hasattr(extra, "select"):
-            chosen = extras_folder().selected(extra, chosen)
-    for number, prompt in enumerate(chosen):
-        prompt.number = number
-        yield prompt
 
 
 # What a file of these names is expected to hold; others are JSON Lines, whatever they are called.

@@ -160,7 +160,7 @@ class Job:
         self.options = run.options | {"cluster": api.cluster, "worker_backend": api.worker_backend}
         self.core = core
         carried = [extra for extra in run.extras if hasattr(extra, "portable")]
-        self.carried = [(core.extra_name(extra), extra.portable()) for extra in carried]
+        self.carried = [(core.extras_folder().extra_name(extra), extra.portable()) for extra in carried]
         self.limiter, self.log, self.query = run.limiter, core.log, api.whole_query()
         pending = run.pending or PendingJobs()
         self.answered, self.noted_in = pending.answered, pending.path

@@ -20,7 +20,7 @@ from typing import Any
 from . import core
 from .console import ErrorLog, new_tally, say, say_next, say_stopped, silence, tell_report
 from .interrupts import interruptible, restored
-from .loading import checked, make_api, make_run, raised_in
+from .loading import checked, make_api, make_run, prompts_of, raised_in
 from .options import parse
 
 
@@ -100,7 +100,7 @@ def ended(instead: Callable[[], int | None]) -> int | None:
     Raises UsageError for what it raises, but OSError if standard output takes no more.
     """
     full = None
-    with core.blaming(instead):
+    with core.extras_folder().blaming(instead):
         try:
             status = instead()
             return None if status is None else int(status)
@@ -117,14 +117,14 @@ def ended(instead: Callable[[], int | None]) -> int | None:
 async def answer_file(args: Any) -> int:
     """Do the main job: answer the file's prompts, write the results, report; return the exit status."""
     api = make_api(args, args.backends[0])
-    prompts = checked(core.prompts_of(args, args.limit), api)
+    prompts = checked(prompts_of(args, args.limit), api)
     way, calls = (core.sequentially, 1) if args.sequential else (core.concurrently, args.calls[0])
     run = make_run(args, api, calls)
     sink = open_sink(args)
-    sound = (prompt for prompt in core.prompts_of(args) if api.prepare(prompt).error is None)
+    sound = (prompt for prompt in prompts_of(args) if api.prepare(prompt).error is None)
     run.first, run.overwrites, run.whole = next(sound, core.Prompt(0, "")), args.overwrite, args.limit is None
     with interruptible(run):
-        async with core.journaled(run, sink, core.prompts_of(args), args.name):
+        async with core.journaled(run, sink, prompts_of(args), args.name):
             ran = core.Ran(api, run, calls, new_tally(api))
             recorder = Recorder(args, ran, sink)
             shown = None if args.quiet else core.niceties("progress")
@@ -141,7 +141,7 @@ async def answer_file(args: Any) -> int:
 def open_sink(args: Any) -> Any:
     """Open what keeps or prints the results."""
     for check in core.hooked(args.extras, "check"):
-        with core.blaming(check):
+        with core.extras_folder().blaming(check):
             check()
     if args.output == "-":
         return (args.printer or core.sibling("extras", "text", "-o -").standard_output)(args)
@@ -174,7 +174,7 @@ class Recorder:
         for result in results:
             self._ran.tally.add(result)
             for listener in self._listeners:
-                core.call_hook(self._ran.run, listener, result)
+                core.extras_folder().call_hook(self._ran.run, listener, result)
 
     def close(self) -> None:
         """Keep what is left. Raises what the sink has raised."""

@@ -121,7 +121,7 @@ def tell_report(ran: list[core.Ran], status: int) -> tuple[int, list[str]]:
             lines.extend(map(str, hook(ran, status) or ()))
         except Exception as failure:
             status = status or 3
-            say(f"{core.PROGRAM}: {core.extra_failure(hook, failure)}")
+            say(f"{core.PROGRAM}: {core.extras_folder().extra_failure(hook, failure)}")
     return status, lines
 
 

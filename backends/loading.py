@@ -15,7 +15,7 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import core
@@ -113,6 +113,24 @@ def raised_in(failure: BaseException, args: argparse.Namespace) -> str:
 
 
 # ---- For a command ---------------------------------------------------------------------------------------------
+
+
+def prompts_of(args: Any, limit: int | None = None) -> Iterator[core.Prompt]:
+    """Yield the first prompts of the file, or those of them that the extras select, numbered from 0.
+
+    Raises core.UsageError where there are none at all.
+    """
+    prompts = core.read_prompts(args.source, args.name)
+    first = list(itertools.islice(prompts, 1))
+    if not first:
+        raise core.UsageError(f"{args.name} holds no prompts")
+    chosen: Iterable[core.Prompt] = itertools.islice(itertools.chain(first, prompts), limit)
+    for extra in args.extras:
+        if hasattr(extra, "select"):
+            chosen = core.extras_folder().selected(extra, chosen)
+    for number, prompt in enumerate(chosen):
+        prompt.number = number
+        yield prompt
 
 
 def checked(prompts: Iterator[core.Prompt], api: Any) -> Iterator[core.Prompt]:

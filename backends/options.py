@@ -106,8 +106,8 @@ def build_parser(extras: Iterable[Any] = ()) -> argparse.ArgumentParser:
     if extras:
         core.extras_folder().add_arguments(parser.add_argument_group("extras").add_argument)
     for file in extras:
-        group = parser.add_argument_group(core.extra_name(file))
-        with core.blaming(file.add_arguments):
+        group = parser.add_argument_group(core.extras_folder().extra_name(file))
+        with core.extras_folder().blaming(file.add_arguments):
             file.add_arguments(group.add_argument)
         if not group._group_actions:
             group.description = textwrap.fill((file.__doc__ or "").partition("\n")[0], 76)
@@ -212,7 +212,7 @@ def parse(argv: list[str], stack: contextlib.ExitStack) -> argparse.Namespace:
     args.taken, args.writes = {os.path.realpath(args.prompts): "the input"} if args.prompts else {}, []
     args.extras = []
     for file in files:
-        with core.blaming(file.create):
+        with core.extras_folder().blaming(file.create):
             args.extras += [extra] if (extra := file.create(args)) is not None else []
     args.journal = args.journal or args.output
     check_files(args)

@@ -53,6 +53,7 @@ A third party's file is loaded by `--extra package.module`. It uses the core's p
 backends/ they are reached as `core`: the module that has loaded the file, whatever its name.
 """
 
+import contextlib
 import importlib
 import itertools
 import os
@@ -144,6 +145,42 @@ def third_party(name: str) -> Any:
     raise this.core.UsageError(f"--extra {this.core.short(name, 60)}: {reason}")
 
 
+# ---- Calling them ------------------------------------------------------------------------------------------------
+
+
+def extra_name(extra: Any) -> str:
+    """Return the name of an extra's file: "budget" of concurrent_prompts.extras.budget."""
+    return str(getattr(extra, "__module__", None) or getattr(extra, "__name__", "")).rpartition(".")[2]
+
+
+def extra_failure(hook: Any, failure: Exception) -> Any:
+    """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
+    if isinstance(failure, this.core.PromptError):
+        return failure
+    name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
+    told = str(failure) if isinstance(failure, this.core.UsageError) else this.core.in_short(failure)
+    return this.core.PromptError("extra", f"{name}: {this.core.short(told)}", "stop")
+
+
+@contextlib.contextmanager
+def blaming(hook: Any) -> Iterator[None]:
+    """Turn what an extra raises before the first call into a this.core.UsageError, which ends the command."""
+    try:
+        yield
+    except this.core.UsageError:
+        raise
+    except Exception as failure:
+        raise this.core.UsageError(str(extra_failure(hook, failure))) from None
+
+
+def call_hook(run: "core.Run", hook: Any, *given: Any) -> Any:
+    """Return what an extra's method does; what it raises stops the run in good order."""
+    try:
+        return hook(*given)
+    except Exception as failure:
+        run.stop(run.discreet(extra_failure(hook, failure)))
+
+
 def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
     """Yield the prompts that an extra selects. Raises PromptError, which stops the run, if the extra fails."""
     try:
@@ -151,4 +188,4 @@ def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:
     except this.core.UsageError:
         raise
     except Exception as failure:
-        raise this.core.extra_failure(extra.select, failure) from None
+        raise extra_failure(extra.select, failure) from None

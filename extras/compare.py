@@ -21,6 +21,7 @@ from .ran import cpu, rate, times, title
 from .tally import Tally
 from .text import answer_of, cell, check_stdout
 
+loading = core.sibling("backends", "loading")
 console = core.sibling("backends", "console")
 
 
@@ -41,7 +42,7 @@ async def compare(args: argparse.Namespace) -> int:
     deadline = args.deadline or math.inf
     end = time.monotonic() + deadline
     apis = [core.sibling("backends", "loading").make_api(args, name) for name in args.backends]
-    prompts = list(core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), apis[0]))
+    prompts = list(loading.checked(loading.prompts_of(args, args.limit), apis[0]))
     for api, calls in itertools.product(apis, levels):
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
         ran.append(await measure(args, api, calls, prompts))

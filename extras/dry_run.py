@@ -23,6 +23,7 @@ from .outputs import Look
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
 from .text import Printer, check_stdout
 
+loading = core.sibling("backends", "loading")
 console = core.sibling("backends", "console")
 
 
@@ -197,8 +198,8 @@ def tokenizer(model: str) -> tuple[Callable[[str], list[int]] | None, str]:
 def dry_run(args: argparse.Namespace) -> int:
     """Print what would be sent and its cost; send, write and create nothing. Return the exit status."""
     api, *_ = [core.sibling("backends", "loading").make_api(args, name, dry=True) for name in args.backends]
-    prompts = core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api)
-    plan = Plan(api, args.price and as_price(args.price), next(core.prompts_of(args), core.Prompt(0, "")))
+    prompts = loading.checked(loading.prompts_of(args, args.limit), api)
+    plan = Plan(api, args.price and as_price(args.price), next(loading.prompts_of(args), core.Prompt(0, "")))
     sink: Look | Printer = Printer()
     for extra in args.extras:
         if hasattr(extra, "check"):
@@ -209,7 +210,7 @@ def dry_run(args: argparse.Namespace) -> int:
         sink = Look(pathlib.Path(args.journal), retry_failed=args.retry_failed)
         plan.earlier.load(pathlib.Path(args.journal), plan.count)
     with sink:
-        sink.check(map(api.prepare, core.prompts_of(args)), args.name)
+        sink.check(map(api.prepare, loading.prompts_of(args)), args.name)
         for prompt in sink.left(prompts):
             plan.add(prompt)
     api.warn_of_input()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import core
+from . import blaming, call_hook, core
 from .reading import BROKEN, open_input, reader_of, sound_lines
 
 console = core.sibling("backends", "console")
@@ -96,7 +96,7 @@ class Progress:
     def _state(self) -> list[str]:
         failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
         hooks = core.hooked(self._run.extras, "status")
-        told = [str(core.call_hook(self._run, hook, self._ran) or "") for hook in hooks]
+        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooks]
         return [*filter(None, [failed, self._calls(), *told, held(self._run)])]
 
     def _write(self, text: str) -> None:
@@ -126,7 +126,7 @@ def count_prompts(args: argparse.Namespace) -> int | None:
         lines = reader.count(found) if reader else sum(not line.isspace() for line in found)
         left = min(lines, args.limit or lines)
     for extra in selecting:
-        with core.blaming(extra.count):
+        with blaming(extra.count):
             left = extra.count(left) if left is not None else None
     return left
 

@@ -20,6 +20,7 @@ from .files import replacing
 from .ran import cpu, rate
 from .tally import WAITS, Tally
 
+hint = core.sibling("backends", "hints").hint
 REPORT_VERSION = 1  # of the form of --report; it changes where a name goes or means something else
 OPTIONAL = (
     "aiohttp", "distributed", "httpx2", "jsonschema", "matplotlib", "openai", "orjson", "tiktoken", "tqdm", "uvloop",
@@ -69,7 +70,7 @@ class Report:
             "command": [ran[-1].api.conceal(keys.without_secrets(word)) for word in args.argv],
             "input": args.name,
             "exit_status": status,
-            "stopped": reason and reason.error._asdict() | {"hint": core.hint(reason.error) or None},
+            "stopped": reason and reason.error._asdict() | {"hint": hint(reason.error) or None},
             **kept(ran[-1].run.journal),
             **args.facts,
             "runs": [self._figures(one) for one in ran],
@@ -106,7 +107,7 @@ def counted(tally: Tally) -> dict[str, Any]:
         "answers_without_usage": tally.silent,
         "lost_calls": tally.unanswered,
         "errors": [
-            {**error._asdict(), "count": count, "hint": core.hint(error) or None} for error, count in tally.failures()
+            {**error._asdict(), "count": count, "hint": hint(error) or None} for error, count in tally.failures()
         ],
         "ended_by": dict(tally.marked),
     }

@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 from . import core
 from .files import open_regular, other_than_file, replacing, unwritable
 
+loading = core.sibling("backends", "loading")
 WITH_MERGE = "prompts merge output limit overwrite quiet verbose"  # the options that can go with it
 
 
@@ -194,7 +195,7 @@ def merge(args: argparse.Namespace, names: Sequence[str]) -> int:
                 pass
         draft = stack.enter_context(replacing(output, *paths))
         ends: list[None] = [None] * len(files)
-        for number, prompt in enumerate(itertools.chain(core.prompts_of(args, args.limit), ends)):
+        for number, prompt in enumerate(itertools.chain(loading.prompts_of(args, args.limit), ends)):
             turn, place = divmod(number, len(files))
             line = files[place].readline(core.RESULT_MOST)
             answered = is_answer(line, prompt) if prompt else None
@@ -220,7 +221,7 @@ def refuse_line(
         row = core.recognised(core.parse_json(text))[1][16:]
     if not row and not core.LINE_START.startswith(text[: len(core.LINE_START)]):  # nor a result cut short
         raise core.UsageError(f"{path} line {number} is not a result; correct that line, and merge again")
-    for prompt in itertools.islice(core.prompts_of(args, args.limit), place, None, len(paths)):
+    for prompt in itertools.islice(loading.prompts_of(args, args.limit), place, None, len(paths)):
         known = known or core.fingerprint(prompt)[16:] == row
         total += 1
     if row and not known:

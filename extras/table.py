@@ -58,14 +58,14 @@ class TableFile:
     @contextlib.asynccontextmanager
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Read the columns' names before the first call, and write the table after the last one."""
-        table = Table(core.prompts_of(self._args), SEPARATORS[self._path.suffix.lower()])
+        table = Table(prompts_of(self._args), SEPARATORS[self._path.suffix.lower()])
         yield
         journal = run.journal
         kept = journal.kept or journal.kept_errors
         if not (self._args.begun or kept or getattr(self._args, "shard", None)):
             return
         try:
-            results = results_of(journal, map(run.api.prepare, core.prompts_of(self._args)))
+            results = results_of(journal, map(run.api.prepare, prompts_of(self._args)))
             await table.write(self._path, results, journal.path)
             self._written = True
             self._args.facts["table"] = str(self._path)
@@ -172,6 +172,11 @@ def check_table(path: pathlib.Path, journal: pathlib.Path, overwrite: bool) -> N
 
 class Record(dict[str, str]):
     """A row of a table: all its values are texts, and none is a parameter of a request."""
+
+
+def prompts_of(args: argparse.Namespace) -> Iterator[core.Prompt]:
+    """Yield the prompts of the command's input."""
+    return core.sibling("backends", "loading").prompts_of(args)  # type: ignore[no-any-return]
 
 
 def rows(lines: Iterator[Line], suffix: str, name: str) -> Iterator[tuple[int, Any]]:

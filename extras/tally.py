@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from . import core
 from .ran import times
 
+hint = core.sibling("backends", "hints").hint
 NO_TOKENS, LONG_INPUT = core.NO_TOKENS, core.LONG_INPUT
 WHOLE = core.sibling("backends", "meanings").WHOLE
 EMPTY = "empty"
@@ -176,7 +177,7 @@ class Tally(core.sibling("backends", "console").Tally):  # type: ignore[misc]
         if self.unwritten:
             yield f"{core.plural(self.unwritten, 'answer')} could not be written"
         for error, count in self.failures():
-            advice, first = core.hint(error), ", first" if count > 1 else ""
+            advice, first = hint(error), ", first" if count > 1 else ""
             message = error.message + self._first[error.type]
             yield f"{count:,} x {error.type}{first}: {message}" + (f"\n  -> {advice}" if advice else "")
         for reason, count in self.marked.items():

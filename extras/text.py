@@ -17,6 +17,7 @@ from typing import Any
 
 from . import core
 
+loading = core.sibling("backends", "loading")
 console = core.sibling("backends", "console")
 
 FEW = 10  # prompts, whose answers are printed on a terminal even if they are kept in a file
@@ -59,7 +60,7 @@ def standard_output(args: argparse.Namespace, form: Callable[[core.Result], byte
 def table_printer(args: argparse.Namespace) -> Printer:
     """Return what prints the answers as a table."""
     standard_output(args)
-    table = core.sibling("extras", "table").Table(core.prompts_of(args))
+    table = core.sibling("extras", "table").Table(loading.prompts_of(args))
     return Printer(table.line, table.head)
 
 
@@ -117,10 +118,10 @@ class Answers:
     async def session(self, run: core.Run) -> AsyncIterator[None]:
         """Print them at the end, before the report."""
         yield
-        first = list(itertools.islice(core.prompts_of(self._args, self._args.limit), FEW + 1))
+        first = list(itertools.islice(loading.prompts_of(self._args, self._args.limit), FEW + 1))
         if (table := core.niceties("table")) and (self._args.format or len(first) <= FEW):
             self._shown, printer = True, Printer(as_text)
-            prompts = map(run.api.prepare, core.prompts_of(self._args, self._args.limit))
+            prompts = map(run.api.prepare, loading.prompts_of(self._args, self._args.limit))
             try:
                 for result in table.results_of(run.journal, prompts):
                     if result.done:

@@ -16,6 +16,9 @@ from . import core
 from .files import replacing
 from .shards import check_new, out_of_place
 
+loading = core.sibling("backends", "loading")
+
+
 USED = (
     "prompts to_batch model system template param endpoint schema base_url api_key_env allow_http limit shard "
     "overwrite quiet verbose extra"
@@ -51,13 +54,13 @@ class ToBatch:
 def write_batch(args: argparse.Namespace) -> int:
     """Write the prompts as files of Batch requests, each of one endpoint and one model; return the exit status."""
     api = core.sibling("backends", "loading").make_api(args, None, dry=True)
-    name_of = custom_ids(core.prompts_of(args, args.limit))
+    name_of = custom_ids(loading.prompts_of(args, args.limit))
     batch = core.sibling("backends", "api")
     places, files, counts = batch.BatchFiles(), list[IO[bytes]](), collections.Counter[pathlib.Path]()
     bad, reason = 0, ""
     core.sibling("backends", "loading").open_files()
     with contextlib.ExitStack() as stack:  # all the files are written, or none
-        for prompt in core.sibling("backends", "loading").checked(core.prompts_of(args, args.limit), api):
+        for prompt in loading.checked(loading.prompts_of(args, args.limit), api):
             url = prompt.path.removesuffix(api.query)
             line = b"" if prompt.error else batch.request_line(name_of(prompt), url, prompt.body)
             if prompt.error or len(line) > batch.BATCH_BYTES:

@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from . import core
+from . import blaming, core, extra_failure
 
 
 def wrapped(run: core.Run, attempt: core.Attempt, extras: Iterable[Any]) -> core.Attempt:
     """Return the attempt with what these extras wrap around it, the first one outermost."""
     for extra in reversed([*extras]):
-        with core.blaming(extra.wrap):
+        with blaming(extra.wrap):
             attempt = extra.wrap(attempt)
     return endable(run, attempt)
 
@@ -45,7 +45,7 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
 async def enter(run: core.Run, hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:
     """Enter the extras' sessions."""
     for hook in hooks:
-        with core.blaming(hook):
+        with blaming(hook):
             session = hook(run)
             await session.__aenter__()
         stack.push_async_exit(functools.partial(leave, run, hook, session))
@@ -58,14 +58,14 @@ async def leave(run: core.Run, hook: Any, session: Any, *failure: Any) -> Any:
     except Exception as another:
         if another is failure[1]:
             raise
-        run.stop(core.extra_failure(hook, another))
+        run.stop(extra_failure(hook, another))
     return False
 
 
 def broken(run: core.Run, result: core.Result, reply: core.Reply | None, failure: Exception) -> core.PromptError:
     """Return the error for what an extra did not mean to raise; a reply that it came after was paid, and is kept."""
     hook = guilty(core.hooked(run.extras, "wrap"), failure)
-    error: core.PromptError = run.discreet(core.extra_failure(hook, failure))
+    error: core.PromptError = run.discreet(extra_failure(hook, failure))
     if reply:
         error.keep = reply
         result.take(reply)

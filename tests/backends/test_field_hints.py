@@ -13,9 +13,9 @@ import threading
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Error, PromptError, hint, main
+from concurrent_prompts import Error, PromptError, main
 from concurrent_prompts.backends import check_certificates, options
-from concurrent_prompts.backends.hints import HINTS, NAMED
+from concurrent_prompts.backends.hints import HINTS, NAMED, hint
 from tests.backends.test_field_replies import chat, once, served, told
 from tests.helpers import LIBRARIES, NAMES, rows, serving
 

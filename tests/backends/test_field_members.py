@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from concurrent_prompts import PromptError, hint, http_error, token_counts
+from concurrent_prompts import PromptError, http_error, token_counts
+from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.limits import limits_in
 from concurrent_prompts.backends.replies import read_reply
 from tests.backends.test_field_replies import answered, backend, chat, once, served, stream, told  # noqa: F401

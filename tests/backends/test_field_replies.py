@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from concurrent_prompts import as_prompt_error, as_prompts, hint, load_backend, run_concurrent
+from concurrent_prompts import as_prompt_error, as_prompts, load_backend, run_concurrent
 from concurrent_prompts.backends import ALIVE
+from concurrent_prompts.backends.hints import hint
 from tests.helpers import LIBRARIES, NAMES, batch_line, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

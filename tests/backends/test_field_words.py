@@ -7,7 +7,8 @@ import datetime
 
 import pytest
 
-from concurrent_prompts import PromptError, as_prompt_error, as_prompts, hint, http_error, load_backend
+from concurrent_prompts import PromptError, as_prompt_error, as_prompts, http_error, load_backend
+from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.replies import reply_of
 from tests.backends.test_field_replies import backend, served, told  # noqa: F401
 from tests.helpers import scripted

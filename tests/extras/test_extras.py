@@ -69,7 +69,7 @@ def test_help_shows_a_group_for_each_file(capsys):
 def test_a_suffix_loads_its_file(suffix, words):
     files = concurrent_prompts.extras_folder().files_for(words.format(suffix).split())
     assert [own for own in INDEX if suffix in INDEX[own]] == [
-        name for name in map(concurrent_prompts.extra_name, files) if "" not in INDEX[name]]  # fmt: skip
+        name for name in map(concurrent_prompts.extras.extra_name, files) if "" not in INDEX[name]]  # fmt: skip
 
 
 LOADED = """
@@ -401,7 +401,7 @@ def backend(url, **settings):
 )
 def test_a_text_that_ends_like_a_file_loads_nothing(words):
     files = concurrent_prompts.extras_folder().files_for(words)
-    assert "table" not in [concurrent_prompts.extra_name(file) for file in files]
+    assert "table" not in [concurrent_prompts.extras_folder().extra_name(file) for file in files]
 
 
 @pytest.mark.parametrize(
@@ -409,4 +409,4 @@ def test_a_text_that_ends_like_a_file_loads_nothing(words):
 )
 def test_a_file_by_its_suffix_is_loaded(words):
     files = concurrent_prompts.extras_folder().files_for(words)
-    assert "table" in [concurrent_prompts.extra_name(file) for file in files]
+    assert "table" in [concurrent_prompts.extras_folder().extra_name(file) for file in files]

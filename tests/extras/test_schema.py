@@ -15,8 +15,9 @@ import time
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import PromptError, UsageError, hint, load_backend, main, run, run_sequential
+from concurrent_prompts import PromptError, UsageError, load_backend, main, run, run_sequential
 from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.extras import schema as schema_file
 from concurrent_prompts.extras.schema import Schema, is_strict
 from tests.helpers import NAMES, longest_pause

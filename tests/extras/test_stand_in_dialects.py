@@ -9,7 +9,8 @@ import urllib.request
 
 import pytest
 
-from concurrent_prompts import Run, as_prompts, hint, load_backend, main, run_concurrent, token_counts
+from concurrent_prompts import Run, as_prompts, load_backend, main, run_concurrent, token_counts
+from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.extras import stand_in
 from concurrent_prompts.extras.stand_in import Options, serve
 from concurrent_prompts.extras.stand_in_answers import DIALECT_FAULTS
