@@ -67,21 +67,9 @@ from typing import IO, Any, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
 
 __version__ = "0.1.0"
 __all__ = [
-    "Error",
-    "Limits",
-    "Prompt",
-    "PromptError",
-    "Reply",
-    "Result",
-    "UsageError",
-    "as_completed",
-    "load_backend",
-    "main",
-    "read_prompts",
-    "run",
-    "run_concurrent",
-    "run_sequential",
-]
+    "Error", "Limits", "Prompt", "PromptError", "Reply", "Result", "UsageError", "as_completed", "load_backend", "main",
+    "read_prompts", "run", "run_concurrent", "run_sequential",
+]  # fmt: skip
 
 MODULE = "concurrent_prompts" if __name__ == "__main__" else __name__
 if "__file__" in globals():  # backends/ and extras/ are subpackages: beside this file, or where pip puts them
@@ -395,6 +383,11 @@ def duration(span: float) -> str:
         return f"{span:.2f} s" if span < 10 else f"{span:.1f} s"
     minutes, rest = divmod(round(span), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return '1 answer', '2 answers'."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def short(text: str, width: int = 300) -> str:
@@ -743,15 +736,10 @@ class Limiter:
     _again = False  # whether one that is sent again is next
 
     def __init__(
-        self,
-        start: int,
-        ceiling: int,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        timeout: float = math.inf,
-    ) -> None:
+        self, start: int, ceiling: int, clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, rpm: float | None = None,
+        tpm: float | None = None, timeout: float = math.inf,
+    ) -> None:  # fmt: skip
         if tpm:
             sibling("backends", "limiter", "tpm")
         self._size, self._ceiling, self._within, self._gave_way = float(start), ceiling, timeout / 2, 0
@@ -1340,6 +1328,15 @@ class Run:
             log.warning(text)
 
 
+class Ran(NamedTuple):
+    """One run, with all that is to be said of it."""
+
+    api: Any
+    run: Run
+    asked: int | str  # calls in flight at the most
+    tally: Any
+
+
 Record = Callable[[Result], Awaitable[None] | None]
 
 
@@ -1864,13 +1861,9 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
 
 
 def Limits(
-    *,
-    rpm: float | None = None,
-    tpm: float | None = None,
-    concurrency: int | str = "auto",
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Any:
+    *, rpm: float | None = None, tpm: float | None = None, concurrency: int | str = "auto",
+    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Any:  # fmt: skip
     """Return the limits of one server for all runs that they are passed to: run(..., limits=limits)."""
     return sibling("extras", "limits", "Limits").Limits(rpm, tpm, concurrency, clock, sleep)
 
@@ -1937,23 +1930,6 @@ def run(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result
         if here is run_loop and asyncio.get_running_loop():
             raise UsageError("an event loop is running: write `await run_concurrent(...)`")
     return here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
-
-
-# ---- Report --------------------------------------------------------------------------------------------------
-
-
-def plural(count: int, noun: str) -> str:
-    """Return '1 answer', '2 answers'."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-class Ran(NamedTuple):
-    """One run, with all that is to be said of it."""
-
-    api: Any
-    run: Run
-    asked: int | str  # calls in flight at the most
-    tally: Any
 
 
 # ---- Extras ---------------------------------------------------------------------------------------------------
