@@ -963,7 +963,7 @@ class Run:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
             sibling("extras", "prices", "price").as_price(price)
-        if self.extras:
+        if self.extras and not extras_folder():
             sibling("extras", "wraps", "an extra")
         self.listeners = hooked(self.extras, "on_result")
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
@@ -994,7 +994,7 @@ class Run:
             self.call = await stack.enter_async_context(self.api.open(self.concurrency))
             self._alive = getattr(self.api, "alive", None)
             if sessions := hooked(self.extras, "session"):
-                await sibling("extras", "wraps", "session").enter(self, sessions, stack)
+                await extras_folder().enter(self, sessions, stack)
             self._answer_once = self.wrapped(self._attempt)
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()

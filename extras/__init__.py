@@ -54,6 +54,7 @@ backends/ they are reached as `core`: the module that has loaded the file, whate
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
@@ -179,6 +180,26 @@ def call_hook(run: "core.Run", hook: Any, *given: Any) -> Any:
         return hook(*given)
     except Exception as failure:
         run.stop(run.discreet(extra_failure(hook, failure)))
+
+
+async def enter(run: "core.Run", hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:
+    """Enter the extras' sessions."""
+    for hook in hooks:
+        with blaming(hook):
+            session = hook(run)
+            await session.__aenter__()
+        stack.push_async_exit(functools.partial(leave, run, hook, session))
+
+
+async def leave(run: "core.Run", hook: Any, session: Any, *failure: Any) -> Any:
+    """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
+    try:
+        return await session.__aexit__(*failure)
+    except Exception as another:
+        if another is failure[1]:
+            raise
+        run.stop(extra_failure(hook, another))
+    return False
 
 
 def selected(extra: Any, prompts: Iterable[Any]) -> Iterator[Any]:

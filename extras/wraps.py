@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import traceback
-from collections.abc import Iterable
 from typing import Any
 
-from . import blaming, core, extra_failure
+from . import blaming, core, extra_failure, extra_name
 
 
-def wrapped(run: core.Run, attempt: core.Attempt, extras: Iterable[Any]) -> core.Attempt:
-    """Return the attempt with what these extras wrap around it, the first one outermost."""
-    for extra in reversed([*extras]):
+def wrapped(run: core.Run, attempt: core.Attempt, without: str = "") -> core.Attempt:
+    """Return the attempt with what the run's extras wrap around it, the first one outermost; leave out that one."""
+    extras = [extra for extra in run.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
+    for extra in reversed(extras):
         with blaming(extra.wrap):
             attempt = extra.wrap(attempt)
-    return endable(run, attempt)
+    return endable(run, attempt) if extras else attempt
 
 
 def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
@@ -40,26 +38,6 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
             run.wrapping.discard(task)
 
     return call
-
-
-async def enter(run: core.Run, hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:
-    """Enter the extras' sessions."""
-    for hook in hooks:
-        with blaming(hook):
-            session = hook(run)
-            await session.__aenter__()
-        stack.push_async_exit(functools.partial(leave, run, hook, session))
-
-
-async def leave(run: core.Run, hook: Any, session: Any, *failure: Any) -> Any:
-    """Leave an extra's session; what goes wrong there stops the run, whose answers are written by now."""
-    try:
-        return await session.__aexit__(*failure)
-    except Exception as another:
-        if another is failure[1]:
-            raise
-        run.stop(extra_failure(hook, another))
-    return False
 
 
 def broken(run: core.Run, result: core.Result, reply: core.Reply | None, failure: Exception) -> core.PromptError:

@@ -22,7 +22,7 @@ MORE = {"budget": 72, "schema": 12}
 @pytest.fixture(autouse=True)
 def no_looks(monkeypatch):
     """Leave out what is done every 10 ms: how often that is for a prompt depends on the machine."""
-    monkeypatch.setattr(concurrent_prompts.Limiter, "LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(concurrent_prompts.best("rejections", concurrent_prompts.Limiter), "LOOK_EVERY", 3600.0)
 
 
 def calls_of(url, backend, count, *options):

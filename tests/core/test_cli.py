@@ -19,6 +19,7 @@ import concurrent_prompts
 from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import options as options_file
+from concurrent_prompts.backends.hints import hint
 from tests.helpers import LIBRARIES, ROOT, SCRIPT, rows, start
 
 
@@ -310,7 +311,7 @@ def test_a_model_that_is_missing_with_a_400():
     body = b'{"error": {"message": "Invalid model name passed in model=x.", "type": "invalid_request_error"}}'
     error = concurrent_prompts.http_error(400, {}, body)
     assert (error.verdict, error.error.type) == ("stop", "model_not_found")
-    assert "check the model (-m)" in concurrent_prompts.hint(error.error)
+    assert "check the model (-m)" in hint(error.error)
 
 
 def test_nobody_there(here, capsys, monkeypatch):

@@ -18,7 +18,6 @@ from concurrent_prompts import (
     Error,
     PromptError,
     as_prompt_error,
-    hint,
     http_error,
     run,
     run_concurrent,
@@ -27,6 +26,7 @@ from concurrent_prompts import (
 )
 from concurrent_prompts.backends.api import Api, batch_row
 from concurrent_prompts.backends.failures import asked_wait, error_of
+from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.replies import read_reply
 
 pytestmark = pytest.mark.usefixtures("codec")

@@ -17,13 +17,13 @@ from concurrent_prompts import (
     PromptError,
     Reply,
     as_completed,
-    hint,
     http_error,
     run,
     run_concurrent,
     run_sequential,
 )
 from concurrent_prompts.backends import api as api_file
+from concurrent_prompts.backends.hints import hint
 from tests.helpers import needs_extras, virtual
 
 # ---- What answers --------------------------------------------------------------------------------------------
@@ -1115,4 +1115,4 @@ async def test_a_run_stops_where_everything_is_refused_alike(status, most, caplo
     assert run.stopped.error.message == "not for you" and len(calls) <= most and not run.limiter.learned()
     if status in (400, 500, 429):
         assert "every call so far failed with the same error" in caplog.text
-        assert "/chat/completions" in concurrent_prompts.hint(run.stopped.error, run.stopped.asked)
+        assert "/chat/completions" in hint(run.stopped.error, run.stopped.asked)
