@@ -564,6 +564,9 @@ def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
     prompt = Prompt(number, row, line, where=where, row=row)
     if isinstance(row, str):
         return prompt
+    if type(row) is dict and len(row) == 1 and "prompt" in row:
+        prompt.content = row["prompt"]
+        return prompt
     if not isinstance(row, dict):
         row = row if isinstance(row, Error) else Error("unreadable", "neither a text nor an object")
         prompt.error = row._replace(message=f"{where}: {row.message}")
@@ -975,6 +978,7 @@ class Run:
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
         self.options |= {"rpm": rpm, "tpm": tpm}
         self.max_attempts, self._timeout = max_attempts, timeout
+        self._queueing = timeout / 4  # seconds: an answer that takes longer has stood in a queue
         self._deadline, self._bounded = math.inf if deadline is None else deadline, deadline is not None
         self.clock, self.sleep, self.epoch = clock, sleep, time.time() - clock()
         self.first = Prompt(0, "")  # the first prompt that can be sent, if that is known beforehand
@@ -996,6 +1000,7 @@ class Run:
             if sessions := hooked(self.extras, "session"):
                 await extras_folder().enter(self, sessions, stack)
             self._answer_once = self.wrapped(self._attempt)
+            self._wrapped = self._answer_once != self._attempt
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
@@ -1204,11 +1209,12 @@ class Run:
 
     def _answered_by(self, call: Call, reply: Reply, prompt: Prompt, result: Result) -> None:
         """Learn from an answer."""
-        result.latency, result.limit = call.latency, self.limiter.limit
-        if self._answer_once != self._attempt:  # an extra may fail
+        result.latency = latency = call.latency
+        result.limit = self.limiter.limit
+        if self._wrapped:  # an extra may fail
             result.reply = reply
-        self.answered_at = call.started + call.latency
-        if call.latency > self._timeout / 4:  # there is a queue
+        self.answered_at = call.started + latency
+        if latency > self._queueing:
             self._oldest = min(self._oldest, call.started)
         if self.evidence.unheard:
             self.evidence.unheard.clear()

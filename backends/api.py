@@ -238,9 +238,10 @@ class Api:
 
     def model_of(self, prompt: core.Prompt) -> str | None:
         """Return the model that a prompt is sent to; None if the server chooses."""
-        model = self.params.get("model") or self.model
-        if model:
+        if model := self.params.get("model") or self.model:
             return model if isinstance(model, str) else None
+        if not prompt.columns and prompt.kind != "batch":
+            return core.DEFAULT_MODEL
         if prompt.kind != "batch":
             named = prompt.columns.get("model") if prompt.columns and self._is_request(prompt) else None
             model = named or core.DEFAULT_MODEL
@@ -367,7 +368,7 @@ class Api:
     def read(self, prompt: core.Prompt, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
         """Parse the reply. Redact it first if it is an error: some servers echo the key."""
         try:
-            return reply_of(prompt.path, status, headers, body)
+            return reply_of(prompt.path, status, headers, body, prompt.kind == "batch")
         except core.PromptError as failure:
             if 200 <= status < 300 and len(body) > ERROR_MOST:
                 self.raise_discreetly(failure)  # which has little of the body

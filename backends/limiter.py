@@ -17,6 +17,7 @@ from typing import Any
 
 from . import core
 
+ENVELOPE = 60  # bytes of a request that are no prompt
 REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
 
 
@@ -297,6 +298,7 @@ class Limiter(core.Limiter):
         self.window = Window(start, ceiling, timeout / 2)
         self.requests, self.tokens = self._quota("requests", rpm), self._quota("tokens", tpm)
         self._costs = Costs()
+        self.learn = self._costs.learn  # type: ignore[method-assign]  # once a reply
         self._last: tuple[core.Call, Mapping[str, str]]  # the last call that was answered, and its reply's headers
         self._paced = start < ceiling
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did,
@@ -341,11 +343,9 @@ class Limiter(core.Limiter):
 
     def estimate(self, body: bytes) -> float:
         """Return how many tokens a request will count for."""
-        return self._costs.estimate(body)
-
-    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> None:
-        """Learn how many tokens a request counted for."""
-        self.tokens.correct(self._costs.learn(body, tokens, estimate))
+        costs = self._costs
+        asked = (len(body) - ENVELOPE) * costs.per_byte
+        return (asked if asked > 1 else 1.0) + (costs.most(body) if b'"max_' in body else costs.answer)
 
     def admit(self, call: core.Call) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
@@ -372,6 +372,8 @@ class Limiter(core.Limiter):
 
     def _account(self, now: float) -> None:
         """Take what went out freely from the quotas; from now on each call is looked at."""
+        if more := self._costs.look():
+            self.tokens.correct(more)
         if self._used_calls:
             self.requests.spend(self._used_calls, now, self._used_calls)
             self.tokens.spend(self._used_tokens, now, self._used_calls)
@@ -591,31 +593,32 @@ class Limiter(core.Limiter):
 class Costs:
     """How many tokens a request will count for: its prompt by length, and its longest answer."""
 
-    ENVELOPE = 60  # bytes of a request that are no prompt
     MOST = re.compile(rb'"max_(?:completion_|output_)?tokens": ?(\d{1,9})')  # an input may hold any number
     CHOICES = re.compile(rb'"n": ?(\d{1,9})')
 
     def __init__(self) -> None:
-        self._bytes, self._in, self._out, self._answers = 4.0, 1.0, 20.0, 1  # four characters a token, at first
-        self._per_byte, self._answer = 0.25, 20.0
+        self._bytes, self._in, self._out, self._answers = 4, 1, 20, 1  # four characters a token, at first
+        self._more = 0.0  # tokens by which the answers since the last look exceeded their estimates
+        self.per_byte, self.answer = 0.25, 20.0
 
-    def estimate(self, body: bytes) -> float:
-        """Return the tokens of a request."""
-        asked, answer = (len(body) - self.ENVELOPE) * self._per_byte, self._answer
-        if b'"max_' in body and (most := self.MOST.search(body)):
-            choices = self.CHOICES.search(body)
-            answer = float(most[1]) * (int(choices[1]) if choices else 1)
-        return (asked if asked > 1 else 1.0) + answer
+    def most(self, body: bytes) -> float:
+        """Return the most tokens that the answer to a request may have, as far as it says."""
+        most, choices = self.MOST.search(body), self.CHOICES.search(body)
+        return float(most[1]) * (int(choices[1]) if choices else 1) if most else self.answer
 
-    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> float:
-        """Learn from what the server has counted; return how many tokens it was more than the estimate."""
+    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> None:
+        """Note what the server has counted."""
         asked, answered, size = tokens[0], tokens[1], len(body)
-        if not 0 < asked < size + 1e5 or answered > 1e6:  # nothing, or nonsense
-            return 0.0
-        self._bytes += size - self.ENVELOPE if size > self.ENVELOPE + 4 else 4
-        self._in += asked
-        self._out += answered
-        self._answers += 1
-        self._per_byte, self._answer = self._in / self._bytes, self._out / self._answers
-        # What may be answered at the most is counted even where the answer is shorter.
-        return 0.0 if b'"max_' in body else asked + answered - estimate
+        if 0 < asked < size + 1e5 and answered < 1e6:  # else it says nothing, or nonsense
+            self._bytes += size - ENVELOPE if size > ENVELOPE + 4 else 4
+            self._in += asked
+            self._out += answered
+            self._answers += 1
+            if b'"max_' not in body:  # else the most is counted even if the answer is shorter
+                self._more += asked + answered - estimate
+
+    def look(self) -> float:
+        """Learn from what was noted; return how many tokens that was more than the estimates."""
+        more, self._more = self._more, 0.0
+        self.per_byte, self.answer = self._in / self._bytes, self._out / self._answers
+        return more

@@ -33,9 +33,12 @@ ORDINARY = {
     "index", "message", "text", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "seed", "role",
     "content", "refusal", "tool_calls", "function_call", "content_filter_results", "reasoning_details", "name",
 }  # fmt: skip
-PLAIN = {"index", "message", "finish_reason", "role", "content"}
 # Fields beside the choices that go into `more`
 BESIDE = {"citations", "search_results", "related_questions", "images", "web_search", "prompt_logprobs"}
+CHAT = "/chat/completions"
+# Of the usual chat completion: what its parts hold, and what a reply must not hold besides
+MESSAGE, CHOICE = {"role", "content", "refusal", "annotations"}, {"index", "message", "finish_reason", "logprobs"}
+ODD = frozenset({"error", "base_resp", "type", *BESIDE})
 
 NOTHING_ELSE: dict[str, Any] = {}  # shared by many replies, never changed
 Read = tuple[Any, str | None, dict[str, Any]]  # text, finish reason, further fields of the result line
@@ -65,14 +68,21 @@ def has_few_values(body: bytes) -> bool:
     return len(body) <= VALUES_MOST or sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST
 
 
-def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
-    """Read a response to a request for `path`; status 0 means that there is none. Raises PromptError for no answer."""
+def reply_of(
+    path: str, status: int, headers: Mapping[str, str], body: bytes, identified: bool = True
+) -> core.Reply:
+    """Read a response to a request for `path`; status 0 means that there is none. Raises PromptError for no answer.
+
+    Its `http` has the request id only if that is to be `identified`: a Batch row has it.
+    """
     if 200 <= status < 300:
-        return read_reply(path, headers, body, status)
+        return read_reply(path, headers, body, status, identified)
     raise core.http_error(status, headers, body) if status else error_without_call(body)
 
 
-def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int = 200) -> core.Reply:
+def read_reply(
+    path: str, headers: Mapping[str, str], body: bytes, status: int = 200, identified: bool = True
+) -> core.Reply:
     """Read the body of a 2xx response to a request for `path`. Raises PromptError if it has no answer."""
     try:
         data = core.load(body) if len(body) <= VALUES_MOST else parse_reply(body)
@@ -80,6 +90,11 @@ def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int =
         data = parse_reply(body)
     if type(data) is not dict:
         data = other_form(data, headers, body)
+    if path == CHAT and not identified and (text := usual_text(data)):
+        usage = data.get("usage")
+        usage = usage if type(usage) is dict and usage else usage_of(data)
+        extra = {"service_tier": tier} if (tier := tier_of(data)) else NOTHING_ELSE
+        return core.Reply(text, "stop", data.get("model"), usage, extra, (200, "", data), headers)
     if is_error(data):
         raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
     reader = READERS.get(path) or READERS.get(path.partition("?")[0], other_reply)
@@ -171,16 +186,22 @@ def wrong_api(name: str) -> core.PromptError:
 # ---- Readers, by endpoint ------------------------------------------------------------------------------------
 
 
+def usual_text(data: dict[str, Any]) -> str:
+    """Return the text of the usual chat completion, which holds nothing else; '' for others. Every answer passes."""
+    try:
+        (choice,) = data["choices"]
+        message = choice["message"]
+        text = message["content"]
+        usual = choice["finish_reason"] == "stop" and choice.keys() <= CHOICE and message.keys() <= MESSAGE
+        nothing_else = not (message.get("refusal") or message.get("annotations") or choice.get("logprobs"))
+        return text if usual and nothing_else and type(text) is str and ODD.isdisjoint(data) else ""
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+
+
 def chat_text(data: dict[str, Any]) -> Read:
     """Read a chat completion."""
-    choices = data["choices"]
-    if len(choices) == 1 and BESIDE.isdisjoint(data):
-        choice = choices[0]
-        message = choice.get("message") or {}
-        text = message.get("content")
-        if text and type(text) is str and choice.get("finish_reason") == "stop" and is_plain(message, choice):
-            return text, "stop", NOTHING_ELSE  # the usual case, kept fast: every answer passes here
-    choices = in_order(choices)
+    choices = in_order(data["choices"])
     reasons = [reason_of(choice) for choice in choices]  # before the messages: an answer that broke off may have none
     return of_choices(data, choices, reasons, list(map(message_of, choices)))
 
@@ -189,15 +210,6 @@ def message_of(choice: dict[str, Any]) -> dict[str, Any]:
     """Return the message of a choice; some proxies call it `delta`, as in a stream, or send `text` alone."""
     message: dict[str, Any] = choice.get("message") or choice.get("delta") or {"content": choice["text"]}
     return message
-
-
-def is_plain(*parts: dict[str, Any]) -> bool:
-    """Tell whether a message and its choice have no fields but the usual ones."""
-    for part in parts:
-        for name in part:
-            if name not in PLAIN and part[name]:
-                return False
-    return True
 
 
 def completion_text(data: dict[str, Any]) -> Read:

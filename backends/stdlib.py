@@ -131,16 +131,17 @@ def _answer(data: bytes, tunnel: bool) -> Reading[tuple[Answer, bool]]:
     else:
         raise ConnectionError(f"{MAX_INTERIM} interim answers (1xx) and no other")
     lower = head.lower()
-    fields = _fields(lower)
+    fields = _fields(_framing_fields(lower))
+    length = fields.get(b"content-length")
+    if length and len(fields) == 1 + (fields.get(b"connection") == b"keep-alive") and status == 200 and not tunnel:
+        body, data = yield from _body(_length(length), data)  # as most are
+        return (200, Headers(head, lower), body), not data and head[:8] != b"HTTP/1.0"
     if tunnel or status in (204, 304):
         body = b""
     elif b"transfer-encoding" in fields:
         body, data = yield from _chunked_body(data, fields[b"transfer-encoding"])
     elif b"content-length" in fields:
-        length = _length(fields[b"content-length"])
-        if len(data) < length:
-            data = yield from _until(length, data)
-        body, data = data[:length], data[length:]
+        body, data = yield from _body(_length(fields[b"content-length"]), data)
     else:
         body, data = (yield from _endless_body(data)), b""
     if b"content-encoding" in fields and not tunnel:
@@ -176,9 +177,8 @@ def _complaint(head: bytes) -> str:
     return f"malformed header line: {next((field for field in fields if not _is_field(field)), b'')[:60]!r}"
 
 
-def _fields(lower: bytes) -> dict[bytes, bytes]:
-    """Find the fields that say where a body ends and what it is; those of one name are joined by commas."""
-    found = _framing_fields(lower)
+def _fields(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the fields that say where a body ends and what it is; those of one name are joined by commas."""
     fields = dict(found)
     if len(fields) < len(found):
         return {name: b",".join(value for other, value in found if other == name) for name in fields}
@@ -205,6 +205,13 @@ def _bounded(size: int) -> int:
     if size > MAX_BODY:
         raise ConnectionError(f"the body is longer than {MAX_BODY} bytes")
     return size
+
+
+def _body(length: int, data: bytes) -> Reading[Split]:
+    """Read a body of so many bytes."""
+    if len(data) < length:
+        data = yield from _until(length, data)
+    return data[:length], data[length:]
 
 
 def _until(length: int, data: bytes) -> Reading[bytes]:

@@ -49,13 +49,15 @@ class Patience:
     def answered(self, call: core.Call) -> None:
         """Learn from an answer."""
         self.answers += 1
+        started = call.started
         if call.latency <= self.slowest:
-            self._quick = max(self._quick, call.started)
-        if call.latency > self.slowest and call.started > self._silent:
+            if started > self._quick:
+                self._quick = started
+        elif started > self._silent:
             self.slowest = call.latency
-        if call.started > self.latest:
-            self.latest = call.started
-        if self.is_silent():
+        if started > self.latest:
+            self.latest = started
+        if self._silent > self._back:
             self._back, self._interval = call.started + call.latency, self.LEAST
 
     @property

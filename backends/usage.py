@@ -56,8 +56,10 @@ DETAILS |= {("prompt_token_details", name): place for name, place in GIVEN.items
 COHERE = "tokens", "billed_units"
 DETAILS |= {(part, f"{name}_tokens"): place for part in COHERE for name, place in (("input", IN), ("output", OUT))}
 DETAILS |= {(f"{part}_tokens_details", "reasoning_tokens"): REASONING for part in ("completion", "output")}
+MOST = 2**53  # tokens: what is more is nonsense
 TICKS = 1e10  # in a USD
 COSTS = "cost", "estimated_cost"
+COST_NAMES = {*COSTS, "cost_in_usd_ticks"}
 COST_MOST = 1e6  # USD of a call that are believed
 # Names of the ordinary service tier: OpenAI's, Anthropic's (usage.service_tier) and Groq's.
 STANDARD = {"", "default", "auto", "standard", "standard_only", "on_demand"}
@@ -71,8 +73,8 @@ def token_counts(usage: Mapping[str, Any]) -> list[int]:
     """
     asked: Any = usage.get("prompt_tokens")
     answered: Any = usage.get("completion_tokens")
-    plain = len(usage) == 3 and type(asked) is int is type(answered) and asked >= 0 and answered >= 0
-    if plain and usage.get("total_tokens") == asked + answered < 2**53:  # the usual case
+    plain = len(usage) == 3 and type(asked) is int is type(answered) and asked >= 0 <= answered
+    if plain and usage.get("total_tokens") == asked + answered < MOST:  # the usual case
         return [asked, answered, 0, 0, 0]
     asked, answered, cached, thought, written, total, *apart = counts_in(usage)
     if beside := sum(apart):

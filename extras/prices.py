@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 
 from . import core
 
-told_cost = core.sibling("backends", "usage").told_cost
+usage_file = core.sibling("backends", "usage")
+told_cost, COST_NAMES = usage_file.told_cost, usage_file.COST_NAMES
 MODELS_MOST = 100  # of a run that are counted separately
 PRICES_DATE = "2026-11-05"  # of the prices that name no date of their own
 # Times the ordinary tier's price; "ultrafast" until 2027-02-28: https://developers.openai.com/api/docs/models/gpt-6.2-sol
@@ -248,7 +249,9 @@ class Prices:
 
     def on_result(self, result: core.Result) -> None:
         """Count the cost that an answer's usage reports."""
-        if result.usage and (cost := told_cost(result.usage)) is not None:
+        if not result.usage or COST_NAMES.isdisjoint(result.usage):  # of nearly all
+            return
+        if (cost := told_cost(result.usage)) is not None:
             self._ledger.add(result, cost)
 
     def ledger(self, ran: core.Ran) -> Ledger:

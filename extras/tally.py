@@ -58,20 +58,20 @@ class Tally(core.sibling("backends", "console").Tally):  # type: ignore[misc]
 
     def add(self, result: core.Result) -> None:
         """Count a result."""
-        tokens, latency = result.tokens, result.latency
-        if tokens is not NO_TOKENS:
+        if (tokens := result.tokens) is not NO_TOKENS:
             self._bill(result, tokens)
         if result.attempts != 1 or result.error is not None or result.slot_wait or result.limit_wait:
             self._add_rare(result)
         else:
             self.attempts += 1
-        if result.done and result.error is None:
+        if result.error is None and result.done:
+            latency = result.latency
             self.answered += 1
             self.latency += latency
             self.latencies[round(1000 * math.log(latency or 1e-6))] += 1
             if result.finish_reason not in WHOLE or result.text == "":
                 self.mark(result)
-            if not tokens[0] or not tokens[1]:
+            if not (tokens[0] and tokens[1]):
                 self.silent += not tokens[0] or bool(result.text)
 
     def _add_rare(self, result: core.Result) -> None:
@@ -102,12 +102,15 @@ class Tally(core.sibling("backends", "console").Tally):  # type: ignore[misc]
         model = result.model if type(result.model) is str else None
         tier = result.extra.get("service_tier", "") if result.extra else ""
         key = self._model_of(result.prompt), model, tier, tokens[0] > LONG_INPUT
-        bill = self.bills.get(key)
-        if bill is None:  # a server may name what it likes
+        if (bill := self.bills.get(key)) is None:  # a server may name what it likes
             key = key if len(self.bills) < 100 else (key[0], None, "", key[3])
             bill = self.bills.setdefault(key, [*NO_TOKENS])
-        for place, count in enumerate(tokens):
-            bill[place] += count
+        given, made, *parts = tokens
+        bill[0] += given
+        bill[1] += made
+        if any(parts):
+            for place, count in enumerate(parts, 2):
+                bill[place] += count
 
     def note(self, error: core.Error, prompt: str | int = "") -> None:
         """Count a failure by its kind."""
