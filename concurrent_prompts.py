@@ -968,7 +968,7 @@ class Run:
             sibling("extras", "prices", "price").as_price(price)
         if self.extras and not extras_folder():
             sibling("extras", "wraps", "an extra")
-        self.listeners = hooked(self.extras, "on_result")
+        self.listeners, self.wrapped_by = hooked(self.extras, "on_result"), hooked(self.extras, "wrap")
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
         own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
@@ -1000,7 +1000,6 @@ class Run:
             if sessions := hooked(self.extras, "session"):
                 await extras_folder().enter(self, sessions, stack)
             self._answer_once = self.wrapped(self._attempt)
-            self._wrapped = self._answer_once != self._attempt
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
@@ -1038,8 +1037,7 @@ class Run:
 
     def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
         """Return the attempt with what the extras wrap around it, the first one outermost."""
-        wraps = hooked(self.extras, "wrap")
-        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, without) if wraps else attempt
+        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, without) if self.wrapped_by else attempt
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1156,7 +1154,7 @@ class Run:
         call = Call(task, 0.0, losses, limiter.estimate(prompt.body), prompt.number)
         if self.stopped or not limiter.admit(call):
             await self._turn(result, call)
-        if self.start and limiter.has_room:
+        if self.start and limiter.has_room and not limiter.queued:
             self.start()
         result.attempts += 1
         result.sent = call.started
@@ -1211,7 +1209,7 @@ class Run:
         """Learn from an answer."""
         result.latency = latency = call.latency
         result.limit = self.limiter.limit
-        if self._wrapped:  # an extra may fail
+        if self.wrapped_by:  # an extra may fail
             result.reply = reply
         self.answered_at = call.started + latency
         if latency > self._queueing:
@@ -1261,7 +1259,7 @@ class Run:
         log.info("%s: %s; attempt %d in %s", result.id, failure, result.attempts + 1, duration(wait))
         self.backing_off[result.prompt.number] = asked + wait
         if self.start:
-            self.start()
+            self.start()  # what is rejected again and again should not be the same few prompts
         try:
             awake = await self.wait_or_stop(self.sleep(wait))
         finally:
@@ -1367,13 +1365,16 @@ async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
             await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
-def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Return the coroutine function that answers one prompt after the other, as long as there are any."""
+def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine[Any, Any, bool]]:
+    """Return the coroutine function that answers one prompt after the other, as long as there are any.
+
+    It returns True if it ends earlier because others wait for their turn: as many are left as the limits keep busy.
+    """
     if hasattr(prompts, "__aiter__"):
         return sibling("extras", "library", "an asynchronous iterable").worker_for(run, prompts, record)  # type: ignore[no-any-return]
     admitted = run.admit(prompts)
 
-    async def worker() -> None:
+    async def worker() -> bool:
         for prompt in admitted:
             if run.passed and await run.passed(prompt):
                 continue
@@ -1382,6 +1383,9 @@ def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine
                 await waiting
             if run.listeners:
                 run.tell(result)
+            if run.limiter.queued and not run.wrapped_by:
+                return True
+        return False
 
     return worker
 
@@ -1733,7 +1737,8 @@ async def run_sequential(prompts: Prompts, send: Send, **options: Unpack[Options
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency.
 
-    A worker is started when the call of the last one has gone out, as long as no other waits for its turn.
+    A worker is started when the call of the last one has gone out, as long as no other waits for its turn, and for each
+    attempt that has failed; it ends where others wait.
     """
     if run.loop:
         await run.loop(run, prompts, record)
@@ -1741,24 +1746,26 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
     answer_prompts, started = worker_for(run, prompts, record), 0
 
     async def worker() -> None:
-        await answer_prompts()
-        run.start = None  # there are no more
+        nonlocal started
+        if await answer_prompts():
+            started, run.start = started - 1, start
+        else:
+            run.start = None  # there are no more
 
     def start() -> None:
         nonlocal started
-        if not run.limiter.queued:
-            started += 1
-            run.start = start if started < run.concurrency else None
-            workers.create_task(worker())
+        started += 1
+        run.start = start if started < run.concurrency else None
+        workers.create_task(worker())
 
     def opened() -> None:
-        if run.start and run.limiter.has_room:
+        if run.start and run.limiter.has_room and not run.limiter.queued:
             run.start()
 
     try:
         async with asyncio.TaskGroup() as workers:
             run.limiter.opened = opened
-            for _ in range(run.concurrency if hooked(run.extras, "wrap") else 1):
+            for _ in range(run.concurrency if run.wrapped_by else 1):
                 start()
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

@@ -368,7 +368,7 @@ class Api:
     def read(self, prompt: core.Prompt, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
         """Parse the reply. Redact it first if it is an error: some servers echo the key."""
         try:
-            return reply_of(prompt.path, status, headers, body, prompt.kind == "batch")
+            return reply_of(prompt.path, status, headers, body)
         except core.PromptError as failure:
             if 200 <= status < 300 and len(body) > ERROR_MOST:
                 self.raise_discreetly(failure)  # which has little of the body

@@ -68,21 +68,14 @@ def has_few_values(body: bytes) -> bool:
     return len(body) <= VALUES_MOST or sum(map(body.count, (b",", b"[", b"{"))) <= VALUES_MOST
 
 
-def reply_of(
-    path: str, status: int, headers: Mapping[str, str], body: bytes, identified: bool = True
-) -> core.Reply:
-    """Read a response to a request for `path`; status 0 means that there is none. Raises PromptError for no answer.
-
-    Its `http` has the request id only if that is to be `identified`: a Batch row has it.
-    """
+def reply_of(path: str, status: int, headers: Mapping[str, str], body: bytes) -> core.Reply:
+    """Read a response to a request for `path`; status 0 means that there is none. Raises PromptError for no answer."""
     if 200 <= status < 300:
-        return read_reply(path, headers, body, status, identified)
+        return read_reply(path, headers, body, status)
     raise core.http_error(status, headers, body) if status else error_without_call(body)
 
 
-def read_reply(
-    path: str, headers: Mapping[str, str], body: bytes, status: int = 200, identified: bool = True
-) -> core.Reply:
+def read_reply(path: str, headers: Mapping[str, str], body: bytes, status: int = 200) -> core.Reply:
     """Read the body of a 2xx response to a request for `path`. Raises PromptError if it has no answer."""
     try:
         data = core.load(body) if len(body) <= VALUES_MOST else parse_reply(body)
@@ -90,15 +83,12 @@ def read_reply(
         data = parse_reply(body)
     if type(data) is not dict:
         data = other_form(data, headers, body)
-    if path == CHAT and not identified and (text := usual_text(data)):
-        usage = data.get("usage")
-        usage = usage if type(usage) is dict and usage else usage_of(data)
-        extra = {"service_tier": tier} if (tier := tier_of(data)) else NOTHING_ELSE
-        return core.Reply(text, "stop", data.get("model"), usage, extra, (200, "", data), headers)
+    request_id = header(headers, "x-request-id")
+    if path == CHAT and (text := usual_text(data)):
+        return reply_with(text, "stop", NOTHING_ELSE, data, request_id, headers)
     if is_error(data):
         raise error_in_answer(core.shallow(data, core.DEEPEST) if len(body) <= ERROR_MOST else TOO_LONG)
     reader = READERS.get(path) or READERS.get(path.partition("?")[0], other_reply)
-    request_id = header(headers, "x-request-id")
     try:
         text, reason, extra = reader(data)
     except core.PromptError as failure:
@@ -106,6 +96,13 @@ def read_reply(
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError):
         raise no_answer(data, status, (200, request_id, for_keeping(data, body))) from None
+    return reply_with(text, reason, extra, data, request_id, headers)
+
+
+def reply_with(
+    text: Any, reason: str | None, extra: dict[str, Any], data: dict[str, Any], request_id: str, headers: Any
+) -> core.Reply:
+    """Return a Reply with what the data tell besides: the model, the usage and the service tier."""
     if tier := tier_of(data):
         extra = extra | {"service_tier": tier}
     usage = data.get("usage")

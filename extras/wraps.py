@@ -42,7 +42,7 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
 
 def broken(run: core.Run, result: core.Result, reply: core.Reply | None, failure: Exception) -> core.PromptError:
     """Return the error for what an extra did not mean to raise; a reply that it came after was paid, and is kept."""
-    hook = guilty(core.hooked(run.extras, "wrap"), failure)
+    hook = guilty(run.wrapped_by, failure) if run.wrapped_by else run.answer
     error: core.PromptError = run.discreet(extra_failure(hook, failure))
     if reply:
         error.keep = reply
