@@ -74,8 +74,8 @@ __all__ = [
 MODULE = "concurrent_prompts" if __name__ == "__main__" else __name__
 if "__file__" in globals():  # backends/ and extras/ are subpackages: beside this file, or where pip puts them
     _here = os.path.dirname(os.path.abspath(__file__))
-    _installed = os.path.join(_here, "concurrent_prompts_files")
-    __path__ = [_installed if os.path.isdir(_installed) else _here]
+    _installed = f"{_here}/concurrent_prompts"
+    __path__ = [_installed if os.path.isfile(f"{_installed}/py.typed") else _here]
     for _folder in "backends", "extras":  # or with a _
         if os.path.isdir(f"{_here}/_{_folder}") and not os.path.isdir(f"{__path__[0]}/{_folder}"):
             sys.modules[f"{MODULE}.{_folder}"] = importlib.import_module(f"{MODULE}._{_folder}")

@@ -1,5 +1,6 @@
 """What a type checker finds in a program that uses the library: each mistake planted here, and nothing else."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT
+from tests.test_installed import install
 
 PROGRAM = '''
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -106,12 +108,15 @@ def checker(name):
 
 @pytest.mark.parametrize("name", ["mypy", "pyright"])
 @pytest.mark.timeout(300)
-def test_each_mistake_is_found_and_nothing_else_nor_in_the_copied_file(name, tmp_path):
+def test_each_mistake_is_found_and_nothing_else_nor_in_a_copied_file(name, tmp_path):
+    python, _ = install("bdist_wheel", tmp_path)
     (tmp_path / "program.py").write_text(PROGRAM)
-    shutil.copy(ROOT / "concurrent_prompts.py", tmp_path)
-    (tmp_path / "pyrightconfig.json").write_text('{"strict": ["program.py"]}')  # pyright's strictest is for no library
-    strictly = ["--strict", "--cache-dir", ROOT / ".mypy_cache" / "copied", "program.py", "concurrent_prompts.py"]
-    command = [checker(name), *(strictly if name == "mypy" else ["-p", tmp_path])]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    shutil.copy(ROOT / "concurrent_prompts.py", tmp_path / "_prompts.py")
+    settings = {"strict": ["program.py"], "include": ["*.py"]}  # pyright's strictest is not for the module itself
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    words = ["-p", tmp_path, "--pythonpath", python]
+    if name == "mypy":
+        words = ["--strict", "--python-executable", python, "program.py", "_prompts.py"]
+    ran = subprocess.run([checker(name), *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     found = re.findall(r"(\w+)\.py:(\d+)(?::\d+)?(?: -)?:? (?:error|warning)", ran.stdout)
     assert {*found} == {("program", str(number)) for number in PLANTED}, ran.stdout + ran.stderr
