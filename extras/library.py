@@ -166,6 +166,7 @@ class Shown:
         self._tally.add(result)
 
 
+PATIENCE = 1.0  # seconds for tasks to end after their event loop was left in the middle of its work
 _threads = threading.local()  # each thread's lasting event loop, and its helper thread for `run` inside a loop
 
 
@@ -211,18 +212,20 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
 def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the thread's lasting event loop, since a client works only on the loop of its first call.
 
-    Tasks that it leaves are cancelled.
+    Tasks that it leaves are cancelled. Whatever it raises has the `results` so far.
     """
     so_far: list[core.Result] = []
+    tasks: list[asyncio.Task[Any]] = []
 
     async def body() -> T:
+        tasks.extend(asyncio.all_tasks())
         try:
             return await work
         except BaseException as failure:
             so_far.extend(getattr(failure, "results", ()))
             raise
         finally:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
+            left = asyncio.all_tasks() - {*tasks}
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -230,9 +233,23 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     runner: asyncio.Runner = of_this_thread("runner", new_runner)
     try:
         return runner.run(body(), context=contextvars.copy_context())
-    except KeyboardInterrupt as interrupt:  # raised by asyncio instead of the cancellation
-        vars(interrupt)["results"] = so_far
+    except BaseException as failure:  # KeyboardInterrupt and SystemExit leave an event loop in the middle of its work
+        finish(runner, tasks)
+        vars(failure).setdefault("results", so_far)
         raise
+
+
+def finish(runner: asyncio.Runner, tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks that are not done and let them end; if they do not, the next run has another event loop."""
+    for _ in range(2):  # they may raise such an exception, too
+        if left := [task for task in tasks if not task.done()]:
+            with contextlib.suppress(BaseException):
+                for task in left:
+                    task.cancel()
+                runner.get_loop().run_until_complete(asyncio.wait(left, timeout=PATIENCE))
+    if not all(task.done() for task in tasks):
+        for name in [name for name, it in vars(_threads).items() if it is runner]:
+            del vars(_threads)[name]
 
 
 def new_runner() -> asyncio.Runner:

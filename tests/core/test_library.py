@@ -503,3 +503,59 @@ def test_a_stop_button_leaves_the_results_so_far(nested):
             run([*"abc"], send, concurrency=1)
     assert [result.text for result in caught.value.results] == ["A", "B"]
     assert run(["d"], shout)[0].text == "D"
+
+
+@needs_extras
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_exit_in_the_middle_ends_the_run_and_no_later_one(nested):
+    """SystemExit and KeyboardInterrupt leave an event loop at once, with the run's tasks unfinished on it."""
+    loops, cancelled = [], []
+
+    async def send(prompt):
+        loops.append(asyncio.get_running_loop())
+        if prompt == "c":
+            await asyncio.sleep(0)
+            sys.exit(3)
+        try:
+            await asyncio.sleep(60 * (prompt == "b"))
+        except asyncio.CancelledError:
+            cancelled.append(prompt)
+            raise
+        return await shout(prompt)
+
+    async def inside(prompts):
+        return run(prompts, send)
+
+    def go(prompts):
+        return asyncio.run(inside(prompts)) if nested else run(prompts, send)
+
+    with ThreadPoolExecutor(1) as pool:  # its event loop goes with it
+        with pytest.raises(SystemExit) as caught:
+            pool.submit(go, [*"abc"]).result()
+        assert [result.text for result in caught.value.results] == ["A"] and cancelled == ["b"]
+        assert [result.text for result in pool.submit(go, [*"de"]).result()] == ["D", "E"]
+    assert loops[0] is loops[-1]
+
+
+STUBBORN = """
+import asyncio, contextlib, sys, concurrent_prompts as c
+c.sibling("extras", "library").PATIENCE = 0.01
+
+async def send(prompt):
+    if prompt == "b":
+        sys.exit(3)
+    while prompt == "a":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    return prompt
+
+with contextlib.suppress(SystemExit):
+    c.run(["a", "b"], send)
+print(c.run(["c"], send)[0].text)
+"""
+
+
+@needs_extras
+def test_a_send_that_refuses_to_end_after_an_exit_holds_up_no_later_run():
+    ran = subprocess.run([sys.executable, "-c", STUBBORN], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert ran.stdout == "c\n"
