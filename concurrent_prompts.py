@@ -182,7 +182,7 @@ class Result(Generic[T]):
     losses: int = 0  # how often its call was given up as lost
     sent: float = -math.inf  # when the last attempt began, on the run's clock,
     missed: float = math.inf  # and the first one that found no server
-    reply: Reply | None = None  # of the last call, until the extras are through with it
+    reply: Reply | None = None  # of the last call, for extras
 
     def __init__(self, prompt: Prompt, text: Any = None, error: Error | None = None, **fields: Any) -> None:
         self.prompt, self.text, self.error = prompt, text, error
@@ -1417,7 +1417,7 @@ class Journal:
         try:
             self._file = self._open()
         except OSError as failure:
-            raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
+            raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file (-o, output=)") from None
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
@@ -1437,7 +1437,7 @@ class Journal:
         if lock(file, self.path):
             return file
         file.close()
-        raise UsageError(f"another run is writing {self.path}; wait for its end, or choose another file with -o")
+        raise UsageError(f"another run is writing {self.path}; wait for its end, or choose another file (-o, output=)")
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -1481,7 +1481,7 @@ class Journal:
     def _refuse(self, number: int) -> NoReturn:
         self._file.close()
         what = f"{self.path} line {number} is not a result"
-        raise UsageError(f"{what}; correct it, use another -o, or --overwrite to discard the file")
+        raise UsageError(f"{what}; correct it, discard it (--overwrite, overwrite=True), or choose another")
 
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
         """Take the prompts for those that the file is of: extras/outputs.py looks."""

@@ -97,8 +97,8 @@ def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[],
             while True:
                 try:
                     item = None if run.stopped or run.broken else await run.wait_or_stop(anext(items, turn))
-                except Exception as failure:
-                    run.broken = failure
+                except BaseException as failure:
+                    run.broken = users_own(failure)
                     return None
                 ended = item is None or item is turn
                 prompt = None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
@@ -125,7 +125,7 @@ def watched(
         run.listeners.append(shown.on_result)
     if on_result is None:
         return take
-    failed: list[Exception] = []
+    failed: list[BaseException] = []
 
     async def record(result: core.Result) -> None:
         if (waiting := take(result)) is not None:
@@ -135,13 +135,23 @@ def watched(
         try:
             if isinstance(waiting := on_result(result), Awaitable):
                 await waiting
-        except Exception as failure:
-            failed.append(failure)
+        except BaseException as failure:
+            failed.append(users_own(failure))
             reason = core.PromptError("on_result", f"on_result: {core.in_short(failure)}", "stop")
             reason.__cause__ = failure
             run.stop(reason)
 
     return record
+
+
+def users_own(failure: BaseException) -> Any:
+    """Return the exception if the user's code raised it, or awaited what was cancelled; else raise it again."""
+    task = asyncio.current_task()
+    if isinstance(failure, asyncio.CancelledError) and task and not task.cancelling():
+        return failure
+    if not isinstance(failure, Exception):
+        raise failure
+    return failure
 
 
 class Shown:
@@ -247,6 +257,9 @@ def finish(runner: asyncio.Runner, tasks: list[asyncio.Task[Any]]) -> None:
                 for task in left:
                     task.cancel()
                 runner.get_loop().run_until_complete(asyncio.wait(left, timeout=PATIENCE))
+    for task in tasks:
+        with contextlib.suppress(BaseException):  # asyncio reports what is not looked at
+            task.result()
     if not all(task.done() for task in tasks):
         for name in [name for name, it in vars(_threads).items() if it is runner]:
             del vars(_threads)[name]

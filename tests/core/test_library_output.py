@@ -288,6 +288,27 @@ async def test_a_function_of_the_users_that_fails_ends_the_run_and_loses_nothing
         assert [one.text for one in caught.value.results] == ["A", None, None]
 
 
+@all_ways
+@pytest.mark.parametrize("place", ["on_result", "prompts"])
+async def test_a_cancellation_that_the_users_code_awaits_is_its_failure_and_cuts_nothing_short_unseen(way, place):
+    pytest.importorskip("concurrent_prompts.extras.library")
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+
+    async def sink(result):
+        await cancelled
+
+    async def prompts():
+        yield "a"
+        await cancelled
+
+    with pytest.raises(asyncio.CancelledError):
+        if place == "prompts":
+            await way(prompts(), shout)
+        else:
+            await way([*"abc"], shout, on_result=sink, concurrency=1)
+
+
 # ---- progress= -------------------------------------------------------------------------------------------------
 
 
