@@ -56,6 +56,7 @@ def wrong(given: Any, advice: str) -> core.PromptError:
 
 def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Exception]:
     """Return a function that maps an exception of `send` to the one to raise, as the user's `retry` decides."""
+    check_callable("retry", retry)
 
     def decided(failure: Exception) -> Exception:
         if isinstance(failure, core.PromptError) and failure.kind == "send":
@@ -84,6 +85,12 @@ def as_decided(failure: Exception, decision: Any) -> core.PromptError:
     error.heard = error.heard and decision != "stop"  # stop at once, not only after further rejections
     error.__cause__ = failure
     return error
+
+
+def check_callable(name: str, given: Any) -> None:
+    """Raise TypeError if an option that must be a function is none."""
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be a function, not {type(given).__name__} {core.short(repr(given), 60)}")
 
 
 def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -119,6 +126,7 @@ def watched(
 
     An exception of `on_result` stops the run in good order and is raised at its end.
     """
+    check_callable("on_result", on_result)
     if progress:
         shown = Shown(len(items) if isinstance(items, Sized) else None)
         run.extras.append(shown)
