@@ -176,7 +176,7 @@ class Result(Generic[T]):
     model: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     http: Http | None = None
-    exception: Exception | None = None  # what was raised last if `error` is set
+    exception: Exception | None = dataclasses.field(init=False)  # no schema can have it
     done: bool = True  # False: never sent, or cut off by the end of the run
     kept: bool = False  # of an earlier run, from its results file
     losses: int = 0  # how often its call was given up as lost
@@ -247,6 +247,7 @@ class Result(Generic[T]):
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
+Result.exception = None
 AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
 
 

@@ -23,6 +23,7 @@ from concurrent_prompts import (
     Prompt,
     PromptError,
     Reply,
+    Result,
     as_completed,
     http_error,
     run,
@@ -116,6 +117,16 @@ def test_results_go_through_a_web_framework(mixed):
     fastapi = pytest.importorskip("fastapi")
     encoded = fastapi.encoders.jsonable_encoder(mixed)
     assert json.loads(json.dumps(encoded, allow_nan=False))[0]["text"] == "FINE"
+
+
+@pytest.mark.parametrize("kind", [list[Result], list[Result[str]]])
+def test_results_have_a_schema_as_a_web_frameworks_return_type(mixed, kind):
+    """FastAPI makes one of an endpoint's return type, when the program is imported."""
+    adapter = pytest.importorskip("pydantic").TypeAdapter(kind)
+    rows = json.loads(adapter.dump_json(mixed))
+    assert [row["text"] for row in rows] == [result.text for result in mixed]
+    assert [row["error"] and row["error"][0] for row in rows] == KINDS
+    assert adapter.json_schema(mode="serialization")["items"]
 
 
 class Large:
