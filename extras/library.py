@@ -221,7 +221,11 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt as interrupt:
         for cancel in started:
             cancel()
-        concurrent.futures.wait([outcome])
+        try:
+            concurrent.futures.wait([outcome])
+        finally:
+            if not outcome.done():  # interrupted again: the next run has another thread
+                forget(pool)
         vars(interrupt)["results"] = getattr(outcome.exception(), "results", [])
         raise
     return outcome.result()  # type: ignore[no-any-return]
@@ -269,8 +273,7 @@ def finish(runner: asyncio.Runner, tasks: list[asyncio.Task[Any]]) -> None:
         with contextlib.suppress(BaseException):  # asyncio reports what is not looked at
             task.result()
     if not all(task.done() for task in tasks):
-        for name in [name for name, it in vars(_threads).items() if it is runner]:
-            del vars(_threads)[name]
+        forget(runner)
 
 
 def new_runner() -> asyncio.Runner:
@@ -286,3 +289,9 @@ def of_this_thread(name: str, create: Callable[[], Any]) -> Any:
     if key not in own:
         own[key] = create()
     return own[key]
+
+
+def forget(thing: Any) -> None:
+    """Let the next run have another one of this thread's objects."""
+    for name in [name for name, one in vars(_threads).items() if one is thing]:
+        del vars(_threads)[name]

@@ -548,6 +548,34 @@ def test_an_exit_in_the_middle_ends_the_run_and_no_later_one(nested):
     assert loops[0] is loops[-1]
 
 
+@needs_extras
+@pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
+def test_a_second_stop_in_a_notebook_leaves_a_thread_to_the_next_run():
+    let_go = []
+
+    async def send(prompt):
+        if prompt != "a":
+            return prompt
+        event = asyncio.Event()
+        let_go.append(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, event.set))
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            os.kill(os.getpid(), signal.SIGINT)
+            await event.wait()
+            raise
+
+    async def inside(prompt):
+        return run([prompt], send)[0].text
+
+    with asyncio.Runner() as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.get_loop().run_until_complete(inside("a"))
+        assert runner.get_loop().run_until_complete(inside("b")) == "b"
+    let_go[0]()
+
+
 STUBBORN = """
 import asyncio, contextlib, sys, concurrent_prompts as c
 c.sibling("extras", "library").PATIENCE = 0.01
