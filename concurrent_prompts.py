@@ -63,7 +63,7 @@ import shutil
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import IO, Any, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
+from typing import IO, TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack
 
 __version__ = "0.1.0"
 __all__ = [
@@ -74,8 +74,8 @@ __all__ = [
 MODULE = "concurrent_prompts" if __name__ == "__main__" else __name__
 if "__file__" in globals():  # backends/ and extras/ are subpackages: beside this file, or where pip puts them
     _here = os.path.dirname(os.path.abspath(__file__))
-    _installed = os.path.join(_here, "concurrent_prompts_files")
-    __path__ = [_installed if os.path.isdir(_installed) else _here]
+    _installed = f"{_here}/concurrent_prompts"
+    __path__ = [_installed if os.path.isfile(f"{_installed}/py.typed") else _here]
     for _folder in "backends", "extras":  # or with a _
         if os.path.isdir(f"{_here}/_{_folder}") and not os.path.isdir(f"{__path__[0]}/{_folder}"):
             sys.modules[f"{MODULE}.{_folder}"] = importlib.import_module(f"{MODULE}._{_folder}")
@@ -87,7 +87,12 @@ DEFAULT_ATTEMPTS = 8
 AUTO_CONCURRENCY = 1024  # the most that `auto` tries
 log = logging.getLogger("concurrent_prompts")
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+if TYPE_CHECKING:  # plain `Result` is Result[Any]
+    from typing_extensions import TypeVar as Var  # pyright: ignore
+    T = Var("T", default=Any)
+else:
+    T = TypeVar("T")
 
 
 # ---- Data types ----------------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ class Error(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Prompt:
-    """One prompt: what is asked, where it stood, and what goes back out beside its answer.
+    """One prompt: what is asked, where it stood, and what comes back beside its answer.
 
     `kind` is the key of `content` ("prompt", "messages", "input", "batch", or ""), `path` and `body` the request as it
     will be sent. `error` is set if there is nothing to send.
@@ -142,17 +147,17 @@ class Reply(NamedTuple):
 
 
 @dataclasses.dataclass(init=False)
-class Result:
+class Result(Generic[T]):
     """What became of one prompt: `text`, or else `error`; an answer that does not fit the schema has both.
 
     The clocks are in seconds and add up to the prompt's time from `started`, a Unix time: `slot_wait` (for a place in
     flight), `limit_wait` (for the server's limits or its return), `retry_wait` (back-off), `lost` (failed attempts) and
     `latency` (the last one). `tries` are the start, after `started`, and the length of each failed attempt; `limit` is
-    how many calls a minute the server was known to let through.
+    the known limit in calls a minute.
     """
 
     prompt: Prompt
-    text: Any = None
+    text: T = None  # type: ignore[assignment]  # None if it failed
     error: Error | None = None
     attempts: int = 0
     latency: float = 0.0
@@ -166,23 +171,23 @@ class Result:
     usage: dict[str, Any] | None = None
     tokens: Sequence[int] = NO_TOKENS  # in, out, cached, for reasoning, and written to a cache
     unanswered: int = 0  # calls whose replies were lost: they may have been billed
-    lost_tokens: Sequence[int] = NO_TOKENS  # of the attempts that failed, where the server has told them
+    lost_tokens: Sequence[int] = NO_TOKENS  # of failed attempts, as far as known
     finish_reason: str | None = None
     model: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     http: Http | None = None
-    exception: Exception | None = None  # what was raised last, where `error` is set
-    done: bool = True  # False: never sent, or cut off by the end of the run; it will be asked again
+    exception: Exception | None = dataclasses.field(init=False)  # no schema can have it
+    done: bool = True  # False: never sent, or cut off by the end of the run
     kept: bool = False  # of an earlier run, from its results file
     losses: int = 0  # how often its call was given up as lost
     sent: float = -math.inf  # when the last attempt began, on the run's clock,
-    missed: float = math.inf  # and the first of those that nobody seemed to be there for
-    reply: Reply | None = None  # of the last call, as long as the extras are not through with it
+    missed: float = math.inf  # and the first one that found no server
+    reply: Reply | None = None  # of the last call, for extras
 
     def __init__(self, prompt: Prompt, text: Any = None, error: Error | None = None, **fields: Any) -> None:
         self.prompt, self.text, self.error = prompt, text, error
         self.extra = {}
-        if fields:  # all others are the class's own, until they are set: there is one Result for each prompt
+        if fields:  # all others are the class's own until they are set: a Result is small
             vars(self).update(fields)
 
     @property
@@ -242,6 +247,7 @@ class Result:
         return to_line(sibling("backends", "api").batch_row(self) if self.prompt.kind == "batch" else self.as_row())
 
 
+Result.exception = None
 AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
 
 
@@ -268,8 +274,8 @@ def beside(row: Mapping[str, Any] | Sequence[str], columns: dict[str, Any]) -> d
 def fingerprint(prompt: Prompt) -> str:
     """Return what a result is recognised by in a later run: 16 hex digits of the request and of the given id.
 
-    A line number is not part of it, so that lines may be inserted, removed and moved between runs. 8 more are of the
-    row as it was read: they tell another job from the same one with another model.
+    No line number is part of it: lines may be inserted, removed and moved between runs. 8 more digits are of the row
+    as it was read: they tell another job from the same one with another model.
     """
     asked = prompt.body or repr(prompt.content if prompt.row is None else prompt.row).encode("utf-8", "replace")
     by = prompt.path + repr(prompt.id) if prompt.named else prompt.path
@@ -279,7 +285,7 @@ def fingerprint(prompt: Prompt) -> str:
     return (digest + zlib.crc32(text.encode("utf-8", "replace")).to_bytes(4, "big")).hex()
 
 
-# What a request says is written by json alone: a result is recognised by the very bytes, with orjson or without.
+# Requests are written by json alone: a result is recognised by their bytes, with orjson or without.
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -287,12 +293,10 @@ def _dump(value: Any) -> bytes:
     return encode_json(value).encode()
 
 
-_load = json.loads
 dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
-load: Callable[[bytes | str], Any] = _load  # the other way; ValueError, RecursionError
+load: Callable[[bytes | str], Any] = json.loads  # the other way; ValueError, RecursionError
 with contextlib.suppress(ImportError):  # replies and results, several times as fast
-    import orjson
-
+    orjson = importlib.import_module("orjson")
     dump, load = orjson.dumps, orjson.loads
 
 
@@ -494,7 +498,7 @@ def _finite(text: str) -> float:
 _decoder: Any = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 
-def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Prompt]:
+def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Any]:
     """Yield the prompts of a file, lazily and in order; what cannot be read becomes a prompt with an `error`.
 
     Messages call the file by `name`, or else by its path. Raises UsageError, when the first is asked for, where the
@@ -1365,13 +1369,13 @@ async def _work(way: Any, run: Run, items: Any, record: Record) -> None:
             await deliver(run, record, Result(prompt, error=run.not_sent(), done=False))
 
 
-def worker_for(run: Run, prompts: Any, record: Record) -> Callable[[], Coroutine[Any, Any, bool]]:
+def worker_for(run: Run, prompts: Any, record: Record) -> Any:
     """Return the coroutine function that answers one prompt after the other, as long as there are any.
 
     It returns True if it ends earlier because others wait for their turn: as many are left as the limits keep busy.
     """
     if hasattr(prompts, "__aiter__"):
-        return sibling("extras", "library", "an asynchronous iterable").worker_for(run, prompts, record)  # type: ignore[no-any-return]
+        return sibling("extras", "library", "an asynchronous iterable").worker_for(run, prompts, record)
     admitted = run.admit(prompts)
 
     async def worker() -> bool:
@@ -1424,7 +1428,7 @@ class Journal:
         try:
             self._file = self._open()
         except OSError as failure:
-            raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file with -o") from None
+            raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file (-o, output=)") from None
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
 
@@ -1444,7 +1448,7 @@ class Journal:
         if lock(file, self.path):
             return file
         file.close()
-        raise UsageError(f"another run is writing {self.path}; wait for its end, or choose another file with -o")
+        raise UsageError(f"another run is writing {self.path}; wait for its end, or choose another file (-o, output=)")
 
     def _load(self) -> int:
         """Index the lines that are there; return the size without a last line that was cut short."""
@@ -1488,7 +1492,7 @@ class Journal:
     def _refuse(self, number: int) -> NoReturn:
         self._file.close()
         what = f"{self.path} line {number} is not a result"
-        raise UsageError(f"{what}; correct it, use another -o, or --overwrite to discard the file")
+        raise UsageError(f"{what}; correct it, discard it (--overwrite, overwrite=True), or choose another")
 
     def check(self, prompts: Iterable[Prompt], source: str) -> None:
         """Take the prompts for those that the file is of: extras/outputs.py looks."""
@@ -1712,8 +1716,8 @@ async def sequentially(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         raise run.broken
 
 
-# The options of all four functions; a type checker finds a misspelt one.
-Options = TypedDict("Options", {  # noqa: UP013 - in a third of the lines
+# The options of all four functions.
+Options = TypedDict("Options", {  # noqa: UP013 - shorter
     "concurrency": int | str, "max_attempts": int, "timeout": float, "deadline": float | None, "rpm": float | None,
     "tpm": float | None, "limits": Any, "retry": Callable[[Exception], str | float | None] | None, "resend_lost": bool,
     "output": str | os.PathLike[str] | None, "overwrite": bool, "retry_failed": bool, "progress": bool,
@@ -1721,11 +1725,11 @@ Options = TypedDict("Options", {  # noqa: UP013 - in a third of the lines
     "price": Iterable[float] | None, "extras": Iterable[Any], "clock": Callable[[], float],
     "sleep": Callable[[float], Awaitable[None]],
 }, total=False)  # fmt: skip
-Prompts = Iterable[Any] | collections.abc.AsyncIterable[Any]
-Send = Callable[[Any], Awaitable[Any]]  # or what load_backend returns
+Prompts = Iterable[Prompt] | Iterable[Item] | collections.abc.AsyncIterable[Item]
+Send = Callable[[Item], Awaitable[Reply | T]]  # or what load_backend returns
 
 
-async def run_sequential(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
+async def run_sequential(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options]) -> list[Result[T]]:
     """Answer the prompts one by one, the baseline: arguments and Results as `run`'s."""
     options["concurrency"] = 1
     return await _collect(sequentially, prompts, send, **options)
@@ -1775,7 +1779,7 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         raise run.broken
 
 
-async def run_concurrent(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
+async def run_concurrent(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options]) -> list[Result[T]]:
     """Answer the prompts concurrently: arguments and Results as `run`'s."""
     return await _collect(concurrently, prompts, send, **options)
 
@@ -1788,7 +1792,7 @@ async def _collect(way: Any, items: Any, send: Any, return_exceptions: bool = Tr
             await _work(way, run, items, record)
         check_end(run)
     except BaseException as failure:
-        vars(failure)["results"] = results  # paid for
+        vars(failure)["results"] = results
         raise
     return results
 
@@ -1798,10 +1802,7 @@ async def opened(
     items: Any, send: Any, take: Record, output: str | os.PathLike[str] | None = None, overwrite: bool = False,
     retry_failed: bool = False, on_result: Any = None, progress: bool = False, **options: Any,
 ) -> AsyncIterator[tuple[Run, Record]]:  # fmt: skip
-    """Open a run of the user's own prompts; yield it with what keeps its Results: in `output`, then by `take`.
-
-    Those that the file holds already are given to `take` instead of being asked for again.
-    """
+    """Open a run of the user's own prompts; yield it with what keeps its Results: in `output`, then by `take`."""
     run, record = Run(send, **options), take
     if on_result or progress:
         named = "on_result=" if on_result else "progress=True"
@@ -1822,7 +1823,7 @@ async def opened(
 
 
 class Kept(NamedTuple):
-    """A results file of a run in Python: what it holds is taken from it, what is new is kept before it is recorded."""
+    """A results file of a run in Python: old Results are taken from it, new ones are kept before they are recorded."""
 
     run: Run
     sink: Any
@@ -1859,7 +1860,7 @@ class Kept(NamedTuple):
 
 
 def checked_result(result: Result, return_exceptions: bool) -> Result:
-    """Return the result as plain data that keeps no frame alive. Raises its PromptError, if that is asked for."""
+    """Return the result as plain data without frames, or raise its PromptError."""
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
     result.sent = result.missed = 0.0  # JSON has no infinity
@@ -1882,7 +1883,7 @@ def Limits(
 
 
 def check_end(run: Run) -> None:
-    """Raise TypeError if `send` was wrong; say that an extra has stopped the run, maybe after its last Result."""
+    """Raise what `send` or `on_result` did wrong; log that an extra has stopped the run."""
     if run.stopped and run.stopped.kind == "send":
         raise TypeError(str(run.stopped))
     if run.stopped and run.stopped.kind == "on_result" and run.stopped.__cause__:
@@ -1892,35 +1893,35 @@ def check_end(run: Run) -> None:
 
 
 async def as_completed(
-    prompts: Prompts, send: Send, **options: Unpack[Options]
-) -> collections.abc.AsyncGenerator[Result, None]:
+    prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options]
+) -> collections.abc.AsyncGenerator[Result[T], None]:
     """Yield the Results as the answers come, at most `concurrency` of them untaken. Arguments as `run`'s."""
     return_exceptions = options.pop("return_exceptions", True)
     async with opened(prompts, send, lambda result: results.put(result), **options) as (run, record):
         results: asyncio.Queue[Result | None] = asyncio.Queue(run.concurrency)
-        work = asyncio.ensure_future(_work(concurrently, run, prompts, record))
 
-        async def close() -> None:
-            await asyncio.wait([work])
+        async def work() -> BaseException | None:
+            ended = await asyncio.gather(_work(concurrently, run, prompts, record), return_exceptions=True)
             await results.put(None)
+            return ended[0]
 
-        end = asyncio.ensure_future(close())
+        task = asyncio.ensure_future(work())
         try:
             while (result := await results.get()) is not None:
                 yield checked_result(result, return_exceptions)
-            await work
+            if failure := await task:
+                raise failure
         finally:
-            work.cancel()
-            end.cancel()
-            await asyncio.gather(work, end, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
     check_end(run)
 
 
 def new_runner() -> asyncio.Runner:
-    """Return an event loop that is not yet running: uvloop's where it is installed, else asyncio's."""
+    """Return an event loop that is not yet running, uvloop's if that is installed."""
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):
-        from uvloop import new_event_loop as new_loop
+        new_loop = importlib.import_module("uvloop").new_event_loop
     return asyncio.Runner(loop_factory=new_loop)
 
 
@@ -1930,19 +1931,18 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def run(prompts: Prompts, send: Send, **options: Unpack[Options]) -> list[Result]:
+def run(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options]) -> list[Result[T]]:
     """Answer the prompts concurrently and return their Results in input order; works in a notebook too.
 
     `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
-    Options: `Run`'s and `return_exceptions`, see docs/library.md. What it raises has the `results` so far.
+    Options: docs/library.md. What it raises has the `results` so far.
     """
-    here: Callable[..., Any] = run_loop
-    with contextlib.suppress(UsageError):  # a lone copy has an event loop for each run alone
-        here = sibling("extras", "library").run_here
-    with contextlib.suppress(RuntimeError):
-        if here is run_loop and asyncio.get_running_loop():
+    if part := niceties("library"):
+        return part.run_here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
+    with contextlib.suppress(RuntimeError):  # a lone copy has an event loop for each run alone
+        if asyncio.get_running_loop():
             raise UsageError("an event loop is running: write `await run_concurrent(...)`")
-    return here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
+    return run_loop(run_concurrent(prompts, send, **options))
 
 
 # ---- Extras ---------------------------------------------------------------------------------------------------

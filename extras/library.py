@@ -56,6 +56,7 @@ def wrong(given: Any, advice: str) -> core.PromptError:
 
 def deciding(retry: Callable[[Exception], Any]) -> Callable[[Exception], Exception]:
     """Return a function that maps an exception of `send` to the one to raise, as the user's `retry` decides."""
+    check_callable("retry", retry)
 
     def decided(failure: Exception) -> Exception:
         if isinstance(failure, core.PromptError) and failure.kind == "send":
@@ -86,6 +87,12 @@ def as_decided(failure: Exception, decision: Any) -> core.PromptError:
     return error
 
 
+def check_callable(name: str, given: Any) -> None:
+    """Raise TypeError if an option that must be a function is none."""
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be a function, not {type(given).__name__} {core.short(repr(given), 60)}")
+
+
 def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return a worker: a coroutine function that pulls and answers one prompt of an async iterable after the other."""
     if run.loop:
@@ -97,8 +104,8 @@ def worker_for(run: core.Run, prompts: Any, record: core.Record) -> Callable[[],
             while True:
                 try:
                     item = None if run.stopped or run.broken else await run.wait_or_stop(anext(items, turn))
-                except Exception as failure:
-                    run.broken = failure
+                except BaseException as failure:
+                    run.broken = users_own(failure)
                     return None
                 ended = item is None or item is turn
                 prompt = None if ended else next(run.admit([core.own_prompt(item, next(numbers))]), None)
@@ -119,13 +126,14 @@ def watched(
 
     An exception of `on_result` stops the run in good order and is raised at its end.
     """
+    check_callable("on_result", on_result)
     if progress:
         shown = Shown(len(items) if isinstance(items, Sized) else None)
         run.extras.append(shown)
         run.listeners.append(shown.on_result)
     if on_result is None:
         return take
-    failed: list[Exception] = []
+    failed: list[BaseException] = []
 
     async def record(result: core.Result) -> None:
         if (waiting := take(result)) is not None:
@@ -135,13 +143,23 @@ def watched(
         try:
             if isinstance(waiting := on_result(result), Awaitable):
                 await waiting
-        except Exception as failure:
-            failed.append(failure)
+        except BaseException as failure:
+            failed.append(users_own(failure))
             reason = core.PromptError("on_result", f"on_result: {core.in_short(failure)}", "stop")
             reason.__cause__ = failure
             run.stop(reason)
 
     return record
+
+
+def users_own(failure: BaseException) -> Any:
+    """Return the exception if the user's code raised it, or awaited what was cancelled; else raise it again."""
+    task = asyncio.current_task()
+    if isinstance(failure, asyncio.CancelledError) and task and not task.cancelling():
+        return failure
+    if not isinstance(failure, Exception):
+        raise failure
+    return failure
 
 
 class Shown:
@@ -166,6 +184,7 @@ class Shown:
         self._tally.add(result)
 
 
+PATIENCE = 1.0  # seconds for tasks to end after their event loop was left in the middle of its work
 _threads = threading.local()  # each thread's lasting event loop, and its helper thread for `run` inside a loop
 
 
@@ -202,7 +221,11 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt as interrupt:
         for cancel in started:
             cancel()
-        concurrent.futures.wait([outcome])
+        try:
+            concurrent.futures.wait([outcome])
+        finally:
+            if not outcome.done():  # interrupted again: the next run has another thread
+                forget(pool)
         vars(interrupt)["results"] = getattr(outcome.exception(), "results", [])
         raise
     return outcome.result()  # type: ignore[no-any-return]
@@ -211,18 +234,20 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
 def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the thread's lasting event loop, since a client works only on the loop of its first call.
 
-    Tasks that it leaves are cancelled.
+    Tasks that it leaves are cancelled. Whatever it raises has the `results` so far.
     """
     so_far: list[core.Result] = []
+    tasks: list[asyncio.Task[Any]] = []
 
     async def body() -> T:
+        tasks.extend(asyncio.all_tasks())
         try:
             return await work
         except BaseException as failure:
             so_far.extend(getattr(failure, "results", ()))
             raise
         finally:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
+            left = asyncio.all_tasks() - {*tasks}
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -230,9 +255,25 @@ def run_lasting(work: Coroutine[Any, Any, T]) -> T:
     runner: asyncio.Runner = of_this_thread("runner", new_runner)
     try:
         return runner.run(body(), context=contextvars.copy_context())
-    except KeyboardInterrupt as interrupt:  # raised by asyncio instead of the cancellation
-        vars(interrupt)["results"] = so_far
+    except BaseException as failure:  # KeyboardInterrupt and SystemExit leave an event loop in the middle of its work
+        finish(runner, tasks)
+        vars(failure).setdefault("results", so_far)
         raise
+
+
+def finish(runner: asyncio.Runner, tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks that are not done and let them end; if they do not, the next run has another event loop."""
+    for _ in range(2):  # they may raise such an exception, too
+        if left := [task for task in tasks if not task.done()]:
+            with contextlib.suppress(BaseException):
+                for task in left:
+                    task.cancel()
+                runner.get_loop().run_until_complete(asyncio.wait(left, timeout=PATIENCE))
+    for task in tasks:
+        with contextlib.suppress(BaseException):  # asyncio reports what is not looked at
+            task.result()
+    if not all(task.done() for task in tasks):
+        forget(runner)
 
 
 def new_runner() -> asyncio.Runner:
@@ -248,3 +289,9 @@ def of_this_thread(name: str, create: Callable[[], Any]) -> Any:
     if key not in own:
         own[key] = create()
     return own[key]
+
+
+def forget(thing: Any) -> None:
+    """Let the next run have another one of this thread's objects."""
+    for name in [name for name, one in vars(_threads).items() if one is thing]:
+        del vars(_threads)[name]

@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from . import core
+
+# The limiters whose slots the current call holds, each in a list that is empty when the call has ended.
+holding: ContextVar[tuple[list[core.Limiter], ...]] = ContextVar("holding", default=())
 
 
 class Limits:
@@ -45,7 +49,9 @@ class Limits:
         return list(self.limiter.learned())
 
     def share(self) -> Share:
-        """Return the limiter of one run."""
+        """Return the limiter of one run. Raises UsageError inside a call that has the same one: it may never end."""
+        if any(self.limiter in held for held in holding.get()):
+            raise core.UsageError("send starts a run with its own limits, which may wait for itself; pass other limits")
         return Share(self.limiter)
 
 
@@ -67,13 +73,29 @@ class Share:
         else:
             setattr(self._common, name, value)
 
+    def admit(self, call: core.Call) -> bool:
+        """Let a call go out at once if that is allowed, as the Limiter does."""
+        admitted = self._common.admit(call)
+        if admitted:
+            holding.set((*holding.get(), [self._common]))
+        return admitted
+
+    def settle(self, call: core.Call, outcome: core.Reply | core.PromptError) -> None:
+        """Count a call as ended, as the Limiter does."""
+        *others, held = holding.get()
+        held.clear()
+        holding.set((*others,))
+        self._common.settle(call, outcome)
+
     async def turn(self, call: core.Call, again: bool) -> float:
         """Wait until a call may go out, as the Limiter does."""
         self.queued += 1
         try:
-            return await self._common.turn(call, again)
+            waited = await self._common.turn(call, again)
         finally:
             self.queued -= 1
+        holding.set((*holding.get(), [self._common]))
+        return waited
 
 
 class Common(core.best("rejections", core.Limiter)):  # type: ignore[misc]

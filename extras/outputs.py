@@ -77,7 +77,7 @@ class CarefulJournal(core.Journal):
         if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
             return
         what = f"{self.path} contains results for a different input: none matches {source}"
-        raise core.UsageError(f"{what}. Use another -o, or --overwrite to discard them")
+        raise core.UsageError(f"{what}. Choose another (-o, output=), or discard them (--overwrite, overwrite=True)")
 
     def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, core.Error | None]:
         claimed = super()._claim(key, earlier)
@@ -185,7 +185,7 @@ def check_kind(results: pathlib.Path) -> None:
     """Raise UsageError where something else than a file stands there."""
     if kind := other_than_file(results):
         what = f"{results} is not a file that can be continued but {kind}"
-        raise core.UsageError(f"{what}; choose another with -o (- is stdout)")
+        raise core.UsageError(f"{what}; choose another file (-o, output=)")
 
 
 def check_beside(results: pathlib.Path) -> None:
@@ -197,7 +197,7 @@ def check_beside(results: pathlib.Path) -> None:
         except FileNotFoundError:
             continue
         if reason:
-            raise core.UsageError(f"{path} is {reason}; remove it, or choose another results file with -o")
+            raise core.UsageError(f"{path} is {reason}; remove it, or choose another results file (-o, output=)")
     for path in (results, core.beside_results(results, "spent")):
         if why := unwritable_draft(path):
-            raise core.UsageError(f"{why}, or choose another results file with -o")
+            raise core.UsageError(f"{why}, or choose another results file (-o, output=)")

@@ -255,7 +255,7 @@ POISONS = {  # the reply, and the types of the error or else the texts that may 
 async def test_a_poisoned_reply(name, poison, monkeypatch):
     if name == "json alone":  # which is the same for all backends
         name = "stdlib"
-        monkeypatch.setattr(concurrent_prompts, "load", concurrent_prompts._load)
+        monkeypatch.setattr(concurrent_prompts, "load", json.loads)
         monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     made, expected = POISONS[poison]

@@ -13,7 +13,7 @@ CORE = ROOT / "concurrent_prompts.py"
 FOLDERS = "backends", "extras"
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 
-MOST_LINES, MOST_BYTES = 2_057, 97_966  # of the core: these only go down
+MOST_LINES, MOST_BYTES = 2_057, 97_900  # of the core: these only go down
 MOST_LINES_OF_A_FILE = 800  # of backends and extras
 
 # What the files of the two folders use of the core. A change here is a change for third parties, too.
@@ -57,6 +57,7 @@ def test_no_other_file_is_large(path):
 
 def test_the_core_imports_the_standard_library_alone():
     optional = {"orjson", "tqdm", "uvloop"}  # where they are used, if they are installed
+    optional |= {"typing_extensions"}  # for type checkers, which bring it: never imported
     assert {name.partition(".")[0] for name in imports(CORE)} <= {*sys.stdlib_module_names, *optional}
     assert {name for name in imports(CORE) if name.startswith(".")} == set()
 

@@ -23,6 +23,7 @@ from concurrent_prompts import (
     Prompt,
     PromptError,
     Reply,
+    Result,
     as_completed,
     http_error,
     run,
@@ -116,6 +117,16 @@ def test_results_go_through_a_web_framework(mixed):
     fastapi = pytest.importorskip("fastapi")
     encoded = fastapi.encoders.jsonable_encoder(mixed)
     assert json.loads(json.dumps(encoded, allow_nan=False))[0]["text"] == "FINE"
+
+
+@pytest.mark.parametrize("kind", [list[Result], list[Result[str]]])
+def test_results_have_a_schema_as_a_web_frameworks_return_type(mixed, kind):
+    """FastAPI makes one of an endpoint's return type, when the program is imported."""
+    adapter = pytest.importorskip("pydantic").TypeAdapter(kind)
+    rows = json.loads(adapter.dump_json(mixed))
+    assert [row["text"] for row in rows] == [result.text for result in mixed]
+    assert [row["error"] and row["error"][0] for row in rows] == KINDS
+    assert adapter.json_schema(mode="serialization")["items"]
 
 
 class Large:
@@ -503,3 +514,87 @@ def test_a_stop_button_leaves_the_results_so_far(nested):
             run([*"abc"], send, concurrency=1)
     assert [result.text for result in caught.value.results] == ["A", "B"]
     assert run(["d"], shout)[0].text == "D"
+
+
+@needs_extras
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_exit_in_the_middle_ends_the_run_and_no_later_one(nested):
+    """SystemExit and KeyboardInterrupt leave an event loop at once, with the run's tasks unfinished on it."""
+    loops, cancelled = [], []
+
+    async def send(prompt):
+        loops.append(asyncio.get_running_loop())
+        if prompt == "c":
+            await asyncio.sleep(0)
+            sys.exit(3)
+        try:
+            await asyncio.sleep(60 * (prompt == "b"))
+        except asyncio.CancelledError:
+            cancelled.append(prompt)
+            raise
+        return await shout(prompt)
+
+    async def inside(prompts):
+        return run(prompts, send)
+
+    def go(prompts):
+        return asyncio.run(inside(prompts)) if nested else run(prompts, send)
+
+    with ThreadPoolExecutor(1) as pool:  # its event loop goes with it
+        with pytest.raises(SystemExit) as caught:
+            pool.submit(go, [*"abc"]).result()
+        assert [result.text for result in caught.value.results] == ["A"] and cancelled == ["b"]
+        assert [result.text for result in pool.submit(go, [*"de"]).result()] == ["D", "E"]
+    assert loops[0] is loops[-1]
+
+
+@needs_extras
+@pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
+def test_a_second_stop_in_a_notebook_leaves_a_thread_to_the_next_run():
+    let_go = []
+
+    async def send(prompt):
+        if prompt != "a":
+            return prompt
+        event = asyncio.Event()
+        let_go.append(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, event.set))
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            os.kill(os.getpid(), signal.SIGINT)
+            await event.wait()
+            raise
+
+    async def inside(prompt):
+        return run([prompt], send)[0].text
+
+    with asyncio.Runner() as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.get_loop().run_until_complete(inside("a"))
+        assert runner.get_loop().run_until_complete(inside("b")) == "b"
+    let_go[0]()
+
+
+STUBBORN = """
+import asyncio, contextlib, sys, concurrent_prompts as c
+c.sibling("extras", "library").PATIENCE = 0.01
+
+async def send(prompt):
+    if prompt == "b":
+        sys.exit(3)
+    while prompt == "a":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    return prompt
+
+with contextlib.suppress(SystemExit):
+    c.run(["a", "b"], send)
+print(c.run(["c"], send)[0].text)
+"""
+
+
+@needs_extras
+def test_a_send_that_refuses_to_end_after_an_exit_holds_up_no_later_run():
+    ran = subprocess.run([sys.executable, "-c", STUBBORN], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert ran.stdout == "c\n"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from concurrent_prompts import Limits, http_error, load_backend, run, run_concurrent
+from concurrent_prompts import Limits, http_error, load_backend, run, run_concurrent, run_sequential
 from tests.core.test_library import gathered, shout
 from tests.helpers import virtual
 
@@ -137,3 +137,25 @@ def test_limits_are_told_once():
     pytest.importorskip("openai")
     with pytest.raises(ValueError, match="no bulk backend"):
         run(["a"], load_backend("openai-batch", base_url="http://127.0.0.1:9/v1"), limits=Limits())
+
+
+@pytest.mark.parametrize("way", [run_sequential, run_concurrent])
+async def test_a_run_inside_a_call_does_not_wait_for_the_slot_of_that_call(way):
+    limits, later = Limits(concurrency=1), []
+
+    async def inner(prompt):
+        return prompt.upper()
+
+    async def outer(prompt):
+        later.append(asyncio.create_task(afterwards()))
+        return (await way([prompt], inner, limits=limits if prompt == "b" else Limits(concurrency=1)))[0].text
+
+    async def afterwards():
+        await ended.wait()
+        return (await way(["late"], inner, limits=limits))[0].text
+
+    ended = asyncio.Event()
+    first, second = await way(["a", "b"], outer, limits=limits)
+    assert first.text == "A" and second.error.type == "UsageError" and "other limits" in second.error.message
+    ended.set()
+    assert await asyncio.gather(*later) == ["LATE", "LATE"] and (await way(["c"], inner, limits=limits))[0].text == "C"

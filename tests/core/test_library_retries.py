@@ -172,6 +172,13 @@ async def test_a_decision_that_is_none_is_one_type_error(way, answer):
     assert [prompt for prompt, _ in send.calls] == ["a"]
 
 
+@pytest.mark.parametrize("option", ["retry", "on_result"])
+async def test_what_is_no_function_is_a_type_error_before_the_first_call(option):
+    pytest.importorskip("concurrent_prompts.extras.library")
+    with pytest.raises(TypeError, match=f"{option} must be a function, not str 'fail'"):
+        await run_concurrent(["a"], lambda prompt: pytest.fail("called"), **{option: "fail"})
+
+
 def test_a_backend_takes_no_retry():
     with pytest.raises(ValueError, match="for your own function"):
         run(["a"], load_backend("stdlib", base_url="http://127.0.0.1:9/v1"), retry=lambda failure: "retry")
