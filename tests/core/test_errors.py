@@ -28,6 +28,7 @@ from concurrent_prompts.backends.api import Api, batch_row
 from concurrent_prompts.backends.failures import asked_wait, error_of
 from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.replies import read_reply
+from tests.helpers import Clock
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -604,12 +605,9 @@ BATCH = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "bod
     ids=["401", "403 page", "redirect", "400", "500", "200 with an error", "200 page"],
 )
 def test_the_key_is_in_no_error_row_or_log(monkeypatch, caplog, reply, prompt):
-    async def no_wait(seconds):
-        pass
-
     caplog.set_level(logging.DEBUG)
-    prompts = [prompt, "b", "c"]
-    results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, sleep=no_wait)
+    prompts, clock = [prompt, "b", "c"], Clock()
+    results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, clock=clock, sleep=clock.sleep)
     rows = [[result.as_row(), batch_row(result)] for result in results]
     assert results[0].error is not None and len(results) == 3
     assert "***" in json.dumps(rows)

@@ -1,6 +1,7 @@
 """How the house is built: sizes that may only go down, who imports whom, and the names that are shared."""
 
 import ast
+import functools
 import importlib
 import sys
 
@@ -29,10 +30,12 @@ PUBLIC = """
 """
 
 
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text("utf-8"))
 
 
+@functools.cache
 def imports(path):
     """Return the modules that a file imports anywhere, relative ones with their dots."""
     found = set()
@@ -93,11 +96,11 @@ def test_what_a_worker_is_sent_stands_in_an_order_in_which_it_can_be_loaded():
 
 def test_the_folders_use_public_names_of_the_core_alone():
     pytest.importorskip("concurrent_prompts.extras")
-    used = set()
+    used, core = set(), {"core", "this.core", "self._core", "job.core"}
     for path in FILES:
         for node in ast.walk(tree(path)):
-            core = "core", "this.core", "self._core", "job.core"
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in core:
+            of = node.value if isinstance(node, ast.Attribute) else None
+            if isinstance(of, ast.Name | ast.Attribute) and ast.unparse(of) in core:
                 used.add(node.attr)
     assert used == set(PUBLIC.split())
     assert all(hasattr(concurrent_prompts, name) for name in used)
