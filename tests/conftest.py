@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import inspect
 import os
 import subprocess
@@ -15,6 +16,16 @@ from tests.helpers import VARIABLES, in_thread
 
 TRAP = "with open({place!r}, 'a') as file:\n    file.write({name!r} + chr(10))\n"
 OPTIONAL = "aiohttp dask distributed distro httpx2 jsonschema matplotlib openai orjson tiktoken tqdm uvloop"
+
+# Compile a file once, not in each process that a test starts, and not in each run of the tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish(session):
+    """Keep thousands of tests, which all stay, out of each look for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
