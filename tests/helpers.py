@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import inspect
 import io
 import json
 import pathlib
@@ -81,6 +82,57 @@ def line_of(prompt):
     where, _, reason = prompt.error.message.partition(": ")
     assert where == prompt.where and reason
     return int(where.rpartition(" line ")[2])
+
+
+def in_rows(names, table, ids=None):
+    """Run a test for each row of a table, as pytest's parametrize does, but as one test: for rows that take no time.
+
+    The rows share the other arguments, and each is called; the failure has those of all rows, with their names. What
+    `monkeypatch` sets is undone after each row.
+    """
+    names = names.replace(",", " ").split() if isinstance(names, str) else names
+    table = [row if len(names) > 1 else (row,) for row in table]
+    ids = [*ids] if ids is not None and not callable(ids) else [", ".join(map(ids or repr, row)) for row in table]
+    assert len(ids) == len(table) > 1 and all(len(row) == len(names) for row in table)
+
+    def decorate(test):
+        def rows_with(given, failures):
+            for label, row in zip(ids, table, strict=True):
+                with contextlib.ExitStack() as stack:
+                    fresh = {name: stack.enter_context(given[name].context()) for name in {"monkeypatch"} & {*given}}
+                    yield kept(failures, label), given | fresh | dict(zip(names, row, strict=True))
+            if failures:
+                failed = "; ".join(", ".join(failure.__notes__) for failure in failures)
+                raise ExceptionGroup(f"{len(failures)} of {len(table)} rows: {failed}", failures)
+
+        def run(**given):
+            for keeping, arguments in rows_with(given, []):
+                with keeping:
+                    test(**arguments)
+
+        async def run_async(**given):
+            for keeping, arguments in rows_with(given, []):
+                with keeping:
+                    await test(**arguments)
+
+        wrapped = functools.wraps(test)(run_async if inspect.iscoroutinefunction(test) else run)
+        signature = inspect.signature(test)
+        left = [parameter for name, parameter in signature.parameters.items() if name not in names]
+        wrapped.__signature__ = signature.replace(parameters=left)
+        return wrapped
+
+    return decorate
+
+
+@contextlib.contextmanager
+def kept(failures, label):
+    """Keep a failure in the list, with the row's name in a note."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as failure:
+        given = failure if isinstance(failure, Exception) else AssertionError(str(failure))
+        given.add_note(f"row {label:.200}")
+        failures.append(given)
 
 
 # ---- Servers -------------------------------------------------------------------------------------------------

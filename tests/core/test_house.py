@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import concurrent_prompts
-from tests.helpers import ROOT
+from tests.helpers import ROOT, in_rows
 
 CORE = ROOT / "concurrent_prompts.py"
 FOLDERS = "backends", "extras"
@@ -53,7 +53,7 @@ def test_the_core_may_only_shrink():
     assert text.count(b"\n") <= MOST_LINES and len(text) <= MOST_BYTES
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@in_rows("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_other_file_is_large(path):
     assert path.read_bytes().count(b"\n") <= MOST_LINES_OF_A_FILE
 
@@ -64,7 +64,7 @@ def test_the_core_imports_the_standard_library_alone():
     assert {name for name in imports(CORE) if name.startswith(".")} == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@in_rows("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_file_imports_its_own_folder_and_the_core_alone(path):
     ours = {name for name in imports(path) if name.startswith(".")}
     beside = {other.stem for other in path.parent.glob("*.py")} | {"core"}

@@ -16,7 +16,7 @@ import pytest
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.limits import limits_in
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 stand_in = pytest.importorskip("concurrent_prompts.extras.stand_in")
 
@@ -266,7 +266,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADERS)
+@in_rows("name", HEADERS)
 def test_headers(name):
     headers, expected = HEADERS[name]
     found = limits_in({f"x-ratelimit-{key}": value for key, value in headers.items()}, "requests")
@@ -336,9 +336,9 @@ DATES = {
 }
 
 
-@pytest.mark.parametrize("left", [(45.5, 60), (0.5, 60), (60.9, 60), (61.5, 3600), (9000, 86400), (-5, 60)], ids=str)
-@pytest.mark.parametrize("date", DATES.values(), ids=DATES)
-@pytest.mark.parametrize("kind", ["", "-requests", "-tokens"])
+@in_rows("left", [(45.5, 60), (0.5, 60), (60.9, 60), (61.5, 3600), (9000, 86400), (-5, 60)], ids=str)
+@in_rows("date", DATES.values(), ids=DATES)
+@in_rows("kind", ["", "-requests", "-tokens"])
 def test_a_reset_that_is_a_date_is_one(monkeypatch, kind, date, left):
     wait, period = left
     monkeypatch.setattr(time, "time", lambda: MOMENT - wait)

@@ -20,7 +20,7 @@ from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.extras import schema as schema_file
 from concurrent_prompts.extras.schema import Schema, is_strict
-from tests.helpers import NAMES, longest_pause
+from tests.helpers import NAMES, in_rows, longest_pause
 
 both_codecs = pytest.mark.usefixtures("codec")
 
@@ -277,7 +277,7 @@ STRICT = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "strict"), STRICT)
+@in_rows(("schema", "strict"), STRICT)
 def test_strict_is_said_where_openai_takes_it(schema, strict):
     assert is_strict(schema) is strict
 
