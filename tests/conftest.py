@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import inspect
 import os
 import subprocess
@@ -20,12 +19,6 @@ OPTIONAL = "aiohttp dask distributed distro httpx2 jsonschema matplotlib openai 
 # Compile a file once, not in each process that a test starts, and not in each run of the tests.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-
-def pytest_collection_finish(session):
-    """Keep thousands of tests, which all stay, out of each look for garbage."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
