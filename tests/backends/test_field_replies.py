@@ -8,7 +8,7 @@ import pytest
 from concurrent_prompts import as_prompt_error, as_prompts, load_backend, run_concurrent
 from concurrent_prompts.backends import ALIVE
 from concurrent_prompts.backends.hints import hint
-from tests.helpers import LIBRARIES, NAMES, batch_line, in_rows, scripted
+from tests.helpers import LIBRARIES, NAMES, Clock, batch_line, in_rows, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -407,8 +407,9 @@ async def answered(backend, *replies, count=1, **settings):
     """Run as many prompts to a server that gives these replies, the last again and again; the results and requests."""
     async with scripted(in_turn(replies)) as (url, log):
         api = load_backend(backend, **{"base_url": url, "model": "m"} | settings)
-        prompts = [f"prompt {number}" for number in range(count)]
-        return await run_concurrent(prompts, api, concurrency=1, sleep=no_wait, max_attempts=8), log
+        prompts, clock = [f"prompt {number}" for number in range(count)], Clock()
+        options = {"concurrency": 1, "clock": clock, "sleep": clock.sleep, "max_attempts": 8}
+        return await run_concurrent(prompts, api, **options), log
 
 
 async def no_wait(seconds):
