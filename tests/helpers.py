@@ -178,9 +178,12 @@ async def scripted(answer, tls=None):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", log
     finally:
         server.close()
+        for _ in range(4):  # asyncio takes as many turns to make a session of a connection that was just accepted
+            await asyncio.sleep(0)
         for writer in sessions.values():
             writer.transport.abort()
         await asyncio.gather(*sessions, return_exceptions=True)
+        await asyncio.sleep(0)  # in which the transports close their sockets
         await server.wait_closed()
 
 
