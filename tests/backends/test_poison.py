@@ -44,6 +44,7 @@ JOINED = "'|'.join(map(str.strip, text.strip().splitlines()))"  # by meanings.py
 def patterns():
     """Yield every pattern in the source, in a constant or in a call, with where it stands and how it is used."""
     sources = {name: pathlib.Path(importlib.import_module(name).__file__).read_text() for name in MODULES}
+    methods = {*re.findall(rf"([\w.]+)\.({METHODS})\b", "\n".join(sources.values()))}
     for number, meaning in enumerate(meanings.MEANINGS):
         yield f"codes of meaning {number}", meaning.codes, {"fullmatch"}
         yield f"words of meaning {number}", meaning.words, {"search"}
@@ -59,17 +60,10 @@ def patterns():
                     flags = "|".join(one for one in more if re.fullmatch(r"[re.|A-Z ]+", one))
                     known = dict(vars(importlib.import_module(name)), place=1, shards=1)
                     pattern = re.compile(eval(text, known), eval(flags or "0", known))
-                    yield f"{name} line {node.lineno}", pattern, uses(used[1], above, "".join(sources.values()))
+                    yield f"{name} line {node.lineno}", pattern, uses(used[1], above, methods)
 
 
-def pairs(above):
-    """Yield each node of a syntax tree with the one that it is a part of."""
-    for node in ast.iter_child_nodes(above):
-        yield node, above
-        yield from pairs(node)
-
-
-def uses(function, above, source):
+def uses(function, above, used):
     """Return the methods by which a pattern is used; those that begin at one place only have less to do."""
     if function != "compile":
         return {function}
@@ -77,7 +71,18 @@ def uses(function, above, source):
         return {above.attr}
     if not isinstance(above, ast.Assign):  # a part of a table
         return set(METHODS.split("|"))
-    return set(re.findall(rf"\b{ast.unparse(above.targets[0])}\.({METHODS})\b", source)) or set(METHODS.split("|"))
+    name = ast.unparse(above.targets[0])
+    return {method for of, method in used if f".{of}".endswith(f".{name}")} or set(METHODS.split("|"))
+
+
+def pairs(tree):
+    """Yield each node of a syntax tree with the one that it is a part of."""
+    ahead = [tree]
+    while ahead:
+        above = ahead.pop()
+        for node in ast.iter_child_nodes(above):
+            yield node, above
+            ahead.append(node)
 
 
 def seconds_for(pattern, methods, bit, size):
