@@ -32,6 +32,10 @@ pytestmark = [
 
 KEY = "sk-never-to-be-seen-0123456789"
 PROXY = "http://someone:password-0123456789@127.0.0.1:9"
+IDLE = {  # Dask looks at itself every 10 and 20 ms
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+}
 MINE = """
 import asyncio, contextlib, json, os, signal
 from pathlib import Path
@@ -90,7 +94,7 @@ def arguments(folder, prompts, *more, cluster="2"):
 def launch(folder, prompts, *more, path=None, start=(SCRIPT,), **options):
     """Start a run in a session of its own."""
     environment = {name: text for name, text in os.environ.items() if name not in VARIABLES.split()}
-    environment |= {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(path or folder), "HTTPS_PROXY": PROXY}
+    environment |= IDLE | {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(path or folder), "HTTPS_PROXY": PROXY}
     environment["TMPDIR"] = str(folder / "tmp")
     (folder / "tmp").mkdir(exist_ok=True)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
@@ -205,11 +209,11 @@ def clusters(tmp_path_factory):
         file = str(place / "scheduler.json")
         quiet = "--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", file
         worker = "worker", *quiet, "--nthreads", "1", "--no-nanny"
-        environment = {name: text for name, text in os.environ.items() if "KEY" not in name and name != "PYTHONPATH"}
+        shown = {name: text for name, text in os.environ.items() if "KEY" not in name and name != "PYTHONPATH"}
         parts = [("scheduler", *quiet, "--port", "0"), *[worker] * workers]
         with open(place / "log", "w") as log:
             scheduler = subprocess.Popen(
-                [sys.executable, "-c", BY_HAND, json.dumps(parts)], cwd=place, stdout=log, stderr=log, env=environment,
+                [sys.executable, "-c", BY_HAND, json.dumps(parts)], cwd=place, stdout=log, stderr=log, env=shown | IDLE,
                 start_new_session=True,
             )  # fmt: skip
         processes.append(scheduler)

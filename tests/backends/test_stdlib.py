@@ -310,7 +310,7 @@ FRAMINGS: dict[str, tuple[bytes, int, bytes, bool]] = {
     "identity": (answer(b"hi", "200 OK", "Content-Encoding: identity"), 200, b"hi", True),
     "a charset for a coding": (answer(b"hi", "200 OK", "Content-Encoding: utf-8"), 200, b"hi", True),
 }
-framings = pytest.mark.parametrize("name", FRAMINGS)
+framings = in_rows("name", FRAMINGS)
 
 
 @framings
