@@ -5,7 +5,6 @@ What is tuned in the limiter was tuned on the seeds 0 to 23; here is another.
 
 import asyncio
 import contextlib
-import email.message
 import heapq
 import math
 import random
@@ -75,10 +74,8 @@ class Simulation:
             self.ended.append((self.loop.time(), self.loop.time() - job.started))
         self.rejected += reply.status in (429, 503)
         await asyncio.sleep(ROUND_TRIP / 2)
-        headers = email.message.Message()
-        for line in filter(None, reply.headers.split("\r\n")):
-            name, _, value = line.partition(":")
-            headers[name] = value.strip()
+        fields = (line.partition(":") for line in filter(None, reply.headers.split("\r\n")))
+        headers = {name.lower(): value.strip() for name, _, value in fields}
         return reply.status, headers, reply.body.encode()
 
     async def answer(self, items, **options):
