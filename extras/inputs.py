@@ -318,9 +318,11 @@ def json_in_text(where: str) -> str:
 @functools.lru_cache(16)
 def holds_json(name: str, time: int, size: int) -> bool:
     """Tell whether the first lines of the file of that date and size are objects that ask something."""
+    found: list[Any] = []
     with core.sibling("extras", "reading").open_input(name) as (file, *_):
         lines = (line for line in iter(lambda: file.readline(1 << 20), b"") if line.strip())
-        found = [core.parse_json(line) for line in itertools.islice(lines, LOOKED_AT)]
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # the file is damaged: the lines above tell it, too
+            found.extend(map(core.parse_json, itertools.islice(lines, LOOKED_AT)))
     return bool(found) and all(isinstance(one, dict) and ASKING & one.keys() for one in found)
 
 

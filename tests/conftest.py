@@ -17,6 +17,10 @@ from tests.helpers import VARIABLES, in_thread
 TRAP = "with open({place!r}, 'a') as file:\n    file.write({name!r} + chr(10))\n"
 OPTIONAL = "aiohttp dask distributed distro httpx2 jsonschema matplotlib openai orjson tiktoken tqdm uvloop"
 
+# Compile a file once, not in each process that a test starts, and not in each run of the tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):

@@ -162,17 +162,21 @@ class Refused(Exception):
 
 def expected(name: str, data: bytes) -> list[tuple[int, Any]]:
     """Return the line number and the value, or BAD, of each row, by a reader that is slow and simple."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    start = data[:4096].removeprefix(b"\xef\xbb\xbf")  # by which the form is told
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\n" not in data[:4096] and b"\r" in data[:4096].rstrip(b"\r")):
         raise Refused
     data = data.removeprefix(b"\xef\xbb\xbf")
     form = pathlib.PurePath(name.lower()).suffix
     if form in (".csv", ".tsv"):
         return expected_table(data, "\t" if form == ".tsv" else ",")
-    first = data.lstrip().partition(b"\n")
-    if form == ".json" and (first[0][:1] == b"[" or (first[0][:1] == b"{" and first[1] and parsed(first[0]) is BAD)):
-        raise Refused
-    is_json = form in (".jsonl", ".ndjson") or first[0][:1] == b"{"
-    is_json = is_json or (first[0][:1] == b'"' and isinstance(parsed(first[0]), str))
+    line, whole, _ = start.lstrip().partition(b"\n")
+    sound, alone = parsed(line) is not BAD, line.strip() in (b"[", b"{")
+    if form != ".txt" and (line[:1] == b"[" or (line[:1] == b"{" and whole)):  # one value over several lines?
+        array = line[:1] == b"[" and (alone or sound or not whole or form == ".json")
+        if form and (array or (line[:1] == b"{" and (not sound if form == ".json" else alone))):
+            raise Refused
+    is_json = form in (".jsonl", ".ndjson") or line[:1] == b"{"
+    is_json = (is_json or (line[:1] == b'"' and isinstance(parsed(line), str))) and form != ".txt"
     rows = []
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
@@ -180,8 +184,10 @@ def expected(name: str, data: bytes) -> list[tuple[int, Any]]:
         except UnicodeDecodeError:
             rows.append((number, BAD))
             continue
-        if text.strip():
-            rows.append((number, strictly_parsed(text) if is_json and form != ".txt" else text))
+        if not is_json and "\r" in text:
+            rows.append((number, BAD))
+        elif text.strip():
+            rows.append((number, strictly_parsed(text) if is_json else text))
     return rows
 
 
@@ -211,14 +217,21 @@ def strictly_parsed(text: str) -> Any:
     return BAD if deepest > 200 else value
 
 
-def expected_table(data: bytes, separator: str) -> list[tuple[int, Any]]:
+def expected_table(data: bytes, usual: str) -> list[tuple[int, Any]]:
     """Return the same for a table: each record is matched by a regular expression from the start of its line."""
     text = data.decode(errors="surrogateescape")
-    field = re.compile(rf'"((?:[^"]|"")*+)"|((?:[^{separator}\r\n"][^{separator}\r\n]*+)?)')
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    blank = len([*itertools.takewhile(lambda line: not line.strip(" \t\r\n\x0b\x0c"), lines)])
+    first = lines[blank] if blank < len(lines) else ""
+    told = re.fullmatch(r'"?sep=([,;|\t])"?\s*', first, re.IGNORECASE)  # Excel's own line before the header
+    separator, blanks = (told[1], "") if told else separator_of(first, usual)
+    number = blank + bool(told)
+    at = len("".join(lines[:number]))
+    before, bare = " *+" if blanks else "", rf'[^{separator}\r\n"][^{separator}\r\n]*+'
+    field = re.compile(rf'{before}(?:"((?:[^"]|"")*+)"|((?:{bare})?))')
     end = re.compile(r"\r*+(?:\n|\Z)")
     header: list[str] | None = None
     rows: list[tuple[int, Any]] = []
-    at, number = 0, 0
     while at < len(text):
         number += 1
         line_end = text.find("\n", at) + 1 or len(text)
@@ -239,23 +252,41 @@ def expected_table(data: bytes, separator: str) -> list[tuple[int, Any]]:
         else:
             after_line = after.end()
         if header is None:
-            header = readable_header(record, separator)
-        elif record is BAD or len(record) != len(header) or any(map(has_surrogates, record)):
+            header = readable_header(record)
+        elif record is BAD or any(map(has_surrogates, record)):
             rows.append((number, BAD))
-        else:
-            rows.append((number, dict(zip(header, record, strict=True))))
+        elif set("".join(record)) - set(",;\t| "):  # it is not empty
+            columns = zip(header, (value.rstrip() if blanks == "  " else value for value in record), strict=False)
+            rows.append((number, dict(columns) if len(record) == len(header) else BAD))
         number += text.count("\n", at, after_line - 1)
         at = after_line
     return rows
 
 
-def readable_header(record: Any, separator: str) -> list[str]:
-    """Return the header where it is one."""
-    if record is BAD or len(set(record)) < len(record) or any(map(has_surrogates, record)):
+def separator_of(line: str, usual: str) -> tuple[str, str]:
+    """Return what separates the columns in a header, and the blanks that come with it: " " after it, "  " around it."""
+    bare = re.sub(r'"[^"]*"', "", line)
+    counts = {one: bare.count(one) for one in ",;\t|"}
+    most = [one for one in counts if counts[one] == max(counts.values())]
+    best = usual if usual in most else most[0]
+    if not counts[best]:
+        return usual, ""
+    first, *rest = bare.split(best)
+    if not all(part[:1] == " " for part in rest):
+        return best, ""
+    return best, "  " if all(part[-1:] == " " for part in [first, *rest[:-1]]) else " "
+
+
+def readable_header(record: Any) -> list[str]:
+    """Return the columns' names where the header has them."""
+    if record is BAD or any(map(has_surrogates, record)) or (len(record) == 1 and record[0][:1] == "#"):
         raise Refused
-    if len(record) == 1 and separator not in record[0] and set(record[0]) & set(";\t|"):
+    names = [name.strip() for name in record]
+    unnamed = [place for place, name in enumerate(names) if not name][1:]
+    names = [f"column {place + 1}" if place in unnamed else name for place, name in enumerate(names)]
+    if len(set(names)) < len(names):
         raise Refused
-    return list(record)
+    return names
 
 
 def has_surrogates(text: str) -> bool:
@@ -406,6 +437,8 @@ def good_and_hostile(dice: random.Random, name: str) -> list[tuple[bytes, str | 
             hostile = dice.choice(HOSTILE_LINES[name])
             if name == "p.csv" and b'"' in hostile and any(line is None for _, line in lines):
                 continue  # two might pass for the two quotes of one field
+            if name == "p.jsonl" and hostile in (b"[]", b"{") and not lines:
+                continue  # a file that begins so is refused: it holds one value, not one a line
             lines.append((hostile, None))
         elif name == "p.csv":
             lines.append((csv_line(dice, [text, str(n)], ","), text))

@@ -43,8 +43,8 @@ def calls_of(url, backend, count, *options):
 
 def calls_a_prompt(server, backend, *options):
     calls_of(server.url, backend, 20, *options)  # what is loaded and cached
-    few, many = (calls_of(server.url, backend, count, *options) for count in (50, 250))
-    return (many - few) / 200
+    few, many = (calls_of(server.url, backend, count, *options) for count in (40, 140))
+    return (many - few) / 100
 
 
 @pytest.mark.parametrize("backend", MOST)

@@ -160,7 +160,7 @@ def test_commands_give_what_stands_below_them(page, tmp_path):
             (folder / named[1]).write_text(text, "utf-8")
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     pairs = [pair for block in blocks(page, "console") for pair in commands(block)]
     marked = "".join(f"{command}\nprintf '\\n\\036'\n" for command, _ in pairs)  # a record separator after each
     done = subprocess.run(["sh", "-c", f"exec 2>&1\n{marked}"], cwd=folder, env=environment, capture_output=True)

@@ -12,6 +12,7 @@ import pytest
 
 from concurrent_prompts.extras import stand_in, stand_in_limits
 from tests import server_cases, torture
+from tests.helpers import in_rows
 from tests.torture import BLOWS, ROOT, TOOL, Bench, Job, asked_again, ideal, limited, needless, sent_again
 
 FAST = {"latency": 0.02}
@@ -102,8 +103,8 @@ def test_the_ideal_is_a_sliding_window(bench):
     assert [ideal(job, run, slots) for slots in (1, 2, 3)] == [5.5, 3.0, 3.0]
 
 
-@pytest.mark.parametrize("case", [*server_cases.GATES, *server_cases.WINDOWS], ids=lambda case: case.name)
-@pytest.mark.parametrize("start", [1000.0, 1003.0])
+@in_rows("case", [*server_cases.GATES, *server_cases.WINDOWS], ids=lambda case: case.name)
+@in_rows("start", [1000.0, 1003.0])
 def test_the_ideal_of_a_limit_is_what_a_client_reaches_that_knows_it(case, start):
     clock = types.SimpleNamespace(now=start)
     (limit,) = stand_in_limits.limits_of(stand_in.Options(**case.server), lambda: clock.now)
@@ -119,7 +120,7 @@ def test_the_ideal_of_slots():
     assert server_cases.in_slots(1)([3.0, 1.5, 1.0], 0.0) == 5.5
 
 
-@pytest.mark.parametrize("case", server_cases.ALL, ids=lambda case: case.name)
+@in_rows("case", server_cases.ALL, ids=lambda case: case.name)
 def test_the_ideal_of_a_case_is_short(case):
     options = stand_in.Options(**torture.LATENCY | case.server)
     assert 1 < case.ideal([options.latency] * case.prompts, 1000.0) + case.pause < 40

@@ -16,7 +16,7 @@ import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, read_prompts, run_concurrent
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras.stand_in import serve
-from tests.helpers import ANSWER, NAMES, longest_pause, reply, scripted
+from tests.helpers import ANSWER, NAMES, in_rows, longest_pause, reply, scripted
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Gr\xc3\xbc\xc3\x9fe \xf0\x9f\x91\x8b"}]}'
 
@@ -56,7 +56,7 @@ async def test_a_query_stays_behind_the_path(connect):
     assert log[0][0].startswith(b"POST /v1/chat/completions?api-version=2026-01-01 ")
 
 
-@pytest.mark.parametrize("status", [204, 301, 307, 308, 400, 401, 404, 408, 409, 422, 429, 500, 503, 529])
+@in_rows("status", [204, 301, 307, 308, 400, 401, 404, 408, 409, 422, 429, 500, 503, 529])
 async def test_every_status_is_a_value_and_nothing_is_tried_twice(connect, status):
     line = str(status).encode() + b" "
     extra = b"location: http://127.0.0.1:9/v1/elsewhere\r\nretry-after: 7\r\n"

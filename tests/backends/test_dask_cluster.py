@@ -32,6 +32,10 @@ pytestmark = [
 
 KEY = "sk-never-to-be-seen-0123456789"
 PROXY = "http://someone:password-0123456789@127.0.0.1:9"
+IDLE = {  # Dask looks at itself every 10 and 20 ms
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+}
 MINE = """
 import asyncio, contextlib, json, os, signal
 from pathlib import Path
@@ -68,6 +72,16 @@ async def connect(base_url, headers, concurrency):
     yield post
 """
 
+BY_HAND = """
+import json, os, sys
+import distributed.cli.dask_scheduler, distributed.cli.dask_worker
+
+scheduler, *workers = json.loads(sys.argv[1])  # each in a process of its own, all of which have Dask imported
+kind, *words = next((worker for worker in workers if not os.fork()), scheduler)
+sys.argv = [kind, *words]
+getattr(distributed.cli, f"dask_{kind}").main()
+"""
+
 
 def arguments(folder, prompts, *more, cluster="2"):
     """Return the command line for these prompts."""
@@ -80,7 +94,7 @@ def arguments(folder, prompts, *more, cluster="2"):
 def launch(folder, prompts, *more, path=None, start=(SCRIPT,), **options):
     """Start a run in a session of its own."""
     environment = {name: text for name, text in os.environ.items() if name not in VARIABLES.split()}
-    environment |= {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(path or folder), "HTTPS_PROXY": PROXY}
+    environment |= IDLE | {"OPENAI_API_KEY": KEY, "PYTHONPATH": str(path or folder), "HTTPS_PROXY": PROXY}
     environment["TMPDIR"] = str(folder / "tmp")
     (folder / "tmp").mkdir(exist_ok=True)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
@@ -170,17 +184,17 @@ def begun(tmp_path_factory):
     runs = {}
     with contextlib.ExitStack() as stack:
 
-        def begin(name, prompts, *more):
+        def begin(name, prompts, *more, **options):
             folder = tmp_path_factory.mktemp("run")
-            runs[name] = folder, launch(folder, prompts, *(more or own(folder)), "-c", "32")
+            runs[name] = folder, launch(folder, prompts, *(more or own(folder)), "-c", "32", **options)
             stack.callback(kill, runs[name][1])
 
         server = stack.enter_context(in_thread({"latency": 0.02, "fault": {"500": 0.1}, "require_key": KEY}))
         runs["server"] = server
         begin("deaths", DEATHS)
         begin("main job", questions(200), "--base-url", server.url)
-        begin("driver", [*questions(700), "this kills the driver", *questions(300)])
-        begin("hangs", ["this has one", *(f"{question} has no answer" for question in questions(100))])
+        begin("driver", [*questions(700), "this kills the driver", *questions(300)], cluster="1")
+        begin("hangs", ["this has one", *(f"{question} has no answer" for question in questions(100))], cluster="1")
         yield runs
 
 
@@ -189,30 +203,28 @@ def clusters(tmp_path_factory):
     """Return a function that starts a scheduler and workers by hand, where no copy of ours can be imported."""
     processes = []
 
-    def begin(*arguments, place):
-        with open(place / f"{len(processes)}.log", "w") as log:
-            module = [sys.executable, "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:]]
-            environment = {
-                name: text for name, text in os.environ.items() if "KEY" not in name and name != "PYTHONPATH"
-            }
-            processes.append(subprocess.Popen(module, cwd=place, stdout=log, stderr=log, env=environment))
-        return processes[-1]
-
     def make(workers):
         """Return the address, the scheduler's process and the folder."""
         place = tmp_path_factory.mktemp("cluster")
         file = str(place / "scheduler.json")
         quiet = "--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", file
-        scheduler = begin("scheduler", *quiet, "--port", "0", place=place)
-        for _ in range(workers):
-            begin("worker", *quiet, "--nthreads", "1", "--no-nanny", place=place)
+        worker = "worker", *quiet, "--nthreads", "1", "--no-nanny"
+        shown = {name: text for name, text in os.environ.items() if "KEY" not in name and name != "PYTHONPATH"}
+        parts = [("scheduler", *quiet, "--port", "0"), *[worker] * workers]
+        with open(place / "log", "w") as log:
+            scheduler = subprocess.Popen(
+                [sys.executable, "-c", BY_HAND, json.dumps(parts)], cwd=place, stdout=log, stderr=log, env=shown | IDLE,
+                start_new_session=True,
+            )  # fmt: skip
+        processes.append(scheduler)
         with distributed.Client(scheduler_file=file, timeout=30, set_as_default=False) as client:
             client.wait_for_workers(workers, timeout=30) if workers else None
             return client.scheduler.address, scheduler, place
 
     yield make
     for process in processes:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
 

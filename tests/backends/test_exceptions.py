@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from concurrent_prompts import PromptError, as_prompt_error, run_concurrent
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 
 def library(name):
@@ -192,7 +192,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "expected"), KNOWN.values(), ids=KNOWN)
+@in_rows(("make", "expected"), KNOWN.values(), ids=KNOWN)
 def test_what_a_librarys_exception_means(make, expected):
     found = as_prompt_error(make())
     told = [found.error.type, found.verdict, found.error.status, "slow" if found.slow else "", found.wait or ""]

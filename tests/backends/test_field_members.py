@@ -10,6 +10,7 @@ from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.limits import limits_in
 from concurrent_prompts.backends.replies import read_reply
 from tests.backends.test_field_replies import answered, backend, chat, once, served, stream, told  # noqa: F401
+from tests.helpers import in_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -98,7 +99,7 @@ MEANT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "body", "verdict", "kind"), MEANT.values(), ids=MEANT)
+@in_rows(("status", "body", "verdict", "kind"), MEANT.values(), ids=MEANT)
 async def test_what_a_failure_means(backend, status, body, verdict, kind):  # noqa: F811
     failure, _ = await once(backend, served(status, body))
     assert isinstance(failure, PromptError), failure
@@ -154,7 +155,7 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize(("headers", "body", "wait"), WAITS.values(), ids=WAITS)
+@in_rows(("headers", "body", "wait"), WAITS.values(), ids=WAITS)
 def test_a_wait_is_found(headers, body, wait):
     assert http_error(429, headers, body).wait == (wait and pytest.approx(wait, rel=0.2 if wait == 3000 else 0.02))
 

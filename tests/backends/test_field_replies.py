@@ -8,7 +8,7 @@ import pytest
 from concurrent_prompts import as_prompt_error, as_prompts, load_backend, run_concurrent
 from concurrent_prompts.backends import ALIVE
 from concurrent_prompts.backends.hints import hint
-from tests.helpers import LIBRARIES, NAMES, batch_line, scripted
+from tests.helpers import LIBRARIES, NAMES, Clock, batch_line, in_rows, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -294,7 +294,7 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize(("answer", "verdict", "kind"), MEANT.values(), ids=MEANT)
+@in_rows(("answer", "verdict", "kind"), MEANT.values(), ids=MEANT)
 async def test_what_a_failure_means(backend, answer, verdict, kind):
     failure, log = await once(backend, answer)
     assert (failure.verdict, failure.error.type) == (verdict, kind), failure
@@ -319,7 +319,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize(("answer", "slow", "loading"), SLOW.values(), ids=SLOW)
+@in_rows(("answer", "slow", "loading"), SLOW.values(), ids=SLOW)
 async def test_what_the_limiter_is_to_learn(backend, answer, slow, loading):
     failure, _ = await once(backend, answer)
     assert (failure.verdict, failure.slow, failure.loading) == ("retry", slow, loading), failure
@@ -352,7 +352,7 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize(("answer", "wait"), WAITS.values(), ids=WAITS)
+@in_rows(("answer", "wait"), WAITS.values(), ids=WAITS)
 async def test_a_wait_told_in_words(backend, answer, wait):
     failure, _ = await once(backend, answer)
     assert failure.verdict == ("stop" if wait and wait > 7200 else "retry")
@@ -389,7 +389,7 @@ BROKEN = {
 GEMINIS = {"promptTokenCount": 5, "candidatesTokenCount": 7, "totalTokenCount": 12}
 
 
-@pytest.mark.parametrize(("body", "verdict", "kind", "status"), BROKEN.values(), ids=BROKEN)
+@in_rows(("body", "verdict", "kind", "status"), BROKEN.values(), ids=BROKEN)
 async def test_an_answer_that_broke_off_is_none(backend, body, verdict, kind, status):
     failure, _ = await once(backend, served(200, body))
     assert (failure.verdict, failure.error.type, failure.error.status) == (verdict, kind, status)
@@ -407,8 +407,9 @@ async def answered(backend, *replies, count=1, **settings):
     """Run as many prompts to a server that gives these replies, the last again and again; the results and requests."""
     async with scripted(in_turn(replies)) as (url, log):
         api = load_backend(backend, **{"base_url": url, "model": "m"} | settings)
-        prompts = [f"prompt {number}" for number in range(count)]
-        return await run_concurrent(prompts, api, concurrency=1, sleep=no_wait, max_attempts=8), log
+        prompts, clock = [f"prompt {number}" for number in range(count)], Clock()
+        options = {"concurrency": 1, "clock": clock, "sleep": clock.sleep, "max_attempts": 8}
+        return await run_concurrent(prompts, api, **options), log
 
 
 async def no_wait(seconds):
@@ -529,8 +530,8 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["text/event-stream; charset=utf-8", "application/json"])
-@pytest.mark.parametrize(("endpoint", "body", "text", "reason"), STREAMS.values(), ids=STREAMS)
+@in_rows("kind", ["text/event-stream; charset=utf-8", "application/json"])
+@in_rows(("endpoint", "body", "text", "reason"), STREAMS.values(), ids=STREAMS)
 async def test_a_stream_is_read_as_one_answer(backend, endpoint, body, text, reason, kind):
     for params in ({}, {"stream": True}):
         reply, log = await once(backend, served(200, body, content_type=kind), endpoint=endpoint, params=params)
@@ -636,7 +637,7 @@ BESIDES = {
 }
 
 
-@pytest.mark.parametrize(("body", "more"), BESIDES.values(), ids=BESIDES)
+@in_rows(("body", "more"), BESIDES.values(), ids=BESIDES)
 async def test_what_a_choice_holds_besides_the_text_is_kept(backend, body, more):
     (result,), _ = await answered(backend, served(200, body))
     assert result.text == "All of it." and result.as_row().get("more", {}) == more

@@ -11,7 +11,7 @@ from concurrent_prompts import PromptError, as_prompt_error, as_prompts, http_er
 from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.replies import reply_of
 from tests.backends.test_field_replies import backend, served, told  # noqa: F401
-from tests.helpers import scripted
+from tests.helpers import in_rows, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -139,7 +139,7 @@ MEANT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "body", "verdict", "kind"), MEANT.values(), ids=MEANT)
+@in_rows(("status", "body", "verdict", "kind"), MEANT.values(), ids=MEANT)
 def test_what_a_failure_means(status, body, verdict, kind):
     with pytest.raises(PromptError) as failure:
         reply_of("/chat/completions", status, {}, served(status, body).partition(b"\r\n\r\n")[2])

@@ -24,7 +24,7 @@ from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
 OTHERS = "plot", "plot_page", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # hear no server
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
 MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))
-FEW, MANY = 4_000, 20_000  # characters: a linear pattern takes five times as long for the second
+FEW, SOME, MANY = 800, 4_000, 20_000  # characters: a linear pattern takes five times as long for the next
 BITS = (
     *'<">\'\\/.,:;{}[]()= \n\t0a-_@&?%#|~+*!\x00é', '\\"', '"a', "<title>", "</title>", "<a", "1.", "1s", "1ms",
     "try again in ", "try again in 1s1", "Limit 1 ", "Limit: 9", "Requested: ", "model ", "model", "not found",
@@ -44,6 +44,7 @@ JOINED = "'|'.join(map(str.strip, text.strip().splitlines()))"  # by meanings.py
 def patterns():
     """Yield every pattern in the source, in a constant or in a call, with where it stands and how it is used."""
     sources = {name: pathlib.Path(importlib.import_module(name).__file__).read_text() for name in MODULES}
+    methods = {*re.findall(rf"([\w.]+)\.({METHODS})\b", "\n".join(sources.values()))}
     for number, meaning in enumerate(meanings.MEANINGS):
         yield f"codes of meaning {number}", meaning.codes, {"fullmatch"}
         yield f"words of meaning {number}", meaning.words, {"search"}
@@ -51,20 +52,18 @@ def patterns():
         if isinstance(pattern, re.Pattern):
             yield f"{name} of meanings", pattern, {"fullmatch"} if "CODES" in name else {"match", "search", "finditer"}
     for name, source in sources.items():
-        tree = ast.parse(source)
-        over = {below: node for node in ast.walk(tree) for below in ast.iter_child_nodes(node)}
-        for node in ast.walk(tree):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        for node, above in pairs(ast.parse(source)):
+            called = ast.unparse(node.func) if isinstance(getattr(node, "func", None), ast.Attribute) else ""
             if used := re.fullmatch(rf"re\.(compile|{METHODS})", called):
                 text, *more = [ast.unparse(one) for one in (*node.args, *(one.value for one in node.keywords))]
                 if text not in (MADE, JOINED):
                     flags = "|".join(one for one in more if re.fullmatch(r"[re.|A-Z ]+", one))
                     known = dict(vars(importlib.import_module(name)), place=1, shards=1)
                     pattern = re.compile(eval(text, known), eval(flags or "0", known))
-                    yield f"{name} line {node.lineno}", pattern, uses(used[1], over[node], "".join(sources.values()))
+                    yield f"{name} line {node.lineno}", pattern, uses(used[1], above, methods)
 
 
-def uses(function, above, source):
+def uses(function, above, used):
     """Return the methods by which a pattern is used; those that begin at one place only have less to do."""
     if function != "compile":
         return {function}
@@ -72,15 +71,26 @@ def uses(function, above, source):
         return {above.attr}
     if not isinstance(above, ast.Assign):  # a part of a table
         return set(METHODS.split("|"))
-    return set(re.findall(rf"\b{ast.unparse(above.targets[0])}\.({METHODS})\b", source)) or set(METHODS.split("|"))
+    name = ast.unparse(above.targets[0])
+    return {method for of, method in used if f".{of}".endswith(f".{name}")} or set(METHODS.split("|"))
+
+
+def pairs(tree):
+    """Yield each node of a syntax tree with the one that it is a part of."""
+    ahead = [tree]
+    while ahead:
+        above = ahead.pop()
+        for node in ast.iter_child_nodes(above):
+            yield node, above
+            ahead.append(node)
 
 
 def seconds_for(pattern, methods, bit, size):
     text = bit * (size // len(bit))
-    began = time.perf_counter()
+    began = time.thread_time()  # of the processor, which others may use meanwhile
     for method in methods:
         getattr(pattern, method)(*([lambda match: ""] if method == "sub" else []), text)
-    return time.perf_counter() - began
+    return time.thread_time() - began
 
 
 def test_every_pattern_takes_linear_time():
@@ -88,8 +98,8 @@ def test_every_pattern_takes_linear_time():
     assert len(found) > 50 and len(set().union(*(methods for _, _, methods in found))) > 4
     for (place, pattern, methods), bit in itertools.product(found, BITS):
         bit = bit.encode() if isinstance(pattern.pattern, bytes) else bit
-        few, many = (functools.partial(seconds_for, pattern, methods, bit, size) for size in (FEW, MANY))
-        if few() > 0.01 and (taken := min(many(), many())) > 0.15:
+        few, some, many = (functools.partial(seconds_for, pattern, methods, bit, size) for size in (FEW, SOME, MANY))
+        if few() > 0.0001 and some() > 0.01 and (taken := min(many(), many())) > 0.15:
             pytest.fail(f"{place}: {pattern.pattern!r} takes {taken:.2f} s for 20,000 characters of {bit!r}")
 
 
@@ -118,14 +128,14 @@ MESSAGES = {
 @pytest.mark.parametrize("status", [400, 429])
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
 def test_messages(message, status):
-    began = time.perf_counter()
+    began = time.thread_time()
     for body in ({"error": {"message": message}}, {"error": message}, {"error": {"code": message, "type": message}}):
         error = http_error(status, {"retry-after": message}, body)
         passing = status == 429 or message.startswith("try again in")
         assert (error.error.status, error.verdict) == (status, "retry" if passing else "fail")
         assert len(error.error.message) <= 300 and len(error.error.type) <= 60
         http_error(status, {}, json.dumps(body).encode())
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 STREAMS = {
@@ -141,10 +151,10 @@ STREAMS = {
 
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_streams(stream):
-    began = time.perf_counter()
+    began = time.thread_time()
     with contextlib.suppress(PromptError):
         read_reply("/chat/completions", {"content-type": "text/event-stream"}, stream)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 PAGES = {
@@ -160,12 +170,12 @@ PAGES = {
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_pages(page):
-    began = time.perf_counter()
+    began = time.thread_time()
     assert http_error(502, {}, page).error.type == http_error(502, {}, page.encode("latin-1")).error.type == "http_502"
     for kind in ("text/html", "text/plain"):
         with pytest.raises(PromptError):
             read_reply("/chat/completions", {"content-type": kind}, page.encode("latin-1"))
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 VALUES = DIGITS, "-" + DIGITS, *map(fill, ("1.", "1m", "1.1ms", ":", "2026-11-21T", " ", "a, "))
@@ -174,7 +184,7 @@ OTHERS = "retry-after", "retry-after-ms", "x-should-retry", "location", "x-reque
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:4])
 def test_headers(value):
-    began = time.perf_counter()
+    began = time.thread_time()
     names = [form.format(part) for forms in api_file.LIMIT_FORMS.values() for form in forms
              for part in ("limit", "remaining", "reset")]  # fmt: skip
     for known in ({}, dict.fromkeys(names, "1")):
@@ -182,7 +192,7 @@ def test_headers(value):
             headers = known | {name: value}
             limits_in(headers, "requests"), limits_in(headers, "tokens"), asked_wait(headers, "")
             assert len(http_error(300, headers, b"").http[1]) <= HEADER_MOST
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize("value", ["1e308", "inf", "nan", "1e999", "9" * 5000, "-1", "1" * 300])
@@ -209,14 +219,14 @@ def test_near_keys(monkeypatch, text):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(f"X-Key-{n}: secret{n}-{KEY[3:40]}" for n in range(5)))
     api = concurrent_prompts.load_backend("stdlib", base_url="http://127.0.0.1:9/v1")
-    began = time.perf_counter()
+    began = time.thread_time()
     for status in (200, 429):
         for body in (fill(text).encode(), json.dumps({"error": {"message": fill(text)}}).encode()):
             with pytest.raises(PromptError):
                 api.read(concurrent_prompts.Prompt(0, "", path="/chat/completions"), status, {}, body)
     with pytest.raises(PromptError):
         api.raise_discreetly(ConnectionError(fill(text) + KEY))
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 # ---- Through the backends ------------------------------------------------------------------------------------

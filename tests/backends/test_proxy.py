@@ -14,7 +14,7 @@ from concurrent_prompts.backends.api import Api
 from concurrent_prompts.extras import demo, shutdown
 from concurrent_prompts.extras.stand_in import serve
 from tests.backends.test_trust import REACH
-from tests.helpers import LIBRARIES, NAMES, reply, scripted, serving
+from tests.helpers import LIBRARIES, NAMES, in_rows, reply, scripted, serving
 
 KEY = "sk-very-secret-0123456789"
 LOGIN = "someone:pass%27word-0123456789"
@@ -176,7 +176,7 @@ def test_the_demo_needs_no_proxy(here, monkeypatch):
     assert main(["--demo", "-q", "-n", "1", "-b", "stdlib"]) == 0
 
 
-@pytest.mark.parametrize(("host", "reach"), [(host, reach) for reach in REACH for host in REACH[reach].split()])
+@in_rows(("host", "reach"), [(host, reach) for reach in REACH for host in REACH[reach].split()])
 def test_which_addresses_need_a_proxy(host, reach, monkeypatch):
     for variable, scheme in (("HTTP_PROXY", "http"), ("HTTPS_PROXY", "https")):
         monkeypatch.setenv(variable, "p.test:1")

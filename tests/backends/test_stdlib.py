@@ -22,6 +22,7 @@ import pytest
 from concurrent_prompts.backends import Post, stdlib
 from concurrent_prompts.backends.pool import Reuse
 from concurrent_prompts.backends.stdlib import connect
+from tests.helpers import in_rows
 
 PATIENCE = 5  # seconds after which a test is hanging; none waits for it to pass
 
@@ -309,7 +310,7 @@ FRAMINGS: dict[str, tuple[bytes, int, bytes, bool]] = {
     "identity": (answer(b"hi", "200 OK", "Content-Encoding: identity"), 200, b"hi", True),
     "a charset for a coding": (answer(b"hi", "200 OK", "Content-Encoding: utf-8"), 200, b"hi", True),
 }
-framings = pytest.mark.parametrize("name", FRAMINGS)
+framings = in_rows("name", FRAMINGS)
 
 
 @framings
@@ -460,7 +461,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED)
+@in_rows("name", MALFORMED)
 async def test_malformed_answer_is_an_error_at_once(name: str) -> None:
     raw, message = MALFORMED[name]
 
@@ -476,7 +477,7 @@ async def test_malformed_answer_is_an_error_at_once(name: str) -> None:
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("name", MALFORMED)
+@in_rows("name", MALFORMED)
 async def test_malformed_answer_in_single_bytes(name: str) -> None:
     raw, _ = MALFORMED[name]
     result, reusable = feed([raw[at : at + 1] for at in range(min(len(raw), 7000))] + [raw[7000:]], end=False)

@@ -4,6 +4,7 @@ import pytest
 
 from concurrent_prompts import token_counts
 from concurrent_prompts.backends.usage import tier_of, usage_of
+from tests.helpers import in_rows
 
 
 def openai(asked=1000, answered=100, cached=0, written=0, thought=0, **more):
@@ -84,7 +85,7 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("usage", "counts"), FORMS.values(), ids=FORMS)
+@in_rows(("usage", "counts"), FORMS.values(), ids=FORMS)
 def test_each_form_is_the_same_five_counts(usage, counts):
     assert token_counts(usage) == counts
 

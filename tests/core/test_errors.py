@@ -28,6 +28,7 @@ from concurrent_prompts.backends.api import Api, batch_row
 from concurrent_prompts.backends.failures import asked_wait, error_of
 from concurrent_prompts.backends.hints import hint
 from concurrent_prompts.backends.replies import read_reply
+from tests.helpers import Clock, in_rows
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -68,7 +69,7 @@ VERDICTS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code", "should_retry", "verdict"), VERDICTS)
+@in_rows(("status", "code", "should_retry", "verdict"), VERDICTS)
 def test_verdicts(status, code, should_retry, verdict):
     error = http_error(status, {"x-should-retry": should_retry}, usual(code))
     assert (error.verdict, error.error.status, error.error.retryable) == (verdict, status, verdict == "retry")
@@ -134,7 +135,7 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(("body", "code", "message"), BODIES.values(), ids=BODIES)
+@in_rows(("body", "code", "message"), BODIES.values(), ids=BODIES)
 def test_error_bodies(body, code, message):
     assert error_of(json.loads(body)) == (code, message)
     error = http_error(400, {}, body).error
@@ -201,7 +202,7 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize(("headers", "message", "expected"), WAITS.values(), ids=WAITS)
+@in_rows(("headers", "message", "expected"), WAITS.values(), ids=WAITS)
 def test_asked_wait(headers, message, expected):
     found = asked_wait(headers, message, now=lambda: NOW)
     assert found == (expected if expected is None else pytest.approx(expected))
@@ -260,7 +261,7 @@ ANSWERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "data", "text", "reason"), ANSWERS.values(), ids=ANSWERS)
+@in_rows(("path", "data", "text", "reason"), ANSWERS.values(), ids=ANSWERS)
 def test_answers(path, data, text, reason):
     reply = read_reply(path, {"x-request-id": "r"}, json.dumps(data).encode())
     assert (json.loads(reply.text) if isinstance(text, list) else reply.text) == text
@@ -321,7 +322,7 @@ NO_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize(("path", "data", "kind", "verdict"), NO_ANSWERS.values(), ids=NO_ANSWERS)
+@in_rows(("path", "data", "kind", "verdict"), NO_ANSWERS.values(), ids=NO_ANSWERS)
 def test_replies_without_an_answer(path, data, kind, verdict):
     with pytest.raises(PromptError) as caught:
         read_reply(path, {}, json.dumps(data).encode())
@@ -421,7 +422,7 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("failure", "kind", "verdict", "status"), FOREIGN.values(), ids=FOREIGN)
+@in_rows(("failure", "kind", "verdict", "status"), FOREIGN.values(), ids=FOREIGN)
 def test_exceptions(failure, kind, verdict, status):
     found = as_prompt_error(failure)
     assert (found.error.type, found.verdict, found.error.status) == (kind, verdict, status)
@@ -447,7 +448,7 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
+@in_rows("failure", PASSING.values(), ids=PASSING)
 def test_trouble_with_the_connection_is_retried_and_has_a_hint(failure):
     found = as_prompt_error(failure)
     assert (found.verdict, found.error.status) == ("retry", None) and found.error.message and hint(found.error)
@@ -542,7 +543,7 @@ HINTS = {
 }
 
 
-@pytest.mark.parametrize(("what", "named"), HINTS.items(), ids=str)
+@in_rows(("what", "named"), HINTS.items(), ids=str)
 def test_every_kind_has_the_right_hint(what, named):
     status, code = what
     advice = hint(http_error(status, {}, usual(code)).error)
@@ -604,12 +605,9 @@ BATCH = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "bod
     ids=["401", "403 page", "redirect", "400", "500", "200 with an error", "200 page"],
 )
 def test_the_key_is_in_no_error_row_or_log(monkeypatch, caplog, reply, prompt):
-    async def no_wait(seconds):
-        pass
-
     caplog.set_level(logging.DEBUG)
-    prompts = [prompt, "b", "c"]
-    results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, sleep=no_wait)
+    prompts, clock = [prompt, "b", "c"], Clock()
+    results = run(prompts, api(monkeypatch, reply), concurrency=1, max_attempts=2, clock=clock, sleep=clock.sleep)
     rows = [[result.as_row(), batch_row(result)] for result in results]
     assert results[0].error is not None and len(results) == 3
     assert "***" in json.dumps(rows)

@@ -1,13 +1,14 @@
 """How the house is built: sizes that may only go down, who imports whom, and the names that are shared."""
 
 import ast
+import functools
 import importlib
 import sys
 
 import pytest
 
 import concurrent_prompts
-from tests.helpers import ROOT
+from tests.helpers import ROOT, in_rows
 
 CORE = ROOT / "concurrent_prompts.py"
 FOLDERS = "backends", "extras"
@@ -29,10 +30,12 @@ PUBLIC = """
 """
 
 
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text("utf-8"))
 
 
+@functools.cache
 def imports(path):
     """Return the modules that a file imports anywhere, relative ones with their dots."""
     found = set()
@@ -50,7 +53,7 @@ def test_the_core_may_only_shrink():
     assert text.count(b"\n") <= MOST_LINES and len(text) <= MOST_BYTES
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@in_rows("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_other_file_is_large(path):
     assert path.read_bytes().count(b"\n") <= MOST_LINES_OF_A_FILE
 
@@ -62,7 +65,7 @@ def test_the_core_imports_the_standard_library_alone():
     assert {name for name in imports(CORE) if name.startswith(".")} == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@in_rows("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_file_imports_its_own_folder_and_the_core_alone(path):
     ours = {name for name in imports(path) if name.startswith(".")}
     beside = {other.stem for other in path.parent.glob("*.py")} | {"core"}
@@ -94,11 +97,11 @@ def test_what_a_worker_is_sent_stands_in_an_order_in_which_it_can_be_loaded():
 
 def test_the_folders_use_public_names_of_the_core_alone():
     pytest.importorskip("concurrent_prompts.extras")
-    used = set()
+    used, core = set(), {"core", "this.core", "self._core", "job.core"}
     for path in FILES:
         for node in ast.walk(tree(path)):
-            core = "core", "this.core", "self._core", "job.core"
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in core:
+            of = node.value if isinstance(node, ast.Attribute) else None
+            if isinstance(of, ast.Name | ast.Attribute) and ast.unparse(of) in core:
                 used.add(node.attr)
     assert used == set(PUBLIC.split())
     assert all(hasattr(concurrent_prompts, name) for name in used)

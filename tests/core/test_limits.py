@@ -5,7 +5,6 @@ What is tuned in the limiter was tuned on the seeds 0 to 23; here is another.
 
 import asyncio
 import contextlib
-import email.message
 import heapq
 import math
 import random
@@ -16,7 +15,7 @@ import pytest
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.limits import limits_in
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 stand_in = pytest.importorskip("concurrent_prompts.extras.stand_in")
 
@@ -75,10 +74,8 @@ class Simulation:
             self.ended.append((self.loop.time(), self.loop.time() - job.started))
         self.rejected += reply.status in (429, 503)
         await asyncio.sleep(ROUND_TRIP / 2)
-        headers = email.message.Message()
-        for line in filter(None, reply.headers.split("\r\n")):
-            name, _, value = line.partition(":")
-            headers[name] = value.strip()
+        fields = (line.partition(":") for line in filter(None, reply.headers.split("\r\n")))
+        headers = {name.lower(): value.strip() for name, _, value in fields}
         return reply.status, headers, reply.body.encode()
 
     async def answer(self, items, **options):
@@ -266,7 +263,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADERS)
+@in_rows("name", HEADERS)
 def test_headers(name):
     headers, expected = HEADERS[name]
     found = limits_in({f"x-ratelimit-{key}": value for key, value in headers.items()}, "requests")
@@ -336,9 +333,9 @@ DATES = {
 }
 
 
-@pytest.mark.parametrize("left", [(45.5, 60), (0.5, 60), (60.9, 60), (61.5, 3600), (9000, 86400), (-5, 60)], ids=str)
-@pytest.mark.parametrize("date", DATES.values(), ids=DATES)
-@pytest.mark.parametrize("kind", ["", "-requests", "-tokens"])
+@in_rows("left", [(45.5, 60), (0.5, 60), (60.9, 60), (61.5, 3600), (9000, 86400), (-5, 60)], ids=str)
+@in_rows("date", DATES.values(), ids=DATES)
+@in_rows("kind", ["", "-requests", "-tokens"])
 def test_a_reset_that_is_a_date_is_one(monkeypatch, kind, date, left):
     wait, period = left
     monkeypatch.setattr(time, "time", lambda: MOMENT - wait)

@@ -8,10 +8,10 @@ import random
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Run, UsageError, main, run
+from concurrent_prompts import Run, UsageError, main, run, run_concurrent
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price, cost_of, price_of
-from tests.helpers import PRICE, api_of, completion, constant
+from tests.helpers import PRICE, api_of, completion, constant, virtual
 
 
 def lengths(seed, told=None):
@@ -48,8 +48,9 @@ def test_without_one_a_budget_of_many_calls_holds_all_but(seed, concurrency):
     assert 0.94 < sum(billed) < 1.02
 
 
-def test_the_first_call_goes_alone():
-    flying, most = 0, []
+@virtual
+async def test_the_first_call_goes_alone():
+    flying, most, clock = 0, [], asyncio.get_running_loop().time
 
     async def answer(request):
         nonlocal flying
@@ -59,13 +60,14 @@ def test_the_first_call_goes_alone():
         flying -= 1
         return completion()
 
-    run(["?"] * 30, api_of(answer), concurrency=8, max_cost=0.05, price=PRICE)
+    await run_concurrent(["?"] * 30, api_of(answer), concurrency=8, max_cost=0.05, price=PRICE, clock=clock)
     assert most[:2] == [1, 1] and max(most) > 4
     most.clear()
-    run(["?"] * 30, api_of(answer, params={"max_tokens": 300}), concurrency=8, max_cost=1, price=PRICE)
+    told = api_of(answer, params={"max_tokens": 300})
+    await run_concurrent(["?"] * 30, told, concurrency=8, max_cost=1, price=PRICE, clock=clock)
     assert most[:2] == [1, 2], "a told maximum is known before the first answer"
     most.clear()
-    run(["?"] * 30, api_of(answer), concurrency=8, max_cost=100, price=PRICE)
+    await run_concurrent(["?"] * 30, api_of(answer), concurrency=8, max_cost=100, price=PRICE, clock=clock)
     assert most[:7] == [1, 1, 2, 3, 4, 5, 6], "there is room for all after one answer"
 
 
@@ -81,18 +83,16 @@ def test_the_first_call_goes_alone():
         ((200, {}, b'{"choices": []}'), True),
     ],
 )
-def test_what_may_have_been_billed_is_counted(failure, counted):
-    async def go():
-        answer, _ = constant(completion(), failure)
-        api = api_of(answer, params={"max_tokens": 300})
-        async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.05) as work:
-            for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
-                await work.answer(prompt)
-            return work.extra("budget"), len(prompt.body)
-
-    budget, size = asyncio.run(go())
+@virtual
+async def test_what_may_have_been_billed_is_counted(failure, counted):
+    answer, _ = constant(completion(), failure)
+    api, clock = api_of(answer, params={"max_tokens": 300}), asyncio.get_running_loop().time
+    async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.05, clock=clock) as work:
+        for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
+            await work.answer(prompt)
+        budget = work.extra("budget")
     assert budget.spent - budget.assumed == pytest.approx(0.00082)
-    assert budget.assumed == pytest.approx(counted * (300 * 4 + size) / 1e6)
+    assert budget.assumed == pytest.approx(counted * (300 * 4 + len(prompt.body)) / 1e6)
     assert budget._calls == budget._fixed == budget._open == 0
 
 

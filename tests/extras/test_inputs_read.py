@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from concurrent_prompts import UsageError, read_prompts
+from concurrent_prompts import UsageError, main, read_prompts
 from concurrent_prompts.extras import progress, reading
 from tests.helpers import contents, line_of
 
@@ -203,3 +203,12 @@ def test_a_damaged_gzip_keeps_what_came_before(read, name, head, damage):
     *good, last = read(name, packed + ends[damage])
     assert contents(good) == lines[: len(good)] and len(good) > 5000
     assert line_of(last) == len(good) + 1 + bool(head)
+
+
+@pytest.mark.parametrize("cut", [4, 9], ids=["in the checksum", "before the end of the data"])
+def test_json_in_a_text_file_that_is_damaged_is_refused_all_the_same(here, stand_in, capsys, cut):
+    (here / "p.txt.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n{"prompt": "b"}\n', mtime=0)[:-cut])
+    server = stand_in()
+    assert main(["p.txt.gz", "-b", "stdlib", "-q", "--base-url", server.url]) == 2
+    assert "p.txt.gz line 1: the .txt file holds JSON Lines; name it so" in capsys.readouterr().err
+    assert server.stats.requests == 0

@@ -15,7 +15,7 @@ from concurrent_prompts.extras import stand_in, stand_in_answers
 from concurrent_prompts.extras.stand_in import Options, Server, serve
 from concurrent_prompts.extras.stand_in_http import Head, Job
 from concurrent_prompts.extras.stand_in_limits import OUTAGES, WINDOWS, limits_of
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 HEAD = Head("POST", "/v1/chat/completions", 0, old=False, keep=True, expect=False, authorization="")
 NEVER = "never"
@@ -347,7 +347,7 @@ async def talk(server: Server) -> Any:
 # --- Options ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("settings", "message"), [
+@in_rows(("settings", "message"), [
     ({"work_on": True}, "--work-on needs --knee"),
     ({"gate_burst": 3}, "--gate-burst needs --gate"),
     ({"window_tells": ("span",)}, "--window-tells needs --window"),
