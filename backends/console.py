@@ -17,8 +17,6 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from . import core
-from .hints import hint
-from .keys import without_secrets
 
 CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -143,7 +141,7 @@ def say_next(args: argparse.Namespace, ran: core.Ran) -> None:
 def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> None:
     """Say why the run was stopped, what to do and how to continue."""
     say(f"{core.PROGRAM}: {'' if reason.kind == 'interrupted' else 'stopped: '}{reason.error.message}")
-    if advice := hint(reason.error, reason.asked):
+    if advice := core.sibling("backends", "hints").hint(reason.error, reason.asked):
         say(f"-> {advice}", indent="  ")
     if reason.prompt:
         where = f" ({reason.prompt.where})" if reason.prompt.where else ""
@@ -157,7 +155,7 @@ def command_again(argv: list[str], begun: bool, *more: str, without: Sequence[st
     """Return the command line that continues what this one began; not where a key stands in it, in a URL's query."""
     less = [*without, *["--overwrite"] * begun]  # what it has written is to be kept
     more = tuple(word for word in more if word not in argv)
-    if any("?" in word and without_secrets(word) != word for word in argv):
+    if any("?" in word and core.sibling("backends", "keys").without_secrets(word) != word for word in argv):
         changes = [f"without {word}" for word in less if word in argv] + ([f"with {' '.join(more)}"] if more else [])
         return ", ".join(["the same command again", *changes])
     name = os.path.basename(sys.executable)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 # Meanings of statuses: https://platform.openai.com/docs/guides/error-codes, and other servers' use. 501, 505 and
 # 511 are as lasting as 405 and 407. 420 and 449 are old forms of 429; 421, 423, 425 and 444 pass; 424 is Bedrock's and
@@ -28,9 +28,28 @@ QUOTA_CODES = re.compile(
 )
 
 
+class Forms:
+    """A pattern that matches any of the lines of a text, in upper or lower case.
+
+    It is compiled when it is first used: most runs meet no failure, and all of them together take 10 ms.
+    """
+
+    METHODS = "search", "match", "fullmatch", "finditer", "findall"
+
+    def __init__(self, text: str) -> None:
+        self.pattern = "|".join(map(str.strip, text.strip().splitlines()))
+
+    def __getattr__(self, method: str) -> Any:
+        if method not in self.METHODS:
+            raise AttributeError(method)
+        compiled = re.compile(self.pattern, re.IGNORECASE | re.DOTALL)
+        vars(self).update({name: getattr(compiled, name) for name in self.METHODS})
+        return vars(self)[method]
+
+
 def forms(text: str) -> re.Pattern[str]:
-    """Return a pattern that matches any of the lines of a text, in upper or lower case."""
-    return re.compile("|".join(map(str.strip, text.strip().splitlines())), re.IGNORECASE | re.DOTALL)
+    """Return the Forms of a text, which have a pattern's methods."""
+    return cast("re.Pattern[str]", Forms(text))
 
 
 class Meaning(NamedTuple):

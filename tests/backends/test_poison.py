@@ -49,7 +49,7 @@ def patterns():
         yield f"codes of meaning {number}", meaning.codes, {"fullmatch"}
         yield f"words of meaning {number}", meaning.words, {"search"}
     for name, pattern in vars(meanings).items():
-        if isinstance(pattern, re.Pattern):
+        if isinstance(pattern, re.Pattern | meanings.Forms):
             yield f"{name} of meanings", pattern, {"fullmatch"} if "CODES" in name else {"match", "search", "finditer"}
     for name, source in sources.items():
         for node, above in pairs(ast.parse(source)):
