@@ -353,7 +353,8 @@ def main() -> None:
             bench.versions[name] = importlib.metadata.version(name)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(bench.versions.items()))
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    facts = f"{machine()}, load {load:.1f} before; {versions}; {date.today()}; `{command}`"
+    loads = f"load {load:.1f} before and {os.getloadavg()[0]:.1f} after"
+    facts = f"{machine()}, {loads}; {versions}; {date.today()}; `{command}`"
     facts += f" in {time.monotonic() - began:.0f} s"
     print(facts)
     if args.json:
