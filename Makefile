@@ -29,7 +29,7 @@ torture: $(VENV)/dev  ## kill, interrupt and starve real runs, and count what wa
 
 BENCH ?= --svg benchmarks/throughput.svg
 
-bench: $(VENV)/bench $(VENV)/litellm/made  ## what a request costs, by client (twelve minutes; with BENCH=--quick one)
+bench: $(VENV)/bench  ## what a request costs, by client (15 minutes; with BENCH=--quick three)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/dev  ## check the style
@@ -50,10 +50,6 @@ $(VENV)/dev: $(VENV)/made requirements.txt requirements-dev.txt
 
 $(VENV)/bench: $(VENV)/made requirements.txt requirements-bench.txt
 	@$(PIP) -r requirements-bench.txt && touch $(VENV)/live $@ || echo "Measured is what is installed already."
-
-$(VENV)/litellm/made: $(VENV)/made  # in an environment of its own: it wants an older openai
-	$(BIN)/python -m venv $(VENV)/litellm
-	@$(subst $(VENV),$(VENV)/litellm,$(PIP)) litellm && touch $@ || echo "litellm is not measured."
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

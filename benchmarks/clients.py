@@ -6,6 +6,7 @@ Asks every line of the file PROMPTS, keeps the answers in a list, and prints how
 """
 
 import asyncio
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -98,6 +99,28 @@ async def flexllm(url: str, prompts: list[str], concurrency: int) -> list[Any]:
     return [result.content for result in results if result.ok]
 
 
+async def lm_deluge(url: str, prompts: list[str], concurrency: int) -> list[Any]:
+    from lm_deluge import LLMClient
+    from lm_deluge.models import register_model
+
+    os.environ["BENCHMARK_KEY"] = "none"
+    with contextlib.redirect_stdout(sys.stderr):
+        register_model(id="m", name="m", api_base=url, api_key_env_var="BENCHMARK_KEY")
+        limits = {"max_requests_per_minute": 10**9, "max_tokens_per_minute": 10**12}  # else 1,000 and 500,000
+        client = LLMClient("m", max_concurrent_requests=concurrency, **limits)
+        answers: list[Any] = await client.process_prompts_async(
+            prompts, return_completions_only=True, show_progress=False
+        )
+    return answers
+
+
+async def langchain(url: str, prompts: list[str], concurrency: int) -> list[Any]:
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(model="m", base_url=url, api_key="none")
+    return [reply.content for reply in await model.abatch(prompts, {"max_concurrency": concurrency})]
+
+
 CLIENTS: dict[str, tuple[str, Client]] = {
     "aiohttp": ("aiohttp", bare_aiohttp),
     "aiohttp-chunks": ("aiohttp", aiohttp_chunks),
@@ -106,6 +129,8 @@ CLIENTS: dict[str, tuple[str, Client]] = {
     "litellm": ("litellm", litellm),
     "async-batch-llm": ("async-batch-llm", async_batch_llm),
     "flexllm": ("flexllm", flexllm),
+    "lm-deluge": ("lm-deluge", lm_deluge),
+    "langchain": ("langchain-openai", langchain),
 }
 
 

@@ -1,6 +1,7 @@
 """One run is one process: who is started, how, on which core, and what the system says that it took."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,11 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "concurrent_prompts.py")
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 FIRST, SECOND = CORES[:2] if len(CORES) > 1 else (None, None)  # for clients; the server is on the last one
-PATIENCE = 300.0  # seconds after which a run is killed, and gives no figure
+PATIENCE = 120.0  # seconds after which a run is killed, and gives no figure
 FOREIGN = re.compile("PYTHON|OPENAI_|.*_proxy$", re.IGNORECASE)  # variables that are no part of the measurement
 ANSWER = re.compile(rb'\{"id": ?(\d+), ?"text": ?".+\}\n$')  # a line of our results
 LAUNCH = 'import runpy, sys; {}; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name="__main__")'
 WITH, WITHOUT = "import uvloop, orjson", "sys.modules.update(uvloop=None, orjson=None)"
+# aiofastnet's own way to put its transports under a loop; no part of the tool, see docs/benchmarks.md
+FASTNET = "; import aiofastnet, {loop} as its; its.new_event_loop = aiofastnet.loop_factory(its.new_event_loop)"
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,26 @@ class Client:
     start: tuple[str, ...]
     backend: str = ""  # of ours
     slow: bool = False
+    auto: bool = False  # no -c given
     workers: int = 0  # local processes of a cluster that call the API with the backend; they roam
 
 
-def ours(backend: str, fast: bool = False) -> Client:
-    """Return our tool, with uvloop and orjson or as if they were not there."""
-    if backend == "stdlib" and not fast:
-        return Client("stdlib, nothing installed", (sys.executable, "-S", SCRIPT), backend)  # -S: no site-packages
-    start = (sys.executable, "-c", LAUNCH.format(WITH if fast else WITHOUT), SCRIPT)
-    return Client(backend + ", uvloop + orjson" * fast, start, backend, backend == "openai-sdk")
+def ours(backend: str, fast: bool = False, auto: bool = False, fastnet: bool = False) -> Client:
+    """Return our tool, with uvloop and orjson or as if they were not there, and with aiofastnet beneath it."""
+    name = backend + ", uvloop + orjson" * fast + " + aiofastnet" * fastnet + ", no -c given" * auto
+    if backend == "stdlib" and not fast and not fastnet:
+        start: tuple[str, ...] = (sys.executable, "-S", SCRIPT)  # -S: no site-packages
+        name = name.replace("stdlib", "stdlib, nothing installed")
+    else:
+        also = FASTNET.format(loop="uvloop" if fast else "asyncio") if fastnet else ""
+        start = (sys.executable, "-c", LAUNCH.format((WITH if fast else WITHOUT) + also), SCRIPT)
+    return Client(name, start, backend, backend == "openai-sdk", auto)
 
 
 def clustered(backend: str, workers: int) -> Client:
     """Return our tool with so many local processes of a Dask cluster."""
     name = f"{backend}, {workers} process{'es' * (workers > 1)}"
-    return Client(name, (sys.executable, SCRIPT), backend, backend == "openai-sdk", workers)
+    return Client(name, (sys.executable, SCRIPT), backend, backend == "openai-sdk", workers=workers)
 
 
 def theirs(key: str, name: str, slow: bool = True) -> Client:
@@ -65,6 +73,7 @@ class Run:
     peak: float = 0.0  # MB
     began: float = 0.0
     start: float = 0.0  # seconds of CPU time that a run of one request takes
+    first: float = 0.0  # seconds of the clock until that run's request is on the wire
     error: str = ""
     seen: dict[str, float] = field(default_factory=dict)  # by the server
     rate: float = 0.0  # answers a second of a cluster whose workers are all there
@@ -141,11 +150,11 @@ class Server:
         assert self.process.stdout
         return self.process.stdout.readline()
 
-    def look(self) -> dict[str, float]:
-        """Return what the server has seen since the last look."""
+    def look(self, slots: int | str = "") -> dict[str, float]:
+        """Return what the server has seen since the last look, of so many slots how long they were empty."""
         assert self.process.stdin
         with self.one_by_one:
-            self.process.stdin.write("\n")
+            self.process.stdin.write(f"{slots}\n")
             self.process.stdin.flush()
             seen: dict[str, float] = json.loads(self.line())
         return seen
@@ -154,12 +163,13 @@ class Server:
 class Bench:
     """How much is asked, where the files are, and what has been found out on the way."""
 
-    def __init__(self, scratch: str, quick: bool, requests: int | None = None) -> None:
+    def __init__(self, scratch: str, quick: bool, requests: int | None = None, end: float = math.inf) -> None:
         self.scratch, self.quick = scratch, quick
-        self.requests = requests or (10_000 if quick else 20_000)
+        self.end = end  # of the monotonic clock, after which no round is begun but a first one
+        self.requests = requests or (4_000 if quick else 8_000)
         self.rounds = 1 if quick else 5
         self.versions: dict[str, str] = {}
-        self.warm: dict[Client, Run] = {}
+        self.warm: dict[tuple[Client, str | None], Run] = {}
 
     def run(self, client: Client, server: Server, requests: int, concurrency: int, first: int = 0) -> Run:
         """Run a client to its end, on the second core if it has not the first prompts."""
@@ -170,14 +180,15 @@ class Bench:
                 file.writelines(f"prompt {number}: why is the sky blue?\n" for number in range(first, first + requests))
         command = [*client.start, server.url, prompts, str(concurrency)]
         if client.backend:
-            options = f"-b {client.backend} -c {concurrency} -m m --overwrite --base-url {server.url}".split()
+            options = f"-b {client.backend} -m m --overwrite --base-url {server.url}".split()
+            options += [] if client.auto else ["-c", str(concurrency)]
             if client.workers:
                 options += f"--cluster {client.workers} --worker-backend {client.backend}".split()
                 options[1] = "dask-cluster"
             command = [*client.start, prompts, *options, "-o", output]
         server.look()
         run, printed = spawn(command, None if client.workers else SECOND if first else FIRST, server.trust)
-        run.requests, run.seen = requests, server.look()
+        run.requests, run.seen = requests, server.look(concurrency)
         if not run.error:
             told = {} if client.backend else json.loads(printed.splitlines()[-1])
             answers = told.pop("answers", None) or answers_in(output)
@@ -189,10 +200,11 @@ class Bench:
 
     def ready(self, client: Client, server: Server) -> Run:
         """Return a run of one request, made once: bytecode is written, and it shows who is not installed."""
-        if client not in self.warm:
-            runs = [self.run(client, server, 1, 1) for _ in range(1 if self.quick else 3)]
-            self.warm[client] = next((run for run in runs if run.error), min(runs, key=lambda run: run.cpu))
-        return self.warm[client]
+        key = (client, server.trust)  # with TLS the certificates are loaded, and checked
+        if key not in self.warm:
+            runs = [self.run(client, server, 1, 1) for _ in range(1 if self.quick else 2 if client.slow else 3)]
+            self.warm[key] = next((run for run in runs if run.error), min(runs, key=lambda run: run.cpu))
+        return self.warm[key]
 
     def turns(
         self, clients: Sequence[Client], server: Server, concurrency: int, rounds: int = 0, requests: int = 0
@@ -200,12 +212,15 @@ class Bench:
         """Let the clients take turns, and return their runs; who fails once is not tried again, and has that one."""
         runs: dict[Client, list[Run]] = {client: [] for client in clients}
         failed = {client: run for client in clients if (run := self.ready(client, server)).error}
-        for _ in range(min(rounds or self.rounds, self.rounds)):
+        for turn in range(min(rounds or self.rounds, self.rounds)):
+            if turn and time.monotonic() > self.end:
+                break
             for client in clients:
                 if client not in failed:
-                    share = max(2, (requests or self.requests) // (10 if client.slow else 1))
+                    every, one = requests or self.requests, self.ready(client, server)
+                    share = max(every // 10, min(2 * concurrency, every)) if client.slow else every
                     run = self.run(client, server, share, concurrency)
-                    run.start = self.warm[client].cpu
+                    run.start, run.first = one.cpu, one.seen["asked"] - one.began
                     runs[client].append(run)
                     if run.error:
                         failed[client] = run

@@ -3,8 +3,11 @@
     python -m benchmarks.server [--latency SECONDS] [--tail SEED] [--tls PEM]
 
 Prints its port; for every line on its standard input, what it has seen since the last one, as JSON; and ends with it.
-With --tail the latencies are heavy-tailed, each settled by the seed and the prompt. Times are of the monotonic clock,
-which all processes share. uvloop is used where it is installed: it is not the server that is to be measured.
+If the line is a number, of calls in flight, that includes the gaps: how long a slot was empty between the answer that
+freed it and the next request. With --latency the first answers of the connections are spread over as long again, or
+all would come at once. With --tail the latencies are heavy-tailed, each settled by the seed and the prompt. Times are
+of the monotonic clock, which all processes share. uvloop is used where it is installed: it is not the server that is to
+be measured.
 """
 
 import argparse
@@ -14,6 +17,8 @@ import ssl
 import sys
 import time
 import zlib
+from array import array
+from itertools import islice
 from typing import Any
 
 from concurrent_prompts import run_loop
@@ -50,9 +55,11 @@ x-request-id: req_0123456789abcdef0123456789abcdef
 
 """
 REPLY = HEADERS.replace("\n", "\r\n").encode() + BODY
+GOLDEN = 0.6180339887  # its multiples are spread evenly between the whole numbers
 SHORTEST, SHAPE, LONGEST = 0.005, 1.5, 0.25  # of the heavy tail: a Pareto distribution, cut off
 NOTHING = {"connections": 0, "answers": 0, "connected": 0.0, "asked": 0.0, "answered": 0.0}
 seen: dict[str, float] = dict(NOTHING)
+arrivals, departures = array("d"), array("d")  # of all requests and answers, where there is a latency
 
 
 def tail(seed: int, body: bytes) -> float:
@@ -61,6 +68,15 @@ def tail(seed: int, body: bytes) -> float:
     share = zlib.crc32(body[begin : body.find(b":", begin)], seed) / 2**32
     latency: float = SHORTEST * (1 - share) ** (-1 / SHAPE)
     return min(LONGEST, latency)
+
+
+def gaps(slots: int) -> dict[str, float]:
+    """Return the median and the 99th percentile of the seconds for which a slot was empty.
+
+    With N slots the request number N + i can only be sent once i answers have come.
+    """
+    waits = sorted(then - freed for freed, then in zip(departures, islice(arrivals, slots, None), strict=False))
+    return {"median": waits[len(waits) // 2], "p99": waits[len(waits) * 99 // 100]} if waits else {}
 
 
 class Connection(asyncio.Protocol):
@@ -72,6 +88,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:  # uvloop's is not an asyncio.Transport
         self.transport = transport
+        self.offset = self.latency * (seen["connections"] * GOLDEN % 1)
         seen["connections"] += 1
         seen["connected"] = seen["connected"] or time.monotonic()
 
@@ -89,15 +106,22 @@ class Connection(asyncio.Protocol):
             return
         self.got = b""
         seen["asked"] = seen["asked"] or time.monotonic()
+        if self.latency:
+            arrivals.append(time.monotonic())
         if latency := self.latency if self.seed is None else tail(self.seed, data):
-            self.later(latency, self.answer)
+            self.later(latency + self.offset, self.answer)
+            self.offset = 0.0
         else:
             self.answer()
 
     def answer(self) -> None:
+        if self.transport.is_closing():
+            return  # a client that stops by the clock has calls in flight at its end
         self.transport.write(REPLY)
         seen["answers"] += 1
-        seen["answered"] = time.monotonic()
+        seen["answered"] = now = time.monotonic()
+        if self.latency:
+            departures.append(now)
 
 
 async def serve(latency: float, seed: int | None, pem: str | None) -> None:
@@ -109,9 +133,10 @@ async def serve(latency: float, seed: int | None, pem: str | None) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(latency, seed), "127.0.0.1", 0, backlog=4096, ssl=tls)
     print(server.sockets[0].getsockname()[1], flush=True)
-    while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(seen), flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(seen | (gaps(int(line)) if line.strip() else {})), flush=True)
         seen.update(NOTHING)
+        del arrivals[:], departures[:]
     server.close()
 
 

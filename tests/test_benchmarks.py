@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from benchmarks import __main__ as benchmark
+from benchmarks import clients, runs, server
 from benchmarks.report import Table, cell
-from benchmarks.runs import Run, answers_in, steady
+from benchmarks.runs import Bench, Run, answers_in, ours, steady
 from tests.helpers import ROOT
 
 
@@ -26,6 +28,62 @@ def test_tables(tmp_path):
     assert len(clock["values"]) == 1 and 0 < cpu["values"][0] < 3
     assert "| stdlib, nothing installed" in done.stdout
     assert (tmp_path / "table.md").read_text().strip() == done.stdout.strip()
+
+
+def test_what_is_not_begun_in_time_is_said(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "overhead,tls", "--minutes", "0"])
+    benchmark.main()
+    assert [line for line in capsys.readouterr().out.splitlines() if "left out" in line] == [
+        "overhead: left out, 0 minutes are over. For this table: --only overhead",
+        "tls: left out, 0 minutes are over. For this table: --only tls",
+    ]
+
+
+@pytest.mark.parametrize(("auto", "options"), [(False, ["-c", "64"]), (True, [])], ids=["given", "default"])
+def test_concurrency_is_given_or_not(monkeypatch, tmp_path, auto, options):
+    class Still:
+        url, trust = "http://127.0.0.1:1/v1", None
+
+        def look(self, slots=""):
+            return {}
+
+    commands = []
+    monkeypatch.setattr(runs, "spawn", lambda command, *_: commands.append(command) or (Run(error="not run"), ""))
+    Bench(str(tmp_path), quick=True).run(ours("stdlib", auto=auto), Still(), 3, 64)
+    [command] = commands
+    assert command[command.index(Still.url) + 1 : command.index("-o")] == options
+
+
+def test_the_server_sends_the_headers_of_a_real_one():
+    fields = dict(line.split(": ", 1) for line in server.REPLY.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:])
+    assert len(fields) == 15
+    assert sum(name.startswith("x-ratelimit-") for name in fields) == 6
+    assert int(fields["Content-Length"]) == len(server.BODY)
+
+
+def test_a_slot_is_empty_from_an_answer_to_the_next_request(monkeypatch):
+    monkeypatch.setattr(server, "arrivals", [0.0, 0.1, 1.5, 1.75, 2.5])  # the first two fill the slots
+    monkeypatch.setattr(server, "departures", [1.0, 1.5, 2.0, 3.0, 4.0])
+    assert server.gaps(2) == {"median": 0.5, "p99": 0.5}
+    monkeypatch.setattr(server, "arrivals", [0.0, 0.1])
+    assert server.gaps(2) == {}
+
+
+def test_too_few_open_files_are_the_reason(monkeypatch):
+    monkeypatch.setattr(benchmark, "open_files", lambda: 1024)
+    cells = benchmark.empty_slots(Bench("", quick=True), 1000, 2)
+    whys = {one.why for pair in cells.values() for one in pair}
+    assert whys == {"1,000 in flight need 1,100 open files; the hard limit (ulimit -Hn) is 1,024"}
+    assert all(len(pair) == 2 for pair in cells.values())
+
+
+@pytest.mark.parametrize("name", clients.CLIENTS)
+def test_who_is_not_installed_is_said_in_one_line(monkeypatch, tmp_path, name):
+    package = clients.CLIENTS[name][0]
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    (tmp_path / "prompts.txt").write_text("prompt 1: why?\n")
+    with pytest.raises(SystemExit, match=f"^not installed: pip install {package}$"):
+        clients.main(name, "http://127.0.0.1:1/v1", str(tmp_path / "prompts.txt"), "1")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ OTHERS = {  # flags of other commands
     "sbatch": {"--array"},
     "dask": {"--host", "--no-dashboard", "--nthreads", "--tls-ca-file"},
     "pytest": {"--dist"},
-    "tests.torture, benchmarks": {"--only", "--quick"},
+    "tests.torture, benchmarks": {"--only", "--quick", "--requests", "--svg"},
 }
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
