@@ -1918,10 +1918,10 @@ async def as_completed(
 
 
 def new_runner() -> asyncio.Runner:
-    """Return an event loop that is not yet running, uvloop's if that is installed."""
+    """Return an event loop that is not yet running, of uvloop or winloop if that is installed."""
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):
-        new_loop = importlib.import_module("uvloop").new_event_loop
+        new_loop = importlib.import_module("winloop" if sys.platform == "win32" else "uvloop").new_event_loop
     return asyncio.Runner(loop_factory=new_loop)
 
 
