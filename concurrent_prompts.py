@@ -225,15 +225,15 @@ class Result(Generic[T]):
             "text": self.text,
             "error": self.error and self.error._asdict(),
             "attempts": self.attempts,
-            "latency": int(1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
-            "started": int(1e6 * self.started) / 1e6,
-            "slot_wait": self.slot_wait and int(1e6 * self.slot_wait) / 1e6,
-            "limit_wait": self.limit_wait and int(1e6 * self.limit_wait) / 1e6,
-            "retry_wait": self.retry_wait and int(1e6 * self.retry_wait) / 1e6,
-            "lost": self.lost and int(1e6 * self.lost) / 1e6,
+            "latency": int(0.5 + 1e6 * self.latency) / 1e6,  # to the microsecond; round() takes four times as long
+            "started": int(0.5 + 1e6 * self.started) / 1e6,
+            "slot_wait": self.slot_wait and int(0.5 + 1e6 * self.slot_wait) / 1e6,
+            "limit_wait": self.limit_wait and int(0.5 + 1e6 * self.limit_wait) / 1e6,
+            "retry_wait": self.retry_wait and int(0.5 + 1e6 * self.retry_wait) / 1e6,
+            "lost": self.lost and int(0.5 + 1e6 * self.lost) / 1e6,
         }
         if self.tries:
-            row["tries"] = [(int(1e6 * begun) / 1e6, int(1e6 * took) / 1e6) for begun, took in self.tries]
+            row["tries"] = [(int(0.5 + 1e6 * begun) / 1e6, int(0.5 + 1e6 * took) / 1e6) for begun, took in self.tries]
         if self.limit:
             row["limit"] = int(10 * self.limit) / 10
         row["usage"], row["finish_reason"], row["model"] = self.usage, self.finish_reason, self.model
