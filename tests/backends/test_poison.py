@@ -37,7 +37,7 @@ BITS = (
 
 
 METHODS = "search|match|fullmatch|findall|finditer|sub|split"
-MADE = "pattern_of(words) if words else '(?!)'"  # by concealer, of the key
+MADE = "self.pattern"  # of Forms
 JOINED = "'|'.join(map(str.strip, text.strip().splitlines()))"  # by meanings.py: its tables are looked through
 
 
