@@ -37,8 +37,8 @@ BITS = (
 
 
 METHODS = "search|match|fullmatch|findall|finditer|sub|split"
-MADE = "self.pattern"  # of Forms
-JOINED = "'|'.join(map(str.strip, text.strip().splitlines()))"  # by meanings.py: its tables are looked through
+MADE = "pattern_of(words) if words else '(?!)'"  # by concealer, of the key
+JOINED = "self.pattern"  # by meanings.py: its tables are looked through
 
 
 def patterns():
