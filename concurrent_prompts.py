@@ -1058,6 +1058,11 @@ class Run:
                 return
             yield prompt if prompt.body else self.api.prepare(prompt)
 
+    def start_more(self) -> None:
+        """Start another worker if its call could go out."""
+        if self.start and self.limiter.has_room and not self.limiter.queued:
+            self.start()
+
     async def answer(self, prompt: Prompt) -> Result:
         """Send the prompt, again where that may help, and return its Result; raises only CancelledError."""
         result = Result(prompt, error=prompt.error)
@@ -1158,8 +1163,8 @@ class Run:
         call = Call(task, 0.0, losses, limiter.estimate(prompt.body), prompt.number)
         if self.stopped or not limiter.admit(call):
             await self._turn(result, call)
-        if self.start and limiter.has_room and not limiter.queued:
-            self.start()
+        if self.start:
+            self.start_more()
         result.attempts += 1
         result.sent = call.started
         if call.place > self.most_in_flight:
@@ -1387,7 +1392,7 @@ def worker_for(run: Run, prompts: Any, record: Record) -> Any:
                 await waiting
             if run.listeners:
                 run.tell(result)
-            if run.limiter.queued and not run.wrapped_by:
+            if run.limiter.queued:
                 return True
         return False
 
@@ -1762,15 +1767,10 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         run.start = start if started < run.concurrency else None
         workers.create_task(worker())
 
-    def opened() -> None:
-        if run.start and run.limiter.has_room and not run.limiter.queued:
-            run.start()
-
     try:
         async with asyncio.TaskGroup() as workers:
-            run.limiter.opened = opened
-            for _ in range(run.concurrency if run.wrapped_by else 1):
-                start()
+            run.limiter.opened = run.start_more
+            start()
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:

@@ -29,6 +29,7 @@ from .prompts import (
     endpoint_of,
     is_blank,
     is_continued,
+    is_plain,
     is_templated,
     not_sent,
     whole_request,
@@ -112,7 +113,7 @@ class Api:
 
     def state(self) -> dict[str, Any]:
         """Return plain values, the key included, from which `of` makes an equal Api in another process."""
-        left = ("_connect", "submit", "conceal", "extras", "_form")
+        left = ("_connect", "submit", "conceal", "extras", "_form", "_text_frame")
         return {name: value for name, value in vars(self).items() if name not in left}
 
     @classmethod
@@ -277,6 +278,9 @@ class Api:
         return not is_templated(prompt, self.template) and bool(whole_request(prompt))
 
     def _request(self, prompt: core.Prompt) -> tuple[str, bytes]:
+        if prompt.kind == "prompt" and not prompt.columns and self.template is None and is_plain(prompt.content):
+            path, before, after = self._text_frame  # as most are
+            return path, (before + core.encode_json(prompt.content) + after).encode()
         if prompt.kind == "batch":
             return self._batch_request(prompt)
         body = whole_request(prompt) if prompt.columns and not is_templated(prompt, self.template) else None
@@ -303,6 +307,11 @@ class Api:
         if text := not_sent(prompt.columns, self.template, given):
             self._told = True
             core.log.warning("%s: %s", prompt.where, text)
+
+    @functools.cached_property
+    def _text_frame(self) -> tuple[str, str, str]:
+        before, _, after = self._frame(True)
+        return ENDPOINTS[self.endpoint] + self.query, before, after
 
     @functools.cache  # noqa: B019 - an Api or two
     def _frame(self, single: bool) -> tuple[str, str, str]:

@@ -22,6 +22,7 @@ ENDPOINTS = {
     "completions": "/completions",
     "embeddings": "/embeddings",
 }
+PECULIAR = {"", " ", "{", "\u3164"}  # first characters of a text that may be blank, or JSON
 BLANK = " \t\r\n\f\v\x1a\xa0\u3000\ufeff\u200b\u200c\u200d\u2060\u3164"  # not seen; isspace() does not know all of them
 
 
@@ -97,6 +98,11 @@ def content_of(prompt: core.Prompt, endpoint: str, template: str | None) -> Any:
     if is_blank(content):
         raise ValueError(f"`{prompt.kind}` is empty")
     return content
+
+
+def is_plain(content: Any) -> bool:
+    """Whether the content is a text that is neither blank nor begins like JSON: `content_of` need not look at it."""
+    return type(content) is str and content[:1].isprintable() and content[:1] not in PECULIAR
 
 
 def json_in_text(where: str) -> str:

@@ -25,6 +25,7 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
         task = asyncio.current_task()
         assert task is not None
         run.wrapping.add(task)
+        run.start_more()  # an extra may wait, or call somebody else
         cancelled = task.cancelling()
         try:
             return await attempt(prompt)
