@@ -447,9 +447,10 @@ class Limiter(core.Limiter):
             if call.started >= self.silent:  # the latency of what was sent before says nothing
                 self._answers += 1
                 self._latencies += call.latency
-                self._places += call.place
-                if call.place > self.window.highest:
-                    self.window.highest = call.place
+                place = min(call.place, self.in_flight + 1)  # some of those before it may have been rejected
+                self._places += place
+                if place > self.window.highest:
+                    self.window.highest = place
             if call.started > self.latest:
                 self.latest = call.started
             self._last = call, outcome.headers

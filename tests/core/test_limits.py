@@ -207,6 +207,16 @@ async def test_no_limit():
     assert server.span <= 0.1 * math.ceil(2000 / AUTO_CONCURRENCY) + ramp + 0.11
 
 
+@pytest.mark.parametrize(("rate", "burst"), [(100, 10), (60, 20)])
+@virtual
+async def test_a_gate_that_is_far_away_is_no_limit_of_calls_at_once(rate, burst, monkeypatch):
+    monkeypatch.setitem(globals(), "ROUND_TRIP", 0.03)  # a third of what an answer takes: many are out in vain by then
+    server = Simulation(gate=rate, gate_burst=burst, reject_status=503, latency=0.1, seed=3)
+    _, run = await server.answer(texts(400, 3))  # all of them
+    assert server.share_rejected() < 0.2 and server.span < 1.3 * 400 / rate
+    assert "requests/min" in str(run.limiter.learned())
+
+
 @pytest.mark.parametrize("share", [0.02, 0.05])
 @virtual
 async def test_refusals_at_random_are_no_limit(share):
