@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from . import core, limiter
+from .limits import at_once_in
 
 
 class Rejected(limiter.Quota):
@@ -245,11 +247,14 @@ class Limiter(limiter.Limiter):
     the next few calls is rejected, too.
     """
 
+    LOOKS = 50  # at replies, for how many calls at once their headers allow
+
     def __init__(self, start: int, ceiling: int, *options: Any) -> None:
         super().__init__(start, ceiling, *options)
         self._mark, self._strikes = 0, 0  # calls sent by the last rejection; rejections in a row
         self._unconfirmed: core.Call | None = None  # a call that was rejected, if that is to be confirmed
         self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
+        self._looks = 0
         self._quickest = math.inf  # the least latency of an answer
         self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
 
@@ -271,6 +276,15 @@ class Limiter(limiter.Limiter):
             self._count_probe(now)
         else:
             super()._pace(now)
+
+    def _read(self, call: core.Call, headers: Mapping[str, str], now: float) -> bool:
+        if self._looks < self.LOOKS:  # looking for them costs time
+            self._looks += 1
+            if most := at_once_in(headers):
+                self.window.ceiling = min(self.window.ceiling, most)
+                if self.window.size >= most:
+                    self.window.tell(most)
+        return super()._read(call, headers, now)
 
     def _learn_from(self, call: core.Call) -> None:
         super()._learn_from(call)

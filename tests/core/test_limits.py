@@ -288,6 +288,28 @@ def test_litellms_headers_of_tokens():
     assert limits_in(headers, "requests") is None
 
 
+class Parallel(Simulation):
+    """LiteLLM, where a key may have so many calls in flight: its headers say so."""
+
+    async def post(self, path, body):
+        if self.in_flight == 40:
+            self.rejected += 1
+            return 429, {}, b'{"error":{"message":"no"}}'
+        self.in_flight += 1
+        status, _, reply = await super().post(path, body)
+        self.in_flight -= 1
+        told = {"X-RateLimit-user-Limit-max_parallel_requests": "90", "x-ratelimit-api_key-limit-requests": "x"}
+        return status, told | {"x-ratelimit-api_key-limit-max_parallel_requests": "40"}, reply
+
+
+@virtual
+async def test_a_number_of_calls_at_once_that_headers_tell_is_kept_to():
+    server = Parallel(seed=101)
+    _, run = await server.answer(texts(1000, 101))
+    assert server.rejected == 0 and server.span < 1.1 * server.window(40) + 0.5
+    assert run.limiter.learned() == ["40 in flight, as the server states"]
+
+
 class Windowed(Simulation):
     """A gateway before it that lets so many through in each window of time, and tells what is left of them."""
 
