@@ -14,6 +14,7 @@ import pytest
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.limiter import Window
 from concurrent_prompts.backends.limits import limits_in
 from tests.helpers import in_rows, virtual
 
@@ -197,6 +198,14 @@ async def test_two_runs_that_share_a_key(seed):
     assert (done - 300) / done >= 0.35  # neither starves
     await other
     assert (54 + 0.3) / server.span >= 0.90 and server.share_rejected() <= 0.05
+
+
+def test_a_window_grows_although_the_first_answers_were_quick_by_chance():
+    window, queued = Window(16, 1024), Window(16, 1024)
+    for place in (1, 2, 3, *[18] * 60):
+        window.answered(place, 0.15 if place < 4 else 0.25)
+        queued.answered(place, 0.1 * place)  # a server of one slot
+    assert window.size > 64 and queued.size < 32
 
 
 @virtual

@@ -765,6 +765,20 @@ async def test_errors_before_the_outage_was_known_cost_no_attempt_either(status,
     assert [(result.text, result.attempts) for result in results] == [("x", 1)] * 300 and now() < 27
 
 
+@virtual
+async def test_calls_that_are_never_answered_are_given_up_when_all_prompts_are_out():
+    dice = random.Random(1)
+
+    async def post(path, body):
+        if dice.random() < 0.06:
+            await asyncio.sleep(1e6)
+        await asyncio.sleep(0.3 * math.exp(dice.gauss(0, 0.5)))
+        return answering("x")
+
+    results = await run_concurrent([str(number) for number in range(500)], api_of(post), **options(concurrency="auto"))
+    assert all(result.text == "x" for result in results) and now() < 6
+
+
 # ---- Prompts that meet an outage alone -----------------------------------------------------------------------
 
 
