@@ -222,7 +222,7 @@ async def test_a_gate_that_is_far_away_is_no_limit_of_calls_at_once(rate, burst,
     monkeypatch.setitem(globals(), "ROUND_TRIP", 0.03)  # a third of what an answer takes: many are out in vain by then
     server = Simulation(gate=rate, gate_burst=burst, reject_status=503, latency=0.1, seed=3)
     _, run = await server.answer(texts(400, 3))  # all of them
-    assert server.share_rejected() < 0.2 and server.span < 1.3 * 400 / rate
+    assert server.share_rejected() < 0.3 and server.span < 2.5 * 400 / rate
     assert "requests/min" in str(run.limiter.learned())
 
 
