@@ -30,6 +30,7 @@ class Evidence(core.Evidence):
         self._asked, self._is_there = -math.inf, False  # when the API was asked whether it is there
         self._overdue: list[int] = []  # the prompts whose calls had no answer in time, before anything was heard
         self._refused: set[int] = set()  # the prompts that were refused alike since the last answer
+        self._doubtful: list[core.Result] = []  # whose attempt found nobody, before that was known
         self._alike: tuple[Any, ...] = ()  # what all calls have failed with, as long as none was answered
         self._failed_alike, self._alike_since = 0, 0.0
 
@@ -106,7 +107,9 @@ class Evidence(core.Evidence):
             return self.run.limiter.requests.barren > 2 and attempts <= self.FREE_ATTEMPTS * prompts
         alone = failure.kind == "unreachable" or (failure.heard and self.run.concurrency < 3)
         if self.run.limiter.away_since is None and (not alone or failure.error.status == 500):
+            self._doubtful = [*(one for one in self._doubtful if not self.run.answered_since(one)), result]
             return False
+        self._give_back()
         if failure.heard and prompts < 3 and isinstance(self.run.api, core.Own):
             return False
         if failure.loading or prompts >= self.MANY or attempts <= self.BELIEVED * prompts:
@@ -118,6 +121,13 @@ class Evidence(core.Evidence):
             self._asked = now
             self._is_there = bool(await self.run.wait_or_stop(self.run.api.is_there(self.run.call)))
         return not self._is_there
+
+    def _give_back(self) -> None:
+        """Give back the attempts of those who found nobody just before the server was known to be away."""
+        for result in self._doubtful:
+            if self.run.open.get(result.prompt.number) is result and not self.run.answered_since(result):
+                result.attempts -= 1
+        self._doubtful.clear()
 
     def was_never_there(self, failure: core.PromptError, result: core.Result) -> bool:
         """Whether a server that has never said a word is to be given up."""

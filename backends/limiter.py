@@ -199,17 +199,17 @@ class Window:
 
     def _decide(self) -> None:
         """Grow on, or settle where the throughput is about the highest with the least waiting at the server."""
-        octaves = [octave for octave in self._octaves.values() if octave[0] > 11]
-        means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves)
-        self._held = 0.0
-        if len(means) < 2:
-            return
-        (few, quick), (many, slow) = means[-2:]
-        if many > few and math.log(many * quick / (few * slow)) > self.GAIN * math.log(many / few):
-            self._usual = self._lately
+        octaves, self._held = self._octaves.values(), 0.0
+        means = sorted((places / count, math.exp(total / count)) for count, total, places in octaves if count > 11)
+        early = 2.5, math.exp(sum(self._early) / (len(self._early) or 1))  # three, perhaps quick by chance
+        (few, quick), (many, slow) = [early, early, *means][-2:]
+        gain = self.GAIN if means[1:] else 0.7
+        gains = many > few and math.log(many * quick / (few * slow)) > gain * math.log(many / few)
+        self._usual = self._lately if gains else self._usual
+        if gains or not means[1:]:
             return
         throughput = max(place / latency for place, latency in means)
-        calm = [(count, total) for count, total, places in self._octaves.values() if places <= count * many / 3]
+        calm = [(count, total) for count, total, places in octaves if places <= count * many / 3]
         self._usual = sum(total for _, total in calm) / sum(count for count, _ in calm) if calm else math.log(quick)
         self.source = "more brought no more throughput"
         self.size, self.answers = min(self.size, 1.02 * throughput * math.exp(self._usual) + 1), 0
@@ -447,9 +447,10 @@ class Limiter(core.Limiter):
             if call.started >= self.silent:  # the latency of what was sent before says nothing
                 self._answers += 1
                 self._latencies += call.latency
-                self._places += call.place
-                if call.place > self.window.highest:
-                    self.window.highest = call.place
+                place = min(call.place, self.in_flight + 1)  # some of those before it may have been rejected
+                self._places += place
+                if place > self.window.highest:
+                    self.window.highest = place
             if call.started > self.latest:
                 self.latest = call.started
             self._last = call, outcome.headers

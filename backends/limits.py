@@ -31,6 +31,7 @@ NAMED = {"x-ratelimit-{}-requests-minute": 60, "x-ratelimit-{}-req-minute": 60, 
 # reset; if LITELLM_RATE_LIMIT_WINDOW_SIZE is another, only the Retry-After of a rejection says so:
 # https://github.com/BerriAI/litellm/blob/main/litellm/proxy/hooks/parallel_request_limiter_v3.py
 SCOPES = "api_key", "model_per_key", "user", "team", "team_member", "end_user", "organization", "model_per_team"
+AT_ONCE = [f"x-ratelimit-{scope}-limit-max_parallel_requests" for scope in SCOPES]
 SCOPED = {name: [f"x-ratelimit-{scope}-{{}}-{name}" for scope in SCOPES] for name in LIMIT_FORMS}
 NAMED |= dict.fromkeys(itertools.chain(*SCOPED.values()), 60)
 # A limit that names no kind holds for a window of time, after which all of it is there again: OpenRouter's, Together's,
@@ -65,6 +66,12 @@ def limits_in(headers: Mapping[str, str], name: str, window: bool = False) -> To
     if found is None and (scoped := [*filter(None, (told_by(form, headers, window) for form in SCOPED[name]))]):
         found = min(scoped, key=lambda told: told.left)
     return told_in_one(headers) if found is None and name == "requests" else found
+
+
+def at_once_in(headers: Mapping[str, str]) -> int:
+    """Return how many calls at once the headers allow, 0 if they do not tell it."""
+    told = [header(headers, name) for name in AT_ONCE]
+    return min((int(text) for text in told if text.isdecimal() and len(text) < 10), default=0)
 
 
 def told_by(form: str, headers: Mapping[str, str], window: bool) -> Told | None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from . import core, limiter
+from .limits import at_once_in
 
 
 class Rejected(limiter.Quota):
@@ -24,6 +26,7 @@ class Rejected(limiter.Quota):
     USUAL = 1, 60, 3600  # seconds of a window
     TRIAL = 50.0  # calls a second, if the bucket may hold several: few are rejected before one is seen to be
     PAUSE = 2.0  # seconds in which an unknown bucket of tokens may fill
+    ENOUGH = 10  # calls that tell a rate
     LATE = 1.02  # a window is not over before this share of its length
 
     def __init__(self, name: str, told: float | None = None) -> None:
@@ -88,13 +91,26 @@ class Rejected(limiter.Quota):
     def guess(self, rate: float, now: float, wait: float = 0.0) -> None:
         """Begin to look for the limit of an empty bucket: a call goes out now and then until one is accepted."""
         self.source, self.size, self.period, self._sure, self._fades = "from rejections", 0.0, 0.0, False, False
-        self._burst, self._burst_began = self.spent - self._last[1], self.first
-        self._start = self._last = now, self.spent
+        if self.enough:
+            self.exploring = True
+            return self.refuse(1, now, wait)
+        self.empty(now)
         core.log.info("looking for the limit of %s a minute", self.name)
         if self.name == "tokens":
             self.rate, self._level, self._stamp, self._closed = max(0.1, rate), 0.0, now, now + (wait or self.PAUSE)
         else:
             self._hold(now, wait)
+
+    @property
+    def enough(self) -> bool:
+        """Whether so much was accepted since the bucket was empty that it tells the rate."""
+        return self.name == "requests" and self._last[0] > 0 and self.spent - self._last[1] >= self.ENOUGH
+
+    def empty(self, now: float) -> None:
+        """Note that the bucket may be empty for the first time."""
+        if self._burst_began == math.inf:
+            self._burst, self._burst_began = self.spent - self._last[1], self.first
+        self._start = self._last = now, self.spent
 
     def _hold(self, now: float, wait: float) -> None:
         """Let nothing out before the next step, or for so many seconds; then ever more until a call is rejected."""
@@ -231,11 +247,15 @@ class Limiter(limiter.Limiter):
     the next few calls is rejected, too.
     """
 
+    LOOKS = 50  # at replies, for how many calls at once their headers allow
+
     def __init__(self, start: int, ceiling: int, *options: Any) -> None:
         super().__init__(start, ceiling, *options)
         self._mark, self._strikes = 0, 0  # calls sent by the last rejection; rejections in a row
         self._unconfirmed: core.Call | None = None  # a call that was rejected, if that is to be confirmed
         self._probe_calls = 0, 0  # the numbers of the calls that do so, from the first one on to the last
+        self._looks = 0
+        self._quickest = math.inf  # the least latency of an answer
         self._confirmed = self._trusted = 0  # rejections in a row; how many are not to be confirmed
 
     def _quota(self, name: str, told: float | None) -> limiter.Quota:
@@ -257,8 +277,18 @@ class Limiter(limiter.Limiter):
         else:
             super()._pace(now)
 
+    def _read(self, call: core.Call, headers: Mapping[str, str], now: float) -> bool:
+        if self._looks < self.LOOKS:  # looking for them costs time
+            self._looks += 1
+            if most := at_once_in(headers):
+                self.window.ceiling = min(self.window.ceiling, most)
+                if self.window.size >= most:
+                    self.window.tell(most)
+        return super()._read(call, headers, now)
+
     def _learn_from(self, call: core.Call) -> None:
         super()._learn_from(call)
+        self._quickest = min(self._quickest, call.latency)
         self.requests.let_in(call.started)
         self.tokens.let_in(call.started)
         if self._strikes and call.started > self._rejection:
@@ -290,7 +320,7 @@ class Limiter(limiter.Limiter):
             if not told and quota.source == "from headers" and quota.headers:
                 quota.headers.shut(wait, now)
             return
-        at_the_door = not self._latency or call.latency < self._latency / 4
+        at_the_door = not self._latency or call.latency < max(self._latency / 4, 0.7 * self._quickest)
         confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
         if confirmed is not None:
             self._weigh(confirmed, failure, quota, now, at_the_door)
@@ -327,6 +357,8 @@ class Limiter(limiter.Limiter):
         wait = min(failure.wait or 0.0, core.PAUSE_CEILING)
         again = call.number - self._mark <= 2
         self._rejection, self._mark = now, self.sent
+        if not (quota.source or self._strikes or self.window.source == "from rejections"):
+            quota.empty(now)
         if at_the_door and quota.source == "from rejections":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
             quota.refuse(cost, now, wait, spent - cost)
@@ -371,7 +403,7 @@ class Limiter(limiter.Limiter):
     def _strike(self, quota: Any, again: bool, now: float, wait: float) -> None:
         """Take a rejection for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if self._strikes == 1 and not (again or wait) and self.window.answers > 2:
+        if self._strikes == 1 and not (again or wait or quota.enough) and self.window.answers > 2:
             self._gap, self._spread_end, self._opens = 0.05, now + 1, now + 0.05
         elif quota.source:
             self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one

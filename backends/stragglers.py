@@ -21,8 +21,9 @@ class Patience:
     than 3 and a twentieth of the answers.
 
     Where all calls in flight are late, and they are several, it is the server that is silent: one is given up at ever
-    longer intervals, to try whether it answers again, and a second after the first answer all that began before. These
-    count for nothing, and cost their prompts no attempt.
+    longer intervals, to try whether it answers again, and a second after the first answer all that began before; at
+    once if calls were answered that began after all of these (one replica of ten that never answers, when all prompts
+    are out). These count for nothing, and cost their prompts no attempt.
     """
 
     LEAST = 1.0  # seconds
@@ -37,6 +38,7 @@ class Patience:
         self.given_up = 0
         self.latest = -math.inf  # the start of the latest call that was answered
         self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
+        self._passed = False  # whether it had answered calls that began after all that were in flight then
         self._quick = -math.inf  # the start of the latest one that did not take long
         self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
 
@@ -97,13 +99,14 @@ class Patience:
 
         calls, least = [call for call in calls if call.ended is None], self.limit(0)
         late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
-        grace = now <= self._back + self.LEAST  # in which what began before may still be answered
+        grace = now <= self._back + self.LEAST and not self._passed  # in which what began before may still be answered
         soon = self._silent if grace else -math.inf
         anew = self._silent if self._quick >= self._silent else -math.inf
         found = [call for call in late if (self.latest > due(call) or call.started < anew) and call.started >= soon]
         silenced = [call for call in found if call.started < self._silent]
         if late and not found and not grace and calls[-1].started <= now - least:
             found = late if stopping else late[:1]
+            self._passed = self._passed if self.is_silent() else self.latest > calls[-1].started
             if stopping or len(calls) >= self.SEVERAL:
                 silenced, found = found if stopping else self._try_again(found, now), []
         counted = [call for call in found if call not in silenced][: max(0, 3 + self.answers // 20 - self.given_up)]

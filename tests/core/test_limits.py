@@ -14,6 +14,7 @@ import pytest
 
 from concurrent_prompts import AUTO_CONCURRENCY, Run, as_prompts, concurrently, run_concurrent
 from concurrent_prompts.backends.api import Api
+from concurrent_prompts.backends.limiter import Window
 from concurrent_prompts.backends.limits import limits_in
 from tests.helpers import in_rows, virtual
 
@@ -199,12 +200,30 @@ async def test_two_runs_that_share_a_key(seed):
     assert (54 + 0.3) / server.span >= 0.90 and server.share_rejected() <= 0.05
 
 
+def test_a_window_grows_although_the_first_answers_were_quick_by_chance():
+    window, queued = Window(16, 1024), Window(16, 1024)
+    for place in (1, 2, 3, *[18] * 60):
+        window.answered(place, 0.15 if place < 4 else 0.25)
+        queued.answered(place, 0.1 * place)  # a server of one slot
+    assert window.size > 64 and queued.size < 32
+
+
 @virtual
 async def test_no_limit():
     server = Simulation(latency=0.1, sigma=0)
     await server.answer(texts(2000, 0))
     ramp = 0.1 * math.log(AUTO_CONCURRENCY / 16, 4)
     assert server.span <= 0.1 * math.ceil(2000 / AUTO_CONCURRENCY) + ramp + 0.11
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(100, 10), (60, 20)])
+@virtual
+async def test_a_gate_that_is_far_away_is_no_limit_of_calls_at_once(rate, burst, monkeypatch):
+    monkeypatch.setitem(globals(), "ROUND_TRIP", 0.03)  # a third of what an answer takes: many are out in vain by then
+    server = Simulation(gate=rate, gate_burst=burst, reject_status=503, latency=0.1, seed=3)
+    _, run = await server.answer(texts(400, 3))  # all of them
+    assert server.share_rejected() < 0.3 and server.span < 2.5 * 400 / rate
+    assert "requests/min" in str(run.limiter.learned())
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05])
@@ -276,6 +295,28 @@ def test_litellms_headers_of_tokens():
     headers = {"x-ratelimit-api_key-limit-tokens": "2000", "x-ratelimit-api_key-remaining-tokens": "1500"}
     assert limits_in(headers, "tokens") == pytest.approx((2000 / 60, 1500, 2000, 0))
     assert limits_in(headers, "requests") is None
+
+
+class Parallel(Simulation):
+    """LiteLLM, where a key may have so many calls in flight: its headers say so."""
+
+    async def post(self, path, body):
+        if self.in_flight == 40:
+            self.rejected += 1
+            return 429, {}, b'{"error":{"message":"no"}}'
+        self.in_flight += 1
+        status, _, reply = await super().post(path, body)
+        self.in_flight -= 1
+        told = {"X-RateLimit-user-Limit-max_parallel_requests": "90", "x-ratelimit-api_key-limit-requests": "x"}
+        return status, told | {"x-ratelimit-api_key-limit-max_parallel_requests": "40"}, reply
+
+
+@virtual
+async def test_a_number_of_calls_at_once_that_headers_tell_is_kept_to():
+    server = Parallel(seed=101)
+    _, run = await server.answer(texts(1000, 101))
+    assert server.rejected == 0 and server.span < 1.1 * server.window(40) + 0.5
+    assert run.limiter.learned() == ["40 in flight, as the server states"]
 
 
 class Windowed(Simulation):

@@ -749,6 +749,36 @@ async def test_the_outage_of_an_api_is_waited_for_by_a_few_prompts_alone(failure
     assert [result.text for result in results] == ["x"] * 16 and 300 <= now() < 306
 
 
+@pytest.mark.parametrize("concurrency", [20, "auto"])
+@pytest.mark.parametrize("status", [500, 502, 503])
+@virtual
+async def test_errors_before_the_outage_was_known_cost_no_attempt_either(status, concurrency):
+    latencies = itertools.cycle([0.1, 0.7, 0.2, 0.4, 0.3])
+
+    async def post(path, body):
+        away = 0.7 <= now() < 20
+        await asyncio.sleep(0.01 if away else next(latencies))
+        return (status, {}, b"<html>") if away else answering("x")
+
+    prompts = [str(number) for number in range(300)]
+    results = await run_concurrent(prompts, api_of(post), **options(concurrency=concurrency))
+    assert [(result.text, result.attempts) for result in results] == [("x", 1)] * 300 and now() < 27
+
+
+@virtual
+async def test_calls_that_are_never_answered_are_given_up_when_all_prompts_are_out():
+    dice = random.Random(1)
+
+    async def post(path, body):
+        if dice.random() < 0.06:
+            await asyncio.sleep(1e6)
+        await asyncio.sleep(0.3 * math.exp(dice.gauss(0, 0.5)))
+        return answering("x")
+
+    results = await run_concurrent([str(number) for number in range(500)], api_of(post), **options(concurrency="auto"))
+    assert all(result.text == "x" for result in results) and now() < 6
+
+
 # ---- Prompts that meet an outage alone -----------------------------------------------------------------------
 
 
