@@ -1412,6 +1412,55 @@ def open_journal(path: pathlib.Path, **options: bool) -> "Journal":
     return (known.CarefulJournal if known else Journal)(path, **options)
 
 
+class Earlier:
+    """The lines that a results file holds already, by their requests: 50 bytes for each."""
+
+    def __init__(self) -> None:
+        self.places, self.ids = array.array("q"), array.array("q")  # where a line begins; the hash of its id
+        self.requests, self.rows = array.array("Q"), array.array("L")  # the two parts of its fingerprint
+        self.errors: dict[int, Error] = {}  # of those that failed
+        self.claimed = bytearray()  # 1 where a line belongs to a prompt
+        self._order = array.array("L")  # of the lines by request, an answer first and then the latest failure
+        self._next: dict[int, int] = {}  # place in that order, of requests with several lines
+
+    def add(self, place: int, row_id: Any, key: str, error: Error | None) -> None:
+        """Add a line."""
+        if error:
+            self.errors[len(self.places)] = error
+        self.places.append(place)
+        self.ids.append(hash(row_id))
+        self.requests.append(int(key[:16], 16))
+        self.rows.append(int(key[16:], 16))
+        self.claimed.append(0)
+
+    def of(self, key: str) -> Iterator[int]:
+        """Yield the numbers of a request's lines that belong to no prompt yet."""
+        request = int(key[:16], 16)
+        if len(self._order) < len(self.places):
+            numbers = [number for number in range(len(self.places)) if number not in self.errors]
+            numbers += sorted(self.errors, reverse=True)
+            self._order = array.array("L", sorted(numbers, key=self.requests.__getitem__))
+        first = self._next.get(request) or bisect.bisect_left(self._order, request, key=self.requests.__getitem__)
+        for at in range(first, len(self._order)):
+            number = self._order[at]
+            if self.requests[number] != request:
+                return
+            if not self.claimed[number]:
+                if at > first:
+                    self._next[request] = at
+                yield number
+
+    def claim(self, key: str) -> int | None:
+        """Return the number of the line that a prompt with this fingerprint is given, None if there is none."""
+        if (number := next(self.of(key), None)) is not None:
+            self.claimed[number] = 1
+        return number
+
+    def left(self) -> list[int]:
+        """Return the numbers of the lines that belong to no prompt."""
+        return [number for number, claimed in enumerate(self.claimed) if not claimed]
+
+
 class Journal:
     """The results file: a line is appended as soon as a prompt is done, so that nothing answered is ever lost.
 
@@ -1425,17 +1474,16 @@ class Journal:
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
-        self._earlier: dict[str, list[int]] = {}  # by the request's fingerprint, where its lines stand
-        self._lines: dict[int, tuple[Any, str, Error | None]] = {}  # by where it stands: a line's id, row and error
+        self._earlier = Earlier()
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1 is nowhere yet
-        self._changed: dict[int, Prompt] = {}  # those whose place or columns are no longer as their line has them
+        self._changed: dict[int, Any] = {}  # what is no longer as a prompt's line has it, see `renewed`
         self._torn = overwrite  # what the file holds after the lines that count is to go
         try:
             self._file = self._open()
         except OSError as failure:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file (-o, output=)") from None
         self._size = self._synced = 0 if overwrite else self._load()
-        self.answers = sum(error is None for _, _, error in self._lines.values())  # that were there before
+        self.answers = len(self._earlier.places) - len(self._earlier.errors)  # that were there before
 
     def __enter__(self) -> "Journal":
         return self
@@ -1491,8 +1539,7 @@ class Journal:
             row_id, key, error, _ = recognised(row)
         except ValueError:
             self._refuse(number)
-        self._earlier.setdefault(key[:16], []).append(offset)
-        self._lines[offset] = row_id, key[16:], error
+        self._earlier.add(offset, row_id, key, error)
 
     def _refuse(self, number: int) -> NoReturn:
         self._file.close()
@@ -1504,29 +1551,24 @@ class Journal:
 
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
+        earlier = self._earlier
         for prompt in prompts:
             self._offsets.append(-1)
-            key = fingerprint(prompt) if self._earlier else ""
-            earlier = self._earlier.get(key[:16])
-            if not earlier:
+            key = fingerprint(prompt) if earlier.places else ""
+            if not key or (number := earlier.claim(key)) is None:
                 yield prompt
                 continue
-            offset, row_id, row, error = self._claim(key[:16], earlier)
+            error = earlier.errors.get(number)
             if prompt.error or (error and self._retry_failed):
                 yield prompt
                 continue
-            self._offsets[prompt.number] = offset
-            if row_id != prompt.id or row != key[16:]:
-                self._changed[prompt.number] = prompt
+            self._offsets[prompt.number] = earlier.places[number]
+            if earlier.rows[number] != int(key[16:], 16):  # the row's content or columns
+                self._changed[prompt.number] = prompt.id, key, prompt.columns
+            elif earlier.ids[number] != hash(prompt.id):
+                self._changed[prompt.number] = prompt.id
             self.kept += error is None
             self.kept_errors += [error] if error else []
-
-    def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, Error | None]:
-        """Take one of the lines of a request, an answer before a failure."""
-        answered = (offset for offset in earlier if self._lines[offset][2] is None)
-        offset = next(answered, earlier[-1])
-        earlier.remove(offset)
-        return offset, *self._lines.pop(offset)
 
     def append(self, *results: Result) -> None:
         """Write the results' lines. Raises OSError where the disk will not take them; then no part of them counts."""
@@ -1590,8 +1632,9 @@ class Journal:
 
     def _keep_others(self, file: IO[bytes], lines: IO[bytes], whole: bool) -> None:
         """Write the answers that belong to nothing in the input: they were paid for."""
-        places = [place for place, (*_, error) in self._lines.items() if error is None or not whole]
-        file.writelines(line_at(lines, place) for place in sorted(places))
+        earlier = self._earlier
+        rest = [number for number in earlier.left() if number not in earlier.errors or not whole]
+        file.writelines(line_at(lines, earlier.places[number]) for number in rest)
 
 
 def beside_results(results: pathlib.Path, what: str) -> pathlib.Path:
@@ -1648,16 +1691,19 @@ def own_part(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
 
 
-def renewed(line: bytes, prompt: Prompt) -> bytes:
-    """Return a result's line with the id and the columns that its prompt has by now."""
+def renewed(line: bytes, now: Any) -> bytes:
+    """Return a result's line with what its prompt has by now: its id, or its id, fingerprint and columns."""
     try:
         row = json.loads(line)  # and not `load`, to which long numbers are floats
     except (ValueError, RecursionError):  # deeper than it goes
         return line
     if "request" not in row:  # a Batch output line
         return line
-    row = own_part(row) | {"id": prompt.id, "request": fingerprint(prompt)}
-    return to_line(row | beside([*row, *AT_TIMES], prompt.columns))
+    if not isinstance(now, tuple):
+        return to_line(row | {"id": now})
+    row_id, key, columns = now
+    row = own_part(row) | {"id": row_id, "request": key}
+    return to_line(row | beside([*row, *AT_TIMES], columns))
 
 
 def lock(file: IO[bytes], path: pathlib.Path) -> bool:

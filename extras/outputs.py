@@ -28,9 +28,9 @@ class CarefulJournal(core.Journal):
 
     def __init__(self, path: pathlib.Path, **options: bool) -> None:
         self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
-        self._claimed: set[tuple[str, Any]] = set()  # request and id of the lines that were, where there are more
         self._new = False
-        self._damaged = 0  # the first line that is
+        self._damaged: list[int] = []  # where the lines stand that are
+        self._first_damaged = 0
         super().__init__(path, **options)
 
     def __exit__(self, kind: Any = None, *failure: Any) -> None:
@@ -54,40 +54,36 @@ class CarefulJournal(core.Journal):
 
     def _recognise(self, row: Any, number: int, offset: int) -> None:
         super()._recognise(row, number, offset)
-        if self._lines[offset][2] and core.recognised(row)[3]:
+        _, _, error, answered = core.recognised(row)
+        if error and answered:
             self._refused.add(offset)
 
     def _pass_over(self, number: int, offset: int, ours: bool) -> None:
         if not ours:
             self._refuse(number)
-        self._damaged = self._damaged or number
-        self._lines[offset] = None, "", None
+        self._damaged.append(offset)
+        self._first_damaged = self._first_damaged or number
 
     def _mend(self, size: int, last: bytes) -> int:
-        if self._damaged and not self._earlier:
-            self._refuse(self._damaged)
+        if self._damaged and not self._earlier.places:
+            self._refuse(self._first_damaged)
         if self._damaged:
-            core.log.warning("%s line %d is damaged: what it answered is asked again", self.path, self._damaged)
+            core.log.warning("%s line %d is damaged: what it answered is asked again", self.path, self._first_damaged)
         return size if not self._file.writable() else super()._mend(size, last)
 
     def check(self, prompts: Iterable[core.Prompt], source: str) -> None:
         """Raise UsageError where the file holds answers, and all of them are to other prompts than these."""
-        rows = {row for _, row, error in self._lines.values() if error is None}
+        earlier = self._earlier
+        rows = {row for number, row in enumerate(earlier.rows) if number not in earlier.errors}
         keys = map(core.fingerprint, prompts)
-        if not rows or any(key[:16] in self._earlier or key[16:] in rows for key in keys):
+        if not rows or any(next(earlier.of(key), None) is not None or int(key[16:], 16) in rows for key in keys):
             return
         what = f"{self.path} contains results for a different input: none matches {source}"
         raise core.UsageError(f"{what}. Choose another (-o, output=), or discard them (--overwrite, overwrite=True)")
 
-    def _claim(self, key: str, earlier: list[int]) -> tuple[int, Any, str, core.Error | None]:
-        claimed = super()._claim(key, earlier)
-        if earlier:
-            self._claimed.add((key, claimed[1]))
-        return claimed
-
     def unclaimed(self, key: str) -> list[int]:
         """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
-        return sorted(self._earlier.get(key, ()), key=lambda place: self._lines[place][2] is not None)
+        return [self._earlier.places[number] for number in self._earlier.of(key)]
 
     # ---- While it is written ---------------------------------------------------------------------------------------
 
@@ -146,14 +142,16 @@ class CarefulJournal(core.Journal):
 
     def _stale(self, answers: bool) -> list[int]:
         """Return where the lines (or only the answers) stand that belong to nothing in the input."""
-        places = {offset for offset, (_, _, error) in self._lines.items() if error is None}
+        earlier = self._earlier
+        left, known = earlier.left(), list(zip(earlier.requests, earlier.ids, strict=True)) if not answers else []
+        places = {earlier.places[number] for number in left if number not in earlier.errors}.union(self._damaged)
         if self._refused:  # but for those that were kept: others were asked again
             places |= self._refused - {*self._offsets}
-        if not answers:
-            for key, offsets in self._earlier.items():
-                last = {self._lines[offset][0]: offset for offset in offsets}  # of those with an id
-                newer = {self._lines[offset][0] for offset in offsets if offset in places}
-                places.update(last[row_id] for row_id in last.keys() - newer if (key, row_id) not in self._claimed)
+        if not answers:  # of those with an id and a request the last, if no other is kept
+            last = {known[number]: earlier.places[number] for number in left}
+            newer = {known[number] for number in left if earlier.places[number] in places}
+            newer |= {line for line, claimed in zip(known, earlier.claimed, strict=True) if claimed}
+            places.update(last[line] for line in last.keys() - newer)
         return sorted(places)
 
     def _set_aside(self, lines: list[bytes]) -> None:

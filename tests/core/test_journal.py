@@ -95,7 +95,8 @@ def test_a_column_is_never_taken_for_a_field(path):
     row = result_of(prompt).as_row()
     assert (row["input_tries"], row["input_limit"], row["input_request"]) == ("mine", 7, "r")
     assert not {"tries", "limit"} & {*row}
-    again = json.loads(concurrent_prompts.renewed(result_of(prompt).as_line(), prompt))
+    now = prompt.id, concurrent_prompts.fingerprint(prompt), prompt.columns
+    again = json.loads(concurrent_prompts.renewed(result_of(prompt).as_line(), now))
     assert again == row
 
 
