@@ -193,7 +193,8 @@ def report(args: Any, ran: core.Ran) -> int:
     if not args.quiet:
         first, *lines = tally.lines(ran)
         say(first)
-        say(*lines, *more, *([f"results in {sink.path}"] if sink.path else []), indent="  ", width=80)
+        results = sink.path and (tally.answered or tally.failed or sink.kept or sink.kept_errors)
+        say(*lines, *more, *([f"results in {sink.path}"] if results else []), indent="  ", width=80)
     for warning in tally.warnings():
         say(warning, indent="  ")
     say_next(args, ran)

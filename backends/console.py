@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from . import core
 
+UNIT = re.compile(r"(\d) (ms|s|min|h)\b")  # as in `core.duration`
 CONTROLS = re.compile(r"[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -44,10 +45,11 @@ def say(*lines: str, start: str = "", indent: str = "", width: int | None = None
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """Return the line in parts of so many columns; a word or an address that is longer stays whole."""
+    """Return the line in parts of so many columns; a longer word or address stays whole, a number keeps its unit."""
     indent = " " * (len(line) - len(line.lstrip()))
     whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line, width, subsequent_indent=indent, **whole) or [line]  # type: ignore[arg-type]
+    parts = textwrap.wrap(UNIT.sub("\\1\xa0\\2", line), width, subsequent_indent=indent, **whole)  # type: ignore[arg-type]
+    return [part.replace("\xa0", " ") for part in parts] or [line]
 
 
 class ErrorLog(logging.Handler):
@@ -145,7 +147,7 @@ def say_stopped(reason: core.PromptError, args: argparse.Namespace | None) -> No
         say(f"-> {advice}", indent="  ")
     if reason.prompt:
         where = f" ({reason.prompt.where})" if reason.prompt.where else ""
-        say(f"it was met at prompt {reason.prompt.id}{where}", indent="  ")
+        say(f"first seen at prompt {reason.prompt.id}{where}", indent="  ")
     if args and args.output != "-" and not args.compare:
         again = command_again(args.argv, args.begun)
         say(f"to continue: {again}", indent="  ", wrap=False)

@@ -200,7 +200,8 @@ def parse(argv: list[str], stack: contextlib.ExitStack) -> argparse.Namespace:
     if unknown:  # not the whole of it: somebody may try to give a key here
         word = core.short(unknown[0].partition("=")[0], 40)
         where = "" if files else f"; other options are in the folder extras/, which goes beside {core.PROGRAM}"
-        raise core.UsageError(f"{word} is not an option or one too many; see --help{where}")
+        said = "is not an option" if word.startswith("-") else "is one argument too many"
+        raise core.UsageError(f"{word} {said}; see --help{where}")
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     args.argv, args.stack, args.begun = argv, stack, False
     args.facts, args.settings, args.form, args.printer, args.next = {}, {}, None, None, []

@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import importlib
 import itertools
+import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,68 +38,72 @@ class Progress:
     """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds."""
 
     EVERY = 5.0  # seconds between lines
+    BAR = 17  # columns of tqdm's bar: "100%|", at least ten of the bar, "| "
+    NOTEBOOK = 100  # columns
 
     def __init__(self, total: int | None, ran: core.Ran, sink: Any) -> None:
         self._total, self._ran, self._run, self._sink, self._tally = total, ran, ran.run, sink, ran.tally
-        self._terminal = console.obeys(sys.stderr)
+        self._terminal, self._notebook = console.obeys(sys.stderr), "ipykernel" in sys.modules
         self._bar: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._began, self._last = time.monotonic(), (time.monotonic(), 0)
-        notebook = "ipykernel" in sys.modules
-        if self._terminal or notebook:
-            with contextlib.suppress(ImportError):
-                tqdm = importlib.import_module("tqdm.auto" if notebook else "tqdm").tqdm
-                self._bar = tqdm(total=total, unit=" prompts", file=sys.stderr, leave=False)
+        if self._terminal or self._notebook:
+            with contextlib.suppress(ImportError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that ipywidgets would make it prettier
+                tqdm = importlib.import_module("tqdm.auto" if self._notebook else "tqdm").tqdm
+                form = {"bar_format": "{l_bar}{bar}|", "leave": self._notebook}
+                self._bar = tqdm(total=total, file=sys.stderr, **form)
         self._tick()
 
     def _tick(self) -> None:
         """Write what there is to say, and set the timer for the next time."""
+        if self._timer is not None:
+            self._timer.cancel()
         kept = self._sink.kept + len(self._sink.kept_errors) if self._sink else 0
         new = self._tally.answered + self._tally.failed
         now, lost = time.monotonic(), 0.0
         if self._run.limiter.away_since and new == self._last[1]:  # outage
             lost = now - self._last[0]
         self._began, self._last = self._began + lost, (now, new)
+        columns = shutil.get_terminal_size().columns - 3  # so that the ^C of an interrupt breaks no line
         if self._bar is not None:
-            self._bar.start_t += lost
-            self._bar.initial, self._bar.n = kept, kept + new
-            self._bar.bar_format = self._form()
-            self._bar.set_postfix_str(", ".join(self._state()))
+            self._draw(kept, new, self.NOTEBOOK if self._notebook else columns)
         elif self._terminal:
-            self._write(f"\r{self._text(kept, new, shutil.get_terminal_size().columns - 1)}\x1b[K")
+            self._write(f"\r{self._text(kept, new, columns)}\x1b[K")
         elif self._timer is not None:
             self._write(f"{self._text(kept, new)}\n")
         every = 0.2 if self._terminal or self._bar is not None else self.EVERY
         self._timer = asyncio.get_running_loop().call_later(every, self._tick)
 
-    def _form(self) -> str | None:
-        """Return what tqdm's bar shows besides itself: no time left in an outage, no rate in few columns."""
-        if held(self._run):
-            return "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
-        narrow = self._total and shutil.get_terminal_size().columns < 80
-        return "{l_bar}{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}" if narrow else None
+    def _draw(self, kept: int, new: int, columns: int) -> None:
+        """Draw tqdm's bar with the same text after it as where there is no tqdm."""
+        text = self._text(kept, new, columns - (self.BAR if held(self._run)[1] else self.BAR - 9))
+        self._bar.n, self._bar.bar_format = kept + new, "{l_bar}{bar}| " + re.sub("([{}])", r"\1\1", text)
+        if not self._notebook:
+            self._bar.ncols = columns
+        self._bar.refresh()
 
     def _text(self, kept: int, new: int, width: int = sys.maxsize) -> str:
-        """Return what there is to say, in so many columns: if they are few, without the rate, then the calls."""
-        done, total, state = kept + new, self._total, self._state()
-        parts, rare = [f"{done:,}" + (f" of {total:,}" if total else "") + " done", *state], [f"{self._calls()}"]
-        if not held(self._run):
-            rate = new / max(0.001, time.monotonic() - self._began)
-            parts += [f"{rate:,.1f}/s"]
-            parts += [f"{core.duration(max(0, total - done) / rate)} left"] if total and rate > 0 else []
-            rare.insert(0, f"{rate:,.1f}/s")
-        while rare and len(", ".join(parts)) > width:
-            parts.remove(rare.pop(0))
-        return ", ".join(parts)[:width]
-
-    def _calls(self) -> str:
-        return f"{self._run.limiter.in_flight} in flight"
-
-    def _state(self) -> list[str]:
-        failed = f"{self._tally.failed:,} failed" if self._tally.failed else ""
+        """Return what there is to say, in so many columns: if they are few, without the parts of the highest rank."""
+        (state, moving), done, total = held(self._run), kept + new, self._total
+        reason, _, detail = state.partition(", ")
         hooks = core.hooked(self._run.extras, "status")
-        told = [str(call_hook(self._run, hook, self._ran) or "") for hook in hooks]
-        return [*filter(None, [failed, self._calls(), *told, held(self._run)])]
+        ranked = [
+            (0, f"{done:,}" + (f" of {total:,}" if total else "") + " done"),
+            (1, f"{self._tally.failed:,} failed" if self._tally.failed else ""),
+            (3 if moving else 4, f"{self._run.limiter.in_flight} in flight"),
+            *((1, str(call_hook(self._run, hook, self._ran) or "")) for hook in hooks),
+            (2 if moving else 1, reason),
+            (4 if moving else 3, detail),
+        ]
+        if moving and new:
+            rate = new / max(0.001, time.monotonic() - self._began)
+            ranked += [(5, f"{rate:,.1f}/s")]
+            ranked += [(1, f"{core.duration((total - done) / rate)} left")] if total and total > done else []
+        parts = {place: part for place, part in enumerate(ranked) if part[1]}
+        while len(text := ", ".join(part for _, part in parts.values())) > width and len(parts) > 1:
+            del parts[max(parts, key=lambda place: (parts[place][0], place))]
+        return text[:width]
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -105,7 +111,9 @@ class Progress:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Clear the line."""
+        """Clear the line; in a notebook leave the bar, which is green if nothing is open, else red."""
+        if self._notebook and self._bar is not None:
+            self._tick()
         if self._timer is not None:
             self._timer.cancel()
         if self._bar is not None:
@@ -131,13 +139,18 @@ def count_prompts(args: argparse.Namespace) -> int | None:
     return left
 
 
-def held(run: core.Run) -> str:
-    """Return what holds the run back, in a few words, or ''."""
-    if known := "stopping" if run.stopped else run.said or run.limiter.state():
-        return str(known)
+def held(run: core.Run) -> tuple[str, bool]:
+    """Return what holds the run back, in a few words, or '', and whether answers come all the same."""
     now = run.clock()
+    if run.stopped:
+        return "stopping", False
+    if known := run.said:  # by a bulk backend: a Dask cluster, whose calls are seen here, or batches
+        return known, run.api.clocked and known.partition(", ")[2][:8] in ("", "held by ")
+    if known := run.limiter.state():
+        return str(known), run.limiter.away_since is None and run.limiter.pause_end <= now
     if not run.calls and run.backing_off:
         wait = core.duration(max(0.0, min(run.backing_off.values()) - now))
-        return f"{len(run.backing_off)} waiting, {wait} to the next attempt"
+        return f"{len(run.backing_off)} waiting, {wait} to the next attempt", False
     silence = now - max([run.answered_at, *itertools.islice((call.started for call in run.calls.values()), 1)])
-    return f"no answer for {core.duration(silence)}" if run.calls and silence > max(5, run.patience.late) else ""
+    late = run.calls and silence > max(5, run.patience.late)
+    return (f"no answer for {core.duration(silence)}", False) if late else ("", True)

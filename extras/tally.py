@@ -21,10 +21,10 @@ WHOLE = core.sibling("backends", "meanings").WHOLE
 EMPTY = "empty"
 EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning"
 WAITS = {
-    "slot_wait": "for a place",
+    "slot_wait": "for a slot",
     "limit_wait": "for limits or the server's return",
-    "retry_wait": "between attempts",
-    "lost": "in lost attempts",
+    "retry_wait": "of back-off",
+    "lost": "in failed attempts",
 }
 
 
@@ -154,7 +154,7 @@ class Tally(core.sibling("backends", "console").Tally):  # type: ignore[misc]
             wasted = f"; {self.wasted:,} of them in failed attempts" if self.wasted else ""
             yield "tokens " + ", ".join(f"{count:,} {name}" for count, name in counts if count) + wasted
         lost = self.attempts - self.answered - self.unwritten
-        yield core.plural(self.attempts, "attempt") + (f", {lost:,} of them without an answer" if lost > 0 else "")
+        yield core.plural(self.attempts, "attempt") + (f", {lost:,} without an answer" if lost > 0 else "")
         waited = [(getattr(self, name), text) for name, text in WAITS.items()]
         if waits := [f"{core.duration(wait)} {text}" for wait, text in waited if wait >= 0.005]:
             yield f"waiting, all calls added up: {', '.join(waits)}"

@@ -19,6 +19,7 @@ import concurrent_prompts
 from concurrent_prompts import main
 from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import options as options_file
+from concurrent_prompts.backends.console import wrapped
 from concurrent_prompts.backends.hints import hint
 from tests.helpers import LIBRARIES, ROOT, SCRIPT, rows, start
 
@@ -225,7 +226,8 @@ UNUSABLE = {
     "output is input": (["prompts.txt", "-o", "./prompts.txt"], "is the input"),
     "output directory": (["prompts.txt", "-o", "no/where.jsonl"], "cannot write no/where.jsonl: No such file"),
     "foreign output": (["prompts.txt", "-o", "table.csv"], "table.csv holds something other than results"),
-    "an unknown option": (["prompts.txt", "-x"], "-x is not an option"),
+    "an unknown option": (["prompts.txt", "-x"], "-x is not an option; see --help"),
+    "two files": (["prompts.txt", "more.txt"], "more.txt is one argument too many; see --help"),
     "another job's results": (["prompts.txt", "-o", "others.jsonl"], "others.jsonl contains results for a diff"),
     "unknown backend": (["prompts.txt", "-b", "curl"], "there is no backend curl"),
     "a backend that is no function": (["prompts.txt", "-b", "os:path"], "backend os:path is no function"),
@@ -459,6 +461,21 @@ def test_importing_needs_the_standard_library_alone():
     program = "import sys, concurrent_prompts; print(*(sys.modules.keys() & {'aiohttp', 'openai', 'tqdm', 'httpx2'}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_a_number_keeps_its_unit_in_few_columns():
+    assert wrapped("  waited 3.22 s for limits, 0.99 s of back-off", 36) == [
+        "  waited 3.22 s for limits, 0.99 s",
+        "  of back-off",
+    ]
+    assert wrapped("  waited 3.22 s for limits, 0.99 s of back-off", 33)[0] == "  waited 3.22 s for limits,"
+
+
+def test_a_run_without_results_names_no_file_of_results(here, stand_in, capsys):
+    server = stand_in(require_key="right")
+    assert main(["prompts.txt", "-b", "stdlib", "--base-url", server.url, "--api-key-env", ""]) == 3
+    err = capsys.readouterr().err
+    assert "0 answered, 0 failed" in err and "results in" not in err and "to continue:" in err
 
 
 # ---- Standard output -----------------------------------------------------------------------------------------

@@ -335,10 +335,10 @@ def test_in_a_notebook_the_bar_is_that_of_tqdm_auto(monkeypatch):
 
     class Bar:
         def __init__(self, **given):
-            self.start_t = self.n = 0
+            self.n = 0
             shown.append(given["total"])
 
-        def set_postfix_str(self, text):
+        def refresh(self):
             shown.append(self.n)
 
         def close(self):
@@ -348,7 +348,7 @@ def test_in_a_notebook_the_bar_is_that_of_tqdm_auto(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", auto)
     monkeypatch.setitem(sys.modules, "ipykernel", type(sys)("ipykernel"))
     assert len(run([*"ab"], shout, progress=True)) == 2
-    assert shown[:2] == [2, 0] and shown[-1] == "closed"
+    assert shown[:2] == [2, 0] and shown[-2:] == [2, "closed"]
 
 
 def test_rows_of_a_run_in_python_are_strict_json(path):

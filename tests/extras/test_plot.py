@@ -322,7 +322,7 @@ def test_notes(drawn):
     assert notes[0] == "run 1"
     assert notes[2] == "7: latency 0.50 s"
     assert notes[1].startswith(
-        "<b>&'\"\\u001b: sent 2 times, 0.25 s for a place, 0.12 s in lost attempts, latency 0.50"
+        "<b>&'\"\\u001b: sent 2 times, 0.25 s for a slot, 0.12 s in failed attempts, latency 0.50"
     )
     assert "failed: </title><script>" in notes[1]
 

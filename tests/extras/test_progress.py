@@ -33,7 +33,7 @@ async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch
         assert text.startswith("\r0 of 3 done") and text.endswith("\r\x1b[Knoted" + os.linesep)
     else:
         assert "\r" not in text and "\x1b" not in text and text.startswith("0 of 3 done, 0 in flight")
-        assert text.endswith("/s\nnoted\n")
+        assert text.endswith("in flight\nnoted\n")
 
 
 class Costs:
@@ -43,9 +43,10 @@ class Costs:
 
 @pytest.mark.parametrize(("columns", "expected"), [
     (80, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
-    (58, "100 of 200 done, 0 in flight, $0.0012, 10.0 s left"),
+    (60, "100 of 200 done, 0 in flight, $0.0012, 10.0 s left"),
     (50, "100 of 200 done, $0.0012, 10.0 s left"),
-    (30, "100 of 200 done, $0.0012, 10."),
+    (30, "100 of 200 done, $0.0012"),
+    (20, "100 of 200 done"),
 ])  # fmt: skip
 async def test_few_columns_keep_the_cost_and_the_time_that_is_left(monkeypatch, columns, expected):
     now, tally = [1000.0], Tally()
@@ -56,28 +57,67 @@ async def test_few_columns_keep_the_cost_and_the_time_that_is_left(monkeypatch, 
     monkeypatch.setitem(sys.modules, "tqdm", None)
     progress = Progress(200, Ran(None, Run(lambda prompt: None, extras=[Costs()]), 1, tally), None)
     tally.answered, now[0] = 100, 1010.0
-    progress._timer.cancel()
     progress._tick()
     progress.close()
     assert sys.stderr.buffer.getvalue().decode().split("\r")[-2] == f"{expected}\x1b[K"
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
-async def test_so_does_tqdms_bar(monkeypatch, columns):
+@pytest.mark.parametrize(("columns", "shown"), [
+    (60, "100 of 200 done, $0.0012, 10.0 s left"),
+    (80, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
+    (120, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
+])  # fmt: skip
+async def test_so_does_tqdms_bar(monkeypatch, columns, shown):
     pytest.importorskip("tqdm")
+    now, tally = [1000.0], Tally()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stderr", Terminal())
-    tally = Tally()
+    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
     progress = Progress(200, Ran(None, Run(lambda prompt: None, extras=[Costs()]), 1, tally), None)
-    progress._bar.start_t -= 10
-    progress._bar.ncols = columns
-    tally.answered = 100
-    progress._timer.cancel()
+    tally.answered, now[0] = 100, 1010.0
     progress._tick()
     line = str(progress._bar)
     progress.close()
-    assert "$0.0012" in line and len(line) <= columns and ("00:10 left" if columns < 80 else "<00:") in line
+    assert line.startswith(" 50%|█████") and line.endswith(f"| {shown}") and len(line) == columns - 3
+
+
+LIMIT = "held by the limit: 3,000 requests/min, from headers"
+
+
+@pytest.mark.parametrize(("columns", "state", "said", "shown"), [
+    (130, LIMIT, "", f"100 of 200 done, 0 in flight, $0.0012, {LIMIT}, 10.0/s, 10.0 s left"),
+    (80, LIMIT, "", "100 of 200 done, $0.0012, held by the limit: 3,000 requests/min, 10.0 s left"),
+    (60, LIMIT, "", "100 of 200 done, $0.0012, 10.0 s left"),
+    (130, "", f"2 workers, {LIMIT}", f"100 of 200 done, 0 in flight, $0.0012, 2 workers, {LIMIT}, 10.0/s, 10.0 s left"),
+    (130, "", "2 workers, pausing, 3 s left", "100 of 200 done, 0 in flight, $0.0012, 2 workers, pausing, 3 s left"),
+    (60, "", "server unreachable for 9.0 s, retrying", "100 of 200 done, $0.0012, server unreachable for 9.0 s"),
+])  # fmt: skip
+async def test_a_limit_that_holds_the_run_leaves_the_rate_and_the_time(monkeypatch, columns, state, said, shown):
+    now, tally = [1000.0], Tally()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    run = Run(lambda prompt: None, extras=[Costs()])
+    monkeypatch.setattr(run.limiter, "state", lambda: state)
+    run.said = said
+    progress = Progress(200, Ran(None, run, 1, tally), None)
+    tally.answered, now[0] = 100, 1010.0
+    assert progress._text(0, 100, columns - 3) == shown
+    progress.close()
+
+
+async def test_a_notebooks_bar_ends_at_what_is_done(monkeypatch):
+    """The last count came after the last tick: tqdm showed a run that answered all as one that broke off, in red."""
+    pytest.importorskip("tqdm")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tally = Tally()
+    progress = Progress(2, Ran(None, Run(lambda prompt: None), 1, tally), None)
+    tally.answered = 2
+    progress.close()
+    assert (progress._bar.n, progress._bar.leave) == (2, True) and "2 of 2 done" in str(progress._bar)
+    assert "left" not in str(progress._bar)
 
 
 async def test_the_time_that_is_left_counts_no_outage(monkeypatch):
@@ -91,7 +131,6 @@ async def test_the_time_that_is_left_counts_no_outage(monkeypatch):
 
     def tick(seconds):
         now[0] += seconds
-        progress._timer.cancel()
         progress._tick()
 
     tally.answered = 100
@@ -103,19 +142,3 @@ async def test_the_time_that_is_left_counts_no_outage(monkeypatch):
     tick(0.001)
     progress.close()
     assert "100 of 200 done, 0 in flight, 10.0/s, 10.0 s left" in sys.stderr.buffer.getvalue().decode()
-
-
-async def test_tqdm_counts_no_outage_either(monkeypatch):
-    pytest.importorskip("tqdm")
-    now = [1000.0]
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(concurrent_prompts.time, "monotonic", lambda: now[0])
-    run = Run(lambda prompt: None)
-    progress = Progress(200, Ran(None, run, 1, Tally()), None)
-    began, run.limiter.away_since = progress._bar.start_t, now[0]
-    now[0] += 30
-    progress._timer.cancel()
-    progress._tick()
-    progress.close()
-    assert progress._bar.start_t == began + 30
