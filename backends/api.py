@@ -355,7 +355,7 @@ class Api:
             what = "conversation ends" if count == 1 else "conversations end"
             command = "jq -c 'if .messages[-1].role == \"assistant\" then .messages |= .[:-1] else . end'"
             text = f"{count:,} {what} with an assistant message, which the model will continue"
-            core.log.warning("%s; to have it answered anew, remove that message: %s", text, command)
+            core.log.warning("%s; to get a new answer instead, remove that message: %s", text, command)
 
     def _batch_request(self, prompt: core.Prompt) -> tuple[str, bytes]:
         row = prompt.content

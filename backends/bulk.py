@@ -91,7 +91,7 @@ class PendingJobs:
         if self.path is None or not self.path.exists():
             return
         if overwrite:
-            core.log.warning("%s is discarded, and with it the jobs that an earlier run has running", self.path)
+            core.log.warning("%s is discarded, and with it the jobs that an earlier run left running", self.path)
             return self.clear()
         files = core.meanings("files", "extras")  # the journal has looked whether it is one
         with files.open_regular(self.path, links=False) if files else open(self.path, "rb") as file:

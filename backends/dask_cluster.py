@@ -8,8 +8,8 @@ sends with the job's settings.
 
 The driver and an engine talk in exchanges through the scheduler, one at a time: prompts go there, results come back as
 soon as there are some. An engine holds little more than what it has in flight, so that the input may be larger than
-any memory, and a worker that dies takes little with it. The key goes there once, compressed, into the engine's memory;
-it is in no task, environment, file or log. An engine that has not heard of its driver for a minute ends.
+any memory, and little is lost if a worker dies. The key goes there once, compressed, into the engine's memory; it is
+in no task, environment, file or log. An engine that has not heard from its driver for a minute ends.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from typing import Any
 
 import distributed
 
-TURN = 1.0  # seconds after which an engine answers, results or not, and between two looks at who is there
+TURN = 1.0  # seconds after which an engine replies even without results, and between two looks at the list of workers
 # What every live backend needs, in this order.
 FILES = (
     "pool", "keys", "meanings", "exceptions", "failures", "hints", "usage", "streams", "prompts", "replies", "limits",
     "limiter", "rejections", "evidence", "stragglers", "api", "loading",
 )  # fmt: skip
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
-OPERATION = f"{__name__.partition('.')[0]}.exchange"  # what a Dask worker calls it
+OPERATION = f"{__name__.partition('.')[0]}.exchange"  # the name of this handler on a Dask worker
 
 
 # ---- On a worker ---------------------------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def install(
     proxies: dict[str, str] | None,
     carried: list[tuple[str, Any]],
 ) -> str:
-    """Make an engine in this process, on the event loop of a Dask worker; return why that cannot be, or ''.
+    """Make an engine in this process, on the event loop of a Dask worker; return why that is impossible, or ''.
 
-    `carried` are the extras that go with the calls. `proxies` is None on a cluster that is not ours, else the variables
-    that the process was started without, since they hold passwords.
+    `carried` names the extras that wrap the calls, each with the value that restores it. `proxies` are the variables
+    without which our own processes were started, since they hold passwords; None on a cluster that is not ours.
     """
     os.environ.update(proxies or {})
     package = OPERATION.partition(".")[0]
@@ -96,7 +96,7 @@ def install(
     for worker in list(distributed.Worker._instances):
         worker.handlers.setdefault(OPERATION, exchange)
     if proxies is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all its processes; the driver knows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the driver passes it on
         gc.freeze()  # as the core does in its own process
         gc.set_threshold(50_000)
 
@@ -127,7 +127,7 @@ def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:
 
 
 async def exchange(engine: str, message: bytes) -> bytes | str:
-    """Do one exchange, for the Dask worker: return the reply, or else why there can be none, '' if the engine ends."""
+    """Do one exchange, for the Dask worker: return the reply, or else why there is none, '' if the engine has ended."""
     found = engines.get(engine)
     if found is None:
         return ""
@@ -145,8 +145,8 @@ async def exchange(engine: str, message: bytes) -> bytes | str:
     return f"{type(failure).__name__}: {failure}" if failure else reply.result()
 
 
-def attend(engine: str) -> None:
-    """Be a Dask task as long as the engine is there: a cluster that shrinks takes who has none for idle."""
+def occupy(engine: str) -> None:
+    """Be a Dask task until the engine ends: a cluster that shrinks ends workers without a task, as idle."""
     distributed.secede()  # type: ignore[no-untyped-call]
     if engine in engines:
         engines[engine].thread.join()
@@ -156,17 +156,17 @@ class Engine:
     """A run of the core in a worker process, in a thread and an event loop of its own."""
 
     SILENCE = 60.0  # seconds without the driver after which it ends
-    AHEAD = 3  # intervals between exchanges, for which prompts are kept ready
+    AHEAD = 3  # exchanges for which prompts are kept ready in advance
 
     def __init__(self, name: str, core: Any, make_run: Callable[[], Any]) -> None:
         self._name, self._core = name, core
         self._fields = fields_of(core)
         self._tasks: set[asyncio.Task[None]] = set()  # one for each prompt on this worker
         self._done: list[tuple[int, tuple[Any, ...]]] = []
-        self._said: list[tuple[str, str]] = []  # what the core warns of, to be said by the driver
+        self._said: list[tuple[str, str]] = []  # the core's warnings, which the driver logs
         core.log.addFilter(lambda record: self._said.append((str(record.msg), record.getMessage())))
-        self._run = make_run()  # which may warn of something
-        self.ready: concurrent.futures.Future[str] = concurrent.futures.Future()  # "", or why it cannot be
+        self._run = make_run()  # after the filter, since it may warn
+        self.ready: concurrent.futures.Future[str] = concurrent.futures.Future()  # "" once it works, or why it cannot
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.thread.start()
 
@@ -180,7 +180,7 @@ class Engine:
             engines.pop(self._name, None)
 
     async def _serve(self) -> None:
-        """Keep the run open until the driver ends it or is not there any longer."""
+        """Keep the run open until the driver ends it, or is silent for too long."""
         self.loop, self._some, self._enough = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         loading = self._core.sibling("backends", "loading")
         loading.at_most(self._run, loading.open_files() - 64)
@@ -213,9 +213,9 @@ class Engine:
         return self._reply(orders["interval"])
 
     def _share(self, calls: int, start: float, rates: list[tuple[float, str] | None]) -> None:
-        """Take over this worker's share: the most calls in flight, how many to begin with, and the rates.
+        """Apply this worker's share: the most calls in flight, how many to begin with, and the rates.
 
-        `rates`, of requests and of tokens a second, are those that are told or known from rejections, else None.
+        `rates`, of requests and of tokens a second, are those that the user gave or that rejections showed, else None.
         """
         limiter, window = self._run.limiter, self._run.limiter.window
         if not window.source:
@@ -223,7 +223,7 @@ class Engine:
         window.ceiling, window.size = calls, min(window.size, calls)
         for quota, known in zip((limiter.requests, limiter.tokens), rates, strict=True):
             if known:
-                window.source = window.source if quota.source else ""  # it was not the number at once
+                window.source = window.source if quota.source else ""  # the limit was a rate, not the calls in flight
                 quota.tell(*known, self._run.clock())
         limiter.release()
 
@@ -256,7 +256,7 @@ class Engine:
         """Return how many more prompts are wanted: for the slots that are free, and for those that soon will be."""
         size: int = int(self._run.limiter.window.size)
         waiting: int = len(self._tasks) - self._run.limiter.in_flight
-        # Where prompts wait, free slots are not for want of them.
+        # If prompts wait, slots are free for another reason than a lack of prompts.
         free = 0 if waiting > 0 else size - len(self._tasks)
         rate = len(self._done) / max(1e-3, self.loop.time() - self._replied)
         return max(0, free + min(size, int(self.AHEAD * interval * rate)) - waiting)
@@ -282,12 +282,12 @@ try:
 except BaseException as failure:
     report = "%s: %s" % (type(failure).__name__, failure)
 """
-PARTS = 4  # into which what was on a worker that died is divided, to find out what it died of
+PARTS = 4  # into which the prompts of a worker that died are divided, to find the one that killed it
 REFUSALS = "from rejections"
 
 
 class Lost(Exception):
-    """A worker is not there any longer."""
+    """A worker is gone."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -310,20 +310,22 @@ def fields_of(core: Any) -> list[str]:
 
 
 class Shared:
-    """A limit that no server stated, learned from the exchanges with all workers: what was accepted between two
-    rejections, when the bucket was empty, is what was refilled. They are heard of late, so the rate rises slowly.
+    """A limit that the server does not state, learned from all workers together.
+
+    The bucket is empty at a rejection, so what was accepted between two of them is what was refilled. Workers report
+    rejections late, so the rate rises slowly.
     """
 
-    PAUSE = 2.0  # seconds in which calls come back rejected that were on their way at the first rejection
+    PAUSE = 2.0  # seconds in which calls that were in flight at the first rejection may be rejected, too
 
     def __init__(self) -> None:
         self._began = math.inf  # when the first call was reported
-        self._settled = self._when = self._spent = 0.0  # the last rejection, and what was spent by then
+        self._settled = self._when = self._spent = 0.0  # the pause's end, the last rejection, what was spent by then
         self._start = 0.0, 0.0  # the same for the first one since the limit has changed
         self._sure, self._accepted = False, 0
 
     def learn(self, quota: Any, calls: int, rejected: float, now: float) -> None:
-        """Learn from so many calls, the cost of one of which is `rejected` if any was, and set the quota's rate."""
+        """Learn from so many calls and set the quota's rate; `rejected` is the cost of a call if any was, else 0."""
         self._began = min(self._began, now)
         if not quota.source or now < self._settled:
             if not quota.source:
@@ -349,10 +351,10 @@ class Shared:
 
 
 class Crew:
-    """The workers, and who has what."""
+    """The workers, and which prompts each of them has."""
 
     START = 5.0  # seconds to wait for the first worker
-    RETURN = 10.0  # seconds to wait for one when there were some: a nanny restarts it, which takes some seconds
+    RETURN = 10.0  # seconds to wait for one if there were some: a nanny restarts it, which takes some seconds
 
     def __init__(self, job: Any, client: Any, where: str, proxies: dict[str, str] | None) -> None:
         self._job, self._client, self._where, self._local = job, client, where, proxies is not None
@@ -367,7 +369,7 @@ class Crew:
         self._shared = Shared(), Shared()  # limits of requests, of tokens
         self._met = False  # whether any worker has ever answered
         self._said: dict[str, float] = {}
-        self._since = time.monotonic()  # without any worker
+        self._since = time.monotonic()  # when the last worker was there
         self._calls = self._core.AUTO_CONCURRENCY
         if job.options["concurrency"] != "auto":
             self._calls = job.options["concurrency"]
@@ -403,7 +405,7 @@ class Crew:
             await self._close(look, stop)
 
     async def _over(self) -> bool:
-        """Whether nothing is left to do; all that came was yielded."""
+        """Return whether nothing is left to do; all results so far have been yielded."""
         if self._job.stopped:
             return self._job.stopped == "deadline" or not any(link.sent for link in self._links.values())
         if not self._pending and not self._suspects and not any(link.sent for link in self._links.values()):
@@ -460,7 +462,7 @@ class Crew:
         if report:
             raise ValueError(report)
         if not self._local:
-            work = f"__import__('sys').modules['{self._package}.backends.dask_cluster'].attend('{link.engine}')"
+            work = f"__import__('sys').modules['{self._package}.backends.dask_cluster'].occupy('{link.engine}')"
             link.presence = self._client.submit(
                 eval, work, {}, key=link.engine, workers=[link.address], allow_other_workers=False, pure=False
             )
@@ -631,7 +633,7 @@ class Crew:
         self._learn_limits(facts, before)
         flights = sum(one.facts["in_flight"] for one in links)
         held = next((f", {one.facts['state']}" for one in links if one.facts["state"]), "")
-        if "held by the limit" in held:  # which is a share there
+        if "held by the limit" in held:  # a worker's limit is its share
             held = f", held by the limit: {job.limiter.tokens if ' tokens/' in held else job.limiter.requests}"
         job.in_flight(min(self._calls, sum(one.facts["most"] for one in links)))
         job.in_flight(flights)
@@ -641,9 +643,9 @@ class Crew:
         job.limiter.window.size = sum(one.facts["window"][0] for one in links)
 
     def _learn_limits(self, facts: dict[str, Any], before: dict[str, Any]) -> None:
-        """Learn what the server lets through from what all workers have sent and what was refused to them.
+        """Learn the server's limits from what all workers have sent and what was rejected.
 
-        Each of them alone would see but a part of that, and take the others' share for nobody's.
+        One worker sees only its own calls; it would take the limit for its share.
         """
         limiter, now = self._job.limiter, time.monotonic()
         calls = facts["sent"] - before.get("sent", 0)
@@ -679,7 +681,7 @@ class Crew:
 
 
 def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, bytes]:
-    """Return the name of our modules on the workers, unique to their sources, and what an engine is made of."""
+    """Return our modules' package on the workers, named after a hash of the sources, and what an engine is made of."""
     root, live = (__package__ or "").rpartition(".")[0], job.options["worker_backend"]
     names = [live] if live else ["raw-aiohttp", "stdlib"]
     modules = [f"backends.{name.replace('-', '_')}" for name in names if ":" not in name]
@@ -697,11 +699,11 @@ def cargo(core: Any, job: Any, proxies: dict[str, str] | None) -> tuple[str, byt
 
 
 def source_of(name: str) -> str:
-    """Return a module's source; it need not be one that can be imported here."""
+    """Return a module's source. Libraries that it imports may be missing here."""
     spec = importlib.util.find_spec(name)
     source = getattr(spec and spec.loader, "get_source", lambda name: None)(name)
     if source is None:
-        raise ValueError(f"the source of {name} , which the workers need, cannot be read")
+        raise ValueError(f"the source of {name}, which the workers need, cannot be read")
     return source  # type: ignore[no-any-return]
 
 

@@ -49,7 +49,7 @@ def check_network(job: Any, address: str) -> None:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep what Dask logs and warns of from standard error, unless the user has configured that."""
+    """Keep Dask's logs and warnings from standard error, unless the user has configured its logging."""
     handlers = {handler: handler.level for name in QUIET for handler in logging.getLogger(name).handlers}
     if dask.config.get("logging", None) or dask.config.get("distributed.logging", None):
         handlers = {}
@@ -76,7 +76,7 @@ def deaf() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # it would let the signal in again
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -97,7 +97,7 @@ def nameless() -> Iterator[None]:
         vars(main).update(kept)
 
 
-WARNED: set[str] = set()  # once is enough
+WARNED: set[str] = set()  # each warning is given once
 LOCAL = {  # Dask's configuration, without the parts that a local cluster does not need
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -135,18 +135,18 @@ async def connected(job: Any) -> AsyncIterator[tuple[Any, str, dict[str, str] | 
         try:
             await stack.enter_async_context(client)
         except Exception as failure:
-            client.status = "closed"  # else it would close itself when there is no loop any longer
+            client.status = "closed"  # else it would close itself after the loop has ended
             if isinstance(failure, ValueError):
                 raise ValueError(f"--cluster {address}: {failure}") from None
             version = importlib.metadata.version("distributed")
-            what = f"distributed {version} cannot talk to what is there ({type(failure).__name__})"
+            what = f"distributed {version} does not understand what answers there ({type(failure).__name__})"
             cause = str(failure) if isinstance(failure, OSError) else what
             raise ConnectionError(f"no scheduler answers at {address}: {cause}") from None
         yield client, client.scheduler.address, proxies
 
 
 def credentials() -> Any:
-    """Return a new certificate and key, which are in no file."""
+    """Return a new certificate and private key, which are written to no file."""
     try:
         return distributed.Security.temporary()  # type: ignore[no-untyped-call]
     except ImportError:
@@ -161,8 +161,8 @@ def clean_environment(job: Any) -> Callable[[], Any]:
 def local_cluster(count: int, security: Any, environment: Callable[[], Any]) -> Any:
     """Return a cluster of so many processes on this machine.
 
-    It listens on the loopback address alone, to who has the credentials; HTTP servers that Dask insists on have
-    nothing to give.
+    It listens on the loopback address alone and accepts only clients that have the credentials. Dask insists on HTTP
+    servers; they have no routes.
     """
     if count < 1:
         raise ValueError("--cluster 0: give the address of a scheduler, or a number of processes above 0")

@@ -21,7 +21,7 @@ HINTS = {
     "498": "the service tier is full; retry later, or use another one (-p service_tier=...)",
     "511": "the network requires a sign-in; open any page in a browser",
     "limit_for_hours": "run the same command again at that time; all answers are kept",
-    "larger_than_limit": "more tokens than the server takes in a minute; shorten the prompt, or limit the answer (-p)",
+    "larger_than_limit": "the request has more tokens than the server takes a minute; shorten it, or the answer (-p)",
     "4xx": "the message says what is wrong with the request; correct it and run the same command: changed prompts are "
     "sent again. If the server had to be corrected, add --retry-failed",
     "5xx": "the server's own fault; retry later",
@@ -32,7 +32,7 @@ HINTS = {
     "resource_unavailable": "the service tier has no capacity now; retry later, or use another one "
     "(-p service_tier=...)",
     "insufficient_quota": "the account's credit or spending limit is used up; add credit, or wait until it is renewed",
-    "context_length_exceeded": "longer than the model's context; shorten the prompt or choose another model (-m)",
+    "context_length_exceeded": "the prompt is longer than the model's context; shorten it or choose another model (-m)",
     "content_filter": "the provider's content policy refused it; reword the prompt",
     "redirect": "use the address that it redirects to as --base-url",
     "web_page": "the address serves a web page, not an API: check --base-url (most end in /v1; is it a sign-in page?)",

@@ -86,8 +86,8 @@ def add_output(option: Callable[..., Any]) -> None:
     """Add what says where the answers go, and what is said besides."""
     option("-o", "--output", metavar="FILE", help="results (default: PROMPTS' stem + .results.jsonl); "
            "- is stdout; .csv, .tsv: a table as well")  # fmt: skip
-    option("--retry-failed", action="store_true", help="ask the failed prompts of the last run again")
-    option("--overwrite", action="store_true", help="begin the output file anew")
+    option("--retry-failed", action="store_true", help="send the failed prompts of earlier runs again")
+    option("--overwrite", action="store_true", help="discard what the results file holds")
     option("-q", "--quiet", action="store_true", help="no progress and no report, only warnings")
     option("-v", "--verbose", action="store_true", help="say why each retry and slow-down happens")
     option("--version", action="version", version=f"%(prog)s {core.__version__}", help="print the version and exit")

@@ -2,13 +2,13 @@
 
 It keeps connections alive, verifies TLS certificates (SSL_CERT_FILE and SSL_CERT_DIR count), goes
 through the proxies that the environment names, reads Content-Length, chunked and close-delimited
-bodies, undoes gzip and deflate, and bounds whatever a server may send.
+bodies, decompresses gzip and deflate, and bounds whatever a server may send.
 
 A request costs one write, usually one read, one future and one step of a parser. The parser is a generator:
 it is sent the bytes as they come, waits for more wherever it stands, and returns the answer. It
 lives for that one answer, so that nothing can be left over for the next; what outlives it only hands
 over bytes and answers. Header lines are checked by a regular expression and then stay as they came
-until somebody asks for one.
+until one is looked up.
 
 No request ever gets another's answer: a connection is used again only if the end of its last answer
 was beyond doubt, nothing came after it and the request had been sent in full. Anything else closes
@@ -186,7 +186,7 @@ def _fields(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def _persistent(head: bytes, status: int, fields: dict[bytes, bytes]) -> bool:
-    """Whether the server keeps the connection open and the end of the body was unambiguous."""
+    """Return whether the server keeps the connection open and the end of the body was unambiguous."""
     if head.startswith(b"HTTP/1.0") or (b"connection" in fields and _says_close(fields[b"connection"])):
         return False
     lengths = (b"content-length" in fields) + (b"transfer-encoding" in fields)
@@ -283,7 +283,7 @@ def _decompress(data: bytes, coding: bytes) -> bytes:
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         if re.search(rb"\b(gzip|deflate|br|zstd|compress)\b", coding):
             raise ConnectionError(f"content coding that was not requested: {coding[:60]!r}")
-        return data  # "identity", or a charset: some servers know no better
+        return data  # "identity", or a charset, which some servers put here
     headed = data[:1] and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
     window = 31 if coding != b"deflate" else 15 if headed else -15
     body = bytearray()
@@ -314,7 +314,7 @@ class _Stale(ConnectionError):
 class _Outbox:
     """The requests of one turn of the event loop, which are written one right after the other.
 
-    A server on this machine that has fallen asleep in between costs as much to wake as the rest of a write.
+    To wake a server on this machine that sleeps between two requests costs as much as the rest of a write.
     """
 
     MOST = 32  # requests; the first of a great many should not wait for the last
@@ -386,7 +386,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Called by the event loop: no more bytes will come."""
-        self.transport.abort()  # left alone, it would first write out what may be a large request
+        self.transport.abort()  # by itself it would first write the rest of the request, which may be large
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop: the connection was closed (None) or broken."""
@@ -423,7 +423,7 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 def _reason(error: Exception) -> str:
-    """Say in a few words what the operating system or TLS has against a connection."""
+    """Return in a few words why the operating system or TLS refused or ended a connection."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not verified: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -455,7 +455,7 @@ class _Origin(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether the host must be looked up."""
+        """Whether the host must be resolved."""
         return ":" not in self.host and not self.host.replace(".", "").isdigit()
 
 
@@ -484,7 +484,7 @@ def _proxy_for(target: _Origin) -> tuple[_Origin | None, dict[str, str]]:
 
 
 def _lines(fields: Mapping[str, str]) -> bytes:
-    """Write header lines; what would break them is refused without quoting the value: it may be a key."""
+    """Return header lines. Raises ValueError for one that HTTP does not allow, without its value: it may be a key."""
     lines = {name: f"{name}: {value}\r\n" for name, value in fields.items()}
     for name, line in lines.items():
         if ":" in name or not line.isascii() or not _is_field(line.encode()):
@@ -495,7 +495,7 @@ def _lines(fields: Mapping[str, str]) -> bytes:
 
 
 def _request_fields(target: _Origin, login: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
-    """Write the header lines of every request: the caller's, and defaults for those that it lacks."""
+    """Return the header lines of every request: the caller's, and defaults for those that it lacks."""
     own = {"Host": target.netloc, "User-Agent": "concurrent-prompts", "Accept": "application/json"}
     own |= {"Accept-Encoding": "gzip, deflate", **login}
     given = {name.lower() for name in headers}
@@ -572,7 +572,7 @@ class _Client:
             await asyncio.sleep(0)
 
     def _write_head(self, method: str, path: str) -> bytes:
-        """Write all of a request up to the number of its body's bytes."""
+        """Return all of a request up to the number of its body's bytes."""
         if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
             raise ValueError(f"a path must start with a slash and be plain ASCII without spaces: {path!r}")
         return f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode() + self._fields + b"Content-Length: "
@@ -581,7 +581,7 @@ class _Client:
         """Connect, through a tunnel if need be."""
         loop, hop = asyncio.get_running_loop(), self._hop
         tls = self._tls if hop.scheme == "https" else None
-        # Of a name's several addresses the first may be dead. uvloop knows no race: it tries them in turn.
+        # Of a name's several addresses the first may be dead. uvloop has no such race: it tries them in turn.
         race = hop.is_name and isinstance(loop, asyncio.BaseEventLoop)
         options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if race else {}
         try:
@@ -595,7 +595,7 @@ class _Client:
         return connection
 
     async def _dig(self, connection: _Connection) -> None:
-        """Have the proxy connect to the target, and start TLS with that."""
+        """Have the proxy connect to the target, and start TLS with the target."""
         assert self._tls
         loop, host = asyncio.get_running_loop(), self._target.host
         try:

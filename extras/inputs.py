@@ -131,11 +131,11 @@ def advice(prompt: core.Prompt) -> str:
     media = [name for name in columns if name.lower() in MEDIA]
     if prompt.kind and media:
         program = f"del({', '.join(f'.[{core.encode_json(name)}]' for name in media)})"
-        return f"put them into messages (image_url), or ask without: jq -c '{program}' {file} > prompts.jsonl"
+        return f"put them into messages (image_url), or leave them out: jq -c '{program}' {file} > prompts.jsonl"
     if prompt.kind == "prompt":
         first = [name for name in columns if name.lower() in (*SYSTEM, "instruction", "instructions", "context")]
         parts = " ".join(f"{{{name}}}" for name in (*first, "prompt", *({"input"} & columns.keys())))
-        both = f"-t '{parts}' asks both, " if parts != "{prompt}" else ""
+        both = f"-t '{parts}' sends both, " if parts != "{prompt}" else ""
         return f"{both}-t '{{prompt}}' that alone"
     for names, template in FORMS:
         if lower.keys() >= set(names.split()):

@@ -68,7 +68,7 @@ class CarefulJournal(core.Journal):
         if self._damaged and not self._earlier.places:
             self._refuse(self._first_damaged)
         if self._damaged:
-            core.log.warning("%s line %d is damaged: what it answered is asked again", self.path, self._first_damaged)
+            core.log.warning("%s line %d is damaged; its prompt is sent again", self.path, self._first_damaged)
         return size if not self._file.writable() else super()._mend(size, last)
 
     def check(self, prompts: Iterable[core.Prompt], source: str) -> None:
@@ -103,7 +103,7 @@ class CarefulJournal(core.Journal):
         core.lock(new, self.path)
         self._file.close()
         self._file, self._synced = new, 0
-        core.log.warning("%s was removed or renamed; going on in a new one, which holds all answers", self.path)
+        core.log.warning("%s was removed or renamed; writing all answers to a new one", self.path)
 
     def _copy(self, file: IO[bytes]) -> None:
         with self.reading() as lines:
@@ -159,7 +159,7 @@ class CarefulJournal(core.Journal):
         with open_beside(place, self._file.fileno()) as file:
             file.writelines(lines)
             core.flush(file)
-        core.log.warning("%s to what is no longer asked moved to %s", core.plural(len(lines), "answer"), place)
+        core.log.warning("%s to prompts not in this input moved to %s", core.plural(len(lines), "answer"), place)
 
 
 class Look(CarefulJournal):

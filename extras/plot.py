@@ -153,7 +153,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *li
     with quiet():
         found = [Run.of(title, rows) for title, rows in runs]
         if not any(len(run.begin) for run in found):
-            batch = ": Batch output has no clocks" if any(run.batch for run in found) else ""
+            batch = ": Batch output has no times" if any(run.batch for run in found) else ""
             raise ValueError(f"there is no call to draw{batch}; draw the results of a run that sent something")
         kind = path.lower().rpartition(".")[2]
         drawn = [run for run in found if len(run.begin)][:RUNS]
@@ -752,7 +752,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "prompts", f"{run.rows:,}"
     yield "answered", f"{count - failed:,}"
     yield "failed", f"{failed:,}"
-    yield "without a call or clocks", f"{run.rows - count:,}"
+    yield "without a call or times", f"{run.rows - count:,}"
     if count:
         answers = run.answers
         yield "began", day(run)
@@ -761,7 +761,7 @@ def figures(run: Run) -> Iterator[tuple[str, str]]:
         yield from ((f"latency {name}", core.duration(value)) for name, value in percentiles(answers).items())
         yield "most in flight", f"{in_flight(*run.calls)[1].max(initial=0):,}"
         waits = zip(WAITS.values(), run.waits, strict=True)
-        yield from ((f"spent {words}", core.duration(wait)) for words, wait in waits)
+        yield from ((f"time {words}", core.duration(wait)) for words, wait in waits)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

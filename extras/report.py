@@ -29,7 +29,7 @@ OPTIONAL = (
 
 def add_arguments(option: Callable[..., Any]) -> None:
     """Add the flag."""
-    option("--report", metavar="FILE.json", help="all that the report says, and the numbers behind it")
+    option("--report", metavar="FILE.json", help="write the report as JSON, with the numbers behind it")
 
 
 def create(args: argparse.Namespace) -> Report | None:

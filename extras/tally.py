@@ -23,7 +23,7 @@ EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (
 WAITS = {
     "slot_wait": "for a slot",
     "limit_wait": "for limits or the server's return",
-    "retry_wait": "of back-off",
+    "retry_wait": "in back-off",
     "lost": "in failed attempts",
 }
 

@@ -138,7 +138,7 @@ def test_rows_without_clocks_are_passed_over(np):
     [
         ([], "no call to draw;"),
         ([row(attempts=0)], "no call to draw;"),
-        ([{"custom_id": "a"}], "Batch output has no c"),
+        ([{"custom_id": "a"}], "Batch output has no t"),
     ],
 )
 def test_nothing_to_draw(drawn, lines, words):
