@@ -49,10 +49,10 @@ RUNS = 10  # drawn at the most
 COLUMNS = 1000  # of the time axis, if there are too many events to draw each
 SHOWN = ("error", "attempts", "latency", "started", "slot_wait", "limit_wait", "retry_wait", "lost", "tries", "limit")
 CLOCKS = ("started", "slot_wait", "limit_wait", "retry_wait", "lost", "latency")
-LATEST = 32_503_680_000  # the year 3000: no clock says more
+LATEST = 32_503_680_000  # the year 3000: later times are errors
 WAIT, BACKOFF, LOST, FAILED, ANSWER = range(5)
 NAMES = ("waiting", "back-off", "failed attempt", "failed for good", "answered")
-COLOURS = ("#E4E4E4", "#E69F00", "#D55E00", "#000000", "#005A94")  # apart for the colour-blind, and in grey
+COLOURS = ("#E4E4E4", "#E69F00", "#D55E00", "#000000", "#005A94")  # distinct for the colour-blind, and in grey
 LINES = ("#4D4D4D", "#008B66", "#B5548A", "#2E86C1", "#9A7D0A")  # of runs; the sixth is the first, dashed
 STYLE: Any = {
     "text.parse_math": False,  # a title may have a $
@@ -76,7 +76,7 @@ def add_arguments(option: Callable[..., Any]) -> None:
 
 
 def create(args: argparse.Namespace) -> Plot | None:
-    """Return what draws."""
+    """Return what draws the picture, or None without --plot."""
     return Plot(args) if args.plot else None
 
 
@@ -165,7 +165,7 @@ def draw(path: str, runs: Sequence[tuple[str, Iterable[Mapping[str, Any]]]], *li
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep matplotlib's notes (a font cache built, a letter that the font has not) from standard error.
+    """Keep matplotlib's notes (a font cache was built, a font lacks a letter) from standard error.
 
     And keep it from failing over a backend for the screen that is not there, as a notebook's may be: none is needed.
     """
@@ -201,7 +201,7 @@ class Run:
     waits: list[float]  # of all prompts together, as in WAITS
     spans: list[Spans]  # by state: WAIT, BACKOFF, ...
     calls: list[Floats]  # when each went out, and when it ended
-    cuts: list[tuple[float, float]]  # where, and how long a pause was cut out
+    cuts: list[tuple[float, float]]  # where a pause was cut out, and its length
     notes: list[str]  # of each prompt, where each has a bar of its own
 
     @classmethod
@@ -229,7 +229,7 @@ class Run:
 
 def gather(rows: Iterable[Mapping[str, Any]], flat: array[float], pieces: array[float], notes: list[str],
            ) -> tuple[int, bool]:  # fmt: skip
-    """Add what each row says that has clocks; return how many rows there were, and whether any of Batch output.
+    """Add the times of each row that has any; return how many rows there were, and whether any was Batch output.
 
     `flat` gets nine numbers: the clocks, whether it failed, whether its attempts are known, and the limit.
     """
@@ -249,7 +249,7 @@ def gather(rows: Iterable[Mapping[str, Any]], flat: array[float], pieces: array[
 
 
 def is_seconds(value: Any) -> bool:
-    """Whether a value is a time: a finite number, not a bool."""
+    """Return whether a value is a time: a finite number, not a bool."""
     return type(value) in (int, float) and 0 <= value < LATEST
 
 
@@ -260,7 +260,7 @@ def clocks_of(row: Mapping[str, Any]) -> list[float] | None:
 
 
 def note(row: Mapping[str, Any], clocks: Sequence[float]) -> str:
-    """Return what a bar says when it is pointed at."""
+    """Return the text that a bar shows under the pointer."""
     parts = [f"sent {row['attempts']:.0f} times"] if row["attempts"] > 1 else []
     waits = zip(WAITS.values(), clocks[1:5], strict=True)
     parts += [f"{core.duration(wait)} {words}" for words, wait in waits if wait >= 0.0005]
@@ -344,7 +344,7 @@ def states(begin: Floats, end: Floats, table: Floats, pieces: Floats, rank: NDAr
 
 
 def percentiles(ordered: Floats) -> dict[str, float]:
-    """Return p50, p90 and p99, as far as there are answers enough to know them."""
+    """Return p50, p90 and p99, those for which there are enough answers."""
     count = len(ordered)
     shares = [share for share in (0.5, 0.9, 0.99) if count * (1 - share) >= 1 - 1e-9]
     return {f"p{100 * share:.0f}": float(ordered[math.ceil(count * share - 1e-9) - 1]) for share in shares}
@@ -406,7 +406,7 @@ def summary(run: Run) -> str:
     """Return a run in a sentence."""
     failed = f", {run.failed.sum():,} failed" if run.failed.any() else ""
     total = float(run.answers.sum())
-    # Not "faster than one after another": a latency holds the wait in the server's queue, which that way has none of.
+    # Not "faster than one after another": latencies include the wait in the server's queue, which is empty that way.
     sums = f"latencies add up to {core.duration(total)}, {times(total / run.wall)} the time that it took"
     begin = f"{core.plural(len(run.begin), 'prompt')} in {core.duration(run.wall)}{failed}"
     return f"{begin}, {sums}" if total > 1.05 * run.wall else begin
@@ -478,7 +478,7 @@ def line_of(place: int) -> dict[str, Any]:
 
 
 def head(axes: Axes, runs: Sequence[Run], count: int, span: float) -> None:
-    """Put the title, what there is to say and the legend above the first waterfall."""
+    """Put the title, the summary and the legend above the first waterfall."""
     from matplotlib.patches import Patch
     from matplotlib.transforms import ScaledTranslation
 
@@ -500,7 +500,7 @@ def head(axes: Axes, runs: Sequence[Run], count: int, span: float) -> None:
 
 
 def scale(axes: Axes, label: str, top: float, whole: bool = True) -> None:
-    """Let the axis that goes up show from 0 to `top`, in few steps."""
+    """Scale the vertical axis from 0 to `top`, in few steps."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_ylim(0, top)
@@ -510,7 +510,7 @@ def scale(axes: Axes, label: str, top: float, whole: bool = True) -> None:
 
 
 def time_axis(axes: Axes, low: float, high: float, label: str) -> None:
-    """Let the axis show from `low` to `high` in the unit of time that fits."""
+    """Scale the axis from `low` to `high` in the unit of time that fits."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     units = ((86400, "days", 5 * 86400), (3600, "h", 3 * 3600), (60, "min", 180), (1, "s", 1), (0.001, "ms", 0))
@@ -566,7 +566,7 @@ def bars(axes: Axes, run: Run, least: float) -> None:
 
 
 def hover(axes: Axes, run: Run, place: int) -> None:
-    """Lay something over each bar that can be pointed at; with_notes() gives it its words."""
+    """Lay an invisible shape over each bar; with_notes() gives it the text that the pointer shows."""
     from matplotlib.patches import Rectangle
 
     for row, (begin, end) in enumerate(zip(run.begin, run.end, strict=True)):
@@ -664,7 +664,7 @@ def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
     keep = np.unique(np.searchsorted(when, np.linspace(0, run.wall, COLUMNS), "right"))[1:] - 1  # the last in a column
     when, limit = np.append(when[keep], run.wall), np.append(limit[keep], limit[-1])
     label = f"limit of the server ({60 / unit * limit[-1]:,.0f} a minute)"
-    if limit.min() > 3 * most > 0:  # it held nothing back, and would press the answers to the floor
+    if limit.min() > 3 * most > 0:  # it held nothing back, and its scale would flatten the answers
         axes.plot([], [], " ", label=f"{label}, far above")
         return most
     axes.step(when, limit, where="post", color=LINES[0], linestyle="--", linewidth=1.2, label=label)
@@ -672,7 +672,7 @@ def limit_line(axes: Axes, run: Run, most: float, unit: float) -> float:
 
 
 def latency_axis(axes: Axes, low: float, high: float) -> tuple[float, float, bool]:
-    """Let the axis show latencies from `low` to `high`, in logarithms if they differ much; return what became of it."""
+    """Let the axis show latencies from `low` to `high`, in logarithms if they differ much; return the axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = (float(low), float(high)) if high > 1.001 * low else (0.5 * float(low), 1.5 * float(high))
@@ -734,7 +734,7 @@ def compare_latencies(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def with_notes(svg: bytes, runs: Sequence[Run]) -> bytes:
-    """Give each bar that can be pointed at its words."""
+    """Give each bar the text that the pointer shows."""
 
     def bar(match: re.Match[str]) -> str:
         run, row, left, top, right, bottom = match.groups()

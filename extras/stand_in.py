@@ -55,12 +55,12 @@ What goes wrong:
                          it), stream (events that nobody asked for). 429, 500 and 502 are in its words, too
   --outage KIND@FROM+SECONDS  may be repeated; FROM counts from the first request. The kinds: silent (accepted, never
                          answered; neither is what was to be answered then), refused (the port is closed and connections
-                         are reset; best with a --port that the system hands to no client), 503, 502-page (HTML; what
+                         are reset; use a --port that the system gives to no client), 503, 502-page (HTML; what
                          was to be answered then, too), loading (503 Loading model), slow (ten times the latency)
-  --replicas N           so many behind this address; a connection leads to one of them, drawn by lot
+  --replicas N           so many behind this address; a connection leads to one of them, drawn at random
   --sick K               so many of these answer 500 at once; K:STATUS: another status; K:never: nothing ever
   --seed N               default 0. The latency of a request follows from the seed and its JSON, its fault also
-                         from how often the same was let in before, so every client meets the same fate
+                         from how often the same was accepted before, so every client meets the same faults
   --close-every N        close each connection after its N-th answer, unannounced
   --chunked, --gzip      encode the answers so, asked or not
 What becomes of batches (--latency and --require-key are for them, too; --models and --fault for their lines):
@@ -146,7 +146,7 @@ __all__ = ["BATCH_FAULTS", "ENDPOINTS", "FAULTS", "OUTAGES", "Options", "Server"
 class Options:
     """The command's flags as fields of the same names, described in the manual above; the parser is made from them.
 
-    Raises ValueError for values that cannot be.
+    Raises ValueError for impossible values.
     """
 
     host: str = "127.0.0.1"
@@ -389,7 +389,7 @@ class Server:
             self._treat(job, raw)
 
     def _suffer(self, job: Job, kind: str) -> None:
-        """Treat a request that arrives during an outage."""
+        """Answer, hold or reset a request that arrives during an outage."""
         job.fault = kind
         self.stats.faults[kind] += 1
         if kind == "refused":
@@ -399,7 +399,7 @@ class Server:
             self._leave(job, reply)
 
     def _replica(self, link: Any) -> int:
-        """Return the number of the replica that a connection leads to, drawn by lot."""
+        """Return the number of the replica that a connection leads to, drawn at random."""
         known, options = self._replica_of, self.options
         if link not in known:
             self._drawn += 1
@@ -407,7 +407,7 @@ class Server:
         return known[link]
 
     def _sicken(self, job: Job) -> None:
-        """Treat a request that reaches a sick replica."""
+        """Answer a request that reaches a sick replica with its error, or never."""
         job.fault = "sick"
         self.stats.faults["sick"] += 1
         if self._sick.status:

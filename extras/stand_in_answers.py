@@ -1,7 +1,7 @@
 """What the stand-in server answers: from the body of a request to the body of a made-up reply, without HTTP.
 
-An Ask is a request, checked; ENDPOINTS says how each kind is read and answered; what has to do with chance follows from
-the text that is asked, so that a request meets the same fate each time.
+An Ask is a validated request; ENDPOINTS says how each kind is read and answered. Random draws are seeded with the
+request's text, so that the same request always gets the same.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 # --- Requests -----------------------------------------------------------------------------------------------
 
-Prompts = list[tuple[str, str]]  # for each, the text that an answer quotes and the text that it answers
+Prompts = list[tuple[str, str]]  # for each, the part that the answer quotes, and the whole
 
 
 class Reply(NamedTuple):
-    """A response, before its encodings and the headers that all have."""
+    """A response, before it is encoded and gets the headers that all have."""
 
     status: int
     body: str
     headers: str = ""
     content_type: str = "application/json"
-    file: bytes = b""  # instead of the body
+    file: bytes = b""  # a file's content, sent instead of the body
 
 
 def error(status: int, message: str, kind: str = "invalid_request_error", *,
@@ -50,7 +50,7 @@ def error(status: int, message: str, kind: str = "invalid_request_error", *,
 
 
 class Refusal(Exception):
-    """Raised wherever a request is found wanting; takes the arguments of error()."""
+    """Raised for a request that is answered with an error; takes the arguments of error()."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args)
@@ -102,7 +102,7 @@ class Ask:
         return [(text[: 4 * self.cap], "stop" if estimate(text) <= self.cap else "length") for text in texts]
 
     def cost(self) -> int:
-        """Return the tokens as a rate limiter counts them: what may come out, not what does."""
+        """Return the tokens as a rate limiter counts them: the most that may come out, not those that do."""
         return self.prompt_tokens + sum(self.cap or estimate(text) for text, _ in self.texts)
 
 
@@ -197,13 +197,13 @@ def instance_text(schema: Any, seed: str) -> str:
 
 
 class Luck(random.Random):
-    """Dice for an instance, which may have so many values."""
+    """Random choices for an instance of a schema, which may have so many values."""
 
     left = VALUE_LIMIT // 10
 
 
 def instance(schema: Any, root: Any, luck: Luck, depth: int = 0) -> Any:
-    """Make up a value that fits a schema; below a few levels as small a one as there is, so that recursions end."""
+    """Make up a value that fits a schema; below a few levels the smallest one, so that recursions end."""
     deep = depth > 6
     luck.left -= 1
     if luck.left < 0 or schema.get("minLength", 0) > VALUE_LIMIT:

@@ -58,10 +58,10 @@ class Batch:
 
     shown: dict[str, Any]
     lines: bytes
-    key: bytes  # what follows from the lines alone is drawn by it
+    key: bytes  # a hash of the lines, the seed of what is drawn for them
     created: float  # this and the next by the server's clock
     cancelled: float = 0.0
-    done: float = 1.0  # the share of the lines that are run
+    done: float = 1.0  # the share of the lines that are run before it ends
     total: int = 0
     tokens: int = 0  # of the prompts
     used: tuple[int, int] = (0, 0)  # tokens of what was answered, in and out
@@ -71,7 +71,7 @@ class Batch:
 
 
 class Batches:
-    """Files, and batches made from them, which do not run: what they have come to follows from the time it is."""
+    """Files and the batches made from them. Nothing runs: a batch's state is computed from its age."""
 
     def __init__(self, server: Service, clock: Callable[[], float]) -> None:
         self._server, self._clock = server, clock
@@ -119,7 +119,7 @@ class Batches:
         return Reply(200, encode_json(shown))
 
     def _hit(self, kind: str, text: bytes) -> bool:
-        """Draw whether a fault meets what the text stands for."""
+        """Draw whether the fault happens to what the text names."""
         options = self._server.options
         share: float = options.batch_fault.get(kind, 0.0)
         return draw(f"{kind} {options.seed} ".encode() + text) < share
@@ -311,7 +311,7 @@ class Batches:
                 self._finish(batch, "completed", begun + whole)
 
     def _finish(self, batch: Batch, status: str, moment: float) -> None:
-        """Run the lines, as far as it came to that, and write the files."""
+        """Answer the lines that the batch came to before its end, and write the files."""
         files: dict[str, list[str]] = {"output": [], "error": []}
         as_text, never_run = self._hit("strings", batch.key), 0
         for number, line in enumerate(io.BytesIO(b"" if batch.errors else batch.lines)):
@@ -363,7 +363,7 @@ class Batches:
 
 
 def problem(refusal: Refusal, line: int | None) -> dict[str, Any]:
-    """Put a refusal into the form that a batch lists it in."""
+    """Return a refusal in the form in which a batch lists it."""
     detail = json.loads(refusal.reply.body)["error"]
     return {"code": detail["code"], "message": detail["message"], "param": detail["param"], "line": line}
 

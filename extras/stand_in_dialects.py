@@ -296,7 +296,7 @@ class Dialect:
         return f"Bearer {api_key}" if self.name == "azure" else authorization
 
     def fault(self, kind: str, ask: Ask) -> Reply | None:
-        """Return the error that a fault is, None if it is an answer of some sort."""
+        """Return the error that a fault stands for; None if it spoils the answer instead."""
         if self.shape:
             kind = {"500": "server", "502": "server", "429": "rate"}.get(kind, kind)
         answered = kind in ("empty", "stream") or (kind == "cut" and self.name in CUTS)
@@ -353,7 +353,7 @@ class Dialect:
                 self.break_off(choice)
 
     def break_off(self, choice: dict[str, Any]) -> None:
-        """End a choice before its time, as a provider does that has begun to answer."""
+        """Cut a choice off, as a provider does that has begun to answer."""
         name = "message" if "message" in choice else ""
         inner, key = (choice[name], "content") if name else (choice, "text")
         inner[key] = inner[key][: len(inner[key]) // 2]
@@ -379,7 +379,7 @@ DEFAULTS = {
 
 
 def hollow(choice: dict[str, Any], name: str) -> None:
-    """Take the text out of a choice: reasoning took all tokens (lmstudio-bug-tracker#2339), or it said nothing."""
+    """Remove a choice's text: reasoning took all tokens (lmstudio-bug-tracker#2339), or the model said nothing."""
     if "message" not in choice:
         choice["text"] = ""
         return

@@ -29,7 +29,7 @@ LINGER = 1.0  # seconds that a rejected client that is still sending has to read
 
 
 class Head(NamedTuple):
-    """What matters of a request's head."""
+    """The parts of a request's head that are used."""
 
     method: str
     path: str
@@ -126,7 +126,7 @@ class Job:
 
 
 class Service(Protocol):
-    """What a connection, and a batch, needs of the server."""
+    """What connections and batches use of the server."""
 
     options: Any
     stats: Any
@@ -189,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
             self._job = Job(self, UNREADABLE, self._server.clock())
             self._server.refuse(self._job, refusal.reply)
         except StopIteration:
-            self._inbox.clear()  # the connection is on its way out
+            self._inbox.clear()  # the connection is being closed
         if (self._job or self._choked) and len(self._inbox) > HEAD_LIMIT:
             self._transport.pause_reading()
         else:
@@ -220,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(start + b"%x\r\n%b\r\n" % (len(line), line))
 
     def cut_off(self) -> None:
-        """Hang up with a RST on whoever is there, answered or not."""
+        """Close the connection with a RST, whether its request was answered or not."""
         if self._job:
             self._server.drop(self._job)
         self.reset()

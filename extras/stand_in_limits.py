@@ -1,4 +1,4 @@
-"""Limits and outages of the stand-in server: what it lets in, how it words a rejection, and when it is ill.
+"""Limits and outages of the stand-in server: what it accepts, how it words a rejection, and when it fails.
 
 Every limit has the same methods: `wait(amount)` seconds until the amount may pass, `take` it, `drain` it if rejected
 requests count, and `headers` and `refusal` for the replies. They need a clock and no network.
@@ -48,7 +48,7 @@ def limits_of(options: Any, clock: Clock) -> list[Limit]:
 
 
 class Bucket:
-    """A limit per minute that refills all the time and holds a share of a minute's worth."""
+    """A limit a minute that is refilled continuously; a full bucket holds a share of a minute's worth."""
 
     def __init__(self, name: str, limit: float, burst: float, clock: Clock) -> None:
         self.name, self.limit = name, limit
@@ -63,7 +63,7 @@ class Bucket:
         return self._held
 
     def wait(self, amount: float) -> float:
-        """Return the seconds until the amount may be taken; what exceeds the bucket waits for a full one."""
+        """Return the seconds until the amount may be taken; a larger one than the bucket waits until that is full."""
         lack = min(amount, self._capacity) - self.level()
         return lack / self._rate if lack > EPSILON else 0.0
 
@@ -71,7 +71,7 @@ class Bucket:
         self._held = self.level() - amount
 
     def drain(self, amount: float) -> None:
-        """Count a rejected request, but not into debt: a crowd that hammers would be shut out for hours."""
+        """Count a rejected request, but incur no debt: many clients that retry at once would be rejected for hours."""
         self._held = max(min(self.level(), 0.0), self._held - amount)
 
     def remaining(self) -> int:
@@ -238,7 +238,7 @@ REJECT_CODES = {429: "rate_limit_exceeded", 503: "server_is_overloaded"}
 
 # --- Outages ------------------------------------------------------------------------------------------------
 
-OUTAGES: dict[str, Reply | None] = {  # what everything gets that comes while it lasts
+OUTAGES: dict[str, Reply | None] = {  # the reply to every request while it lasts
     "silent": None,
     "refused": None,
     "slow": None,
@@ -251,7 +251,7 @@ SLOW_FACTOR = 10.0
 
 
 class Outage(NamedTuple):
-    """A stretch of time, from the first request on, in which the server is ill."""
+    """A stretch of time in which the server fails; it is counted from the first request."""
 
     kind: str
     start: float

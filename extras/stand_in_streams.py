@@ -67,7 +67,7 @@ def data(value: Any) -> str:
 
 
 def chat_events(content: dict[str, Any], ask: Ask, habits: Habits) -> Iterator[str]:
-    """Yield the chunks of a chat completion; what an answer broke off by comes in the last one of its choice."""
+    """Yield the chunks of a chat completion; the error that ended an answer comes in the last one of its choice."""
     yield from completion_events(content, ask, habits, "chat.completion.chunk", chat_parts)
 
 
@@ -117,7 +117,7 @@ def completion_events(
 
 
 def closing(content: dict[str, Any], choice: dict[str, Any], habits: Habits, told: bool) -> dict[str, Any]:
-    """Return what the chunk with the finish reason has besides, such as the error that an answer broke off by."""
+    """Return what else the chunk with the finish reason has, such as the error that ended the answer."""
     more = {name: content[name] for name in habits.beside if name in content}
     if told and habits.last:
         more["usage"] = content.get("usage")
@@ -156,7 +156,7 @@ def response_events(content: dict[str, Any], ask: Ask, habits: Habits) -> Iterat
     yield event(f"response.{content['status']}", response=content)
 
 
-# by what an answer calls itself
+# by an answer's `object`
 STREAMS: dict[str, Callable[[dict[str, Any], Ask, Habits], Iterator[str]]] = {
     "chat.completion": chat_events,
     "text_completion": legacy_events,

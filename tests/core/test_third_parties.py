@@ -105,8 +105,9 @@ def test_what_an_extra_raises_for_the_progress_stops_the_run(monkeypatch):
     run = concurrent_prompts.Run(None.__class__, extras=[Extra()])
     ran = concurrent_prompts.Ran(None, run, 1, progress_file.core.sibling("backends", "console").Tally())
     progress = object.__new__(progress_file.Progress)
-    progress._ran, progress._run, progress._tally = ran, run, ran.tally
-    assert progress._state() == ["0 in flight", "stopping"] and "boom" in str(run.stopped)
+    progress._ran, progress._run, progress._tally, progress._total = ran, run, ran.tally, None
+    assert progress._text(0, 0) == "0 done, 0 in flight" and "boom" in str(run.stopped)
+    assert progress._text(0, 0) == "0 done, 0 in flight, stopping"
 
 
 @pytest.mark.parametrize("what", ["raise RuntimeError('boom')", "def", "import none_such_as_this"])
