@@ -52,6 +52,11 @@ def wrapped(line: str, width: int) -> list[str]:
     return [part.replace("\xa0", " ") for part in parts] or [line]
 
 
+def columns() -> int:
+    """Return how wide a line on standard output may be: as the terminal, but 40 at least; 80 in a file or a pipe."""
+    return max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
+
+
 class ErrorLog(logging.Handler):
     """Log records on standard error, on a line of their own where there is a progress bar."""
 

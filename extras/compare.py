@@ -9,8 +9,6 @@ import argparse
 import contextlib
 import itertools
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +21,7 @@ from .text import answer_of, cell, check_stdout
 
 loading = core.sibling("backends", "loading")
 console = core.sibling("backends", "console")
+RARE = "p99 ms", "CPU ms", "p90 ms", "sum s"
 
 
 def add_arguments(option: Callable[..., Any]) -> None:
@@ -47,7 +46,7 @@ async def compare(args: argparse.Namespace) -> int:
         args.deadline = min(args.deadline, max(0.001, end - time.monotonic())) if args.deadline else None
         ran.append(await measure(args, api, calls, prompts))
         if (reason := ran[-1].run.stopped) is not None:
-            print(*table(ran), sep="\n")
+            print(*table(ran, console.columns()), sep="\n")
             if reason.kind == "deadline":  # of all runs together
                 reason = core.PromptError("deadline", f"the deadline of {core.duration(deadline)} is over", "stop")
             args.facts["verdicts"] = []
@@ -57,11 +56,12 @@ async def compare(args: argparse.Namespace) -> int:
             console.say_stopped(reason, args)
             return status
     ways = () if sweep else zip(ran, ("Sequential", "Concurrent"), strict=False)  # of the first backend
-    told = [as_in_the_article(one, way) for one, way in ways]
+    width = console.columns()
+    told = [as_in_the_article(one, way, min(width, 80)) for one, way in ways]
     judge = core.sibling("extras", "sweep", "a sweep").verdicts if sweep else verdicts
     said = args.facts["verdicts"] = [*judge(ran), *cheapest(ran)]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-    for lines in [*told, table(ran), (line for sentence in said for line in console.wrapped(sentence, width))]:
+    won = (line for sentence in said for line in console.wrapped(sentence, width))
+    for lines in [*told, table(ran, width), won]:
         print(*lines, "", sep="\n")
     for one in ran:
         console.say(*(f"{title(one)}: {warning}" for warning in one.tally.warnings()))
@@ -91,25 +91,32 @@ async def measure(args: argparse.Namespace, api: Any, calls: int | str, prompts:
     return ran
 
 
-def as_in_the_article(ran: core.Ran, way: str) -> Iterator[str]:
-    """Yield the first results of a run and its time."""
+def as_in_the_article(ran: core.Ran, way: str, width: int) -> Iterator[str]:
+    """Yield the first results of a run, in so many columns, and its time."""
     yield f"{way} results ({ran.api.name}):"
-    yield from (f"  {number + 1}. {core.short(text, 74)}" for number, text in sorted(ran.tally.texts.items()))
+    yield from (f"  {number + 1}. {core.short(text, width - 6)}" for number, text in sorted(ran.tally.texts.items()))
     if (rest := ran.tally.answered + ran.tally.failed - len(ran.tally.texts)) > 0:
         yield f"  ... and {rest:,} more"
     yield f"{way} time: {ran.tally.wall:.2f} seconds"
 
 
-def table(ran: list[core.Ran]) -> Iterator[str]:
-    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known."""
+def table(ran: list[core.Ran], width: int) -> Iterator[str]:
+    """Yield the lines of the comparison, aligned, one unit a column; '-' for what cannot be known.
+
+    On a terminal of less than 80 columns the figures of RARE are left out, the first ones first, until a line fits.
+    """
     rows = [["backend", "-c", "wall s", "sum s", "req/s", "CPU ms", "p50 ms", "p90 ms", "p99 ms", "failed"]]
     for one in ran:
         tally = one.tally
         spread = [f"{1000 * value:,.0f}" if value is not None else "-" for value in tally.percentiles().values()]
         figures = [f"{tally.wall:.2f}", f"{tally.latency:.2f}", f"{rate(one):,.1f}", f"{1000 * cpu(one):.2f}", *spread]
         rows.append([core.short(one.api.name, 20), str(one.asked), *figures, str(tally.failed)])
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *figures in rows:
+    columns = list(zip(*rows, strict=True))
+    for rare in RARE:
+        if width < 80 and sum(2 + max(map(len, column)) for column in columns) - 2 > width:
+            columns = [column for column in columns if column[0] != rare]
+    first, *widths = [max(map(len, column)) for column in columns]
+    for name, *figures in zip(*columns, strict=True):
         yield "  ".join([name.ljust(first), *map(str.rjust, figures, widths)])
 
 

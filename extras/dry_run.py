@@ -225,11 +225,13 @@ def dry_run(args: argparse.Namespace) -> int:
         rows += [("answered", f"{kept:,} in {args.journal}" + (f"; {failed:,} failed there" if failed else ""))]
     rows += [("to send", f"{plan.asked:,}" + (f" in each of {runs} runs (and one before it)" if runs > 1 else ""))]
     rows += plan.rows(args, runs) if plan.asked else []
+    width = min(80, console.columns())
     for label, text in rows:
         row = f"{label:<12}{console.visible(text)}"
-        print(textwrap.fill(row, 78, subsequent_indent=" " * 12, break_on_hyphens=False))
+        print(textwrap.fill(row, width - 2, subsequent_indent=" " * 12, break_on_hyphens=False))
     if plan.first is not None:
         lines = list(map(console.visible, api.show(plan.first)))
         lines[40:] = ["…"] * (len(lines) > 40)
-        print("\nthe first request:", *(line if len(line) < 80 else f"{line[:78]}…" for line in lines), sep="\n")
+        cut = (line if len(line) < width else f"{line[: width - 2]}…" for line in lines)
+        print("\nthe first request:", *cut, sep="\n")
     return 0 if not bad else 1 if plan.asked + kept + failed else 2

@@ -3,10 +3,14 @@
 import json
 import pathlib
 import re
+import sys
 import types
 
+import pytest
+
 from concurrent_prompts import Ran, main
-from concurrent_prompts.extras import sweep
+from concurrent_prompts.extras import compare, sweep
+from tests.helpers import Terminal
 
 
 def test_a_sweep_measures_each_number(here, stand_in, capsys):
@@ -51,3 +55,28 @@ def test_a_sweep_of_too_few_prompts_says_so(here, stand_in, capsys):
     assert main(["prompts.txt", "--compare", "-c", "1,2,50", "--base-url", stand_in(latency=0.01).url, "-q"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "no more than 3 were ever in flight; to reach 50, use more prompts." in words
+
+
+def summed_up(name):
+    spread = {"p50": 0.4, "p90": 0.5, "p99": None}
+    tally = types.SimpleNamespace(answered=9, wall=1.0, latency=4.0, cpu=0.01, failed=0, percentiles=lambda: spread)
+    return Ran(types.SimpleNamespace(name=name), types.SimpleNamespace(most_in_flight=9), "auto", tally)
+
+
+@pytest.mark.parametrize(("columns", "gone"), [
+    (80, []), (79, []), (72, ["p99 ms"]), (60, ["p99 ms", "CPU ms"]), (40, ["p99 ms", "CPU ms", "p90 ms", "sum s"]),
+])  # fmt: skip
+def test_a_narrow_terminal_gets_fewer_figures(columns, gone):
+    header, line = compare.table([summed_up("stdlib")], columns)
+    assert len(header) == len(line) <= columns or columns == 40
+    assert [name for name in compare.RARE if name not in header] == gone
+    assert {"backend", "req/s", "failed"} <= {*header.split()}
+
+
+def test_a_dry_run_and_a_comparison_fit_the_terminal(here, stand_in, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for option in ("--dry-run", "--compare"):
+        monkeypatch.setattr("sys.stdout", Terminal())
+        assert main(["prompts.txt", option, "-b", "stdlib", "--base-url", stand_in().url, "-q"]) == 0
+        lines = sys.stdout.buffer.getvalue().decode().splitlines()
+        assert len(lines) > 5 and max(map(len, lines)) <= 60
