@@ -1,7 +1,7 @@
-"""When the next call may go out: what a server takes at once and a minute, as answers, headers and failures tell it.
+"""When the next call may go out: how many calls a server takes at once and a minute, learned from its responses.
 
-The core's Limiter, a lone copy's, gives way to whatever happens; this one measures. backends/rejections.py adds what
-rejections tell, backends/limits.py what headers do.
+The core's Limiter, which a lone copy uses, only slows down after failures; this one measures. backends/rejections.py
+adds what rejections show, backends/limits.py what headers say.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from . import core
 
-ENVELOPE = 60  # bytes of a request that are no prompt
-REFILL_EVERY = 0.01  # seconds between two looks at what a bucket has got
+ENVELOPE = 60  # bytes of a request around its prompt
+REFILL_EVERY = 0.01  # seconds between two updates of a bucket's level
 
 
 class Quota:
@@ -49,7 +49,7 @@ class Quota:
         return f"{60 * self.limit:,.0f} {self.name}/min, {self.source}"
 
     def tell(self, rate: float, source: str, now: float) -> None:
-        """Take over a rate (a second) that is known from elsewhere: from the other processes of a run."""
+        """Adopt a rate (a second) that other processes of the run have learned."""
         if source == "from headers":
             self.stated, self.source = rate, source
         elif source == "as given" and rate != self.told:
@@ -58,12 +58,12 @@ class Quota:
 
     @property
     def known(self) -> bool:
-        """Whether there is a limit to be told; not as long as it is only being looked for."""
+        """Whether a limit is known, and not only searched for."""
         return bool(self.source) and not self.exploring
 
     @property
     def limit(self) -> float:
-        """What the server lets through a second, by itself or as it is told; inf where that is not known."""
+        """The limit a second: the server's, or the user's if that is lower; inf if none is known."""
         return self.rate if self.source == "from rejections" else min(self.told, self.stated)
 
     def level(self, now: float) -> float:
@@ -75,7 +75,7 @@ class Quota:
         return min(self.size, self._level + (now - self._stamp) * self.rate)
 
     def wait(self, cost: float, now: float) -> float:
-        """Return the seconds until so much may be spent; what is larger than the bucket goes when it is full."""
+        """Return the seconds until so much may be spent; a cost above the bucket's size waits until that is full."""
         if self._level >= cost and self._closed < now:  # without what is refilled since
             return 0.0
         closed, lack = self._closed - now, min(cost, self.size) - self.level(now)
@@ -84,7 +84,7 @@ class Quota:
         return max(closed, lack / self.rate if self.reset == math.inf else self.reset - now)
 
     def spare(self, now: float) -> float:
-        """Return how much may be spent now, 0.0 where each call is to be looked at."""
+        """Return how much may be spent now; 0.0 if each call has to be checked."""
         return 0.0 if self._closed >= now else max(0.0, self.level(now))
 
     def spend(self, cost: float, now: float, calls: int = 1) -> None:
@@ -100,7 +100,7 @@ class Quota:
         self.calls += calls
 
     def correct(self, more: float) -> None:
-        """Take out what a call cost more than was thought."""
+        """Take out what calls cost beyond their estimates."""
         self._level -= more
         self.spent += more
 
@@ -111,13 +111,13 @@ class Quota:
         self.calls -= 1
 
     def hear(self, headers: Mapping[str, str], call: core.Call, spent: float, now: float) -> bool:
-        """Learn from a response's headers; return whether they leave nothing for such a call."""
+        """Learn from a response's headers; return whether they allow no further call like this one."""
         if self.headers is None and (known := core.meanings("limits")):
             self.headers = known.Headers(self)
         return bool(self.headers and self.headers.read(headers, call, spent, now))
 
     def set(self, rate: float, size: float, level: float, now: float) -> None:
-        """Take over a rate (a second), what a full bucket holds and what is in it."""
+        """Set the rate (a second), the size of a full bucket, and the level now."""
         self.rate, self.size, self._level, self._stamp = rate, size, level, now
 
 
@@ -240,7 +240,7 @@ class Window:
             self.size, self.answers = min(self.ceiling, self.size + self._more), 0
 
     def reduce(self, size: float, rounds: float = 1.0) -> None:
-        """Give way to a rejection, for so many round trips at least."""
+        """Reduce the window after a rejection, for so many round trips at least."""
         again = self.source == "from rejections" and self._limit * 0.75 <= size
         self.rounds = max(rounds, min(32.0, 2 * self.rounds) if again else 1.0)
         self.source, self.size, self.answers, self._more = "from rejections", max(1.0, min(self.size, size)), 0, 0.0
@@ -248,11 +248,11 @@ class Window:
         core.log.info("the server rejected more calls at once: now %d", self.size)
 
     def tell(self, size: int) -> None:
-        """Take over what the server says."""
+        """Adopt the number of calls in flight that the server states."""
         self.source, self.size, self.ceiling = "as the server states", min(self.size, size), min(self.ceiling, size)
 
     def grow(self, size: float) -> None:
-        """Open at once as far as limits that the server tells allow."""
+        """Grow at once to what the limits in the server's headers allow."""
         if not self.source and size > self.size:
             self.size = min(self.ceiling, size)
 
@@ -262,9 +262,9 @@ class Limiter(core.Limiter):
 
     A `Window` bounds the calls in flight, two `Quota`s what goes out a minute; `settle` learns from how each call ends:
     from answers every 10 ms at the most. In between calls go out freely, as many as nothing holds up.
-    A wait that the server asks for is a pause of the whole run, with jitter at its end so that nobody comes in a herd.
+    A wait that the server asks for pauses the whole run, with jitter at its end so that calls do not go out together.
     While a window grows, its calls go out one after the other, so that few of them hit a limit.
-    After a connection that is lost or refused one call goes ahead and the others wait until the server is heard again,
+    After a connection that is lost or refused one call goes ahead and the others wait until the server responds,
     for a second at most. If the calls of several prompts fail so, or with a status of 500 and above, and nothing that
     was sent after the first of them is answered, the server is down: one call a second tries until it is back.
     """
@@ -337,7 +337,7 @@ class Limiter(core.Limiter):
         return f"held by the {held}" if held and self.queued else ""
 
     def release(self) -> None:
-        """Let out what waits, as far as it may go; set an alarm for the next one where that is a matter of time."""
+        """Send the waiting calls that may go out; set an alarm for the next one if it waits for a time."""
         self._account(self._clock())
         super().release()
 
@@ -371,7 +371,7 @@ class Limiter(core.Limiter):
         call.spent = self.requests.spent + self._used_calls, self.tokens.spent + self._used_tokens
 
     def _account(self, now: float) -> None:
-        """Take what went out freely from the quotas; from now on each call is looked at."""
+        """Charge the quotas for the calls that went out unchecked; from now on each call is checked."""
         if more := self._costs.look():
             self.tokens.correct(more)
         if self._used_calls:
@@ -381,7 +381,7 @@ class Limiter(core.Limiter):
         self._used_tokens = 0.0
 
     def _free(self, now: float) -> None:
-        """Let calls go out freely until the next look, as many as nothing holds up."""
+        """Let calls go out unchecked until the next look, as many as no limit holds up."""
         if self.defer is None or self.queued or self._is_unusual(now) or now < max(self._opens, self._spread_end):
             return
         self._room = min(self.window.room, self.window.highest)
@@ -430,7 +430,7 @@ class Limiter(core.Limiter):
                 self.window.size += 1
 
     def _probe(self, now: float) -> None:
-        """Note that a call goes ahead of the others; one that has not failed for a second has found somebody."""
+        """Note a probe. If the one before has not failed for a second, the server is back."""
         if self.away_since is not None and self._probed > self._failed and now - self._probed > 0.9 * core.PROBE:
             self._mark_up(now)
         else:
@@ -522,7 +522,7 @@ class Limiter(core.Limiter):
         """Learn from a rejection; `told` is whether its headers say why. See backends/rejections.py."""
 
     def _overdue(self, call: core.Call) -> None:
-        """Give way to a time-out, ours or a gateway's, while others are answered."""
+        """Reduce the window after a time-out, ours or a gateway's, while others are answered."""
         if self._latency and call.started > self._rejection:
             self.window.within = min(self.window.within, call.latency / 2)
             self.window.reduce(self.window.room * 2 / 3)
@@ -536,7 +536,7 @@ class Limiter(core.Limiter):
         self._opens = self.pause_end + random.random() * self._gap
 
     def _note(self, call: core.Call, failure: core.PromptError | None, now: float) -> None:
-        """Note whether the server is there; what was sent before it was found down says nothing."""
+        """Note whether the server is reachable; calls sent before it was marked down say nothing."""
         if failure is not None and core.no_service(failure):
             self._note_failure(call, failure, now)
         elif failure is None or failure.heard:
@@ -576,7 +576,7 @@ class Limiter(core.Limiter):
             self.mark_down(failure, now)
 
     def mark_down(self, failure: core.PromptError, now: float) -> None:
-        """Take the server for down: one call at a time tries whether it is back."""
+        """Enter outage mode: one probe a second until the server is back."""
         self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
         self._down_at, self._opens = now, now + 0.25
         self.window.size, self.window.source = self._before
@@ -584,7 +584,7 @@ class Limiter(core.Limiter):
             core.log.warning("server unreachable (%s): retrying once a second", failure)
 
     def _mark_up(self, now: float) -> None:
-        """Let the calls go out again."""
+        """Leave outage mode."""
         core.log.warning("the server is back after %s", core.duration(now - (self.away_since or now)))
         self.away_since = None
         self._failing.clear()

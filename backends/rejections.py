@@ -1,4 +1,4 @@
-"""What rejections tell of a server's limits: how many calls it takes at once, how many a minute, or in which window.
+"""What rejections show of a server's limits: how many calls it takes at once, how many a minute, or in which window.
 
 The Limiter of backends/limiter.py measures answers and headers; this one finds the limits behind rejections, too.
 """
@@ -50,7 +50,7 @@ class Rejected(limiter.Quota):
         return f"{'about ' if self.source == 'from rejections' else ''}{super().__str__()}"
 
     def tell(self, rate: float, source: str, now: float) -> None:
-        """Take over a rate that is known from elsewhere."""
+        """Adopt a rate that other processes of the run have learned."""
         super().tell(rate, source, now)
         if source == "from rejections":
             self._level, self._stamp = 0.0 if self.source == "" else self.level(now), now
@@ -64,7 +64,7 @@ class Rejected(limiter.Quota):
         return max(self._closed - now, full, -self.level(now) / self.rate)
 
     def spare(self, now: float) -> float:
-        """Return how much may be spent now, 0.0 where each call is to be looked at."""
+        """Return how much may be spent now; 0.0 if each call has to be checked."""
         return 0.0 if self.period else super().spare(now)
 
     def spend(self, cost: float, now: float, calls: int = 1) -> None:
@@ -130,7 +130,7 @@ class Rejected(limiter.Quota):
         self._start, self._last = ((when + span, spent) for when, spent in (self._start, self._last))
 
     def let_in(self, started: float = math.inf) -> None:
-        """Try a little more after each call that was accepted, and the more the longer it goes well."""
+        """Raise the rate a little after each accepted call, by more the longer no call is rejected."""
         feeling = self.source == "from rejections" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
@@ -188,13 +188,13 @@ class Rejected(limiter.Quota):
         core.log.info("limit: %s", self)
 
     def forget(self) -> None:
-        """Take nothing for known."""
+        """Discard what was learned: no limit is known."""
         self.rate = self.size = self._level = math.inf
         self.source, self.period, self.exploring = "", 0.0, False
         self._log.clear()
 
     def _is_window(self, accepted: float) -> bool:
-        """Whether more are accepted at once than a bucket can hold that had nothing at the time of the last probe."""
+        """Return whether more were accepted at once than a bucket, empty at the last probe, could hold by now."""
         return self.barren > 0 and accepted > 1 + (self._closed - self._emptied) / max(0.1, self._tried - self._emptied)
 
     def _see_window(self, accepted: float, now: float, wait: float) -> None:
@@ -295,7 +295,7 @@ class Limiter(limiter.Limiter):
             self._spread_end = -math.inf
 
     def mark_down(self, failure: core.PromptError, now: float) -> None:
-        """Take the server for down: one call at a time tries whether it is back."""
+        """Enter outage mode: one probe a second until the server is back."""
         for quota in (self.requests, self.tokens):
             quota.forget() if quota.exploring else quota.release()
         self._unconfirmed = None
@@ -373,7 +373,7 @@ class Limiter(limiter.Limiter):
             self._strike(quota, again, now, wait)
 
     def _doubted(self, quota: Any) -> bool:
-        """Whether a rejection may be one by chance, as those of some servers and proxies are."""
+        """Return whether a rejection may be random, as those of some servers and proxies are."""
         known = quota.exploring or quota.period > 1 or quota.source in ("as given", "from headers")
         return quota is self.requests and not known
 
@@ -393,7 +393,7 @@ class Limiter(limiter.Limiter):
             self._dismiss()
 
     def _dismiss(self) -> None:
-        """Forget what was learned from rejections that were none of a limit."""
+        """Discard what was learned from rejections that no limit caused."""
         self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
         if self.window.source == "from rejections":
             self.window.source = ""
