@@ -38,7 +38,7 @@ class Progress:
     """A bar on a terminal (tqdm's where it is installed), elsewhere a line every few seconds."""
 
     EVERY = 5.0  # seconds between lines
-    BAR = 17  # columns of tqdm's bar: "100%|", at least ten of the bar, "| "
+    BAR, SPARE = 8, 9  # columns of tqdm's bar at its smallest, with "100%|" and "| "; those that it has if it can
     NOTEBOOK = 100  # columns
 
     def __init__(self, total: int | None, ran: core.Ran, sink: Any) -> None:
@@ -77,14 +77,14 @@ class Progress:
 
     def _draw(self, kept: int, new: int, columns: int) -> None:
         """Draw tqdm's bar with the same text after it as where there is no tqdm."""
-        text = self._text(kept, new, columns - (self.BAR if held(self._run)[1] else self.BAR - 9))
+        text = self._text(kept, new, columns - self.BAR, self.SPARE)
         self._bar.n, self._bar.bar_format = kept + new, "{l_bar}{bar}| " + re.sub("([{}])", r"\1\1", text)
         if not self._notebook:
             self._bar.ncols = columns
         self._bar.refresh()
 
-    def _text(self, kept: int, new: int, width: int = sys.maxsize) -> str:
-        """Return what there is to say, in so many columns: if they are few, without the parts of the highest rank."""
+    def _text(self, kept: int, new: int, width: int = sys.maxsize, spare: int = 0) -> str:
+        """Return what there is to say, in so many columns; if they are few, the parts of a high rank are left out."""
         (state, moving), done, total = held(self._run), kept + new, self._total
         reason, _, detail = state.partition(", ")
         hooks = core.hooked(self._run.extras, "status")
@@ -100,10 +100,7 @@ class Progress:
             rate = new / max(0.001, time.monotonic() - self._began)
             ranked += [(5, f"{rate:,.1f}/s")]
             ranked += [(1, f"{core.duration((total - done) / rate)} left")] if total and total > done else []
-        parts = {place: part for place, part in enumerate(ranked) if part[1]}
-        while len(text := ", ".join(part for _, part in parts.values())) > width and len(parts) > 1:
-            del parts[max(parts, key=lambda place: (parts[place][0], place))]
-        return text[:width]
+        return fitted([(rank, part) for rank, part in ranked if part], width, spare)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -120,6 +117,18 @@ class Progress:
             self._bar.close()
         elif self._timer is not None and self._terminal:
             self._write("\r\x1b[K")
+
+
+def fitted(parts: list[tuple[int, str]], width: int, spare: int) -> str:
+    """Join the parts, each with its rank; leave out the last of the highest rank until the text fits.
+
+    As long as one has a rank above 1 the text has `spare` columns less.
+    """
+    while True:
+        text, least = ", ".join(part for _, part in parts), max(rank for rank, _ in parts)
+        if len(parts) == 1 or len(text) <= width - (spare if least > 1 else 0):
+            return text[:width]
+        del parts[max(place for place, (rank, _) in enumerate(parts) if rank == least)]
 
 
 def count_prompts(args: argparse.Namespace) -> int | None:

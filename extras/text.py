@@ -132,7 +132,7 @@ class Answers:
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:
         """Offer the command that prints them, if that has not been done; it asks nothing again."""
         if not self._shown and ran[0].run.stopped is None:
-            self._args.next.append(("The answers as text", ["--format", "text"], ["--retry-failed"]))
+            self._args.next.append(("Print the answers with", ["--format", "text"], ["--retry-failed"]))
         yield from ()
 
 

@@ -63,6 +63,8 @@ async def test_few_columns_keep_the_cost_and_the_time_that_is_left(monkeypatch, 
 
 
 @pytest.mark.parametrize(("columns", "shown"), [
+    (45, "100 of 200 done, $0.0012"),
+    (50, "100 of 200 done, $0.0012, 10.0 s left"),
     (60, "100 of 200 done, $0.0012, 10.0 s left"),
     (80, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
     (120, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
@@ -79,7 +81,8 @@ async def test_so_does_tqdms_bar(monkeypatch, columns, shown):
     progress._tick()
     line = str(progress._bar)
     progress.close()
-    assert line.startswith(" 50%|█████") and line.endswith(f"| {shown}") and len(line) == columns - 3
+    assert line.startswith(f" 50%|{'█' if columns > 45 else ''}") and line.endswith(f"| {shown}")
+    assert len(line) == columns - 3
 
 
 LIMIT = "held by the limit: 3,000 requests/min, from headers"

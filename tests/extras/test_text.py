@@ -227,10 +227,10 @@ def test_many_answers_are_a_command_away(terminal, stand_in, monkeypatch):
     command = ["many.txt", "-b", "stdlib", "--base-url", server.url]
     _, text, report = terminal(*command, "--overwrite", "--retry-failed")
     offered = report.splitlines()[-1]
-    assert text == "" and report.splitlines()[-2] == "  The answers as text:"
+    assert text == "" and report.splitlines()[-2] == "  Print the answers with:"
     assert shlex.split(offered)[-len(command) - 2 :] == [*command, "--format", "text"]
     status, text, report = terminal(*shlex.split(offered)[-len(command) - 2 :])
-    assert status == 0 and text.count("made up by") == 11 and "The answers as text" not in report
+    assert status == 0 and text.count("made up by") == 11 and "Print the answers" not in report
     assert server.stats.requests == 11
 
 
