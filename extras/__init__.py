@@ -163,6 +163,13 @@ def extra_failure(hook: Any, failure: Exception) -> Any:
     return this.core.PromptError("extra", f"{name}: {this.core.short(told)}", "stop")
 
 
+def discreet(run: "core.Run", failure: Any) -> Any:
+    """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
+    failure.error = failure.error._replace(message=run.api.conceal(failure.error.message))
+    failure.args = failure.error[1:2]
+    return failure
+
+
 @contextlib.contextmanager
 def blaming(hook: Any) -> Iterator[None]:
     """Turn what an extra raises before the first call into a this.core.UsageError, which ends the command."""
@@ -179,7 +186,7 @@ def call_hook(run: "core.Run", hook: Any, *given: Any) -> Any:
     try:
         return hook(*given)
     except Exception as failure:
-        run.stop(run.discreet(extra_failure(hook, failure)))
+        run.stop(discreet(run, extra_failure(hook, failure)))
 
 
 async def enter(run: "core.Run", hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:

@@ -271,7 +271,7 @@ class Budget:
                 self._run.stop(core.disk_error(self._run.path, failure))
                 return
 
-    def wrap(self, attempt: core.Attempt) -> core.Attempt:
+    def wrap(self, attempt: core.Ask) -> core.Ask:
         """Reserve before each attempt, which stops the run if it cannot fit, and settle the cost after it."""
 
         async def paid(prompt: core.Prompt) -> core.Reply:
@@ -294,7 +294,7 @@ class Budget:
             result.slot_wait += self._run.clock() - began
 
     async def _settled(
-        self, attempt: core.Attempt, prompt: core.Prompt, result: core.Result, most: tuple[float, float], price: Price
+        self, attempt: core.Ask, prompt: core.Prompt, result: core.Result, most: tuple[float, float], price: Price
     ) -> core.Reply:
         """Make the attempt, and replace what was reserved by its cost, also if it fails or is cancelled."""
         before, cost, assumed = result.attempts, 0.0, False

@@ -152,6 +152,17 @@ def watched(
     return record
 
 
+def drop_frames(failure: BaseException) -> None:
+    """Take the tracebacks from an exception and all behind it: each keeps the variables of its call alive."""
+    behind, seen = list[BaseException | None]([failure]), set[int]()
+    while behind:
+        if (one := behind.pop()) is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            behind += one.__cause__, one.__context__
+            behind += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+
+
 def users_own(failure: BaseException) -> Any:
     """Return the exception if the user's code raised it, or awaited what was cancelled; else raise it again."""
     task = asyncio.current_task()
@@ -219,9 +230,9 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
         while not outcome.done():
             concurrent.futures.wait([outcome], 0.2)  # Windows handles Ctrl-C in between
     except KeyboardInterrupt as interrupt:
-        for cancel in started:
-            cancel()
         try:
+            for cancel in started:
+                cancel()
             concurrent.futures.wait([outcome])
         finally:
             if not outcome.done():  # interrupted again: the next run has another thread

@@ -77,6 +77,46 @@ async def test_a_cap_of_calls_at_once_is_given_way_to():
 
 
 @virtual
+async def test_a_server_that_is_busy_now_and_then_slows_nobody_down():
+    calls = []
+
+    async def send(prompt):
+        calls.append(prompt)
+        await asyncio.sleep(0.5)
+        if len(calls) % 100 == 0:
+            raise Failed(503)
+        return prompt
+
+    results, span = await answer(send, 2000)
+    assert all(result.error is None for result in results) and span < 20
+
+
+@virtual
+async def test_a_limit_a_minute_costs_few_attempts():
+    window = [0, 0]
+
+    async def send(prompt):
+        window[:] = now() // 60, (window[1] if window[0] == now() // 60 else 0) + 1
+        if window[1] > 300:
+            raise Failed(429)
+        await asyncio.sleep(0.5)
+        return prompt
+
+    results, _ = await answer(send, 900)
+    assert all(result.error is None for result in results) and max(result.attempts for result in results) < 6
+
+
+@virtual
+async def test_a_server_that_was_never_there_is_soon_given_up(caplog):
+    async def send(prompt):
+        raise ConnectionRefusedError("nobody there")
+
+    results, span = await answer(send, 40)
+    assert span < 5 and {result.error.type for result in results} == {"unreachable", "not_sent"}
+    assert "server unreachable (nobody there): retrying once a second" in caplog.text
+
+
+@virtual
 async def test_an_outage_is_waited_for():
     async def send(prompt):
         if 1 < now() < 31:
