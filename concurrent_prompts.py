@@ -47,6 +47,7 @@ import asyncio
 import bisect
 import collections.abc
 import contextlib
+import copyreg
 import dataclasses
 import errno
 import functools
@@ -131,7 +132,6 @@ class Prompt:
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
 NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
-LONG_INPUT = 272_000  # tokens in; above it some models cost more
 
 
 class Reply(NamedTuple):
@@ -337,33 +337,33 @@ class PromptError(Exception):
     `http` the status, request id and body, where there were any.
     """
 
+    slow = loading = False
+    useless = 0
+    scope = ""  # "requests" or "tokens", where the server names the limit
+    prompt: Prompt | None = None  # the one that it stopped the run at,
+    asked = ""  # and its path, if all prompts have failed alike
+    free = False  # it costs the prompt no attempt
+    decided = False  # by the user's own `retry`
+    at_once = 0  # how many calls at once the server says that it takes
+    again = b""  # the request to send next time
+    keep: Reply | None = None  # an answer whose text stays in the row, beside the error
+
     def __init__(
         self, kind: str, message: str, verdict: str = "fail", status: int | None = None, http: Http | None = None
     ) -> None:
         super().__init__(message)
         self.error = Error(kind, message, status, verdict == "retry")
         self.verdict = verdict
-        self.wait: float | None = None
-        self.slow = self.loading = False
-        self.useless = 0
-        self.scope = ""  # "requests" or "tokens", where the server names the limit
-        self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
-        self.http = http
-        self.prompt: Prompt | None = None  # the one that it stopped the run at,
-        self.asked = ""  # and its path, if all prompts have failed alike
-        self.free = False  # it costs the prompt no attempt
-        self.decided = False  # by the user's own `retry`
-        self.at_once = 0  # how many calls at once the server says that it takes
-        self.again = b""  # the request to send next time
-        self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
+        self.http, self.headers = http, NO_HEADERS
+        self.wait: float | None = None
 
     def __str__(self) -> str:
         return self.error.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = *self.error[:2], self.verdict, self.error.status, self.http
-        return type(self), told, {**self.__dict__, "headers": dict(self.headers)}
+        state = {**self.__dict__, "headers": dict(self.headers)}
+        return copyreg.__newobj__, (type(self), self.error.message), state  # type: ignore[attr-defined]
 
     @property
     def kind(self) -> str:
@@ -733,6 +733,9 @@ class Limiter:
     _alarm: asyncio.Future[None] | None = None  # for the next one that waits,
     _due = 0.0  # and when it rings
     _again = False  # whether one that is sent again is next
+    # How many tokens a request will count for; learn how many it did: backends/limiter.py
+    estimate: Any = staticmethod(lambda body: 0.0)
+    learn: Any = staticmethod(lambda body, tokens, estimate: None)
 
     def __init__(
         self, start: int, ceiling: int, clock: Callable[[], float] = time.monotonic,
@@ -752,13 +755,6 @@ class Limiter:
     def has_room(self) -> bool:
         """Whether one more call may be in flight."""
         return self.in_flight + 1 <= (self._size if self._rejections < 2 else 1)
-
-    def estimate(self, body: bytes) -> float:
-        """Return how many tokens a request will count for."""
-        return 0.0
-
-    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> None:
-        """Learn how many it did."""
 
     def admit(self, call: Call) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
@@ -809,6 +805,9 @@ class Limiter:
             queue.popleft()
             self.queued, self._again = self.queued - 1, not self._again
             self._call_up(waiting)
+        if self._alarm:
+            self._alarm.cancel()
+            self._alarm = None
 
     @staticmethod
     def _call_up(waiting: asyncio.Future[None]) -> None:
@@ -958,8 +957,6 @@ class Run:
         numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm must be greater than 0")
-        if limits and (rpm or tpm or getattr(send, "loop", None)):
-            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
         if retry and hasattr(send, "prepare"):
             raise ValueError("retry= is for your own function; a backend classifies its own errors")
         self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
@@ -975,7 +972,7 @@ class Run:
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
         own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
-        self.limiter: Any = own or limits.share()
+        self.limiter: Any = own or limits.share(rpm or tpm or self.loop)
         self.patience: Any = (known := meanings("stragglers")) and known.Patience(self, resend_lost)
         self.evidence: Evidence = best("evidence", Evidence)(self)
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
@@ -1002,7 +999,9 @@ class Run:
             self._alive = getattr(self.api, "alive", None)
             if sessions := hooked(self.extras, "session"):
                 await extras_folder().enter(self, sessions, stack)
-            self._answer_once = self.wrapped(self._attempt)
+            self._answer_once: Ask = self._attempt
+            if self.wrapped_by:
+                self._answer_once = sibling("extras", "wraps").wrapped(self, self._attempt)
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
@@ -1032,15 +1031,6 @@ class Run:
         if self.patience:
             await self.patience.close()
         await self._stack.aclose()
-
-    def extra(self, name: str) -> Any:
-        """Return the extra of that file's name, None where there is none in this run."""
-        named = ((extras_folder().extra_name(extra), extra) for extra in self.extras)
-        return next((extra for other, extra in named if other == name), None)
-
-    def wrapped(self, attempt: Ask, without: str = "") -> Ask:
-        """Return the attempt with what the extras wrap around it, the first one outermost."""
-        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, without) if self.wrapped_by else attempt
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1462,6 +1452,10 @@ class Journal:
     UsageError where the file cannot be written or holds something else.
     """
 
+    # extras/outputs.py looks whether these prompts are those that the file is of, and whether it is still there
+    check: Any = staticmethod(lambda prompts, source: None)
+    attend: Any = staticmethod(lambda: None)
+
     def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
         self.path = path
         self.kept = 0  # answers of an earlier run
@@ -1539,9 +1533,6 @@ class Journal:
         what = f"{self.path} line {number} is not a result"
         raise UsageError(f"{what}; correct it, discard it (--overwrite, overwrite=True), or choose another")
 
-    def check(self, prompts: Iterable[Prompt], source: str) -> None:
-        """Take the prompts for those that the file is of: extras/outputs.py looks."""
-
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
         earlier = self._earlier
@@ -1581,9 +1572,6 @@ class Journal:
         for result, line in zip(results, lines, strict=True):
             self._offsets[result.prompt.number] = self._size
             self._size += len(line)
-
-    def attend(self) -> None:
-        """Take it that the file is still there: extras/outputs.py looks."""
 
     def sync(self) -> None:
         """Bring to the disk what was written since the last time. Raises OSError where that fails."""
@@ -1792,6 +1780,9 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         await run.loop(run, prompts, record)
         return
     answer_prompts, started = worker_for(run, prompts, record), 0
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = task.cancelling()
 
     async def worker() -> None:
         nonlocal started
@@ -1802,9 +1793,10 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     def start() -> None:
         nonlocal started
-        started += 1
-        run.start = start if started < run.concurrency else None
-        workers.create_task(worker())
+        if task.cancelling() == cancelled:  # else all workers are being cancelled
+            started += 1
+            run.start = start if started < run.concurrency else None
+            workers.create_task(worker())
 
     try:
         async with asyncio.TaskGroup() as workers:
@@ -1987,7 +1979,7 @@ def run(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options])
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. With arguments, the process is left as it was.
 
-    What a command does is below; how it is written, and what it has to do with its process, is in backends/.
+    All that a command does is in backends/command.py.
     """
     try:
         return sibling("backends", "command").main(argv)  # type: ignore[no-any-return]

@@ -154,6 +154,11 @@ def extra_name(extra: Any) -> str:
     return str(getattr(extra, "__module__", None) or getattr(extra, "__name__", "")).rpartition(".")[2]
 
 
+def named(run: "core.Run", name: str) -> Any:
+    """Return the extra of that file's name, None where there is none in this run."""
+    return next((extra for extra in run.extras if extra_name(extra) == name), None)
+
+
 def extra_failure(hook: Any, failure: Exception) -> Any:
     """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
     if isinstance(failure, this.core.PromptError):

@@ -225,15 +225,19 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
         return run_lasting(body())
 
     outcome = pool.submit(contextvars.copy_context().run, begin)
+    ended = threading.Lock()  # Ctrl-C does not break it, as it may threading's and concurrent.futures' conditions
+    ended.acquire()
+    outcome.add_done_callback(lambda _: ended.release())
     try:
         ready.set()
         while not outcome.done():
-            concurrent.futures.wait([outcome], 0.2)  # Windows handles Ctrl-C in between
+            ended.acquire(timeout=0.2)  # Windows handles Ctrl-C in between
     except KeyboardInterrupt as interrupt:
         try:
             for cancel in started:
                 cancel()
-            concurrent.futures.wait([outcome])
+            while not outcome.done():
+                ended.acquire(timeout=0.2)
         finally:
             if not outcome.done():  # interrupted again: the next run has another thread
                 forget(pool)

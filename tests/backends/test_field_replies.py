@@ -1,8 +1,10 @@
 """Replies as servers really send them, taken from public bug reports, on every live backend against a real server."""
 
 import asyncio
+import copy
 import itertools
 import json
+import pickle
 
 import pytest
 
@@ -488,6 +490,9 @@ DEFERRED = {
 async def test_what_cannot_be_fetched_later_is_an_error_that_says_what_to_do(backend, status, body):
     failure, log = await once(backend, served(status, body), endpoint="responses" if "status" in body else "chat")
     assert (failure.verdict, failure.error.type, len(log)) == ("fail", "unfinished", 1)
+    kept = pickle.loads(pickle.dumps(copy.deepcopy(failure)))
+    assert vars(kept) == {**vars(failure), "headers": dict(failure.headers)}
+    assert (kept.args, type(kept)) == (failure.args, type(failure))
     assert "background" in str(failure) and hint(failure.error)
 
 

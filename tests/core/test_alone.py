@@ -161,3 +161,20 @@ async def test_a_first_prompt_that_takes_too_long_stops_no_run():
 
     results, _ = await answer(send, 10, concurrency=1, timeout=5, max_attempts=3)
     assert [result.error and result.error.type for result in results] == ["timeout"] + [None] * 9
+
+
+@virtual
+async def test_a_run_that_is_cancelled_says_so_and_leaves_nothing_behind():
+    async def send(prompt):
+        await asyncio.sleep(1)
+        return prompt
+
+    for options in {}, {"rpm": 60}:  # some of whose calls wait for the time to come
+        running = asyncio.ensure_future(answer(send, 100, concurrency=5, **options))
+        await asyncio.sleep(3.5)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as stopped:
+            await running
+        assert len(stopped.value.results) == (15 if not options else 3)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
