@@ -1010,9 +1010,9 @@ class Run:
         return self
 
     def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
-        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
+        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first, but only once.
 
-        Only once: a server can keep the event loop so busy that every timer is late.
+        A server can keep the event loop so busy that every timer is late.
         """
         loop = self._loop
         due = loop.time() + delay
@@ -1970,7 +1970,11 @@ def run(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options])
     with contextlib.suppress(RuntimeError):  # a lone copy has an event loop for each run alone
         if asyncio.get_running_loop():
             raise UsageError("an event loop is running: write `await run_concurrent(...)`")
-    return run_loop(run_concurrent(prompts, send, **options))
+    try:
+        return run_loop(run_concurrent(prompts, send, **options))
+    except KeyboardInterrupt as interrupt:
+        vars(interrupt)["results"] = getattr(interrupt.__context__, "results", [])
+        raise
 
 
 # ---- Command line --------------------------------------------------------------------------------------------

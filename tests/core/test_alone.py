@@ -4,11 +4,13 @@ It gives way to limits, waits for outages and tells a prompt's own failure from 
 """
 
 import asyncio
+import os
+import signal
 
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import UsageError, run_concurrent
+from concurrent_prompts import UsageError, run, run_concurrent
 from tests.helpers import virtual
 
 
@@ -178,3 +180,16 @@ async def test_a_run_that_is_cancelled_says_so_and_leaves_nothing_behind():
         assert len(stopped.value.results) == (15 if not options else 3)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
+def test_an_interrupt_has_the_results_so_far():
+    async def send(prompt):
+        if prompt == "2":
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        return prompt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(list("0123"), send, concurrency=1)
+    assert [result.text for result in stopped.value.results] == ["0", "1"]
