@@ -47,6 +47,7 @@ import asyncio
 import bisect
 import collections.abc
 import contextlib
+import copyreg
 import dataclasses
 import errno
 import functools
@@ -77,7 +78,7 @@ if "__file__" in globals():  # backends/ and extras/ are subpackages: beside thi
     _installed = f"{_here}/concurrent_prompts"
     __path__ = [_installed if os.path.isfile(f"{_installed}/py.typed") else _here]
     for _folder in "backends", "extras":  # or with a _
-        if os.path.isdir(f"{_here}/_{_folder}") and not os.path.isdir(f"{__path__[0]}/{_folder}"):
+        if os.path.isdir(f"{_here}/_{_folder}"):
             sys.modules[f"{MODULE}.{_folder}"] = importlib.import_module(f"{MODULE}._{_folder}")
 
 PROGRAM = os.path.basename(globals().get("__file__") or "concurrent_prompts.py")
@@ -131,7 +132,6 @@ class Prompt:
 Http = tuple[int, str, Any]  # status, request id and parsed body: what a Batch output line is made of
 NO_HEADERS: Mapping[str, str] = {}
 NO_TOKENS: Sequence[int] = (0, 0, 0, 0, 0)
-LONG_INPUT = 272_000  # tokens in; above it some models cost more
 
 
 class Reply(NamedTuple):
@@ -251,8 +251,7 @@ Result.exception = None
 AT_TIMES = "tries", "limit", "service_tier", "more"  # fields that not every line has
 
 
-Ask = Callable[[Prompt], Awaitable[Reply]]
-Attempt = Ask  # what the extras wrap
+Ask = Callable[[Prompt], Awaitable[Reply]]  # what the extras wrap, too
 
 
 def token_counts(usage: Mapping[str, Any]) -> list[int]:
@@ -338,33 +337,33 @@ class PromptError(Exception):
     `http` the status, request id and body, where there were any.
     """
 
+    slow = loading = False
+    useless = 0
+    scope = ""  # "requests" or "tokens", where the server names the limit
+    prompt: Prompt | None = None  # the one that it stopped the run at,
+    asked = ""  # and its path, if all prompts have failed alike
+    free = False  # it costs the prompt no attempt
+    decided = False  # by the user's own `retry`
+    at_once = 0  # how many calls at once the server says that it takes
+    again = b""  # the request to send next time
+    keep: Reply | None = None  # an answer whose text stays in the row, beside the error
+
     def __init__(
         self, kind: str, message: str, verdict: str = "fail", status: int | None = None, http: Http | None = None
     ) -> None:
         super().__init__(message)
         self.error = Error(kind, message, status, verdict == "retry")
         self.verdict = verdict
-        self.wait: float | None = None
-        self.slow = self.loading = False
-        self.useless = 0
-        self.scope = ""  # "requests" or "tokens", where the server names the limit
-        self.headers = NO_HEADERS
         self.heard = status is not None  # the server is there and speaks
-        self.http = http
-        self.prompt: Prompt | None = None  # the one that it stopped the run at,
-        self.asked = ""  # and its path, if all prompts have failed alike
-        self.free = False  # it costs the prompt no attempt
-        self.decided = False  # by the user's own `retry`
-        self.at_once = 0  # how many calls at once the server says that it takes
-        self.again = b""  # the request to send next time
-        self.keep: Reply | None = None  # an answer whose text stays in the row, beside the error
+        self.http, self.headers = http, NO_HEADERS
+        self.wait: float | None = None
 
     def __str__(self) -> str:
         return self.error.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = *self.error[:2], self.verdict, self.error.status, self.http
-        return type(self), told, {**self.__dict__, "headers": dict(self.headers)}
+        state = {**self.__dict__, "headers": dict(self.headers)}
+        return copyreg.__newobj__, (type(self), self.error.message), state  # type: ignore[attr-defined]
 
     @property
     def kind(self) -> str:
@@ -489,15 +488,6 @@ DEEPEST = 200  # levels of nesting that are certain to be written as well as rea
 NOT_UTF8 = "not UTF-8 (of Windows: iconv -f cp1252 -t utf-8)"
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:40]} is not a JSON number")
-    return number
-
-
-_decoder: Any = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
-
-
 def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Any]:
     """Yield the prompts of a file, lazily and in order; what cannot be read becomes a prompt with an `error`.
 
@@ -532,6 +522,7 @@ def open_plain(path: str | os.PathLike[str], name: str) -> Iterator[tuple[Iterat
 
 def line_rows(lines: Iterable[bytes | Error], as_json: bool) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; an Error stands for one that cannot be read."""
+    decode = getattr(meanings("strict"), "decode_row", json.loads)  # which is less strict
     for number, line in enumerate(lines, 1):
         try:
             if isinstance(line, Error):
@@ -539,28 +530,13 @@ def line_rows(lines: Iterable[bytes | Error], as_json: bool) -> Iterator[tuple[i
                 continue
             text = line.decode().strip() if as_json else line.decode().rstrip("\r\n")
             if text and not text.isspace():
-                yield number, decode_row(text) if as_json else text
+                yield number, decode(text) if as_json else text
         except UnicodeDecodeError:
             yield number, Error("unreadable", NOT_UTF8)
         except json.JSONDecodeError as failure:  # its own line number would be always 1
             yield number, Error("unreadable", f"not JSON: {failure.msg} at column {failure.colno}")
         except (ValueError, RecursionError) as failure:
             yield number, Error("unreadable", f"not JSON: {failure}")
-
-
-def decode_row(text: str) -> Any:
-    """Return the value of strict JSON. Raises ValueError also where it is nested too deep to be written again."""
-    if text.count("[") + text.count("{") > DEEPEST:
-        brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", text))
-        if any(depth > DEEPEST for depth in itertools.accumulate(1 if one in "[{" else -1 for one in brackets)):
-            raise ValueError(f"nested more than {DEEPEST} deep")
-    try:
-        row, end = _decoder.scan_once(text, 0)
-        if end == len(text):
-            return row
-    except StopIteration:
-        pass
-    return _decoder.decode(text)  # which says what is wrong
 
 
 def as_prompt(row: Any, number: int, line: int, where: str) -> Prompt:
@@ -606,7 +582,7 @@ def as_prompts(items: Iterable[Any]) -> Iterator[Prompt]:
     return map(own_prompt, items, itertools.count())
 
 
-# ---- Backend loading -----------------------------------------------------------------------------------------
+# ---- Loading -------------------------------------------------------------------------------------------------
 
 
 def load_backend(name: str | None = None, **settings: Any) -> Any:
@@ -620,16 +596,31 @@ def load_backend(name: str | None = None, **settings: Any) -> Any:
 
 def sibling(folder: str, name: str, asked: str = "") -> Any:
     """Return the module of that name in a folder beside this file; UsageError if it, or what it needs, is missing."""
+    gone = f"{MODULE}.{folder}"
     try:
-        return importlib.import_module(f"{MODULE}.{folder}.{name}")
+        if hasattr(importlib.import_module(gone), "core"):  # else it is somebody else's
+            return importlib.import_module(f"{gone}.{name}")
     except ModuleNotFoundError as missing:
-        gone = missing.name or f"{MODULE}.{folder}.{name}"
+        gone = missing.name or f"{gone}.{name}"
         if not gone.startswith(MODULE):
             raise
-        path = gone.removeprefix(f"{MODULE}.").replace(".", "/")
-        file = f"{path}.py" if "/" in path else f"the folder {path}/"
-        what = f"{asked} needs {file}, which" if asked else f"{file} is missing; it"
-        raise UsageError(f"{what} goes beside {PROGRAM}") from None
+    path = gone.removeprefix(f"{MODULE}.").replace(".", "/")
+    file = f"{path}.py" if "/" in path else f"the folder {path}/"
+    what = f"{asked} needs {file}, which" if asked else f"{file} is missing; it"
+    raise UsageError(f"{what} goes beside {PROGRAM}")
+
+
+@functools.cache
+def extras_folder() -> Any:
+    """Return the package extras/, or None if that folder is not there."""
+    with contextlib.suppress(ModuleNotFoundError):
+        folder = importlib.import_module(f"{MODULE}.extras")
+        return folder if hasattr(folder, "INDEX") else None
+
+
+def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
+    """Return that method of all the extras that have it."""
+    return [getattr(extra, hook) for extra in extras if hasattr(extra, hook)]
 
 
 class Own:
@@ -642,7 +633,7 @@ class Own:
     def __init__(self, send: Callable[[Any], Awaitable[Any]], retry: Callable[[Exception], Any] | None = None) -> None:
         if not callable(send):
             raise TypeError("send is neither a coroutine function nor a loaded backend")
-        self._send, part = send, niceties("library")  # a lone copy checks less
+        self._send, part = send, meanings("library", "extras")  # a lone copy checks less
         self._decided = sibling("extras", "library", "retry=").deciding(retry) if retry else lambda failure: failure
         self._as_reply = part.replying(send) if part else lambda it: it if isinstance(it, Reply) else Reply(it)
 
@@ -722,9 +713,9 @@ class Limiter:
     """When the next call may go out: the run's state, not each prompt's.
 
     The calls in flight double each round trip, to no more than will be answered within half of the `timeout` at the
-    rate seen. A rejection makes them a third fewer, after which they grow ever more slowly, and is a pause of the whole
-    run. If several calls in a row found nobody, one a second tries whether somebody is there. What is sent for the
-    first time and what is sent again take turns.
+    rate seen. A rejection is a pause of the whole run and makes them a third fewer, after which they grow more slowly;
+    one among many answers says little. If several calls in a row found nobody, one a second tries whether somebody is
+    there. What is sent for the first time and what is sent again take turns.
     This is what a lone copy knows; in its place backends/limiter.py measures, and learns what limits there are.
     """
 
@@ -737,10 +728,14 @@ class Limiter:
     defer: Callable[..., Any] | None = None  # calls a function later
     _opens = -math.inf  # before that nothing goes out
     _rejection, _rejections = -math.inf, 0  # the last one; how many since an answer
+    _answers = 0  # since a rejection
     _held_up = 0.0  # seconds in which calls waited for the time to come
     _alarm: asyncio.Future[None] | None = None  # for the next one that waits,
     _due = 0.0  # and when it rings
     _again = False  # whether one that is sent again is next
+    # How many tokens a request will count for; learn how many it did: backends/limiter.py
+    estimate: Any = staticmethod(lambda body: 0.0)
+    learn: Any = staticmethod(lambda body, tokens, estimate: None)
 
     def __init__(
         self, start: int, ceiling: int, clock: Callable[[], float] = time.monotonic,
@@ -749,7 +744,7 @@ class Limiter:
     ) -> None:  # fmt: skip
         if tpm:
             sibling("backends", "limiter", "tpm")
-        self._size, self._ceiling, self._within, self._gave_way = float(start), ceiling, timeout / 2, 0
+        self._size, self._ceiling, self._within, self._gave_way = float(start), ceiling, timeout / 2, 0.0
         self._gap = 60 / rpm if rpm else 0.0  # seconds between two calls
         self._clock, self._sleep = clock, sleep
         self._in_vain: list[int] = []  # the prompts whose calls found nobody since one did
@@ -759,14 +754,7 @@ class Limiter:
     @property
     def has_room(self) -> bool:
         """Whether one more call may be in flight."""
-        return self.in_flight + 1 <= self._size
-
-    def estimate(self, body: bytes) -> float:
-        """Return how many tokens a request will count for."""
-        return 0.0
-
-    def learn(self, body: bytes, tokens: Sequence[int], estimate: float) -> None:
-        """Learn how many it did."""
+        return self.in_flight + 1 <= (self._size if self._rejections < 2 else 1)
 
     def admit(self, call: Call) -> bool:
         """Let a call go out if it need not wait; return whether it may."""
@@ -817,6 +805,9 @@ class Limiter:
             queue.popleft()
             self.queued, self._again = self.queued - 1, not self._again
             self._call_up(waiting)
+        if self._alarm:
+            self._alarm.cancel()
+            self._alarm = None
 
     @staticmethod
     def _call_up(waiting: asyncio.Future[None]) -> None:
@@ -868,22 +859,28 @@ class Limiter:
             several = len(self._in_vain) > 2 and len({*self._in_vain}) >= min(2, self._size)
             if several and self.away_since is None:
                 self.away_since, self._opens = now, now + PROBE
+                log.warning("server unreachable (%s): retrying once a second", outcome)
         self.release()
         if self.opened:
             self.opened()
 
     def _answered(self, call: Call) -> None:
-        self.latest, self._rejections = max(self.latest, call.started), 0
+        self.latest = max(self.latest, call.started)
+        if call.started > self._rejection:
+            self._rejections, self._answers = 0, self._answers + 1
         most = min(self._ceiling, self._within * call.place / max(1e-6, call.latency))
-        self._size = max(1.0, min(most, self._size + (1 / self._gave_way / self._size if self._gave_way else 1)))
+        self._gave_way *= 0.99
+        self._size = max(1.0, min(most, self._size + min(1.0, 1 / max(1e-6, self._gave_way * self._size))))
 
     def _give_way(self, call: Call, failure: PromptError, now: float) -> None:
         if failure.at_once:
             self._size = self._ceiling = failure.at_once
         elif call.started > self._rejection:  # not one of those that went out together
-            self._rejection, self._rejections, self._gave_way = now, self._rejections + 1, self._gave_way + 1
-            self._size = max(1.0, min(self._size, self.in_flight + 1) * 2 / 3)
-            wait = failure.wait or (backoff(self._rejections) if failure.slow else 0.0)
+            seldom, self._answers = self._answers > 12 and not failure.wait, 0
+            self._rejection, self._rejections = now, self._rejections + 1
+            if not seldom:
+                self._size, self._gave_way = max(1.0, min(self._size, self.in_flight + 1) * 2 / 3), self._gave_way + 1
+            wait = failure.wait or (0.1 if seldom else backoff(self._rejections) if failure.slow else 0.0)
             self._opens = max(self._opens, now + min(wait, PAUSE_CEILING))
 
     def _mark_up(self, now: float) -> None:
@@ -913,11 +910,12 @@ class Evidence:
 
     async def examine(self, prompt: Prompt, failure: PromptError, result: Result) -> bool:
         """Whether an attempt failed because nobody is there: it costs its prompt nothing. Stop if nobody ever was."""
-        result.missed, limiter = min(result.missed, result.sent), self.run.limiter
+        result.missed, since = min(result.missed, result.sent), self.run.limiter.away_since
         self.unheard[prompt.number] += 1
-        if failure.kind == "unreachable" and not limiter.heard and result.attempts >= 3:
+        ever = self.run.limiter.heard or failure.kind != "unreachable"
+        if not ever and (result.attempts >= 3 or (since and self.run.clock() - since >= 2 * PROBE)):
             self.run.stop(PromptError("unreachable", failure.error.message, "stop"))
-        away = limiter.away_since is not None and no_service(failure)
+        away = since is not None and no_service(failure)
         return away and self.unheard[prompt.number] <= self.FREE_ATTEMPTS
 
 
@@ -959,8 +957,6 @@ class Run:
         numbers = [number for number in (timeout, deadline, rpm, tpm) if number is not None]
         if self.concurrency < 1 or max_attempts < 1 or not all(number > 0 for number in numbers):
             raise ValueError("concurrency, max_attempts, timeout, deadline, rpm and tpm must be greater than 0")
-        if limits and (rpm or tpm or getattr(send, "loop", None)):
-            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
         if retry and hasattr(send, "prepare"):
             raise ValueError("retry= is for your own function; a backend classifies its own errors")
         self.api: Any = send if hasattr(send, "prepare") else Own(send, retry)
@@ -976,7 +972,7 @@ class Run:
         clock, sleep = (limits.clock, limits.sleep) if limits else (clock, sleep)
         start = max(1, min(16, int(timeout))) if auto else self.concurrency
         own = None if limits else best("rejections", Limiter)(start, self.concurrency, clock, sleep, rpm, tpm, timeout)
-        self.limiter: Any = own or limits.share()
+        self.limiter: Any = own or limits.share(rpm or tpm or self.loop)
         self.patience: Any = (known := meanings("stragglers")) and known.Patience(self, resend_lost)
         self.evidence: Evidence = best("evidence", Evidence)(self)
         self.options: dict[str, Any] = {"concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout}
@@ -1003,7 +999,9 @@ class Run:
             self._alive = getattr(self.api, "alive", None)
             if sessions := hooked(self.extras, "session"):
                 await extras_folder().enter(self, sessions, stack)
-            self._answer_once = self.wrapped(self._attempt)
+            self._answer_once: Ask = self._attempt
+            if self.wrapped_by:
+                self._answer_once = sibling("extras", "wraps").wrapped(self, self._attempt)
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
@@ -1012,9 +1010,9 @@ class Run:
         return self
 
     def _later(self, name: str, delay: float, action: Callable[[], None], late: bool = False) -> None:
-        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first.
+        """Set a timer. If it comes late (the process was stopped), the replies that wait are read first, but only once.
 
-        Only once: a server can keep the event loop so busy that every timer is late.
+        A server can keep the event loop so busy that every timer is late.
         """
         loop = self._loop
         due = loop.time() + delay
@@ -1033,15 +1031,6 @@ class Run:
         if self.patience:
             await self.patience.close()
         await self._stack.aclose()
-
-    def extra(self, name: str) -> Any:
-        """Return the extra of that file's name, None where there is none in this run."""
-        named = ((extras_folder().extra_name(extra), extra) for extra in self.extras)
-        return next((extra for other, extra in named if other == name), None)
-
-    def wrapped(self, attempt: Attempt, without: str = "") -> Attempt:
-        """Return the attempt with what the extras wrap around it, the first one outermost."""
-        return sibling("extras", "wraps", "wrap").wrapped(self, attempt, without) if self.wrapped_by else attempt
 
     def admit(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts, ready to be sent, until there are no more or the run is stopped."""
@@ -1118,16 +1107,10 @@ class Run:
         if failure.keep:
             result.take(failure.keep)
             result.tokens = NO_TOKENS
-            self.discreet(failure)
+            extras_folder().discreet(self, failure)
         if sent:
             result.lose(failure)
         return failure.with_traceback(None)
-
-    def discreet(self, failure: PromptError) -> PromptError:
-        """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
-        failure.error = failure.error._replace(message=self.api.conceal(failure.error.message))
-        failure.args = failure.error[1:2]
-        return failure
 
     def has_failed(self, result: Result, failure: PromptError, free: bool = False) -> bool:
         """Note what came instead of an answer; return whether that is the prompt's end. A `free` attempt is not one."""
@@ -1469,6 +1452,10 @@ class Journal:
     UsageError where the file cannot be written or holds something else.
     """
 
+    # extras/outputs.py looks whether these prompts are those that the file is of, and whether it is still there
+    check: Any = staticmethod(lambda prompts, source: None)
+    attend: Any = staticmethod(lambda: None)
+
     def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
         self.path = path
         self.kept = 0  # answers of an earlier run
@@ -1546,9 +1533,6 @@ class Journal:
         what = f"{self.path} line {number} is not a result"
         raise UsageError(f"{what}; correct it, discard it (--overwrite, overwrite=True), or choose another")
 
-    def check(self, prompts: Iterable[Prompt], source: str) -> None:
-        """Take the prompts for those that the file is of: extras/outputs.py looks."""
-
     def left(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts that have no line yet; count the others as kept."""
         earlier = self._earlier
@@ -1588,9 +1572,6 @@ class Journal:
         for result, line in zip(results, lines, strict=True):
             self._offsets[result.prompt.number] = self._size
             self._size += len(line)
-
-    def attend(self) -> None:
-        """Take it that the file is still there: extras/outputs.py looks."""
 
     def sync(self) -> None:
         """Bring to the disk what was written since the last time. Raises OSError where that fails."""
@@ -1799,6 +1780,9 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
         await run.loop(run, prompts, record)
         return
     answer_prompts, started = worker_for(run, prompts, record), 0
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = task.cancelling()
 
     async def worker() -> None:
         nonlocal started
@@ -1809,9 +1793,10 @@ async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> N
 
     def start() -> None:
         nonlocal started
-        started += 1
-        run.start = start if started < run.concurrency else None
-        workers.create_task(worker())
+        if task.cancelling() == cancelled:  # else all workers are being cancelled
+            started += 1
+            run.start = start if started < run.concurrency else None
+            workers.create_task(worker())
 
     try:
         async with asyncio.TaskGroup() as workers:
@@ -1910,13 +1895,10 @@ def checked_result(result: Result, return_exceptions: bool) -> Result:
     if result.error is not None and not return_exceptions:
         raise result.exception or PromptError(*result.error[:2])
     result.sent = result.missed = 0.0  # JSON has no infinity
-    behind, seen = list[BaseException | None]([result.exception]), set[int]()
-    while behind:
-        if (failure := behind.pop()) is not None and id(failure) not in seen:
-            seen.add(id(failure))
-            failure.__traceback__ = None
-            behind += failure.__cause__, failure.__context__
-            behind += failure.exceptions if isinstance(failure, BaseExceptionGroup) else ()
+    if result.exception is not None:
+        result.exception.__traceback__ = None
+        if part := meanings("library", "extras"):
+            part.drop_frames(result.exception)
     return result
 
 
@@ -1983,34 +1965,16 @@ def run(prompts: Prompts[Item], send: Send[Item, T], **options: Unpack[Options])
     `send` is an `async` function that takes an item of `prompts` and returns its text or a Reply, or a loaded backend.
     Options: docs/library.md. What it raises has the `results` so far.
     """
-    if part := niceties("library"):
+    if part := meanings("library", "extras"):
         return part.run_here(run_concurrent(prompts, send, **options))  # type: ignore[no-any-return]
     with contextlib.suppress(RuntimeError):  # a lone copy has an event loop for each run alone
         if asyncio.get_running_loop():
             raise UsageError("an event loop is running: write `await run_concurrent(...)`")
-    return run_loop(run_concurrent(prompts, send, **options))
-
-
-# ---- Extras ---------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def extras_folder() -> Any:
-    """Return the package extras/, or None if that folder is not there."""
-    with contextlib.suppress(ModuleNotFoundError):
-        folder = importlib.import_module(f"{MODULE}.extras")
-        return folder if hasattr(folder, "INDEX") else None
-
-
-def niceties(name: str) -> Any:
-    """Return that file of extras/, or None: a run does without it."""
-    with contextlib.suppress(UsageError):
-        return extras_folder() and sibling("extras", name)
-
-
-def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
-    """Return that method of all the extras that have it."""
-    return [getattr(extra, hook) for extra in extras if hasattr(extra, hook)]
+    try:
+        return run_loop(run_concurrent(prompts, send, **options))
+    except KeyboardInterrupt as interrupt:
+        vars(interrupt)["results"] = getattr(interrupt.__context__, "results", [])
+        raise
 
 
 # ---- Command line --------------------------------------------------------------------------------------------
@@ -2019,7 +1983,7 @@ def hooked(extras: Iterable[Any], hook: str) -> list[Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. With arguments, the process is left as it was.
 
-    What a command does is below; how it is written, and what it has to do with its process, is in backends/.
+    All that a command does is in backends/command.py.
     """
     try:
         return sibling("backends", "command").main(argv)  # type: ignore[no-any-return]

@@ -165,7 +165,7 @@ class Job:
         pending = run.pending or PendingJobs()
         self.answered, self.noted_in = pending.answered, pending.path
         self._run, self._record, self._kept = run, record, pending
-        self._budget = run.extra("budget")
+        self._budget: Any = core.extras_folder().named(run, "budget") if run.extras else None
         self._fresh = run.admit(prompts)
         self._again: collections.deque[Request] = collections.deque()  # requests to be retried,
         self._since = self._due = -math.inf  # when the first of them failed, and when all of them are due
@@ -357,9 +357,11 @@ class Job:
             except Exception as exc:
                 raise self.api.discreet(exc) from None
 
-        run, before = self._run, request.result.attempts
+        run, before, attempt = self._run, request.result.attempts, told
+        if run.wrapped_by:
+            attempt = core.sibling("extras", "wraps").wrapped(run, told, without="budget")
         try:
-            run.took(request.result, await run.wrapped(told, without="budget")(request.prompt))
+            run.took(request.result, await attempt(request.prompt))
         except Exception as exc:
             return run.missed(request.result, exc, request.result.attempts > before)
         return None

@@ -127,7 +127,7 @@ async def answer_file(args: Any) -> int:
         async with core.journaled(run, sink, prompts_of(args), args.name):
             ran = core.Ran(api, run, calls, new_tally(api))
             recorder = Recorder(args, ran, sink)
-            shown = None if args.quiet else core.niceties("progress")
+            shown = None if args.quiet else core.meanings("progress", "extras")
             try:
                 with shown.shown(args, ran, sink) if shown else contextlib.nullcontext():
                     await way(run, sink.left(prompts), recorder)

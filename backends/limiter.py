@@ -298,7 +298,7 @@ class Limiter(core.Limiter):
         self.window = Window(start, ceiling, timeout / 2)
         self.requests, self.tokens = self._quota("requests", rpm), self._quota("tokens", tpm)
         self._costs = Costs()
-        self.learn = self._costs.learn  # type: ignore[method-assign]  # once a reply
+        self.learn = self._costs.learn  # once a reply
         self._last: tuple[core.Call, Mapping[str, str]]  # the last call that was answered, and its reply's headers
         self._paced = start < ceiling
         self._failing: collections.Counter[int] = collections.Counter()  # prompts that found nobody since one did,

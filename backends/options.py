@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from . import core
 from .loading import BACKENDS, ROOT, default_backend, import_named
 from .prompts import ENDPOINTS
+from .strict import decode_row
 
 T = TypeVar("T", int, float)
 
@@ -270,7 +271,7 @@ def parameter(text: str) -> tuple[str, Any]:
     """Return the name and the value of NAME=JSON."""
     name, _, value = map(str.strip, text.partition("="))
     try:
-        parsed = core.decode_row(value)
+        parsed = decode_row(value)
     except (ValueError, RecursionError):
         advice = f"a text needs its quotes: -p '{name or 'stop'}=\"…\"'"
         raise core.UsageError(f"-p {text}: not NAME=JSON; {advice}") from None

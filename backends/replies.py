@@ -191,7 +191,8 @@ def usual_text(data: dict[str, Any]) -> str:
         text = message["content"]
         usual = choice["finish_reason"] == "stop" and choice.keys() <= CHOICE and message.keys() <= MESSAGE
         nothing_else = not (message.get("refusal") or message.get("annotations") or choice.get("logprobs"))
-        return text if usual and nothing_else and type(text) is str and ODD.isdisjoint(data) else ""
+        usual = usual and data.get("object") != "error" and ODD.isdisjoint(data)
+        return text if usual and nothing_else and type(text) is str else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return ""
 

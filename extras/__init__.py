@@ -154,6 +154,11 @@ def extra_name(extra: Any) -> str:
     return str(getattr(extra, "__module__", None) or getattr(extra, "__name__", "")).rpartition(".")[2]
 
 
+def named(run: "core.Run", name: str) -> Any:
+    """Return the extra of that file's name, None where there is none in this run."""
+    return next((extra for extra in run.extras if extra_name(extra) == name), None)
+
+
 def extra_failure(hook: Any, failure: Exception) -> Any:
     """Return the error that stops a run for what an extra's method raised; what it did not mean to names the two."""
     if isinstance(failure, this.core.PromptError):
@@ -161,6 +166,13 @@ def extra_failure(hook: Any, failure: Exception) -> Any:
     name = f"extra {extra_name(getattr(hook, '__self__', hook))}, {getattr(hook, '__name__', 'a hook')}"
     told = str(failure) if isinstance(failure, this.core.UsageError) else this.core.in_short(failure)
     return this.core.PromptError("extra", f"{name}: {this.core.short(told)}", "stop")
+
+
+def discreet(run: "core.Run", failure: Any) -> Any:
+    """Put *** for the secrets in an extra's error, which may quote an answer or a header; return it."""
+    failure.error = failure.error._replace(message=run.api.conceal(failure.error.message))
+    failure.args = failure.error[1:2]
+    return failure
 
 
 @contextlib.contextmanager
@@ -179,7 +191,7 @@ def call_hook(run: "core.Run", hook: Any, *given: Any) -> Any:
     try:
         return hook(*given)
     except Exception as failure:
-        run.stop(run.discreet(extra_failure(hook, failure)))
+        run.stop(discreet(run, extra_failure(hook, failure)))
 
 
 async def enter(run: "core.Run", hooks: Iterable[Any], stack: contextlib.AsyncExitStack) -> None:

@@ -1,7 +1,7 @@
 """--max-cost USD: stop before the job's total cost, earlier runs with the same results file included, exceeds this.
 
 What is spent is kept beside the results, in FILE.spent, so that a run knows what earlier ones have paid. A bulk backend
-reserves the cost itself before it takes a block of requests (`run.extra("budget")`): a batch cannot be stopped midway.
+reserves the cost itself before it takes a block of requests (`named(run, "budget")`): a batch cannot be stopped midway.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from . import core
 from .files import open_regular, replacing
 from .prices import TIERS, Price, as_price, cost_of, known_price, money, usage_in, usage_of_row
+from .tally import LONG_INPUT
 
 USAGE = core.sibling("backends", "usage")
 STANDARD, tier_of, told_cost = USAGE.STANDARD, USAGE.tier_of, USAGE.told_cost
@@ -94,7 +95,7 @@ class Budget:
         told = max(most, self._beyond) * answers if most else 0
         given = len(body) * self._dearest + self.PART * len(self.PARTS.findall(body))
         tier = self._tier_asked(request, price)
-        price = price.times(tier, tier).served("", given > core.LONG_INPUT)
+        price = price.times(tier, tier).served("", given > LONG_INPUT)
         # With the user's own price it is unknown whether caches are written; replies will show it.
         written = given if price.date and price.written > price.given else 0
         return cost_of((given, told, 0, 0, written), price), 0.0 if most else price.made * answers / 1e6
@@ -152,7 +153,7 @@ class Budget:
         """Return the price of a call with `asked` input tokens, in the service tier that the reply names."""
         factor = price.of_tier(tier)
         self._tier = max(self._tier or 0.0, WORST if factor is None else factor)
-        return price.served(tier, asked > core.LONG_INPUT, unknown=WORST)
+        return price.served(tier, asked > LONG_INPUT, unknown=WORST)
 
     def learn(self, body: bytes, asked: float, answered: float) -> None:
         """Update the worst case by the input and output tokens of an answer."""
@@ -271,7 +272,7 @@ class Budget:
                 self._run.stop(core.disk_error(self._run.path, failure))
                 return
 
-    def wrap(self, attempt: core.Attempt) -> core.Attempt:
+    def wrap(self, attempt: core.Ask) -> core.Ask:
         """Reserve before each attempt, which stops the run if it cannot fit, and settle the cost after it."""
 
         async def paid(prompt: core.Prompt) -> core.Reply:
@@ -294,7 +295,7 @@ class Budget:
             result.slot_wait += self._run.clock() - began
 
     async def _settled(
-        self, attempt: core.Attempt, prompt: core.Prompt, result: core.Result, most: tuple[float, float], price: Price
+        self, attempt: core.Ask, prompt: core.Prompt, result: core.Result, most: tuple[float, float], price: Price
     ) -> core.Reply:
         """Make the attempt, and replace what was reserved by its cost, also if it fails or is cancelled."""
         before, cost, assumed = result.attempts, 0.0, False

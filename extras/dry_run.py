@@ -21,6 +21,7 @@ from .budget import Budget, max_output_tokens
 from .files import unwritable
 from .outputs import Look
 from .prices import Price, as_price, known_price, money, say_cost, usage_in
+from .tally import LONG_INPUT
 from .text import Printer, check_stdout
 
 loading = core.sibling("backends", "loading")
@@ -100,7 +101,7 @@ class Plan:
         name, price = self._known(self._api.model_of(prompt))
         self.prices[name] = price
         tier = request.get("service_tier")
-        served = price and price.served(tier if isinstance(tier, str) else "", given > core.LONG_INPUT)
+        served = price and price.served(tier if isinstance(tier, str) else "", given > LONG_INPUT)
         for kind, count in enumerate(tokens):
             self.tokens[kind] += count
             self.costs[kind] += count * (served.made if kind else served.given) / 1e6 if served else 0.0

@@ -152,6 +152,17 @@ def watched(
     return record
 
 
+def drop_frames(failure: BaseException) -> None:
+    """Take the tracebacks from an exception and all behind it: each keeps the variables of its call alive."""
+    behind, seen = list[BaseException | None]([failure]), set[int]()
+    while behind:
+        if (one := behind.pop()) is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            behind += one.__cause__, one.__context__
+            behind += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+
+
 def users_own(failure: BaseException) -> Any:
     """Return the exception if the user's code raised it, or awaited what was cancelled; else raise it again."""
     task = asyncio.current_task()
@@ -214,15 +225,19 @@ def run_here(work: Coroutine[Any, Any, T]) -> T:
         return run_lasting(body())
 
     outcome = pool.submit(contextvars.copy_context().run, begin)
+    ended = threading.Lock()  # Ctrl-C does not break it, as it may threading's and concurrent.futures' conditions
+    ended.acquire()
+    outcome.add_done_callback(lambda _: ended.release())
     try:
         ready.set()
         while not outcome.done():
-            concurrent.futures.wait([outcome], 0.2)  # Windows handles Ctrl-C in between
+            ended.acquire(timeout=0.2)  # Windows handles Ctrl-C in between
     except KeyboardInterrupt as interrupt:
-        for cancel in started:
-            cancel()
         try:
-            concurrent.futures.wait([outcome])
+            for cancel in started:
+                cancel()
+            while not outcome.done():
+                ended.acquire(timeout=0.2)
         finally:
             if not outcome.done():  # interrupted again: the next run has another thread
                 forget(pool)

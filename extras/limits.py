@@ -48,8 +48,13 @@ class Limits:
         """Return a line for each limit that is known, as the report has them."""
         return list(self.limiter.learned())
 
-    def share(self) -> Share:
-        """Return the limiter of one run. Raises UsageError inside a call that has the same one: it may never end."""
+    def share(self, at_odds: Any) -> Share:
+        """Return the limiter of one run. Raises UsageError inside a call that has the same one: it may never end.
+
+        Raises ValueError if the run has what is `at_odds` with it.
+        """
+        if at_odds:
+            raise ValueError("rpm and tpm are set in Limits, which no bulk backend takes")
         if any(self.limiter in held for held in holding.get()):
             raise core.UsageError("send starts a run with its own limits, which may wait for itself; pass other limits")
         return Share(self.limiter)

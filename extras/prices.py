@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from . import core
+from . import core, named
+from .tally import LONG_INPUT
 
 usage_file = core.sibling("backends", "usage")
 told_cost, COST_NAMES = usage_file.told_cost, usage_file.COST_NAMES
@@ -26,7 +27,7 @@ PRICES_DATE = "2026-11-05"  # of the prices that name no date of their own
 # Times the ordinary tier's price; "ultrafast" until 2027-02-28: https://developers.openai.com/api/docs/models/gpt-6.2-sol
 TIERS = {"flex": 0.5, "batch": 0.5, "ultrafast": 3.0}
 FAST_TIERS = "priority", "fast"  # two names of one, whose price is the model's own
-LONG_IN, LONG_OUT = 2.0, 1.5  # times the price of all of a call, if more than core.LONG_INPUT tokens go in
+LONG_IN, LONG_OUT = 2.0, 1.5  # times the price of all of a call, if more than LONG_INPUT tokens go in
 WRITTEN = 1.25  # times the input's price for cache writes: OpenAI from gpt-5.6 on, Anthropic's 5 minutes
 
 
@@ -217,7 +218,7 @@ class Ledger:
         self.replies += 1
         self.spent += cost
         model = result.model if type(result.model) is str else None
-        key = model, result.extra.get("service_tier", ""), result.tokens[0] > core.LONG_INPUT
+        key = model, result.extra.get("service_tier", ""), result.tokens[0] > LONG_INPUT
         if key in self._tokens or len(self._tokens) < MODELS_MOST:  # a server may name what it likes
             tokens = self._tokens.setdefault(key, [*core.NO_TOKENS])
             tokens[:] = map(int.__add__, tokens, result.tokens)
@@ -280,7 +281,7 @@ class Prices:
                 text = f"in the tier {core.short(tier, 40)}, {at}"
                 sums[text] = sums.get(text, 0.0) + cost
             if long:
-                text = f"for inputs above {core.LONG_INPUT:,} tokens, {LONG_IN:g} times that in, {LONG_OUT:g} out"
+                text = f"for inputs above {LONG_INPUT:,} tokens, {LONG_IN:g} times that in, {LONG_OUT:g} out"
                 sums[text] = sums.get(text, 0.0) + cost
         yield from (f"{money(cost)} of it {text}" for text, cost in sums.items())
 
@@ -292,7 +293,7 @@ class Prices:
 
     def status(self, ran: core.Ran) -> str:
         """Return the cost so far, for the progress, unless a budget shows it."""
-        cost = None if ran.run.extra("budget") else self.cost(ran)
+        cost = None if named(ran.run, "budget") else self.cost(ran)
         return money(cost) if cost else ""
 
     def report(self, ran: list[core.Ran], status: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import core
+from . import core, named
 from .files import replacing
 from .ran import cpu, rate
 from .tally import WAITS, Tally
@@ -77,7 +77,7 @@ class Report:
         }
 
     def _figures(self, ran: core.Ran) -> dict[str, Any]:
-        prices, budget = ran.run.extra("prices"), ran.run.extra("budget")
+        prices, budget = named(ran.run, "prices"), named(ran.run, "budget")
         costs = prices.as_dict(ran) if prices else {}
         return figures(ran) | costs | {"budget": budget and budget.as_dict()}
 

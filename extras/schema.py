@@ -129,7 +129,7 @@ class Schema:
                 data = file.read(LONGEST + 1)
             if len(data) > LONGEST:
                 raise core.UsageError(f"{path} is larger than {LONGEST >> 20} MiB; name a file with a JSON schema")
-            return cls(core.decode_row(data.decode("utf-8-sig")), path)
+            return cls(core.sibling("backends", "strict").decode_row(data.decode("utf-8-sig")), path)
         except OSError as failure:
             raise core.UsageError(f"cannot read {path}: {failure.strerror or failure}") from None
         except UnicodeDecodeError as failure:
@@ -163,7 +163,7 @@ class Schema:
             return body | {"response_format": {"type": "json_schema", "json_schema": self._form}}
         raise ValueError(f"--schema is not supported for {path}")
 
-    def wrap(self, attempt: core.Attempt) -> core.Attempt:
+    def wrap(self, attempt: core.Ask) -> core.Ask:
         """Validate each answer; one that does not fit is requested again once, with its fault."""
 
         async def checked(prompt: core.Prompt) -> core.Reply:
@@ -222,7 +222,7 @@ class Schema:
         if not text.strip() or text.lstrip().startswith("```"):
             return "not JSON: it " + ("is in ``` fences" if text.strip() else "is empty")
         try:
-            value = core.decode_row(text)
+            value = core.sibling("backends", "strict").decode_row(text)
         except (ValueError, RecursionError) as failure:
             return f"not JSON: {failure}"
         return self.find(value) if self.find else ""

@@ -16,7 +16,8 @@ from . import core
 from .ran import times
 
 hint = core.sibling("backends", "hints").hint
-NO_TOKENS, LONG_INPUT = core.NO_TOKENS, core.LONG_INPUT
+NO_TOKENS = core.NO_TOKENS
+LONG_INPUT = 272_000  # tokens in; above it some models cost more
 WHOLE = core.sibling("backends", "meanings").WHOLE
 EMPTY = "empty"
 EMPTY_THOUGHT = "empty: reasoning took all tokens; raise max_completion_tokens (-p), or ask for less reasoning"

@@ -119,7 +119,7 @@ class Answers:
         """Print them at the end, before the report."""
         yield
         first = list(itertools.islice(loading.prompts_of(self._args, self._args.limit), FEW + 1))
-        if (table := core.niceties("table")) and (self._args.format or len(first) <= FEW):
+        if (table := core.meanings("table", "extras")) and (self._args.format or len(first) <= FEW):
             self._shown, printer = True, Printer(as_text)
             prompts = map(run.api.prepare, loading.prompts_of(self._args, self._args.limit))
             try:

@@ -6,10 +6,10 @@ import asyncio
 import traceback
 from typing import Any
 
-from . import blaming, core, extra_failure, extra_name
+from . import blaming, core, discreet, extra_failure, extra_name
 
 
-def wrapped(run: core.Run, attempt: core.Attempt, without: str = "") -> core.Attempt:
+def wrapped(run: core.Run, attempt: core.Ask, without: str = "") -> core.Ask:
     """Return the attempt with what the run's extras wrap around it, the first one outermost; leave out that one."""
     extras = [extra for extra in run.extras if hasattr(extra, "wrap") and extra_name(extra) != without]
     for extra in reversed(extras):
@@ -18,7 +18,7 @@ def wrapped(run: core.Run, attempt: core.Attempt, without: str = "") -> core.Att
     return endable(run, attempt) if extras else attempt
 
 
-def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
+def endable(run: core.Run, attempt: core.Ask) -> core.Ask:
     """Let the deadline end what the extras do after a call, as it ends the call itself."""
 
     async def call(prompt: core.Prompt) -> core.Reply:
@@ -44,7 +44,7 @@ def endable(run: core.Run, attempt: core.Attempt) -> core.Attempt:
 def broken(run: core.Run, result: core.Result, reply: core.Reply | None, failure: Exception) -> core.PromptError:
     """Return the error for what an extra did not mean to raise; a reply that it came after was paid, and is kept."""
     hook = guilty(run.wrapped_by, failure) if run.wrapped_by else run.answer
-    error: core.PromptError = run.discreet(extra_failure(hook, failure))
+    error: core.PromptError = discreet(run, extra_failure(hook, failure))
     if reply:
         error.keep = reply
         result.take(reply)

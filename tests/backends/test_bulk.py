@@ -9,7 +9,7 @@ import types
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import UsageError, as_completed, load_backend, main, run, run_sequential
+from concurrent_prompts import UsageError, as_completed, extras_folder, load_backend, main, run, run_sequential
 from tests.helpers import rows
 
 NOBODY = "http://127.0.0.1:1/v1"
@@ -415,7 +415,7 @@ def test_results_from_elsewhere_are_reserved_with_their_retries_and_paid_as_they
     async def work():
         async with concurrent_prompts.Run(api, max_cost=0.0045, price=(0, 1), max_attempts=4) as runs:
             await concurrent_prompts.concurrently(runs, concurrent_prompts.as_prompts(["a", "b", "c"]), lambda _: None)
-            return runs.extra("budget").spent, runs.stopped
+            return extras_folder().named(runs, "budget").spent, runs.stopped
 
     spent, stopped = asyncio.run(work())
     assert taken == [1] and stopped.error.type == "budget", "four calls of $0.001 are reserved for each"

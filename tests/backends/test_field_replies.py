@@ -1,13 +1,17 @@
 """Replies as servers really send them, taken from public bug reports, on every live backend against a real server."""
 
 import asyncio
+import copy
+import itertools
 import json
+import pickle
 
 import pytest
 
-from concurrent_prompts import as_prompt_error, as_prompts, load_backend, run_concurrent
+from concurrent_prompts import PromptError, as_prompt_error, as_prompts, load_backend, run_concurrent
 from concurrent_prompts.backends import ALIVE
 from concurrent_prompts.backends.hints import hint
+from concurrent_prompts.backends.replies import read_reply, usual_text
 from tests.helpers import LIBRARIES, NAMES, Clock, batch_line, in_rows, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -486,6 +490,9 @@ DEFERRED = {
 async def test_what_cannot_be_fetched_later_is_an_error_that_says_what_to_do(backend, status, body):
     failure, log = await once(backend, served(status, body), endpoint="responses" if "status" in body else "chat")
     assert (failure.verdict, failure.error.type, len(log)) == ("fail", "unfinished", 1)
+    kept = pickle.loads(pickle.dumps(copy.deepcopy(failure)))
+    assert vars(kept) == {**vars(failure), "headers": dict(failure.headers)}
+    assert (kept.args, type(kept)) == (failure.args, type(failure))
     assert "background" in str(failure) and hint(failure.error)
 
 
@@ -675,3 +682,40 @@ async def test_the_index_decides_not_the_place(backend):
     for odd in ([{"index": 0, "text": "a"}, {"index": 0, "text": "b"}], [{"text": "a"}, {"index": 0, "text": "b"}]):
         reply, _ = await once(backend, served(200, {"choices": odd}), endpoint="completions")
         assert reply.extra == {"texts": ["a", "b"]}, "as they came, where it decides nothing"
+
+
+# Fields that servers have been seen to add to a chat completion, to its choice and to its message
+ADDED = {
+    "data": "error base_resp type object status code detail message success usage service_tier citations images model",
+    "choice": "index finish_reason logprobs error native_finish_reason stop_reason delta text content_filter_results",
+    "message": "role content refusal annotations tool_calls function_call audio reasoning reasoning_content name",
+}
+VALUES = (
+    None, "", "x", "stop", "length", "error", 0, 1, [], ["x"], {}, {"a": 1}, {"status_code": 1004}, {"type": "stop"},
+    {"transcript": "hi"}, [{"type": "text", "text": "h"}], [{"function": {"name": "f", "arguments": "{}"}}],
+)  # fmt: skip
+
+
+def test_the_usual_answer_is_read_as_any_other(monkeypatch):
+    def read(data):
+        try:
+            return read_reply("/chat/completions", {}, json.dumps(data).encode())
+        except PromptError as failure:
+            return failure.error, failure.verdict, failure.http, failure.useless
+
+    def variants():
+        for part, names in ADDED.items():
+            for name, value in itertools.product(names.split(), VALUES):
+                message = {"role": "assistant", "content": "hello"}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                data = {"object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 1}}
+                {"data": data, "choice": choice, "message": message}[part][name] = value
+                yield data
+        for choices in ([], [choice, choice], {"0": choice}, "x", None, [None], [{**choice, "message": None}]):
+            yield {**data, "choices": choices}
+
+    bodies = list(variants())
+    quickly = [read(data) for data in bodies]
+    assert sum(map(bool, map(usual_text, bodies))) > 100
+    monkeypatch.setitem(read_reply.__globals__, "usual_text", lambda data: "")
+    assert quickly == [read(data) for data in bodies]

@@ -4,11 +4,13 @@ It gives way to limits, waits for outages and tells a prompt's own failure from 
 """
 
 import asyncio
+import os
+import signal
 
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import UsageError, run_concurrent
+from concurrent_prompts import UsageError, run, run_concurrent
 from tests.helpers import virtual
 
 
@@ -77,6 +79,46 @@ async def test_a_cap_of_calls_at_once_is_given_way_to():
 
 
 @virtual
+async def test_a_server_that_is_busy_now_and_then_slows_nobody_down():
+    calls = []
+
+    async def send(prompt):
+        calls.append(prompt)
+        await asyncio.sleep(0.5)
+        if len(calls) % 100 == 0:
+            raise Failed(503)
+        return prompt
+
+    results, span = await answer(send, 2000)
+    assert all(result.error is None for result in results) and span < 20
+
+
+@virtual
+async def test_a_limit_a_minute_costs_few_attempts():
+    window = [0, 0]
+
+    async def send(prompt):
+        window[:] = now() // 60, (window[1] if window[0] == now() // 60 else 0) + 1
+        if window[1] > 300:
+            raise Failed(429)
+        await asyncio.sleep(0.5)
+        return prompt
+
+    results, _ = await answer(send, 900)
+    assert all(result.error is None for result in results) and max(result.attempts for result in results) < 6
+
+
+@virtual
+async def test_a_server_that_was_never_there_is_soon_given_up(caplog):
+    async def send(prompt):
+        raise ConnectionRefusedError("nobody there")
+
+    results, span = await answer(send, 40)
+    assert span < 5 and {result.error.type for result in results} == {"unreachable", "not_sent"}
+    assert "server unreachable (nobody there): retrying once a second" in caplog.text
+
+
+@virtual
 async def test_an_outage_is_waited_for():
     async def send(prompt):
         if 1 < now() < 31:
@@ -121,3 +163,33 @@ async def test_a_first_prompt_that_takes_too_long_stops_no_run():
 
     results, _ = await answer(send, 10, concurrency=1, timeout=5, max_attempts=3)
     assert [result.error and result.error.type for result in results] == ["timeout"] + [None] * 9
+
+
+@virtual
+async def test_a_run_that_is_cancelled_says_so_and_leaves_nothing_behind():
+    async def send(prompt):
+        await asyncio.sleep(1)
+        return prompt
+
+    for options in {}, {"rpm": 60}:  # some of whose calls wait for the time to come
+        running = asyncio.ensure_future(answer(send, 100, concurrency=5, **options))
+        await asyncio.sleep(3.5)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as stopped:
+            await running
+        assert len(stopped.value.results) == (15 if not options else 3)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
+def test_an_interrupt_has_the_results_so_far():
+    async def send(prompt):
+        if prompt == "2":
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        return prompt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(list("0123"), send, concurrency=1)
+    assert [result.text for result in stopped.value.results] == ["0", "1"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import logging
 import shutil
 import signal
@@ -79,11 +80,29 @@ def test_main_leaves_the_process_as_it_was(here):
         limits.setrlimit(limits.RLIMIT_NOFILE, before)
 
 
-def test_a_lone_copys_run_inside_a_running_loop_says_what_is_meant(monkeypatch):
-    def missing(*names):
-        raise concurrent_prompts.UsageError("missing")
+@pytest.mark.parametrize("own", ["", "_"])
+def test_a_projects_own_folders_beside_the_copy_are_left_alone(tmp_path, monkeypatch, own):
+    for folder in "backends", "extras":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+        for name in "evidence", "failures", "library", "limiter", "outputs", "reading", "rejections":
+            (tmp_path / folder / f"{name}.py").write_text("raise SystemExit('not ours')")
+    if own and (ROOT / "backends").is_dir():
+        shutil.copytree(ROOT / "backends", tmp_path / "_backends")
+    name = f"prompts_beside{own}"
+    shutil.copy(ROOT / "concurrent_prompts.py", tmp_path / f"{name}.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = importlib.import_module(name)
 
-    monkeypatch.setattr(concurrent_prompts, "sibling", missing)
+    async def send(prompt):
+        return prompt.upper()
+
+    results = copy.run_loop(copy.run_concurrent(["a"], send, output=tmp_path / "o.jsonl"))
+    assert results[0].text == "A" and bool(copy.meanings("failures")) == bool(own and (ROOT / "backends").is_dir())
+
+
+def test_a_lone_copys_run_inside_a_running_loop_says_what_is_meant(monkeypatch):
+    monkeypatch.setattr(concurrent_prompts, "meanings", lambda *names: None)
 
     async def send(prompt):
         return prompt

@@ -8,7 +8,7 @@ import random
 import pytest
 
 import concurrent_prompts
-from concurrent_prompts import Run, UsageError, main, run, run_concurrent
+from concurrent_prompts import Run, UsageError, extras_folder, main, run, run_concurrent
 from concurrent_prompts.extras.budget import Budget
 from concurrent_prompts.extras.prices import as_price, cost_of, price_of
 from tests.helpers import PRICE, api_of, completion, constant, virtual
@@ -90,7 +90,7 @@ async def test_what_may_have_been_billed_is_counted(failure, counted):
     async with Run(api, max_cost=1, price=PRICE, max_attempts=1, deadline=0.05, clock=clock) as work:
         for prompt in work.admit(concurrent_prompts.as_prompts(["?", "?"])):
             await work.answer(prompt)
-        budget = work.extra("budget")
+        budget = extras_folder().named(work, "budget")
     assert budget.spent - budget.assumed == pytest.approx(0.00082)
     assert budget.assumed == pytest.approx(counted * (300 * 4 + len(prompt.body)) / 1e6)
     assert budget._calls == budget._fixed == budget._open == 0
@@ -218,7 +218,7 @@ def test_an_interrupted_wait_for_the_budget_ends():
     async def go():
         answer, requests = constant(completion())
         async with Run(api_of(answer), max_cost=1, price=PRICE) as work:
-            budget = work.extra("budget")
+            budget = extras_folder().named(work, "budget")
             most = budget.most_of(b'{"max_tokens":10}', as_price(PRICE))
             assert budget.admit(most)  # under way for ever
             prompts = list(work.admit(concurrent_prompts.as_prompts(["?", "?"])))
