@@ -1396,52 +1396,32 @@ def open_journal(path: pathlib.Path, **options: bool) -> "Journal":
 
 
 class Earlier:
-    """The lines that a results file holds already, by their requests: 50 bytes for each."""
+    """The lines that a results file holds already, by their requests."""
 
     def __init__(self) -> None:
-        self.places, self.ids = array.array("q"), array.array("q")  # where a line begins; the hash of its id
-        self.requests, self.rows = array.array("Q"), array.array("L")  # the two parts of its fingerprint
-        self.errors: dict[int, Error] = {}  # of those that failed
-        self.claimed = bytearray()  # 1 where a line belongs to a prompt
-        self._order = array.array("L")  # of the lines by request, an answer first and then the latest failure
-        self._next: dict[int, int] = {}  # place in that order, of requests with several lines
+        self.places: Any = []  # where they begin
+        self.errors: dict[int, Error] = {}  # of those that failed, by their numbers
+        self._left: dict[str, list[int]] = {}  # those that belong to no prompt
 
     def add(self, place: int, row_id: Any, key: str, error: Error | None) -> None:
-        """Add a line."""
-        if error:
-            self.errors[len(self.places)] = error
+        """Add a line with that fingerprint."""
+        number = len(self.places)
         self.places.append(place)
-        self.ids.append(hash(row_id))
-        self.requests.append(int(key[:16], 16))
-        self.rows.append(int(key[16:], 16))
-        self.claimed.append(0)
-
-    def of(self, key: str) -> Iterator[int]:
-        """Yield the numbers of a request's lines that belong to no prompt yet."""
-        request = int(key[:16], 16)
-        if len(self._order) < len(self.places):
-            numbers = [number for number in range(len(self.places)) if number not in self.errors]
-            numbers += sorted(self.errors, reverse=True)
-            self._order = array.array("L", sorted(numbers, key=self.requests.__getitem__))
-        first = self._next.get(request) or bisect.bisect_left(self._order, request, key=self.requests.__getitem__)
-        for at in range(first, len(self._order)):
-            number = self._order[at]
-            if self.requests[number] != request:
-                return
-            if not self.claimed[number]:
-                if at > first:
-                    self._next[request] = at
-                yield number
+        self._left.setdefault(key[:16], []).append(number)
+        if error:
+            self.errors[number] = error
 
     def claim(self, key: str) -> int | None:
-        """Return the number of the line that a prompt with this fingerprint is given, None if there is none."""
-        if (number := next(self.of(key), None)) is not None:
-            self.claimed[number] = 1
+        """Return the number of the line that a prompt is given, an answer before the latest failure, or None."""
+        if not (numbers := self._left.get(key[:16])):
+            return None
+        number = next((number for number in numbers if number not in self.errors), numbers[-1])
+        numbers.remove(number)
         return number
 
     def left(self) -> list[int]:
         """Return the numbers of the lines that belong to no prompt."""
-        return [number for number, claimed in enumerate(self.claimed) if not claimed]
+        return sorted(itertools.chain(*self._left.values()))
 
 
 class Journal:
@@ -1452,18 +1432,20 @@ class Journal:
     UsageError where the file cannot be written or holds something else.
     """
 
-    # extras/outputs.py looks whether these prompts are those that the file is of, and whether it is still there
+    # extras/outputs.py looks whether the prompts are those that the file is of, whether it is still there, what a
+    # line has of its prompt's id and columns; and has an index that takes less memory.
     check: Any = staticmethod(lambda prompts, source: None)
     attend: Any = staticmethod(lambda: None)
+    compare: Any = staticmethod(lambda prompt, key, number: None)
+    index: Any = Earlier
 
     def __init__(self, path: pathlib.Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
         self.path = path
         self.kept = 0  # answers of an earlier run
         self.kept_errors: list[Error] = []
         self._retry_failed = retry_failed
-        self._earlier = Earlier()
+        self._earlier: Any = self.index()
         self._offsets = array.array("q")  # where each prompt's line begins, by its number; -1 is nowhere yet
-        self._changed: dict[int, Any] = {}  # what is no longer as a prompt's line has it, see `renewed`
         self._torn = overwrite  # what the file holds after the lines that count is to go
         try:
             self._file = self._open()
@@ -1547,10 +1529,7 @@ class Journal:
                 yield prompt
                 continue
             self._offsets[prompt.number] = earlier.places[number]
-            if earlier.rows[number] != int(key[16:], 16):  # the row's content or columns
-                self._changed[prompt.number] = prompt.id, key, prompt.columns
-            elif earlier.ids[number] != hash(prompt.id):
-                self._changed[prompt.number] = prompt.id
+            self.compare(prompt, key, number)
             self.kept += error is None
             self.kept_errors += [error] if error else []
 
@@ -1606,10 +1585,10 @@ class Journal:
 
     def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
         end = lines.seek(0)  # of the line before
-        for number, offset in enumerate(self._offsets):
+        for offset in self._offsets:
             line = lines.readline() if offset == end else line_at(lines, offset)
             end = offset + len(line)
-            yield renewed(line, self._changed[number]) if number in self._changed else line
+            yield line
 
     def _keep_others(self, file: IO[bytes], lines: IO[bytes], whole: bool) -> None:
         """Write the answers that belong to nothing in the input: they were paid for."""
@@ -1670,21 +1649,6 @@ def result_in(line: bytes, prompt: Prompt) -> Result | None:
 def own_part(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a line of the results file holds before its `request`: what comes after are the input's columns."""
     return {name: row[name] for name in itertools.takewhile("request".__ne__, row)}
-
-
-def renewed(line: bytes, now: Any) -> bytes:
-    """Return a result's line with what its prompt has by now: its id, or its id, fingerprint and columns."""
-    try:
-        row = json.loads(line)  # and not `load`, to which long numbers are floats
-    except (ValueError, RecursionError):  # deeper than it goes
-        return line
-    if "request" not in row:  # a Batch output line
-        return line
-    if not isinstance(now, tuple):
-        return to_line(row | {"id": now})
-    row_id, key, columns = now
-    row = own_part(row) | {"id": row_id, "request": key}
-    return to_line(row | beside([*row, *AT_TIMES], columns))
 
 
 def lock(file: IO[bytes], path: pathlib.Path) -> bool:

@@ -5,18 +5,70 @@ Without this file a run is as safe for what it has answered, but takes the file 
 
 from __future__ import annotations
 
+import array
+import bisect
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from . import core
 from .files import foreign, open_beside, open_regular, other_than_file, unwritable_draft
 
 BESIDE = "superseded", "rescued", "spent", "running"
+
+
+class Index:
+    """The lines that a results file holds already, as the core's Earlier, in 50 bytes each."""
+
+    def __init__(self) -> None:
+        self.places, self.ids = array.array("q"), array.array("q")  # where a line begins; the hash of its id
+        self.requests, self.rows = array.array("Q"), array.array("L")  # the two parts of its fingerprint
+        self.errors: dict[int, core.Error] = {}  # of those that failed
+        self.claimed = bytearray()  # 1 where a line belongs to a prompt
+        self._order = array.array("L")  # of the lines by request, an answer first and then the latest failure
+        self._next: dict[int, int] = {}  # place in that order, of requests with several lines
+
+    def add(self, place: int, row_id: Any, key: str, error: core.Error | None) -> None:
+        """Add a line."""
+        if error:
+            self.errors[len(self.places)] = error
+        self.places.append(place)
+        self.ids.append(hash(row_id))
+        self.requests.append(int(key[:16], 16))
+        self.rows.append(int(key[16:], 16))
+        self.claimed.append(0)
+
+    def of(self, key: str) -> Iterator[int]:
+        """Yield the numbers of a request's lines that belong to no prompt yet."""
+        request = int(key[:16], 16)
+        if len(self._order) < len(self.places):
+            numbers = [number for number in range(len(self.places)) if number not in self.errors]
+            numbers += sorted(self.errors, reverse=True)
+            self._order = array.array("L", sorted(numbers, key=self.requests.__getitem__))
+        first = self._next.get(request) or bisect.bisect_left(self._order, request, key=self.requests.__getitem__)
+        for at in range(first, len(self._order)):
+            number = self._order[at]
+            if self.requests[number] != request:
+                return
+            if not self.claimed[number]:
+                if at > first:
+                    self._next[request] = at
+                yield number
+
+    def claim(self, key: str) -> int | None:
+        """Return the number of the line that a prompt with this fingerprint is given, None if there is none."""
+        if (number := next(self.of(key), None)) is not None:
+            self.claimed[number] = 1
+        return number
+
+    def left(self) -> list[int]:
+        """Return the numbers of the lines that belong to no prompt."""
+        return [number for number, claimed in enumerate(self.claimed) if not claimed]
 
 
 class CarefulJournal(core.Journal):
@@ -26,8 +78,11 @@ class CarefulJournal(core.Journal):
     were paid for. Raises UsageError where the file is no file, another job's, or where something stands beside it.
     """
 
+    index = Index
+
     def __init__(self, path: pathlib.Path, **options: bool) -> None:
         self._refused: set[int] = set()  # where the failures stand that hold a text, which was paid
+        self._changed: dict[int, Any] = {}  # what is no longer as a prompt's line has it, see `renewed`
         self._new = False
         self._damaged: list[int] = []  # where the lines stand that are
         self._first_damaged = 0
@@ -80,6 +135,17 @@ class CarefulJournal(core.Journal):
             return
         what = f"{self.path} contains results for a different input: none matches {source}"
         raise core.UsageError(f"{what}. Choose another (-o, output=), or discard them (--overwrite, overwrite=True)")
+
+    def compare(self, prompt: core.Prompt, key: str, number: int) -> None:
+        """Note what a prompt's line does not have as the prompt has it by now."""
+        if self._earlier.rows[number] != int(key[16:], 16):  # the row's content or columns
+            self._changed[prompt.number] = prompt.id, key, prompt.columns
+        elif self._earlier.ids[number] != hash(prompt.id):
+            self._changed[prompt.number] = prompt.id
+
+    def _ordered(self, lines: IO[bytes]) -> Iterator[bytes]:
+        for number, line in enumerate(super()._ordered(lines)):
+            yield renewed(line, self._changed[number]) if number in self._changed else line
 
     def unclaimed(self, key: str) -> list[int]:
         """Return where the lines of a request begin that no prompt has claimed, an answer before a failure."""
@@ -169,6 +235,21 @@ class Look(CarefulJournal):
         check_kind(self.path)
         file: IO[bytes] = open_regular(self.path, buffering=0)
         return file
+
+
+def renewed(line: bytes, now: Any) -> bytes:
+    """Return a result's line with what its prompt has by now: its id, or its id, fingerprint and columns."""
+    try:
+        row = json.loads(line)  # and not orjson's, to which long numbers are floats
+    except (ValueError, RecursionError):  # deeper than it goes
+        return line
+    if "request" not in row:  # a Batch output line
+        return line
+    if not isinstance(now, tuple):
+        return core.to_line(row | {"id": now})
+    row_id, key, columns = now
+    row = core.own_part(row) | {"id": row_id, "request": key}
+    return core.to_line(row | core.beside([*row, *core.AT_TIMES], columns))
 
 
 def place_of(results: pathlib.Path, what: str) -> pathlib.Path:

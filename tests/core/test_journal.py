@@ -90,13 +90,15 @@ def test_a_line_is_there_as_soon_as_it_is_appended_and_in_order_at_the_end(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@careful
 def test_a_column_is_never_taken_for_a_field(path):
     (prompt,) = prepare([{"prompt": "a", "tries": "mine", "limit": 7, "request": "r"}])
     row = result_of(prompt).as_row()
     assert (row["input_tries"], row["input_limit"], row["input_request"]) == ("mine", 7, "r")
     assert not {"tries", "limit"} & {*row}
     now = prompt.id, concurrent_prompts.fingerprint(prompt), prompt.columns
-    again = json.loads(concurrent_prompts.renewed(result_of(prompt).as_line(), now))
+    outputs = concurrent_prompts.sibling("extras", "outputs")
+    again = json.loads(outputs.renewed(result_of(prompt).as_line(), now))
     assert again == row
 
 
@@ -691,6 +693,7 @@ def test_a_second_run_on_the_same_file_is_refused_and_changes_nothing(path):
         assert list(journal.left(prepare(["a"]))) == []
 
 
+@careful
 def test_failures_of_the_same_question_are_told_apart(path):
     items = ["a", "b", "a"]
     with open_journal(path) as journal:

@@ -133,6 +133,7 @@ class Large:
     """What only a frame holds."""
 
 
+@pytest.mark.skipif(not concurrent_prompts.meanings("library", "extras"), reason="extras/library.py is away")
 @all_ways
 async def test_failures_do_not_keep_their_frames_alive(way):
     alive = []
