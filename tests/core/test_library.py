@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import concurrent_prompts
 from concurrent_prompts import (
     Prompt,
     PromptError,
