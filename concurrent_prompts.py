@@ -44,7 +44,6 @@ if (
 
 import array
 import asyncio
-import bisect
 import collections.abc
 import contextlib
 import copyreg
@@ -288,11 +287,8 @@ def fingerprint(prompt: Prompt) -> str:
 encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
 
-def _dump(value: Any) -> bytes:
-    return encode_json(value).encode()
-
-
-dump: Callable[[Any], bytes] = _dump  # the value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
+# The value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
+dump: Callable[[Any], bytes] = lambda value: encode_json(value).encode()  # noqa: E731
 load: Callable[[bytes | str], Any] = json.loads  # the other way; ValueError, RecursionError
 with contextlib.suppress(ImportError):  # replies and results, several times as fast
     orjson = importlib.import_module("orjson")
@@ -435,10 +431,7 @@ def parse_json(body: bytes | str) -> Any:
 
 
 def as_prompt_error(failure: Exception) -> PromptError:
-    """Classify whatever a call raised: ours, a connection's, or that of a library that the user's own code uses.
-
-    Raises nothing: an exception that cannot even be looked at is a failure of its prompt.
-    """
+    """Classify whatever a call raised; one that cannot even be looked at is a failure of its prompt."""
     if isinstance(failure, PromptError):
         return failure
     try:
@@ -491,8 +484,7 @@ NOT_UTF8 = "not UTF-8 (of Windows: iconv -f cp1252 -t utf-8)"
 def read_prompts(path: str | os.PathLike[str], name: str = "") -> Iterator[Any]:
     """Yield the prompts of a file, lazily and in order; what cannot be read becomes a prompt with an `error`.
 
-    Messages call the file by `name`, or else by its path. Raises UsageError, when the first is asked for, where the
-    file as a whole cannot be used.
+    Messages call the file by `name`, or by its path. Raises UsageError, at the first, if the file cannot be used.
     """
     known = meanings("reading", "extras")
     with (known.open_rows if known else open_plain)(path, name or str(path)) as (rows, name):
@@ -506,8 +498,6 @@ def open_plain(path: str | os.PathLike[str], name: str) -> Iterator[tuple[Iterat
     suffix = pathlib.PurePath(name).suffix.lower()
     if name == "-" or suffix in (*TABLES, ".gz"):
         sibling("extras", "reading", STDIN if name == "-" else f"a {suffix} file")
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe can be read only once
-        raise UsageError(f"{name} is not a regular file, but a directory or a device; name a file")
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as failure:
@@ -654,8 +644,7 @@ class Own:
 # ---- Limits and retries --------------------------------------------------------------------------------------
 
 
-BACKOFF_BASE = 0.5  # seconds
-BACKOFF_CEILING = 60.0  # seconds
+BACKOFF_BASE, BACKOFF_CEILING = 0.5, 60.0  # seconds
 PAUSE_CEILING = 120.0  # seconds of Retry-After that are slept through; what is above is said and tried earlier
 PROBE = 1.0  # seconds between two tries while nobody is there
 
@@ -934,10 +923,9 @@ class Run:
     broken: Exception | None = None  # what the prompts' iterable has raised
     start: Callable[[], None] | None = None  # starts one more worker, if there may be more
     passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
-    journal: Any = None  # what keeps or prints the results,
-    path: pathlib.Path | None = None  # its file,
-    overwrites = False  # and whether what it holds is given up
-    whole = True  # all of the input is asked for
+    journal: Any = None  # what keeps or prints the results
+    path: pathlib.Path | None = None  # its file
+    overwrites, whole = False, True  # whether what it holds is given up; whether all of the input is asked for
     pending: Any = None  # what a bulk backend has running elsewhere,
     said = ""  # and what it is waiting for
     answers = most_in_flight = 0
@@ -999,9 +987,8 @@ class Run:
             self._alive = getattr(self.api, "alive", None)
             if sessions := hooked(self.extras, "session"):
                 await extras_folder().enter(self, sessions, stack)
-            self._answer_once: Ask = self._attempt
-            if self.wrapped_by:
-                self._answer_once = sibling("extras", "wraps").wrapped(self, self._attempt)
+            wraps: Any = self.wrapped_by and sibling("extras", "wraps")
+            self._answer_once: Ask = wraps.wrapped(self, self._attempt) if wraps else self._attempt
             self.limiter.defer = self._loop.call_later
             self._stack = stack.pop_all()
         self._due = self._loop.time() + self._deadline
@@ -1424,7 +1411,7 @@ class Earlier:
         return sorted(itertools.chain(*self._left.values()))
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The results file: a line is appended as soon as a prompt is done, so that nothing answered is ever lost.
 
     Opening one that exists continues it: `left` passes over the prompts that it already holds. `finish` puts the
@@ -1432,10 +1419,10 @@ class Journal:
     UsageError where the file cannot be written or holds something else.
     """
 
-    # extras/outputs.py looks whether the prompts are those that the file is of, whether it is still there, what a
-    # line has of its prompt's id and columns; and has an index that takes less memory.
+    # extras/outputs.py looks whether the file is of these prompts and still there, and whether a line has its prompt's
+    # id and columns; its index takes less memory.
     check: Any = staticmethod(lambda prompts, source: None)
-    attend: Any = staticmethod(lambda: None)
+    tended: Any = staticmethod(lambda run: contextlib.nullcontext())
     compare: Any = staticmethod(lambda prompt, key, number: None)
     index: Any = Earlier
 
@@ -1453,9 +1440,6 @@ class Journal:
             raise UsageError(f"cannot write {path}: {failure.strerror}; choose another file (-o, output=)") from None
         self._size = self._synced = 0 if overwrite else self._load()
         self.answers = len(self._earlier.places) - len(self._earlier.errors)  # that were there before
-
-    def __enter__(self) -> "Journal":
-        return self
 
     def __exit__(self, kind: Any = None, *failure: Any) -> None:
         with contextlib.suppress(OSError, ValueError):  # it may be closed by now
@@ -1565,7 +1549,6 @@ class Journal:
         Raises OSError where that cannot be. Not `whole`: only the first prompts of the input were asked for, so that
         the other lines stay in the file.
         """
-        self.attend()
         self.sync()
         with replacing(pathlib.Path(os.path.realpath(self.path))) as file:  # a link stays one
             with self.reading() as lines:
@@ -1737,8 +1720,7 @@ async def run_sequential(prompts: Prompts[Item], send: Send[Item, T], **options:
 async def concurrently(run: Run, prompts: Iterable[Prompt], record: Record) -> None:
     """Answer prompts side by side: N workers pull from one iterator, so that it takes about the slowest latency.
 
-    A worker is started when the call of the last one has gone out, as long as no other waits for its turn, and for each
-    attempt that has failed; it ends where others wait.
+    One starts as a call goes out, if none waits for its turn, and as an attempt fails; one ends where others wait.
     """
     if run.loop:
         await run.loop(run, prompts, record)
@@ -1780,15 +1762,17 @@ async def run_concurrent(prompts: Prompts[Item], send: Send[Item, T], **options:
 
 
 async def _collect(way: Any, items: Any, send: Any, return_exceptions: bool = True, **options: Any) -> list[Result]:
-    results, insort = list[Result](), functools.partial(bisect.insort, key=lambda result: result.prompt.number)
+    results = list[Result]()
     try:
-        take: Record = lambda one: insort(results, checked_result(one, return_exceptions))  # noqa: E731
+        take: Record = lambda one: results.append(checked_result(one, return_exceptions))  # noqa: E731
         async with opened(items, send, take, **options) as (run, record):
             await _work(way, run, items, record)
         check_end(run)
     except BaseException as failure:
         vars(failure)["results"] = results
         raise
+    finally:
+        results.sort(key=lambda result: result.prompt.number)
     return results
 
 
@@ -1968,34 +1952,15 @@ async def journaled(run: Run, sink: Any, prompts: Iterable[Prompt] | None, sourc
     """
     run.journal, run.path = sink, sink.path
     with sink:
-        if sink.path and not run.loop and beside_results(sink.path, "running").exists():
-            name = getattr(run.api, "name", "your function")
-            sibling("backends", "bulk").PendingJobs(sink.path, name, run.overwrites)  # another backend's
         if prompts is not None:
             sink.check(map(run.api.prepare, prompts), source)
-        async with run:
-            syncing = asyncio.ensure_future(keep_synced(run, sink))
-            try:
-                yield
-            finally:
-                syncing.cancel()
+        async with sink.tended(run), run:
+            yield
         try:
             if run.stopped is None:
                 sink.finish(whole=run.whole)
         except OSError as failure:  # what cannot be written stops the run
             run.stop(disk_error(sink.path, failure))
-
-
-async def keep_synced(run: Run, sink: Any) -> None:
-    """Bring the results to the disk once a second: a power cut, unlike a killed process, loses what is not there."""
-    for wait in itertools.chain([0.1], itertools.repeat(1.0)):
-        await asyncio.sleep(wait)
-        try:
-            sink.attend()
-            await asyncio.to_thread(sink.sync)
-        except OSError as failure:
-            run.stop(disk_error(sink.path, failure))
-            return
 
 
 def keep(run: Run, sink: Any, results: list[Result]) -> int:

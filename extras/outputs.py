@@ -6,14 +6,16 @@ Without this file a run is as safe for what it has answered, but takes the file 
 from __future__ import annotations
 
 import array
+import asyncio
 import bisect
 import contextlib
 import errno
+import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import IO, Any
 
 from . import core
@@ -153,6 +155,29 @@ class CarefulJournal(core.Journal):
 
     # ---- While it is written ---------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def tended(self, run: core.Run) -> AsyncIterator[None]:
+        """Watch over the file during a run. Raises UsageError where a bulk backend has jobs running for it."""
+        if not run.loop and core.beside_results(self.path, "running").exists():
+            name = getattr(run.api, "name", "your function")
+            core.sibling("backends", "bulk").PendingJobs(self.path, name, run.overwrites)
+        syncing = asyncio.ensure_future(self._keep_synced(run))
+        try:
+            yield
+        finally:
+            syncing.cancel()
+
+    async def _keep_synced(self, run: core.Run) -> None:
+        """Bring the results to the disk once a second: a power cut, other than a kill, loses what is not there."""
+        for wait in itertools.chain([0.1], itertools.repeat(1.0)):
+            await asyncio.sleep(wait)
+            try:
+                self.attend()
+                await asyncio.to_thread(self.sync)
+            except OSError as failure:
+                run.stop(core.disk_error(self.path, failure))
+                return
+
     def attend(self) -> None:
         """See that the file is there: where somebody has removed it, go on in a new one with all that it held.
 
@@ -190,6 +215,7 @@ class CarefulJournal(core.Journal):
 
     def finish(self, whole: bool = True) -> None:
         """Put the file into the input's order; where no file may take its place there, it stays as it is."""
+        self.attend()
         try:
             super().finish(whole)
         except OSError as failure:

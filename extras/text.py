@@ -98,7 +98,8 @@ class Printer:
     def check(self, *given: Any, **options: Any) -> None:
         """Do nothing: nothing was there before, and nothing can be brought to a disk or put into order."""
 
-    attend = sync = finish = check
+    sync = finish = check
+    tended = staticmethod(lambda run: contextlib.nullcontext())
 
     def write(self, lines: bytes) -> None:
         """Print lines; on a terminal with nothing in them that it would obey."""

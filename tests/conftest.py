@@ -58,7 +58,7 @@ def mended_aioresponses():
 def codec(request, monkeypatch):
     """Do without orjson, too: what is read and written must be the same."""
     if request.param == "json alone":
-        monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
+        monkeypatch.setattr(concurrent_prompts, "dump", lambda value: concurrent_prompts.encode_json(value).encode())
         monkeypatch.setattr(concurrent_prompts, "load", json.loads)
 
 

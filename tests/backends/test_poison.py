@@ -266,7 +266,7 @@ async def test_a_poisoned_reply(name, poison, monkeypatch):
     if name == "json alone":  # which is the same for all backends
         name = "stdlib"
         monkeypatch.setattr(concurrent_prompts, "load", json.loads)
-        monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
+        monkeypatch.setattr(concurrent_prompts, "dump", lambda value: concurrent_prompts.encode_json(value).encode())
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     made, expected = POISONS[poison]
     sent = made()

@@ -718,7 +718,7 @@ ROWS = {
 def test_a_line_is_the_same_with_and_without_orjson(row, monkeypatch):
     line = concurrent_prompts.to_line(row)
     assert line.endswith(b"\n") and line.count(b"\n") == 1 and isinstance(json.loads(line), dict)
-    monkeypatch.setattr(concurrent_prompts, "dump", concurrent_prompts._dump)
+    monkeypatch.setattr(concurrent_prompts, "dump", lambda value: concurrent_prompts.encode_json(value).encode())
     assert concurrent_prompts.to_line(row) == line
 
 

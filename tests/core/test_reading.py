@@ -120,7 +120,7 @@ PLAINLY_REFUSED = {
     "-": (b"", "standard input needs extras/reading.py"),
     "p.txt": ("Why?".encode("utf-16-le"), "binary data or UTF-16"),
     "p.jsonl": (gzip.compress(b"a\n"), "binary data or UTF-16"),
-    "folder": (None, "not a regular file"),
+    "folder": (None, "cannot read folder: "),
     "missing": (None, "cannot read missing: No such file"),
 }
 
