@@ -72,6 +72,11 @@ class Share:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._common, name)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another call may be sent or wait: each run has one that waits, so that they take turns."""
+        return bool(self._common.has_room or not self.queued)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):
             vars(self)[name] = value

@@ -79,6 +79,17 @@ async def test_no_run_starves_the_others():
 
 
 @virtual
+async def test_a_run_that_begins_later_gets_its_share():
+    server, limits = Server(latency=1.0), shared(concurrency=8)
+    first = asyncio.ensure_future(run_concurrent(prompts("a", 400), server, limits=limits))
+    await asyncio.sleep(5)
+    began = asyncio.get_running_loop().time()
+    await run_concurrent(prompts("b", 40), server, limits=limits)
+    assert asyncio.get_running_loop().time() - began < 12 and not first.done()  # half of 8 a second
+    await first
+
+
+@virtual
 async def test_what_one_run_has_learned_the_next_one_knows():
     server, limits = Server(rate=10.0, holds=50.0), shared()
     await run_concurrent(prompts("a", 300), server, limits=limits)
