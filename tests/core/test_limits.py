@@ -356,7 +356,8 @@ LITELLMS = "x-ratelimit-api_key-{}-requests"
 )  # fmt: skip
 @virtual
 async def test_a_window_of_any_length_that_headers_tell_is_kept_to(form, most, seconds):
-    server, windows = Windowed(most, seconds, form, seed=101), 3 if most > 100 else 8 if most == 100 else 15 if seconds == 1 else 5
+    windows = 3 if most > 100 else 8 if most == 100 else 15 if seconds == 1 else 5
+    server = Windowed(most, seconds, form, seed=101)
     await server.answer(texts(windows * most, 101))
     assert server.span / ((windows - 1) * seconds + 0.3) <= 1.3 and server.share_rejected() <= 0.07
 
