@@ -19,7 +19,7 @@ from concurrent_prompts.backends import meanings
 from concurrent_prompts.backends.api import limits_in
 from concurrent_prompts.backends.failures import ERROR_MOST, HEADER_MOST, asked_wait
 from concurrent_prompts.backends.replies import read_reply
-from tests.helpers import NAMES, ROOT, longest_pause, reply, scripted
+from tests.helpers import NAMES, ROOT, in_rows, longest_pause, reply, scripted
 
 OTHERS = "plot", "plot_page", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # hear no server
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
@@ -167,7 +167,7 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@in_rows("page", PAGES.values(), ids=PAGES)
 def test_pages(page):
     began = time.thread_time()
     assert http_error(502, {}, page).error.type == http_error(502, {}, page.encode("latin-1")).error.type == "http_502"
@@ -181,7 +181,7 @@ VALUES = DIGITS, "-" + DIGITS, *map(fill, ("1.", "1m", "1.1ms", ":", "2026-11-21
 OTHERS = "retry-after", "retry-after-ms", "x-should-retry", "location", "x-request-id", "content-type"
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:4])
+@in_rows("value", VALUES, ids=lambda value: value[:4])
 def test_headers(value):
     began = time.thread_time()
     names = [form.format(part) for forms in api_file.LIMIT_FORMS.values() for form in forms
@@ -194,7 +194,7 @@ def test_headers(value):
     assert time.thread_time() - began < 1
 
 
-@pytest.mark.parametrize("value", ["1e308", "inf", "nan", "1e999", "9" * 5000, "-1", "1" * 300])
+@in_rows("value", ["1e308", "inf", "nan", "1e999", "9" * 5000, "-1", "1" * 300])
 def test_numbers_that_cannot_be(value):
     names = ("limit", "remaining", "reset")
     assert limits_in({f"x-ratelimit-{name}-requests": value for name in names}, "requests") is None

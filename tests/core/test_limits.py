@@ -403,8 +403,8 @@ def test_anthropics_headers(monkeypatch):
         assert limits_in(headers, "requests") == pytest.approx((50 / 60, 49, 49 + left * 50 / 60, left))
 
 
-@pytest.mark.parametrize("name", ["requests", "tokens"])
-@pytest.mark.parametrize("limit", ["1e-323", "5e-324", "1e-7", "0", "nan", "1e400", "-1"])
+@in_rows("name", ["requests", "tokens"])
+@in_rows("limit", ["1e-323", "5e-324", "1e-7", "0", "nan", "1e400", "-1"])
 def test_a_limit_that_no_server_has_is_none(name, limit):
     headers = {f"x-ratelimit-limit-{name}": limit, f"x-ratelimit-remaining-{name}": "0"}
     assert limits_in(headers, name) is None
