@@ -30,7 +30,7 @@ def lengths(seed, told=None):
 
 
 @pytest.mark.parametrize("concurrency", [1, 64, "auto"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_with_a_told_maximum_a_budget_is_never_passed(seed, concurrency):
     api, billed = lengths(seed, told=1000)
     asked = [f"Prompt {number} {'word ' * (number % 40)}" for number in range(600)]
@@ -40,8 +40,7 @@ def test_with_a_told_maximum_a_budget_is_never_passed(seed, concurrency):
     assert {result.error.type for result in results if result.error} == {"not_sent"}
 
 
-@pytest.mark.parametrize("concurrency", [64, "auto"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("concurrency", "seed"), [(64, 0), ("auto", 1), ("auto", 2)])
 def test_without_one_a_budget_of_many_calls_holds_all_but(seed, concurrency):
     api, billed = lengths(seed)
     run([f"Prompt {number}" for number in range(3000)], api, concurrency=concurrency, max_cost=1, price=PRICE)
