@@ -45,7 +45,7 @@ TURN = 1.0  # seconds after which an engine replies even without results, and be
 # What every live backend needs, in this order.
 FILES = (
     "pool", "keys", "meanings", "exceptions", "failures", "hints", "usage", "streams", "prompts", "replies", "limits",
-    "limiter", "rejections", "evidence", "stragglers", "api", "loading",
+    "limiter", "rejections", "evidence", "stragglers", "api", "loading", "strict",
 )  # fmt: skip
 DIALECT = "backends", *(f"backends.{name}" for name in FILES)
 OPERATION = f"{__name__.partition('.')[0]}.exchange"  # the name of this handler on a Dask worker
