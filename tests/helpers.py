@@ -88,8 +88,8 @@ def line_of(prompt):
 def in_rows(names, table, ids=None):
     """Run a test for each row of a table, as pytest's parametrize does, but as one test: for rows that take no time.
 
-    The rows share the other arguments, and each is called; the failure has those of all rows, with their names. What
-    `monkeypatch` sets is undone after each row.
+    The rows share the other arguments, and each is called; the failure has those of all rows, with their names. A row
+    that is skipped costs no other. What `monkeypatch` sets is undone after each row.
     """
     names = names.replace(",", " ").split() if isinstance(names, str) else names
     table = [row if len(names) > 1 else (row,) for row in table]
@@ -97,22 +97,25 @@ def in_rows(names, table, ids=None):
     assert len(ids) == len(table) > 1 and all(len(row) == len(names) for row in table)
 
     def decorate(test):
-        def rows_with(given, failures):
+        def rows_with(given):
+            failures, skipped = [], []
             for label, row in zip(ids, table, strict=True):
                 with contextlib.ExitStack() as stack:
                     fresh = {name: stack.enter_context(given[name].context()) for name in {"monkeypatch"} & {*given}}
-                    yield kept(failures, label), given | fresh | dict(zip(names, row, strict=True))
+                    yield kept(failures, skipped, label), given | fresh | dict(zip(names, row, strict=True))
             if failures:
                 failed = "; ".join(", ".join(failure.__notes__) for failure in failures)
                 raise ExceptionGroup(f"{len(failures)} of {len(table)} rows: {failed}", failures)
+            if len(skipped) == len(table):
+                raise skipped[0]
 
         def run(**given):
-            for keeping, arguments in rows_with(given, []):
+            for keeping, arguments in rows_with(given):
                 with keeping:
                     test(**arguments)
 
         async def run_async(**given):
-            for keeping, arguments in rows_with(given, []):
+            for keeping, arguments in rows_with(given):
                 with keeping:
                     await test(**arguments)
 
@@ -126,10 +129,12 @@ def in_rows(names, table, ids=None):
 
 
 @contextlib.contextmanager
-def kept(failures, label):
-    """Keep a failure in the list, with the row's name in a note."""
+def kept(failures, skipped, label):
+    """Keep a failure in the list, with the row's name in a note, or that the row was skipped."""
     try:
         yield
+    except pytest.skip.Exception as failure:
+        skipped.append(failure)
     except (Exception, pytest.fail.Exception) as failure:
         given = failure if isinstance(failure, Exception) else AssertionError(str(failure))
         given.add_note(f"row {label:.200}")
@@ -293,7 +298,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         def jump(timeout):
             assert timeout is not None, "everything waits and nothing will ever happen"
             self.now += timeout
-            return select(0) if timeout or not next(turns) % 16 else []  # a system call, and nobody is outside
+            return [] if next(turns) % 16 else select(0)  # a system call, and nobody is outside
 
         self._selector.select = jump
 

@@ -47,3 +47,20 @@ def test_what_a_row_does_not_raise_is_a_failure():
     with pytest.raises(ExceptionGroup, match="1 of 2 rows: row 1") as failed:
         test()
     assert "DID NOT RAISE" in str(failed.value.exceptions[0])
+
+
+def test_a_row_that_is_skipped_costs_no_other():
+    called = []
+
+    @in_rows("least", [0, 2])
+    @in_rows("number", [0, 1, 2])
+    def test(least, number):
+        called.append((least, number))
+        if number >= least:
+            pytest.skip("not here")
+
+    test()
+    assert called == [(least, number) for least in (0, 2) for number in (0, 1, 2)]
+
+    with pytest.raises(pytest.skip.Exception, match="not here"):
+        in_rows("number", [0, 1])(lambda number: pytest.skip("not here"))()

@@ -67,7 +67,7 @@ async def test_every_status_is_a_value_and_nothing_is_tried_twice(connect, statu
     assert (got, headers.get("retry-after"), content, len(log)) == (status, "7", body, 1)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "broken",
     [
         None,
@@ -126,7 +126,7 @@ async def test_certificates_are_read_for_tls_alone(connect, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # aiohttp's, for what the SDK's own transport does
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+@in_rows("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 async def test_a_proxy_is_honoured_and_no_proxy_too(connect, monkeypatch, variable):
     async with scripted(lambda head, body: reply()) as (proxy, log):
         monkeypatch.setenv(variable, proxy.removesuffix("/v1").replace("//", "//user:word@"))
@@ -147,7 +147,7 @@ async def test_a_socks_proxy_is_refused_before_the_first_call(connect, monkeypat
         await run_concurrent(["x"], Api(connect, base_url="http://api.invalid/v1"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@in_rows("name", NAMES)
 async def test_the_official_variables_are_honoured(name, monkeypatch):
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     async with scripted(lambda head, body: reply()) as (url, log):
@@ -163,7 +163,7 @@ async def test_the_official_variables_are_honoured(name, monkeypatch):
         assert head.count(f"\r\n{line}\r\n".encode()) == 1, line
 
 
-@pytest.mark.parametrize("name", NAMES)
+@in_rows("name", NAMES)
 async def test_azure_takes_its_key_and_its_version_in_its_own_way(name, monkeypatch):
     pytest.importorskip({"raw-aiohttp": "aiohttp", "openai-sdk": "openai"}.get(name, "asyncio"))
     async with scripted(lambda head, body: reply()) as (url, log):
@@ -216,7 +216,7 @@ async def test_a_cancelled_call_leaves_no_answer_for_the_next(connect):
             assert b"fast" in (await second)[2]
 
 
-@pytest.mark.parametrize("endpoint", ["chat", "responses", "completions", "embeddings"])
+@in_rows("endpoint", ["chat", "responses", "completions", "embeddings"])
 async def test_all_endpoints(connect, endpoint):
     async with serve() as server:
         params = {"max_tokens": 9} if endpoint == "chat" else {}
@@ -370,7 +370,7 @@ async def test_no_cookie_is_kept(connect):
     assert len(log) == 3 and not any(b"cookie" in head.lower() for head, _ in log)
 
 
-@pytest.mark.parametrize("charset", ["punycode", "idna", "bz2_codec", "utf-16", "none such"])
+@in_rows("charset", ["punycode", "idna", "bz2_codec", "utf-16", "none such"])
 async def test_the_charset_that_an_error_names_is_not_believed(connect, charset):
     body = b"<title>" + b"bcdefg0123-" * 3000 + b"</title>"  # for punycode an hour, if there is a megabyte of it
     sent = reply(body, b"500 -", b"Content-Type: text/html; charset=%b\r\n" % charset.encode())
@@ -379,7 +379,7 @@ async def test_the_charset_that_an_error_names_is_not_believed(connect, charset)
     assert (status, found) == (500, body) and pause < 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@in_rows("name", NAMES)
 async def test_an_empty_body_is_a_get(name):
     async with serve(require_key="k", shutdown="2027-01-14") as server:
         module = importlib.import_module(f"concurrent_prompts.backends.{name.replace('-', '_')}")
@@ -390,7 +390,7 @@ async def test_an_empty_body_is_a_get(name):
             assert (await post("/models", b""))[0] == 401
 
 
-@pytest.mark.parametrize("name", NAMES)
+@in_rows("name", NAMES)
 async def test_three_prompts_on_which_the_server_hangs_up_do_not_keep_the_run_from_ending(name, monkeypatch):
     def answer(head, body):
         if head.startswith(b"GET "):

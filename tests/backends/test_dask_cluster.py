@@ -19,7 +19,7 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import load_backend, main
 from concurrent_prompts.backends import bulk as bulk_file
-from tests.helpers import ROOT, SCRIPT, VARIABLES, in_thread
+from tests.helpers import ROOT, SCRIPT, VARIABLES
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -41,6 +41,14 @@ import asyncio, contextlib, json, os, signal
 from pathlib import Path
 
 HERE = Path(__file__).parent
+in_flight = 0
+
+
+def note(change):
+    global in_flight
+    in_flight += change
+    with open(HERE / "in-flight", "a") as file:
+        file.write(f"{os.getpid()} {in_flight}\\n")
 
 
 def once(name):
@@ -58,11 +66,20 @@ async def connect(base_url, headers, concurrency):
         asked = json.loads(body)["messages"][-1]["content"] if body else ""
         with open(HERE / "asked", "a") as file:
             file.write(asked + "\\n")
-        if "has no answer" in asked:
-            await asyncio.sleep(1000)
+        note(+1)
+        try:
+            return await answer(asked)
+        finally:
+            note(-1)
+
+    async def answer(asked):
+        await asyncio.sleep(1000 if "has no answer" in asked else 0.005)
+        if "fails once" in asked and once("failed"):
+            return 500, {}, b"{}"
         if "raises" in asked:
             raise LookupError("a bug")
         if "kills its worker" in asked or ("is killed once" in asked and once("killed")):
+            note(-in_flight)
             os.kill(os.getpid(), signal.SIGKILL)
         if "kills the driver" in asked and once("driver"):
             os.kill(os.getppid(), signal.SIGKILL)
@@ -184,15 +201,12 @@ def begun(tmp_path_factory):
     runs = {}
     with contextlib.ExitStack() as stack:
 
-        def begin(name, prompts, *more, **options):
+        def begin(name, prompts, **options):
             folder = tmp_path_factory.mktemp("run")
-            runs[name] = folder, launch(folder, prompts, *(more or own(folder)), "-c", "32", **options)
+            runs[name] = folder, launch(folder, prompts, *own(folder), "-c", "32", **options)
             stack.callback(kill, runs[name][1])
 
-        server = stack.enter_context(in_thread({"latency": 0.02, "fault": {"500": 0.1}, "require_key": KEY}))
-        runs["server"] = server
         begin("deaths", DEATHS)
-        begin("main job", questions(200), "--base-url", server.url)
         begin("driver", [*questions(700), "this kills the driver", *questions(300)], cluster="1")
         begin("hangs", ["this has one", *(f"{question} has no answer" for question in questions(100))], cluster="1")
         yield runs
@@ -240,21 +254,8 @@ SHARED = []
 DEATHS = questions(1000)
 DEATHS[100] = "this one raises"
 DEATHS[300] += " is killed once"
+DEATHS[500] += " fails once"
 DEATHS[900] += " kills its worker"
-
-
-def test_local_processes_do_the_main_job_and_resume(begun, capfd, monkeypatch):
-    (folder, process), server = begun["main job"], begun["server"]
-    status, _, err = finish(process)
-    assert status == 0 and "200 answered" in err
-    assert [row["id"] for row in rows(folder)] == list(range(1, 201))
-    assert all(row["text"] and row["usage"] and not row["error"] for row in rows(folder))
-    assert any(row["attempts"] > 1 and row["tries"] for row in rows(folder))
-    assert server.stats.max_in_flight <= 32
-    before = server.stats.requests
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert main(arguments(folder, [], "--base-url", server.url, "-c", "32")) == 0
-    assert "200 answers of an earlier run kept" in capfd.readouterr().err and server.stats.requests == before
 
 
 def test_limits_that_are_told_are_for_all_workers_together(ask, stand_in, cluster):
@@ -264,12 +265,16 @@ def test_limits_that_are_told_are_for_all_workers_together(ask, stand_in, cluste
     assert server.stats.rejected <= 2 and server.stats.seconds > 0.6
 
 
-def test_a_schema_goes_with_the_calls(ask, stand_in, cluster, tmp_path):
+def test_a_schema_goes_with_the_calls_and_what_is_there_starts_no_processes(ask, stand_in, cluster, tmp_path):
+    server = stand_in()
     (tmp_path / "s.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
     more = ["--schema", str(tmp_path / "s.json"), "--max-cost", "1", "--price", "1,2", "-p", "max_tokens=99"]
-    status, _, err = ask(questions(20), "--base-url", stand_in().url, *more, cluster=cluster[0])
+    status, _, err = ask(questions(20), "--base-url", server.url, *more, cluster=cluster[0])
     assert status == 0 and "20 answered" in err, err
     assert all(isinstance(json.loads(row["text"])["n"], int) for row in rows(tmp_path))
+    asked = server.stats.requests
+    status, _, err = ask([], "--base-url", server.url, *more)
+    assert status == 0 and "20 answers of an earlier run kept" in err and server.stats.requests == asked
 
 
 def crew(address="tcp://127.0.0.1:1", **settings):
@@ -307,10 +312,13 @@ def test_limits_that_are_learned_are_shared(monkeypatch):
     assert "requests/min, from rejections" in str(ours._job.limiter.requests)
 
 
-def test_deaths_and_bugs_cost_their_own_rows_only(begun):
+def test_local_processes_do_the_main_job_and_deaths_and_bugs_cost_their_own_rows_only(begun):
     folder, process = begun["deaths"]
     status, _, err = finish(process)
     assert status == 1 and "998 answered" in err and "is lost" in err
+    assert [row["id"] for row in rows(folder)] == list(range(1, 1001))
+    again = rows(folder)[500]
+    assert again["attempts"] == 2 and len(again["tries"]) == 1 and again["text"]
     failed = {row["id"]: row["error"]["type"] for row in rows(folder) if row["error"]}
     assert failed == {101: "LookupError", 901: "killed_worker"}
     assert [row["text"] for row in rows(folder) if not row["error"]] == [
@@ -318,6 +326,7 @@ def test_deaths_and_bugs_cost_their_own_rows_only(begun):
     ]
     asked = (folder / "asked").read_text().splitlines()
     assert 1000 < len([one for one in asked if one]) <= 1000 + 300  # what was on the workers, and not yet told
+    assert 8 < most_in_flight(folder) <= 32  # on both together
     (folder / f"environment-{process.pid}").unlink(missing_ok=True)  # the driver's own
     environments = [path.read_bytes() for path in folder.glob("environment-*")]
     assert len(environments) > 2 or sys.platform != "linux"
@@ -325,6 +334,15 @@ def test_deaths_and_bugs_cost_their_own_rows_only(begun):
         environment, _, told = environment.rpartition(b"\0")
         assert b"OPENAI" not in environment and b"0123456789" not in environment and b"PYTHONSAFEPATH=1" in environment
         assert told == PROXY[:20].encode()  # it came with the key, and is in the process's memory alone
+
+
+def most_in_flight(folder):
+    """Return how many calls there were at once, in all processes."""
+    now, most = {}, 0
+    for line in (folder / "in-flight").read_text().splitlines():
+        process, now[process] = line.split()[0], int(line.split()[1])
+        most = max(most, sum(now.values()))
+    return most
 
 
 async def opens(address, security=None, timeout=0.5):
@@ -378,6 +396,7 @@ async def test_local_processes_let_nobody_in_show_nothing_and_drain(start, tmp_p
     lines = [json.loads(line) for line in [first, *out.splitlines()]]
     assert status == 130 and "interrupted" in err
     assert len({line["id"] for line in lines}) == len(lines) == server.stats.answered < 1000
+    assert server.stats.max_in_flight <= 20
     assert not any(line["error"] for line in lines)
 
 

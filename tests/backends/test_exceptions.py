@@ -264,7 +264,7 @@ async def by_grpc(url):
 WAYS = [by_openai, by_anthropic, by_genai, by_httpx, by_aiohttp, by_requests, by_urllib, by_botocore, by_grpc]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("by_"))
+@in_rows("way", WAYS, ids=lambda way: way.__name__.removeprefix("by_"))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 async def test_a_refused_connection_is_an_outage_whichever_library_meets_it(way):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:

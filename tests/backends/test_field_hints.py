@@ -17,7 +17,7 @@ from concurrent_prompts import Error, PromptError, main
 from concurrent_prompts.backends import check_certificates, options
 from concurrent_prompts.backends.hints import HINTS, NAMED, hint
 from tests.backends.test_field_replies import chat, once, served, told
-from tests.helpers import LIBRARIES, NAMES, rows, serving
+from tests.helpers import LIBRARIES, NAMES, in_rows, rows, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -79,7 +79,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(("what", "named"), RIGHT.items(), ids=str)
+@in_rows(("what", "named"), RIGHT.items(), ids=str)
 def test_the_status_comes_before_a_code_that_says_nothing(what, named):
     status, code, message = what
     error = concurrent_prompts.http_error(status, {}, told(message, code)).error
@@ -283,7 +283,7 @@ async def test_a_proxys_page_names_the_proxy(backend, monkeypatch):
     assert "proxy" not in str(failure) and "key" in hint(failure.error), "the API's own words"
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@in_rows("scheme", ["http", "https"])
 async def test_a_proxy_that_is_not_there_is_named(backend, monkeypatch, scheme):
     monkeypatch.setenv("ALL_PROXY", "http://me:secret-0123@127.0.0.1:9")
     failure, _ = await once(backend, PAGE, base_url=f"{scheme}://api.internal/v1")

@@ -107,7 +107,7 @@ async def test_what_a_failure_means(backend, status, body, verdict, kind):  # no
     assert hint(failure.error)
 
 
-@pytest.mark.parametrize("code", ["json_validate_failed", "tool_use_failed"])
+@in_rows("code", ["json_validate_failed", "tool_use_failed"])
 async def test_what_the_model_got_wrong_is_asked_twice(backend, code):  # noqa: F811
     wrong = served(400, told("Failed to generate JSON.", code))
     (result,), log = await answered(backend, wrong, served(200, chat()))
@@ -170,7 +170,7 @@ FIT = {
 }
 
 
-@pytest.mark.parametrize(("message", "larger"), FIT.items())
+@in_rows(("message", "larger"), FIT.items())
 def test_numbers_that_can_never_fit(message, larger):
     assert (http_error(429, {}, told(message)).error.type == "larger_than_limit") is larger
 
@@ -189,13 +189,13 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize(("headers", "name", "rate", "left", "size"), LIMITS.values(), ids=LIMITS)
+@in_rows(("headers", "name", "rate", "left", "size"), LIMITS.values(), ids=LIMITS)
 def test_a_limit_is_found(headers, name, rate, left, size):
     found = limits_in(headers, name)
     assert found[:3] == (pytest.approx(rate), left, pytest.approx(size, rel=0.01))
 
 
-@pytest.mark.parametrize("policy", ["", '"a";q=0;w=5', '"a";q=5;w=0', '"a";q=5'])
+@in_rows("policy", ["", '"a";q=0;w=5', '"a";q=5;w=0', '"a";q=5'])
 def test_a_limit_that_is_half_told_is_none(policy):
     assert limits_in({"ratelimit": '"a";r=50;t=30', "ratelimit-policy": policy}, "requests") is None
 
@@ -211,17 +211,17 @@ WHOLE = ("STOP", "Stop", "END_TURN", "COMPLETE", "finished", "stop_token", "FINI
 BROKEN = ("failed", "rate_limit", "USER_CANCEL", "FINISH_REASON_ERROR", "kv_transfer_error", "interrupted")
 
 
-@pytest.mark.parametrize("reason", WHOLE)
+@in_rows("reason", WHOLE)
 def test_an_answer_that_is_whole_by_another_word(reason):
     assert read(chat("Hi", reason)).finish_reason in ("stop", reason.lower())
 
 
-@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "SAFETY", "ERROR_TOXIC", "pause_turn"])
+@in_rows("reason", ["length", "MAX_TOKENS", "SAFETY", "ERROR_TOXIC", "pause_turn"])
 def test_an_answer_that_is_not_whole_keeps_its_word(reason):
     assert read(chat("Hi", reason)).finish_reason == reason
 
 
-@pytest.mark.parametrize("reason", BROKEN)
+@in_rows("reason", BROKEN)
 def test_an_answer_that_broke_off_by_another_word(reason):
     for body in (chat("Hi", reason), chat("Hi", None, {"native_finish_reason": reason})):
         with pytest.raises(PromptError) as failure:
@@ -229,7 +229,7 @@ def test_an_answer_that_broke_off_by_another_word(reason):
         assert failure.value.verdict == "retry"
 
 
-@pytest.mark.parametrize("error", [{"code": 0, "message": ""}, {}, "", None, False])
+@in_rows("error", [{"code": 0, "message": ""}, {}, "", None, False])
 def test_an_error_that_is_none_is_passed_over(error):
     assert read(chat() | {"error": error, "base_resp": {"status_code": 0, "status_msg": ""}}).text == "All of it."
 
@@ -241,7 +241,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("body", TEXTS.values(), ids=TEXTS)
+@in_rows("body", TEXTS.values(), ids=TEXTS)
 def test_a_text_in_another_place(body):
     assert read(body).text == "Hi"
 
@@ -282,7 +282,7 @@ CALLS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("parts", "calls"), CALLS.values(), ids=CALLS)
+@in_rows(("parts", "calls"), CALLS.values(), ids=CALLS)
 def test_calls_that_come_in_parts(parts, calls):
     assert json.loads(streamed(*[delta(tool_calls=part) for part in parts], delta("tool_calls")).text) == calls
 
@@ -290,7 +290,7 @@ def test_calls_that_come_in_parts(parts, calls):
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "chunks", [["All ", "of it."], [[THOUGHT], "All ", "of it."], ["All ", [{"type": "text", "text": "of it."}]]]
 )
 def test_a_content_that_comes_in_parts_and_texts(chunks):
@@ -307,7 +307,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("chunks", PLACES.values(), ids=PLACES)
+@in_rows("chunks", PLACES.values(), ids=PLACES)
 def test_where_a_stream_has_its_usage(chunks):
     reply = streamed(*chunks)
     assert reply.usage == {"prompt_tokens": 1} and reply.extra == {}
@@ -329,7 +329,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("path", "body"), OTHERS.values(), ids=OTHERS)
+@in_rows(("path", "body"), OTHERS.values(), ids=OTHERS)
 def test_an_answer_of_another_api_stops_the_run(path, body):
     with pytest.raises(PromptError) as failure:
         read_reply(path, {}, body.encode())
@@ -337,14 +337,14 @@ def test_an_answer_of_another_api_stops_the_run(path, body):
     assert "form of" in str(failure.value) and "--base-url" in hint(failure.value.error)
 
 
-@pytest.mark.parametrize("reason", ["UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE", "userStopped"])
+@in_rows("reason", ["UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE", "userStopped"])
 def test_more_words_for_what_broke_off(reason):
     with pytest.raises(PromptError) as failure:
         read(chat(None, reason))
     assert failure.value.useless == reason.isupper()
 
 
-@pytest.mark.parametrize("vectors", [[None], [[]], [[1.0], None]])
+@in_rows("vectors", [[None], [[]], [[1.0], None]])
 def test_an_empty_vector_is_no_answer(vectors):
     data = {"data": [{"index": place, "embedding": vector} for place, vector in enumerate(vectors)]}
     with pytest.raises(PromptError, match="no answer"):
@@ -364,7 +364,7 @@ ITEMS = {
 }
 
 
-@pytest.mark.parametrize(("items", "text", "calls"), ITEMS.values(), ids=ITEMS)
+@in_rows(("items", "text", "calls"), ITEMS.values(), ids=ITEMS)
 def test_no_item_of_a_response_vanishes(items, text, calls):
     body = {"id": "r", "object": "response", "status": "completed", "output": items}
     reply = read_reply("/responses", {}, json.dumps(body).encode())
@@ -378,6 +378,6 @@ USAGES = {
 }
 
 
-@pytest.mark.parametrize(("usage", "counts"), USAGES.values(), ids=USAGES)
+@in_rows(("usage", "counts"), USAGES.values(), ids=USAGES)
 def test_usage_in_other_forms(usage, counts):
     assert token_counts(usage) == counts

@@ -400,7 +400,7 @@ async def test_an_answer_that_broke_off_is_none(backend, body, verdict, kind, st
     assert failure.usage == {"prompt_tokens": 5, "completion_tokens": 7}, "it is billed all the same"
 
 
-@pytest.mark.parametrize("size", [0, 70_000], ids=["short", "long"])
+@in_rows("size", [0, 70_000], ids=["short", "long"])
 async def test_what_gemini_says_of_a_failure_is_billed_too(backend, size):
     body = chat("x" * size, "error") | {"usage": None, "usageMetadata": GEMINIS}
     (result,), _ = await answered(backend, served(200, body), served(200, chat()))
@@ -425,7 +425,7 @@ async def test_an_answer_that_broke_off_is_asked_again(backend):
     assert result.text == "All of it." and len(log) == 2 and list(result.lost_tokens) == [5, 7, 0, 0, 0]
 
 
-@pytest.mark.parametrize("body", [chat() | {"choices": []}, chat() | {"choices": None}], ids=["empty", "null"])
+@in_rows("body", [chat() | {"choices": []}, chat() | {"choices": None}], ids=["empty", "null"])
 async def test_what_is_billed_for_nothing_is_asked_twice_at_most(backend, body):
     (result,), log = await answered(backend, served(200, body))
     assert result.error.type == "no_answer" and len(log) == 2
@@ -486,7 +486,7 @@ DEFERRED = {
 }
 
 
-@pytest.mark.parametrize(("status", "body"), DEFERRED.values(), ids=DEFERRED)
+@in_rows(("status", "body"), DEFERRED.values(), ids=DEFERRED)
 async def test_what_cannot_be_fetched_later_is_an_error_that_says_what_to_do(backend, status, body):
     failure, log = await once(backend, served(status, body), endpoint="responses" if "status" in body else "chat")
     assert (failure.verdict, failure.error.type, len(log)) == ("fail", "unfinished", 1)
@@ -579,7 +579,7 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize(("body", "verdict", "kind"), CUT.values(), ids=CUT)
+@in_rows(("body", "verdict", "kind"), CUT.values(), ids=CUT)
 async def test_a_stream_that_ends_early_is_no_answer(backend, body, verdict, kind):
     endpoint = "responses" if "response." in body else "chat"
     failure, _ = await once(backend, served(200, body, content_type="text/event-stream"), endpoint=endpoint)
@@ -595,7 +595,7 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize("body", HALVES.values(), ids=HALVES)
+@in_rows("body", HALVES.values(), ids=HALVES)
 async def test_what_half_a_stream_used_is_billed_all_the_same(backend, body):
     failure, _ = await once(backend, served(200, body, content_type="text/event-stream"))
     assert failure.verdict == "retry" and failure.usage == USED["usage"]

@@ -19,7 +19,7 @@ from concurrent_prompts.backends import api as api_file
 from concurrent_prompts.backends import bulk as bulk_file
 from concurrent_prompts.backends.api import reply_of
 from concurrent_prompts.extras import stand_in as stand_in_server
-from tests.helpers import SCRIPT, reply, rows, scripted, serving
+from tests.helpers import SCRIPT, in_rows, reply, rows, scripted, serving
 
 pytest.importorskip("openai")
 openai_batch = pytest.importorskip("concurrent_prompts.backends.openai_batch")
@@ -267,7 +267,7 @@ def test_kill_9_at_any_time_pays_nothing_twice(ask, here):
             time.sleep(0.005)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert subprocess.run(command(call.server.url), stderr=subprocess.DEVNULL).returncode == 0
+    assert call() == 0
     assert len(answered(200)) == 200 and call.server.stats.batch_rows == 200
 
 
@@ -399,7 +399,7 @@ def test_rows_that_a_run_does_not_ask_for_are_left_for_the_next(ask, clock):
     assert not pathlib.Path("prompts.results.jsonl.running").exists()
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "error, status, kind",
     [
         ({"code": "batch_expired", "message": "late"}, 0, "retry"),
@@ -556,7 +556,7 @@ BAD_ROWS = (
 
 
 @pytest.mark.usefixtures("codec")
-@pytest.mark.parametrize("row", BAD_ROWS, ids=range(len(BAD_ROWS)))
+@in_rows("row", BAD_ROWS, ids=range(len(BAD_ROWS)))
 def test_rows_that_are_made_to_hurt(row):
     began = time.perf_counter()
     name, (status, headers, body) = openai_batch.row_outcome(row)
@@ -567,7 +567,7 @@ def test_rows_that_are_made_to_hurt(row):
     assert time.perf_counter() - began < 1
 
 
-@pytest.mark.parametrize("moment", [10**400, -1, None, "soon", 1e999])
+@in_rows("moment", [10**400, -1, None, "soon", 1e999])
 def test_times_that_cannot_be(moment):
     assert openai_batch.moment(moment, 7.0) == 7.0
 
@@ -617,7 +617,7 @@ FIELD_ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("response", "verdict", "kind"), FIELD_ROWS.values(), ids=FIELD_ROWS)
+@in_rows(("response", "verdict", "kind"), FIELD_ROWS.values(), ids=FIELD_ROWS)
 def test_a_row_means_what_the_same_reply_means(response, verdict, kind):
     line = {"custom_id": "a", "response": {"status_code": response[0], "body": response[1]}, "error": None}
     _, outcome = openai_batch.row_outcome(json.dumps(line).encode())

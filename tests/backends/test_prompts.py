@@ -9,7 +9,7 @@ import pytest
 
 from concurrent_prompts import UsageError, main, read_prompts, run
 from concurrent_prompts.backends.prompts import endpoint_of
-from tests.helpers import NAMES, api_of, completion, constant, jsonl, rows
+from tests.helpers import NAMES, api_of, completion, constant, in_rows, jsonl, rows
 
 HI = [{"role": "user", "content": "hi"}]
 SYSTEM = {"role": "system", "content": "Be nice."}
@@ -89,7 +89,7 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize(("row", "path", "body"), REQUESTS.values(), ids=REQUESTS)
+@in_rows(("row", "path", "body"), REQUESTS.values(), ids=REQUESTS)
 def test_a_line_that_is_a_whole_request_is_sent_as_one(row, path, body):
     model = {"model": None} if "model" in row else {}
     assert asked(row, **model) == (path, body)
@@ -123,7 +123,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("row", "settings", "reason"), REFUSED.values(), ids=REFUSED)
+@in_rows(("row", "settings", "reason"), REFUSED.values(), ids=REFUSED)
 def test_half_a_request_is_refused(row, settings, reason):
     if "jq" in reason:
         pytest.importorskip("concurrent_prompts.extras.inputs")
@@ -138,7 +138,7 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize("row", COLUMNS)
+@in_rows("row", COLUMNS)
 def test_columns_that_are_called_like_parameters_are_columns(row):
     assert asked(row) == ("/chat/completions", {"model": "m", "messages": [{"role": "user", "content": row["prompt"]}]})
 
@@ -206,7 +206,7 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize(("row", "messages"), MESSAGES.values(), ids=MESSAGES)
+@in_rows(("row", "messages"), MESSAGES.values(), ids=MESSAGES)
 def test_messages_in_another_place_are_messages(row, messages):
     assert asked(row) == ("/chat/completions", {"model": "m", "messages": messages})
     assert asked(row, system="Hm.")[1]["messages"] == [{"role": "system", "content": "Hm."}, *messages]
@@ -239,12 +239,12 @@ EMPTY = {
 }
 
 
-@pytest.mark.parametrize("row", EMPTY.values(), ids=EMPTY)
+@in_rows("row", EMPTY.values(), ids=EMPTY)
 def test_an_empty_prompt_is_no_call(row):
     assert "empty" in asked(row)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "row",
     [
         {

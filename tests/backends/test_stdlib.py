@@ -484,7 +484,7 @@ async def test_malformed_answer_in_single_bytes(name: str) -> None:
     assert isinstance(result, str) and not reusable
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("start", "forever"),
     [
         (OK, b"X: y\r\n"),
@@ -559,7 +559,7 @@ async def test_decompression_bomb_takes_no_memory(monkeypatch: pytest.MonkeyPatc
     assert sum(made) == 1_000_001
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("raw", "message"),
     [
         (b"", "the server closed the connection without answering"),
@@ -580,7 +580,7 @@ async def test_end_in_the_middle(raw: bytes, message: str) -> None:
         assert server.connections == 1
 
 
-@pytest.mark.parametrize("raw", [b"", OK, answer(b"x" * 100)[:-1], CHUNKED + b"5\r\nhe", OK + b"\r\nto the end"])
+@in_rows("raw", [b"", OK, answer(b"x" * 100)[:-1], CHUNKED + b"5\r\nhe", OK + b"\r\nto the end"])
 async def test_reset_in_the_middle(raw: bytes) -> None:
     async def script(request: Request) -> None:
         request.writer.write(raw)
@@ -675,7 +675,7 @@ async def test_never_sent_twice_on_a_fresh_connection() -> None:
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("start", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", answer(b"123")[:-1]])
+@in_rows("start", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", answer(b"123")[:-1]])
 async def test_never_sent_twice_after_a_byte_of_the_answer(start: bytes) -> None:
     async def script(request: Request) -> bytes | None:
         if request.number == 1:
@@ -754,7 +754,7 @@ async def test_the_first_of_many_requests_do_not_wait_for_the_last() -> None:
     assert connections[-1][1].written == b"x"
 
 
-@pytest.mark.parametrize("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
+@in_rows("start", [b"", answer(b"first")[:-2], OK + b"\r\nfir", CHUNKED + b"5\r\nfir"])
 async def test_cancelled_in_the_middle_of_an_answer(start: bytes) -> None:
     half, ended = asyncio.Event(), asyncio.Event()
 
@@ -1023,7 +1023,7 @@ async def test_callers_header_replaces_ours() -> None:
         assert server.requests[0].header("host") == "virtual.test"
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("base_url", "host", "url"),
     [
         ("http://name.test", "name.test", "/x"),
@@ -1055,7 +1055,7 @@ async def test_ipv6() -> None:
         raise
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "base_url",
     [
         *("", "api.test/v1", "ftp://api.test", "http://", "http:///v1", "http://:80/v1", "//api.test", "http://[::1/v"),
@@ -1072,7 +1072,7 @@ async def test_bad_base_url(base_url: str) -> None:
     assert "hunter2" not in str(caught.value) and caught.value.__suppress_context__ | (caught.value.__context__ is None)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("name", "value"),
     [
         *(("Authorization", f"Bearer hunter2{bad}") for bad in ("\n", "\r\nX: y", "\0", "\u2019", "\u00e9", "\x1b")),
@@ -1087,7 +1087,7 @@ async def test_bad_header(name: str, value: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["", "x", "http://elsewhere/", "/a b", "/a\r\nX: y", "/\u00e9", "/\0"])
+@in_rows("path", ["", "x", "http://elsewhere/", "/a b", "/a\r\nX: y", "/\u00e9", "/\0"])
 async def test_bad_path(path: str) -> None:
     async with connect("http://api.test", {}, 1) as post:
         with pytest.raises(ValueError, match="a path must"):
@@ -1343,7 +1343,7 @@ async def test_http_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy.connections == 1
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("environment", "base_url", "proxy"),
     [
         ({}, "http://api.test/v1", None),
@@ -1378,7 +1378,7 @@ async def test_which_proxy(
     assert (str(client._hop) if client._hop != client._target else None) == proxy
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("url", "kind", "message"),
     [
         ("socks5://user:hunter2@p.test:1080", ConnectionError, "SOCKS proxy"),
@@ -1389,7 +1389,7 @@ async def test_which_proxy(
         ("ftp://u:hunter2@p", ValueError, "the proxy for https must look like"),
     ],
 )
-@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
+@in_rows("variable", ["HTTPS_PROXY", "ALL_PROXY"])
 async def test_proxies_that_cannot_be_used(
     variable: str, url: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

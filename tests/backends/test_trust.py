@@ -27,7 +27,7 @@ from concurrent_prompts.backends import interrupts
 from concurrent_prompts.backends.api import Api
 from concurrent_prompts.backends.keys import concealer
 from concurrent_prompts.extras import demo
-from tests.helpers import LIBRARIES, NAMES, create_default_context, reply, serving
+from tests.helpers import LIBRARIES, NAMES, create_default_context, in_rows, reply, serving
 
 KEY = "sk-very-secret/KEY+0123456789-abcdefghij-KLMNOPQRST-uvwxyz=="
 COOKIE = "cookie~0123456789~crumbs"
@@ -716,8 +716,8 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("key", ["sk-0123456789abc/def.ghi/jkl~mno", "sk-0123456789abc/def&ghi'jkl\"mno<pqr+stu"])
-@pytest.mark.parametrize("how", WRITTEN)
+@in_rows("key", ["sk-0123456789abc/def.ghi/jkl~mno", "sk-0123456789abc/def&ghi'jkl\"mno<pqr+stu"])
+@in_rows("how", WRITTEN)
 def test_no_end_of_a_secret_is_left_behind_an_escaped_sign(key, how):
     conceal = concealer(key, [])
     assert conceal(f'{{"error": "no {WRITTEN[how](key)} here"}}') == '{"error": "no *** here"}'

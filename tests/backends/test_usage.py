@@ -1,6 +1,5 @@
 """Usage in every provider's form: the same five counts, whatever they are called."""
 
-import pytest
 
 from concurrent_prompts import token_counts
 from concurrent_prompts.backends.usage import tier_of, usage_of
@@ -103,7 +102,7 @@ TIERS = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "tier"), TIERS)
+@in_rows(("reply", "tier"), TIERS)
 def test_the_tier_that_served(reply, tier):
     assert tier_of(reply) == tier
 

@@ -76,13 +76,13 @@ def test_verdicts(status, code, should_retry, verdict):
     assert error.heard
 
 
-@pytest.mark.parametrize("code", [None, "", 429, "429"], ids=repr)
+@in_rows("code", [None, "", 429, "429"], ids=repr)
 def test_the_type_counts_where_the_code_says_nothing(code):
     error = http_error(429, {}, usual(code, "insufficient_quota"))
     assert (error.error.type, error.verdict) == ("insufficient_quota", "stop")
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("message", "verdict", "kind"),
     [
         ("on tokens per min (TPM): Limit 10000, Used 9000, Requested 2000. try again in 599ms", "retry", "c"),
@@ -97,7 +97,7 @@ def test_what_is_larger_than_the_limit_can_never_fit(message, verdict, kind):
     assert error.slow is (verdict == "retry")
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("status", "code", "slow"),
     [(429, "", True), (503, "", True), (529, "", True), (500, "", False), (408, "", False),
      (429, "insufficient_quota", False)],
@@ -155,7 +155,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize(("body", "message"), TEXTS.values(), ids=TEXTS)
+@in_rows(("body", "message"), TEXTS.values(), ids=TEXTS)
 def test_bodies_that_are_no_json(body, message):
     assert http_error(502, {}, body).error == Error("http_502", message, 502, True)
 
@@ -280,7 +280,7 @@ def test_what_else_an_answer_holds():
     assert read_reply("/moderations", {}, b'{"results": []}').extra == {"reply": {"results": []}}
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("data", "embedding"),
     [([[1.0, 2.0]], [1.0, 2.0]), ([[1.0], [2.0]], [[1.0], [2.0]]), (["AACAPw=="], "AACAPw==")],
     ids=["one", "two", "base64"],
@@ -331,7 +331,7 @@ def test_replies_without_an_answer(path, data, kind, verdict):
     assert caught.value.slow is (kind == "rate_limit_exceeded")
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("body", "content_type", "kind", "verdict"),
     [
         (b"<html><title>Sign in</title>", "text/html; charset=utf-8", "web_page", "stop"),
@@ -454,7 +454,7 @@ def test_trouble_with_the_connection_is_retried_and_has_a_hint(failure):
     assert (found.verdict, found.error.status) == ("retry", None) and found.error.message and hint(found.error)
 
 
-@pytest.mark.parametrize("name", ["PayloadTooOdd", "TimeoutReached", "mine.ConnectError", "TransportProblem"])
+@in_rows("name", ["PayloadTooOdd", "TimeoutReached", "mine.ConnectError", "TransportProblem"])
 def test_a_class_of_the_users_own_is_not_taken_for_a_librarys(name):
     """It fails at once: it is not asked again because of a word in its name."""
     found = as_prompt_error(make(name))
@@ -484,7 +484,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("failure", ODD.values(), ids=ODD)
+@in_rows("failure", ODD.values(), ids=ODD)
 async def test_an_exception_that_cannot_be_looked_at_fails_its_prompt_alone(failure):
     async def send(prompt):
         await asyncio.sleep(0)
@@ -496,7 +496,7 @@ async def test_an_exception_that_cannot_be_looked_at_fails_its_prompt_alone(fail
     assert (good.text, other.text, bad.error.type) == ("fine", "fine", type(failure).__name__) and bad.error.message
 
 
-@pytest.mark.parametrize("status", [0, 7, 600, 10**9, True, "404"])
+@in_rows("status", [0, 7, 600, 10**9, True, "404"])
 def test_a_status_that_is_none_of_http(status):
     assert as_prompt_error(make("Odd", status=status)).error.type == "Odd"
 
@@ -550,7 +550,7 @@ def test_every_kind_has_the_right_hint(what, named):
     assert advice and named in advice
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "failure",
     [
         http_error(429, {}, usual("c", message="Limit 1, Requested 2")),
@@ -621,7 +621,7 @@ async def test_the_key_is_in_no_repr_and_an_answer_is_left_alone(monkeypatch):
     assert result.text == f"say {KEY}"
 
 
-@pytest.mark.parametrize(("model", "verdict"), [(None, "failed"), ("m", "stopped")])
+@in_rows(("model", "verdict"), [(None, "failed"), ("m", "stopped")])
 async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, verdict):
     found = api(monkeypatch, (404, {}, usual("model_not_found")), (200, {}, json.dumps(chat()).encode()), model=model)
     first, second = await run_sequential([BATCH, BATCH | {"custom_id": "s"}], found)
@@ -629,7 +629,7 @@ async def test_a_batch_lines_own_model_is_its_own_matter(monkeypatch, model, ver
     assert (second.error.type if second.error else second.text) == ("a" if verdict == "failed" else "not_sent")
 
 
-@pytest.mark.parametrize("text", ["错" * 400, '{"a":' * 100, "word " * 100])
+@in_rows("text", ["错" * 400, '{"a":' * 100, "word " * 100])
 def test_a_long_message_is_cut_not_lost(text):
     cut = short(text)
     assert len(cut) <= 300 and cut.endswith(" …") and text.startswith(cut[:200])

@@ -20,6 +20,7 @@ from concurrent_prompts import (
     read_prompts,
 )
 from concurrent_prompts.backends.api import Api, batch_row
+from tests.helpers import in_rows
 
 pytestmark = pytest.mark.usefixtures("codec")
 
@@ -714,7 +715,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@in_rows("row", ROWS.values(), ids=ROWS)
 def test_a_line_is_the_same_with_and_without_orjson(row, monkeypatch):
     line = concurrent_prompts.to_line(row)
     assert line.endswith(b"\n") and line.count(b"\n") == 1 and isinstance(json.loads(line), dict)
@@ -725,7 +726,7 @@ def test_a_line_is_the_same_with_and_without_orjson(row, monkeypatch):
 TEXTS = ['{"a":1}', " [1] \n", '\ufeff{"a":1}', '{"a":NaN}', '"\\ud800"', "", "x", "[1] 2", "[" * 9999]
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@in_rows("text", TEXTS)
 def test_what_is_read_is_the_same_with_and_without_orjson(text, monkeypatch):
     values = [concurrent_prompts.parse_json(form) for form in (text, text.encode())]
     monkeypatch.setattr(concurrent_prompts, "load", json.loads)

@@ -8,7 +8,7 @@ import pytest
 
 from concurrent_prompts import Limits, http_error, load_backend, run, run_concurrent, run_sequential
 from tests.core.test_library import gathered, shout
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 pytest.importorskip("concurrent_prompts.extras.limits")
 
@@ -136,7 +136,7 @@ def test_runs_in_threads_keep_to_one_limit():
     assert limits.limiter.in_flight == 0
 
 
-@pytest.mark.parametrize("wrong", [{"rpm": 0}, {"tpm": -1}, {"concurrency": 0}])
+@in_rows("wrong", [{"rpm": 0}, {"tpm": -1}, {"concurrency": 0}])
 def test_limits_are_above_zero(wrong):
     with pytest.raises(ValueError, match="greater than 0"):
         Limits(**wrong)

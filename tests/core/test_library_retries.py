@@ -10,7 +10,7 @@ import pytest
 from concurrent_prompts import PromptError, http_error, load_backend, run, run_concurrent, run_sequential
 from concurrent_prompts.backends import failures
 from tests.core.test_library import all_ways
-from tests.helpers import virtual
+from tests.helpers import in_rows, virtual
 
 
 class Failing:
@@ -67,8 +67,8 @@ def test_a_reply_that_a_library_could_not_read_is_asked_for_again():
         assert failures.classified(caught.value, "no JSON").verdict == verdict
 
 
-@pytest.mark.parametrize("place", [0, 50, 93])
-@pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+@in_rows("place", [0, 50, 93])
+@in_rows("concurrency", [1, 8, "auto"])
 @virtual
 async def test_one_404_of_ones_own_does_not_stop_the_others(place, concurrency):
     prompts = [f"p{number}" for number in range(94)]
@@ -85,7 +85,7 @@ async def test_404s_of_all_prompts_stop_a_run():
     assert len(send.calls) <= 16 and of(results)[-1] == "not_sent"
 
 
-@pytest.mark.parametrize("max_attempts", [1, 2, 8])
+@in_rows("max_attempts", [1, 2, 8])
 @virtual
 async def test_a_first_prompt_that_takes_too_long_does_not_stop_a_run(max_attempts):
     async def send(prompt):

@@ -14,7 +14,7 @@ from concurrent_prompts import (
     read_prompts,
 )
 from concurrent_prompts.backends.api import Api
-from tests.helpers import contents, line_of
+from tests.helpers import contents, in_rows, line_of
 
 CHAT = "/chat/completions"
 
@@ -55,8 +55,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize(("name", "content", "expected"), FORMS.values(), ids=FORMS)
+@in_rows("packed", [False, True], ids=["plain", "gzip"])
+@in_rows(("name", "content", "expected"), FORMS.values(), ids=FORMS)
 def test_forms(read, name, content, expected, packed):
     content = content if isinstance(content, bytes) else content.encode()
     prompts = read(name + ".gz", gzip.compress(content)) if packed else read(name, content)
@@ -161,7 +161,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content"), BAD_LINES.values(), ids=BAD_LINES)
+@in_rows(("name", "content"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_names_itself_and_costs_no_other(read, name, content):
     prompts = read(name, content)
     assert contents(prompts) == ["a", "!", "b"]
@@ -169,7 +169,7 @@ def test_a_bad_line_names_itself_and_costs_no_other(read, name, content):
     assert name in prompts[1].error.message
 
 
-@pytest.mark.parametrize("depth", [200, 900, 960, 980, 990])
+@in_rows("depth", [200, 900, 960, 980, 990])
 def test_deep_nesting_is_a_bad_line_or_a_good_one(read, depth):
     prompts = read("p.jsonl", '{"messages": ' + "[" * depth + "]" * depth + '}\n"b"\n')
     assert [api().prepare(prompt).error is None for prompt in prompts][1]
@@ -193,14 +193,14 @@ IDS = {
 }
 
 
-@pytest.mark.parametrize(("line", "expected", "named"), IDS.values(), ids=IDS)
+@in_rows(("line", "expected", "named"), IDS.values(), ids=IDS)
 def test_ids(read, line, expected, named):
     _, prompt = read("p.jsonl", f'"first"\n{line}\n')
     assert (prompt.id, type(prompt.id), prompt.named, prompt.error) == (expected, type(expected), named, None)
 
 
-@pytest.mark.parametrize("value", ["true", "1.5", "[1]", '{"a": 1}'])
-@pytest.mark.parametrize("line", ['{{"prompt": "a", "id": {}}}', '{{"custom_id": {}, "url": "/v1/x", "body": {{}}}}'])
+@in_rows("value", ["true", "1.5", "[1]", '{"a": 1}'])
+@in_rows("line", ['{{"prompt": "a", "id": {}}}', '{{"custom_id": {}, "url": "/v1/x", "body": {{}}}}'])
 def test_ids_that_are_none(read, line, value):
     (prompt,) = read("p.jsonl", line.format(value))
     assert prompt.id == line_of(prompt) == 1 and "id" in prompt.error.message
@@ -260,7 +260,7 @@ REQUESTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("settings", "line", "path", "body"), REQUESTS.values(), ids=REQUESTS)
+@in_rows(("settings", "line", "path", "body"), REQUESTS.values(), ids=REQUESTS)
 def test_requests(read, settings, line, path, body):
     (prompt,) = read("p.jsonl", line if isinstance(line, str) else json.dumps(line))
     prepared = api(**settings).prepare(prompt)
@@ -287,7 +287,7 @@ NO_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize(("settings", "line", "reason"), NO_REQUESTS.values(), ids=NO_REQUESTS)
+@in_rows(("settings", "line", "reason"), NO_REQUESTS.values(), ids=NO_REQUESTS)
 def test_rows_of_which_no_request_can_be_made(read, settings, line, reason):
     line = line if isinstance(line, str) else json.dumps(line)
     bad, good = map(api(**settings).prepare, read("p.jsonl", line + '\n{"prompt": "b", "lang": "de", "x": 2}'))
@@ -312,7 +312,7 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize(("template", "item", "expected"), TEMPLATES.values(), ids=TEMPLATES)
+@in_rows(("template", "item", "expected"), TEMPLATES.values(), ids=TEMPLATES)
 def test_templates(template, item, expected):
     (prompt,) = map(api(template=template).prepare, as_prompts([item]))
     assert prompt.error is None
@@ -337,7 +337,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize(("row", "settings", "expected"), BATCHES.values(), ids=BATCHES)
+@in_rows(("row", "settings", "expected"), BATCHES.values(), ids=BATCHES)
 def test_batch_lines(read, row, settings, expected):
     (prompt,) = map(api(**settings).prepare, read("p.jsonl", json.dumps(row)))
     assert (prompt.id, prompt.named, prompt.kind) == ("r-1", True, "batch")
@@ -364,20 +364,20 @@ URLS = {
 }
 
 
-@pytest.mark.parametrize(("url", "expected"), URLS.items(), ids=URLS)
+@in_rows(("url", "expected"), URLS.items(), ids=URLS)
 def test_base_urls(url, expected):
     found = Api(None, base_url=url)
     (prompt,) = map(found.prepare, as_prompts(["a"]))
     assert (found.base_url, prompt.path) == (expected[0], CHAT + expected[1])
 
 
-@pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "https://", "https:///v1", "http://a b/v1", "-"])
+@in_rows("url", ["host/v1", "ftp://host/v1", "https://", "https:///v1", "http://a b/v1", "-"])
 def test_base_urls_that_are_none(url):
     with pytest.raises(UsageError, match="base-url"):
         Api(None, base_url=url)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("settings", "reason"),
     [
         ({"endpoint": "chats"}, "chats.*chat, responses"),
@@ -392,7 +392,7 @@ def test_settings_that_cannot_be(settings, reason):
         Api(None, **{"base_url": "http://test/v1"} | settings)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("name", "reason"),
     [
         ("no-such", "there is no backend no-such; choose .*raw-aiohttp"),
@@ -414,7 +414,7 @@ def test_prompts_of_the_readers_own():
     assert "prompt 3" in prompts[2].error.message
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "value", [float("nan"), float("inf"), {1, 2}, object()], ids=["NaN", "infinity", "set", "object"]
 )
 def test_what_json_cannot_hold_fails_only_its_own_prompt(value):

@@ -109,6 +109,7 @@ def checker(name):
 @pytest.mark.parametrize("name", ["mypy", "pyright"])
 @pytest.mark.timeout(300)
 def test_each_mistake_is_found_and_nothing_else_nor_in_a_copied_file(name, tmp_path):
+    command = checker(name)
     python, _ = install("bdist_wheel", tmp_path)
     (tmp_path / "program.py").write_text(PROGRAM)
     shutil.copy(ROOT / "concurrent_prompts.py", tmp_path / "_prompts.py")
@@ -117,6 +118,6 @@ def test_each_mistake_is_found_and_nothing_else_nor_in_a_copied_file(name, tmp_p
     words = ["-p", tmp_path, "--pythonpath", python]
     if name == "mypy":
         words = ["--strict", "--python-executable", python, "program.py", "_prompts.py"]
-    ran = subprocess.run([checker(name), *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    ran = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     found = re.findall(r"(\w+)\.py:(\d+)(?::\d+)?(?: -)?:? (?:error|warning)", ran.stdout)
     assert {*found} == {("program", str(number)) for number in PLANTED}, ran.stdout + ran.stderr

@@ -15,7 +15,7 @@ import concurrent_prompts
 from concurrent_prompts import UsageError, load_backend, main, run
 from concurrent_prompts.backends import options
 from concurrent_prompts.extras import INDEX, progress
-from tests.helpers import ROOT
+from tests.helpers import ROOT, in_rows
 
 PROGRAM = "concurrent_prompts.py: "
 # What no flag loads: the contract, parts of other files, and what the core itself asks for
@@ -46,7 +46,7 @@ def test_the_index_and_the_files_agree():
     assert len(signs) == len(set(signs)) and all(INDEX.values())
 
 
-@pytest.mark.parametrize("name", FILES)
+@in_rows("name", FILES)
 def test_a_file_adds_the_flags_of_the_index_and_no_others(name):
     flags = []
     file = importlib.import_module(f"concurrent_prompts.extras.{name}")
@@ -64,8 +64,8 @@ def test_help_shows_a_group_for_each_file(capsys):
     assert [name for name in groups if name in INDEX] == list(INDEX)
 
 
-@pytest.mark.parametrize("suffix", [sign for own in INDEX.values() for sign in own if sign.startswith(".")])
-@pytest.mark.parametrize("words", ["prompts{}", "prompts{}.gz", "p.txt -o out{}", "p.txt --output=OUT{}"])
+@in_rows("suffix", [sign for own in INDEX.values() for sign in own if sign.startswith(".")])
+@in_rows("words", ["prompts{}", "prompts{}.gz", "p.txt -o out{}", "p.txt --output=OUT{}"])
 def test_a_suffix_loads_its_file(suffix, words):
     files = concurrent_prompts.extras_folder().files_for(words.format(suffix).split())
     assert [own for own in INDEX if suffix in INDEX[own]] == [
@@ -388,7 +388,7 @@ def backend(url, **settings):
     return load_backend("stdlib", base_url=url, **settings)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "words",
     [
         ["p.txt", "-t", "{prompt}.csv"],
@@ -404,7 +404,7 @@ def test_a_text_that_ends_like_a_file_loads_nothing(words):
     assert "table" not in [concurrent_prompts.extras_folder().extra_name(file) for file in files]
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "words", [["-t", "{a}", "p.csv"], ["p.txt", "-o", "a.csv"], ["-o=a.tsv"], ["p.csv.gz"], ["-tx", "p.csv"]]
 )
 def test_a_file_by_its_suffix_is_loaded(words):

@@ -13,7 +13,7 @@ import pytest
 
 from concurrent_prompts import UsageError, main, read_prompts
 from concurrent_prompts.extras import progress, reading
-from tests.helpers import contents, line_of
+from tests.helpers import contents, in_rows, line_of
 
 FORMS = {
     "unknown suffix, JSON": ("p", '\n {"prompt": "a"}\n', ["a"]),
@@ -21,8 +21,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize(("name", "content", "expected"), FORMS.values(), ids=FORMS)
+@in_rows("packed", [False, True], ids=["plain", "gzip"])
+@in_rows(("name", "content", "expected"), FORMS.values(), ids=FORMS)
 def test_forms_that_the_content_tells(read, name, content, expected, packed):
     content = gzip.compress(content.encode()) if packed else content
     assert contents(read(name + ".gz" * packed, content)) == expected
@@ -51,7 +51,7 @@ def test_a_carriage_return_alone_costs_its_line(read):
     assert contents(prompts) == ["a", "!", "d"] and "tr '\\r'" in prompts[1].error.message
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("name", "packed"),
     [("p.csv", True), ("p.csv.gz", False), ("P.CSV.GZ", True), ("P.CSV.GZ", False)],
     ids=["gzip without .gz", "plain with .gz", "upper-case .GZ", "plain with .GZ"],
@@ -73,7 +73,7 @@ STDIN = {
 }
 
 
-@pytest.mark.parametrize(("content", "expected"), STDIN.values(), ids=STDIN)
+@in_rows(("content", "expected"), STDIN.values(), ids=STDIN)
 def test_standard_input(monkeypatch, content, expected):
     buffer = io.BytesIO(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=buffer))
@@ -134,7 +134,7 @@ LONG_STARTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), LONG_STARTS.values(), ids=LONG_STARTS)
+@in_rows(("name", "content", "expected"), LONG_STARTS.values(), ids=LONG_STARTS)
 def test_a_form_shows_also_where_the_first_line_is_long(read, name, content, expected):
     assert contents(read(name, content)) == expected
 

@@ -365,7 +365,7 @@ def made_up(draw, good):
 
 
 FAST = settings(
-    derandomize=True, database=None, deadline=None, max_examples=100,
+    derandomize=True, database=None, deadline=None, max_examples=50,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 

@@ -10,10 +10,10 @@ import pytest
 import concurrent_prompts
 from concurrent_prompts import main, token_counts
 from concurrent_prompts.extras.prices import as_price, cost_of, money, price_of, told_cost
-from tests.helpers import completion, constant
+from tests.helpers import completion, constant, in_rows
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("model", "same"),
     [
         ("gpt-4o-2024-08-06", "gpt-4o"),
@@ -25,7 +25,7 @@ def test_a_snapshot_or_a_prefix_has_the_price_of_its_family(model, same):
     assert price_of(model) == price_of(same) is not None
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "model", [None, "", "gpt-5-foo", "gpt-6", "gpt-4o-audio-preview", "ft:gpt-4o:me", "gpt-4o-2024"]
 )
 def test_no_price_is_guessed(model):
@@ -43,7 +43,7 @@ def test_cached_tokens_are_part_of_those_in():
     assert as_price(["2", " 8"])[:4] == (2, 2, 8, 2.5) and as_price((2, 8, 1, 4))[:4] == (2, 1, 8, 4)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     "numbers", [["1"], ["1", "2", "3", "4", "5"], ["-1", "2"], ["nan", "1"], ["inf", "1"], ["", ""], ["x", "y"]]
 )
 def test_what_is_no_price(numbers):
@@ -51,7 +51,7 @@ def test_what_is_no_price(numbers):
         as_price(numbers)
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("dollars", "text"),
     [
         (0, "$0.00"),
@@ -66,7 +66,7 @@ def test_amounts(dollars, text):
     assert money(dollars) == text
 
 
-@pytest.mark.parametrize("count", ["12", -1, True, 2**60, math.nan, math.inf, None, [1], {}])
+@in_rows("count", ["12", -1, True, 2**60, math.nan, math.inf, None, [1], {}])
 def test_counts_that_are_none(count):
     assert token_counts({"prompt_tokens": count, "prompt_tokens_details": {"cached_tokens": count}}) == [0] * 5
 
@@ -242,7 +242,7 @@ TOLD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("found", "cost"), TOLD.values(), ids=TOLD)
+@in_rows(("found", "cost"), TOLD.values(), ids=TOLD)
 def test_a_cost_that_a_reply_tells(found, cost):
     assert told_cost(found) == (cost and pytest.approx(cost))
 

@@ -12,10 +12,10 @@ from concurrent_prompts import Ran, Run
 from concurrent_prompts.backends.console import ErrorLog
 from concurrent_prompts.extras.progress import Progress
 from concurrent_prompts.extras.tally import Tally
-from tests.helpers import Terminal
+from tests.helpers import Terminal, in_rows
 
 
-@pytest.mark.parametrize("term", ["dumb", "", None, "xterm"])
+@in_rows("term", ["dumb", "", None, "xterm"])
 async def test_a_terminal_that_cannot_redraw_a_line_gets_whole_lines(monkeypatch, term):
     monkeypatch.delenv("TERM", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
@@ -41,7 +41,7 @@ class Costs:
         return "$0.0012"
 
 
-@pytest.mark.parametrize(("columns", "expected"), [
+@in_rows(("columns", "expected"), [
     (80, "100 of 200 done, 0 in flight, $0.0012, 10.0/s, 10.0 s left"),
     (60, "100 of 200 done, 0 in flight, $0.0012, 10.0 s left"),
     (50, "100 of 200 done, $0.0012, 10.0 s left"),
@@ -62,7 +62,7 @@ async def test_few_columns_keep_the_cost_and_the_time_that_is_left(monkeypatch, 
     assert sys.stderr.buffer.getvalue().decode().split("\r")[-2] == f"{expected}\x1b[K"
 
 
-@pytest.mark.parametrize(("columns", "shown"), [
+@in_rows(("columns", "shown"), [
     (45, "100 of 200 done, $0.0012"),
     (50, "100 of 200 done, $0.0012, 10.0 s left"),
     (60, "100 of 200 done, $0.0012, 10.0 s left"),

@@ -165,7 +165,7 @@ def test_each_endpoint_gets_the_schema_in_its_own_form(endpoint, answer, params,
     assert [{key: body[key] for key in form} for body in bodies] == [form]
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("endpoint", "params"),
     [
         ("chat", {"response_format": {"type": "json_object", "schema": {"type": "object"}}}),  # Together
@@ -201,7 +201,7 @@ def test_a_batch_line_gets_the_form_of_its_own_url():
     assert results[2].error.message == "prompt 3: --schema is not supported for /moderations"
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("settings", "named"),
     [
         ({"endpoint": "embeddings"}, "embeddings takes no schema"),
@@ -233,7 +233,7 @@ def test_the_schema_is_copied():
     assert sent[0][1]["response_format"] == WRAPPED
 
 
-@pytest.mark.parametrize(
+@in_rows(
     ("title", "name"),
     [(None, "answer"), ("Person", "Person"), ("Straße 7-b", "Stra_e_7-b"), ("人", "answer"), ("x" * 70, "x" * 64)],
 )

@@ -33,6 +33,7 @@ from concurrent_prompts.extras import stand_in, stand_in_http, stand_in_limits
 from concurrent_prompts.extras.stand_in import FAULTS, OUTAGES, Options, Server, serve
 from concurrent_prompts.extras.stand_in import main as stand_in_main
 from concurrent_prompts.extras.stand_in_limits import WINDOW_TELLS, WINDOWS
+from tests.helpers import in_rows
 
 CHAT = "/v1/chat/completions"
 FOLDER = Path(stand_in.__file__).parent
@@ -214,7 +215,7 @@ async def test_a_response_may_be_incomplete() -> None:
         assert longer["usage"]["input_tokens"] == 201
 
 
-@pytest.mark.parametrize(("given", "prompts"), [
+@in_rows(("given", "prompts"), [
     ("one", 1), (["one", "two"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2), (["one"] * 2048, 2048)])
 async def test_completions_and_embeddings_answer_every_input(given: Any, prompts: int) -> None:
     async with serving() as client:
@@ -325,7 +326,7 @@ async def test_a_client_that_does_not_read_is_not_served_for_ever() -> None:
             await client.reply()
 
 
-@pytest.mark.parametrize("size", [1, 7, 10_000])
+@in_rows("size", [1, 7, 10_000])
 async def test_request_bodies_may_be_chunked(size: int) -> None:
     data = json.dumps(chat("word " * size)).encode()
     chunks = b"".join(b"%X;ext=1\r\n%b\r\n" % (len(data[i : i + size]), data[i : i + size])
@@ -381,7 +382,7 @@ async def test_head_gets_no_body() -> None:
         assert (await client.post(chat())).status == 200
 
 
-@pytest.mark.parametrize(("chunked", "zipped"), list(itertools.product([False, True], repeat=2)))
+@in_rows(("chunked", "zipped"), list(itertools.product([False, True], repeat=2)))
 async def test_answers_may_be_chunked_and_gzipped(chunked: bool, zipped: bool) -> None:
     async with serving(chunked=chunked, gzip=zipped) as client:
         got = await client.post(chat())
@@ -458,7 +459,7 @@ async def test_nobody_makes_it_work_without_end(path: str, body: dict[str, Any],
         assert (await client.post(chat())).status == 200
 
 
-@pytest.mark.parametrize("depth", [500, 900, 960, 990, 100_000])
+@in_rows("depth", [500, 900, 960, 990, 100_000])
 async def test_a_deep_request_is_answered_or_refused(depth: int) -> None:
     async with serving(sigma=0.1) as client:
         deep = b'{"model": "m", "messages": [{"role": "user"}], "x": %b%b}' % (b"[" * depth, b"]" * depth)
@@ -504,7 +505,7 @@ async def test_nothing_that_random_bytes_do_is_an_exception() -> None:
 # --- Faults and limits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "status", "check"), [
+@in_rows(("kind", "status", "check"), [
     ("429", 429, lambda got: got.error["code"] == "rate_limit_exceeded"),
     ("500", 500, lambda got: got.error["type"] == "server_error"),
     ("502", 502, lambda got: got.error["code"] == 502),
@@ -696,7 +697,7 @@ def test_rounding_errors_cost_no_token() -> None:
     assert bucket.level() < 15 == bucket.remaining() and not bucket.wait(15)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
+@in_rows(("seconds", "text"), [
     (0, "0s"), (0.0001, "1ms"), (0.012, "12ms"), (1, "1s"), (1.5, "1.5s"), (59.9999, "1m0s"), (360, "6m0s"),
     (61.25, "1m1.25s"), (3600, "1h0m0s"), (90061.001, "25h1m1.001s")])
 def test_durations_are_written_as_go_does(seconds: float, text: str) -> None:
@@ -759,7 +760,7 @@ async def test_models_may_be_few() -> None:
         assert [model["id"] for model in listed["data"]] == ["m", "k"] and listed["object"] == "list"
 
 
-@pytest.mark.parametrize("settings", [
+@in_rows("settings", [
     {"fault": {"nonsense": 0.1}}, {"fault": {"500": 0.6, "429": 0.6}}, {"fault": {"500": -0.1}}, {"latency": -1},
     {"fault": {"500": math.nan}}, {"latency": math.inf}, {"sigma": math.nan}, {"knee": 0}, {"rpm": 0},
     {"reject_status": 200}, {"quota": -1}])

@@ -16,6 +16,7 @@ import pytest
 from concurrent_prompts.extras import stand_in as module
 from concurrent_prompts.extras import stand_in_batches, stand_in_http
 from concurrent_prompts.extras.stand_in import BATCH_FAULTS, ENDPOINTS, FAULTS, Options, Server
+from tests.helpers import in_rows
 
 CHAT = "/v1/chat/completions"
 BODIES = {
@@ -521,7 +522,7 @@ def test_a_share_of_the_batches_follows_from_their_files(stand_in: Start) -> Non
 # --- Options ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("settings", "words"), [
+@in_rows(("settings", "words"), [
     ({"batch_time": -1}, "--batch-time must be 0 or more"), ({"batch_queue": -1}, "--batch-queue"),
     ({"batch_fault": {"x": 1}}, "--batch-fault x is unknown; choose invalid,"),
     ({"batch_fault": {"expire": 1.5}}, "--batch-fault expire takes a share of 0 to 1, not 1.5"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 
@@ -15,7 +16,7 @@ from concurrent_prompts.extras import stand_in
 from concurrent_prompts.extras.stand_in import Options, serve
 from concurrent_prompts.extras.stand_in_answers import DIALECT_FAULTS
 from concurrent_prompts.extras.stand_in_dialects import DIALECTS, THOUGHT, WORDS, whole_seconds
-from tests.helpers import LIBRARIES, NAMES, Clock, rows
+from tests.helpers import LIBRARIES, NAMES, Clock, in_rows, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 KEY = "sk-stand-in-0123456789"
@@ -28,9 +29,7 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=DIALECTS)
-def dialect(request):
-    return request.param
+in_each = in_rows("dialect", DIALECTS)
 
 
 async def results_of(dialect, backend, count=1, model="m", base=None, endpoint="chat", params=None, **options):
@@ -43,6 +42,7 @@ async def results_of(dialect, backend, count=1, model="m", base=None, endpoint="
         return await run_concurrent(prompts, api, **options), server
 
 
+@in_each
 async def test_an_answer_is_whole_and_its_usage_is_told(dialect, backend, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     results, server = await results_of(dialect, backend, 3, require_key=KEY)
@@ -65,7 +65,8 @@ COMES_TO = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", COMES_TO)
+@in_each
+@in_rows("fault", COMES_TO)
 async def test_a_fault_for_good(dialect, backend, fault):
     verdict, kind, others = COMES_TO[fault]
     (result,), server = await results_of(dialect, backend, fault={fault: 1.0})
@@ -75,6 +76,7 @@ async def test_a_fault_for_good(dialect, backend, fault):
     assert hint(result.error)
 
 
+@in_each
 @pytest.mark.parametrize("fault", ["500", "busy", "cut"])
 async def test_a_fault_that_passes(dialect, backend, fault):
     results, server = await results_of(dialect, backend, 12, fault={fault: 0.4}, seed=2)
@@ -84,7 +86,9 @@ async def test_a_fault_that_passes(dialect, backend, fault):
     assert met > 1 and met > 3 * len(failed), "it was met, and not only by those who failed after three attempts"
 
 
-async def test_too_many_requests(dialect, backend):
+@in_each
+async def test_too_many_requests(dialect, backend, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1_795_901_100.0)  # a reset that is 10 ms ahead is still ahead when read
     async with serve(dialect=dialect, fault={"429": 1.0}) as server:
         api = load_backend(backend, base_url=server.url, model="m")
         async with api.open(1) as call:
@@ -94,6 +98,7 @@ async def test_too_many_requests(dialect, backend):
     assert (failure.value.wait is None) is (dialect in ("openai", "lmstudio", "deepseek", "llamacpp"))
 
 
+@in_each
 async def test_an_answer_with_nothing_in_it_is_kept_as_one(dialect, backend):
     (result,), server = await results_of(dialect, backend, fault={"empty": 1.0})
     assert result.error is None and result.text == "" and server.stats.requests == 1
@@ -101,6 +106,7 @@ async def test_an_answer_with_nothing_in_it_is_kept_as_one(dialect, backend):
     assert ("reasoning_content" in result.extra.get("more", {})) is reasoned
 
 
+@in_each
 async def test_events_that_nobody_asked_for_are_read(dialect, backend):
     (plain,), _ = await results_of(dialect, backend)
     (result,), _ = await results_of(dialect, backend, fault={"stream": 1.0})
@@ -111,7 +117,8 @@ TELL_USAGE = {"openrouter", "deepseek", "groq"}  # in a stream, asked or not
 STREAM = {"stream": True}
 
 
-@pytest.mark.parametrize("endpoint", ["chat", "completions", "responses"])
+@in_each
+@in_rows("endpoint", ["chat", "completions", "responses"])
 async def test_a_stream_that_was_asked_for_is_read_as_one_answer(dialect, backend, endpoint):
     (plain,), _ = await results_of(dialect, backend, endpoint=endpoint)
     (result,), _ = await results_of(dialect, backend, endpoint=endpoint, params=STREAM)
@@ -123,6 +130,7 @@ async def test_a_stream_that_was_asked_for_is_read_as_one_answer(dialect, backen
     assert bool(result.usage) is (dialect in TELL_USAGE or endpoint == "responses")
 
 
+@in_each
 async def test_a_stream_that_fails(dialect, backend):
     for fault in ("context", "malformed"):  # before it has begun, and half way
         (result,), server = await results_of(dialect, backend, params=STREAM, fault={fault: 1.0})
@@ -132,6 +140,7 @@ async def test_a_stream_that_fails(dialect, backend):
     assert all(result.error is None or result.error.retryable for result in results)
 
 
+@in_each
 async def test_a_model_that_is_not_there_stops_the_run(dialect, backend):
     results, server = await results_of(dialect, backend, 5, models=("other",))
     assert {result.error.type for result in results if result.error.status} <= {"model_not_found", "NOT_FOUND",
@@ -139,6 +148,7 @@ async def test_a_model_that_is_not_there_stops_the_run(dialect, backend):
     assert results[0].exception.verdict == "stop" and server.stats.requests <= 2
 
 
+@in_each
 async def test_a_path_that_is_not_there_stops_the_run(dialect, backend):
     def elsewhere(url):
         return re.sub(r"(:\d+)/?.*", r"\1/nowhere", url)
@@ -151,6 +161,7 @@ async def test_a_path_that_is_not_there_stops_the_run(dialect, backend):
 TOLD = {"openai": 600, "azure": 600, "groq": 600, "litellm": 600}
 
 
+@in_each
 async def test_limits_are_learned_from_what_is_told(dialect, backend):
     async with serve(dialect=dialect, rpm=600, burst=1.0) as server:
         api = load_backend(backend, base_url=server.url, model="m")
@@ -165,7 +176,7 @@ def prompts_of(*texts):
     return as_prompts(list(texts))
 
 
-@pytest.mark.parametrize("name", ["openrouter", "gemini", "azure", "litellm", "groq"])
+@in_rows("name", ["openrouter", "gemini", "azure", "litellm", "groq"])
 async def test_a_wait_is_told_in_the_dialects_way(name, backend):
     async with serve(dialect=name, window=(1, 900.0), window_tells=("retry-after",)) as server:
         api = load_backend(backend, base_url=server.url, model="m")
@@ -177,8 +188,8 @@ async def test_a_wait_is_told_in_the_dialects_way(name, backend):
     assert failure.value.verdict == "retry" and 800 < failure.value.wait < 901, failure.value
 
 
-@pytest.mark.parametrize("params", [None, STREAM], ids=["blank lines", "comments"])
-@pytest.mark.parametrize("name", ["openai", "deepseek", "openrouter"])
+@in_rows("params", [None, STREAM], ids=["blank lines", "comments"])
+@in_rows("name", ["openai", "deepseek", "openrouter"])
 async def test_signs_of_life(name, backend, params):
     (result,), server = await results_of(name, backend, latency=0.05, keep_alive=0.01, params=params)
     assert result.text and server.stats.requests == 1
@@ -189,6 +200,7 @@ async def test_what_fails_after_a_blank_line_comes_with_status_200(backend):
     assert result.error.type == "context_length_exceeded" and result.error.status in (200, 400)
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_command_comes_through_with_faults(dialect, backend, stand_in, here):
     server = stand_in(dialect=dialect, fault={"content": 0.3, "busy": 0.2}, seed=1)
     (here / "p.txt").write_text("".join(f"What is {number}?\n" for number in range(12)))

@@ -187,8 +187,8 @@ async def test_a_weighted_window_counts_the_share_that_is_left_of_the_last_stret
     assert await place.burst(12) == {200: 10, 429: 2}
 
 
-@pytest.mark.parametrize("kind", WINDOWS)
-@pytest.mark.parametrize("count_rejected", [False, True])
+@in_rows("kind", WINDOWS)
+@in_rows("count_rejected", [False, True])
 @virtual
 async def test_a_window_says_how_long_to_wait(kind: str, count_rejected: bool) -> None:
     """Whoever waits as long as that is let in."""
@@ -253,7 +253,7 @@ OUTCOMES = {  # of the call that comes before, of the one that is due in it, of 
 }
 
 
-@pytest.mark.parametrize("kind", OUTAGES)
+@in_rows("kind", OUTAGES)
 @virtual
 async def test_an_outage_comes_and_goes(kind: str) -> None:
     place, calls = Place(latency=1.0, outage=(f"{kind}@7+5",)), []  # from 10 to 15: it counts from the first request
@@ -306,7 +306,7 @@ async def test_an_outage_may_close_the_port() -> None:
 # --- Replicas -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sick", "status"), [("3", 500), ("3:503", 503), ("3:never", NEVER)])
+@in_rows(("sick", "status"), [("3", 500), ("3:503", 503), ("3:never", NEVER)])
 @virtual
 async def test_a_connection_leads_to_one_replica(sick: str, status: Any) -> None:
     place = Place(replicas=10, sick=sick)

@@ -9,7 +9,7 @@ import pytest
 from concurrent_prompts import (
     UsageError,
 )
-from tests.helpers import contents, line_of
+from tests.helpers import contents, in_rows, line_of
 
 
 def test_csv_line_numbers_count_lines_not_records(read):
@@ -39,8 +39,8 @@ QUOTES = {
 }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize(("content", "expected"), QUOTES.values(), ids=QUOTES)
+@in_rows("packed", [False, True], ids=["plain", "gzip"])
+@in_rows(("content", "expected"), QUOTES.values(), ids=QUOTES)
 def test_a_bad_quote_costs_no_other_row(read, content, expected, packed):
     content = b"\xef\xbb\xbfprompt,x\n" + content.encode()
     prompts = read("p.csv", gzip.compress(content) if packed else content)
@@ -74,7 +74,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize(("content", "reason"), HEADERS.values(), ids=HEADERS)
+@in_rows(("content", "reason"), HEADERS.values(), ids=HEADERS)
 def test_headers_that_cannot_be_read(read, content, reason):
     with pytest.raises(UsageError, match=reason):
         read("p.csv", content)
@@ -105,8 +105,8 @@ SEPARATED = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv"])
-@pytest.mark.parametrize("content", SEPARATED.values(), ids=SEPARATED)
+@in_rows("suffix", ["csv", "tsv"])
+@in_rows("content", SEPARATED.values(), ids=SEPARATED)
 def test_the_header_says_what_separates_the_columns(read, content, suffix):
     prompts = read(f"p.{suffix}", content)
     assert [(prompt.id, prompt.content) for prompt in prompts] == [("1", "a"), ("2", "b")]

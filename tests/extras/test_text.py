@@ -13,7 +13,7 @@ from concurrent_prompts import Error, Result, as_prompts, main
 from concurrent_prompts.extras.table import Table
 from concurrent_prompts.extras.text import Printer, as_text
 from tests.core.test_journal import batch_results, prepare, result_of
-from tests.helpers import SCRIPT, Terminal, rows
+from tests.helpers import SCRIPT, Terminal, in_rows, rows
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_wide_characters_count_twice(monkeypatch):
     assert min(widths[1:-3]) >= 38, "the lines are full"
 
 
-@pytest.mark.parametrize(("columns", "most"), [(80, 80), (40, 40), (400, 100), (3, 20)])
+@in_rows(("columns", "most"), [(80, 80), (40, 40), (400, 100), (3, 20)])
 def test_the_width_is_the_terminals_within_bounds(monkeypatch, columns, most):
     lines = shown(answered("?", "a b c d e " * 100), monkeypatch, columns)
     assert most - 2 <= max(map(len, lines)) <= most
@@ -86,7 +86,7 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("case", EXTRAS)
+@in_rows("case", EXTRAS)
 def test_what_is_not_one_text(monkeypatch, case):
     extra, lines = EXTRAS[case]
     assert shown(answered("?", extra=extra), monkeypatch, 80)[1:-2] == lines
@@ -103,7 +103,7 @@ ASKED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ASKED)
+@in_rows("case", ASKED)
 def test_what_was_asked(monkeypatch, case):
     row, text = ASKED[case]
     result = answered(row, "answer")
