@@ -273,6 +273,7 @@ class Limiter(core.Limiter):
     LOOK_EVERY = 0.01  # seconds between two looks at the answers
 
     alone_since = math.inf  # one call at a time goes out until one is answered that began since then
+    _turned_away = -math.inf  # when a call was last rejected before it took any room at the server
     silent = pause_end = -math.inf  # when the server was silent last; when a pause that it asked for is over
     # The answers since the last look, what may go out before the next one, and what has of it
     _look_at, _deferred, _answers, _latencies, _places = -math.inf, False, 0, 0.0, 0
@@ -447,7 +448,9 @@ class Limiter(core.Limiter):
             if call.started >= self.silent:  # the latency of what was sent before says nothing
                 self._answers += 1
                 self._latencies += call.latency
-                place = min(call.place, self.in_flight + 1)  # some of those before it may have been rejected
+                place = call.place
+                if call.started < self._turned_away:  # some of those before it may have been rejected
+                    place = min(place, self.in_flight + 1)
                 self._places += place
                 if place > self.window.highest:
                     self.window.highest = place

@@ -321,6 +321,7 @@ class Limiter(limiter.Limiter):
                 quota.headers.shut(wait, now)
             return
         at_the_door = not self._latency or call.latency < max(self._latency / 4, 0.7 * self._quickest)
+        self._turned_away = now if at_the_door else self._turned_away
         confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
         if confirmed is not None:
             self._weigh(confirmed, failure, quota, now, at_the_door)
