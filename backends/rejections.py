@@ -358,7 +358,7 @@ class Limiter(limiter.Limiter):
         wait = min(failure.wait or 0.0, core.PAUSE_CEILING)
         again = call.number - self._mark <= 2
         self._rejection, self._mark = now, self.sent
-        if not (quota.source or self._strikes or self.window.source == "from rejections"):
+        if not (quota.source or self._strikes):
             quota.empty(now)
         if at_the_door and quota.source == "from rejections":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])
