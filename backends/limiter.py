@@ -143,7 +143,7 @@ class Window:
         self.source = ""  # why it grows fourfold no longer
         self.highest = 0  # place of the last call in the row that was answered
         self.answers = 0  # since it was last set
-        self.throughput = math.inf  # a second, at the most
+        self.throughput = math.inf  # a second, the mean of late
         self._octaves: dict[int, list[float]] = {}  # answers, the logarithms of their latencies, places
         self._noted = 0  # answers in the octaves
         self._early: list[float] = []  # logarithms of the latencies of the first few calls
@@ -166,8 +166,8 @@ class Window:
         latency = max(1e-6, latency)
         self.answers += count
         rate = place / latency
-        slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
-        self.throughput = rate if rate > slower else slower
+        share = min(1.0, count / 8) if self.throughput < math.inf else 1.0
+        self.throughput = rate if share == 1.0 else self.throughput + (rate - self.throughput) * share
         if self.source == "from rejections":
             self._try_more(place)
         elif self.source:
