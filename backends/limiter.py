@@ -143,7 +143,7 @@ class Window:
         self.source = ""  # why it grows fourfold no longer
         self.highest = 0  # place of the last call in the row that was answered
         self.answers = 0  # since it was last set
-        self.throughput = math.inf  # a second, at the most
+        self.throughput = math.inf  # a second, the mean of late
         self._octaves: dict[int, list[float]] = {}  # answers, the logarithms of their latencies, places
         self._noted = 0  # answers in the octaves
         self._early: list[float] = []  # logarithms of the latencies of the first few calls
@@ -166,8 +166,8 @@ class Window:
         latency = max(1e-6, latency)
         self.answers += count
         rate = place / latency
-        slower = self.throughput * (1 - 1 / (16 + self.size)) if self._noted or self.source else 0.0
-        self.throughput = rate if rate > slower else slower
+        share = min(1.0, count / 8) if self.throughput < math.inf else 1.0
+        self.throughput = rate if share == 1.0 else self.throughput + (rate - self.throughput) * share
         if self.source == "from rejections":
             self._try_more(place)
         elif self.source:
@@ -273,6 +273,7 @@ class Limiter(core.Limiter):
     LOOK_EVERY = 0.01  # seconds between two looks at the answers
 
     alone_since = math.inf  # one call at a time goes out until one is answered that began since then
+    _turned_away = -math.inf  # when a call was last rejected before it took any room at the server
     silent = pause_end = -math.inf  # when the server was silent last; when a pause that it asked for is over
     # The answers since the last look, what may go out before the next one, and what has of it
     _look_at, _deferred, _answers, _latencies, _places = -math.inf, False, 0, 0.0, 0
@@ -447,7 +448,9 @@ class Limiter(core.Limiter):
             if call.started >= self.silent:  # the latency of what was sent before says nothing
                 self._answers += 1
                 self._latencies += call.latency
-                place = min(call.place, self.in_flight + 1)  # some of those before it may have been rejected
+                place = call.place
+                if call.started < self._turned_away:  # some of those before it may have been rejected
+                    place = min(place, self.in_flight + 1)
                 self._places += place
                 if place > self.window.highest:
                     self.window.highest = place

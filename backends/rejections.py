@@ -321,6 +321,7 @@ class Limiter(limiter.Limiter):
                 quota.headers.shut(wait, now)
             return
         at_the_door = not self._latency or call.latency < max(self._latency / 4, 0.7 * self._quickest)
+        self._turned_away = now if at_the_door else self._turned_away
         confirmed = self._confirmed_by(call, quota, now, at_the_door and not wait)
         if confirmed is not None:
             self._weigh(confirmed, failure, quota, now, at_the_door)
@@ -357,7 +358,7 @@ class Limiter(limiter.Limiter):
         wait = min(failure.wait or 0.0, core.PAUSE_CEILING)
         again = call.number - self._mark <= 2
         self._rejection, self._mark = now, self.sent
-        if not (quota.source or self._strikes or self.window.source == "from rejections"):
+        if not (quota.source or self._strikes):
             quota.empty(now)
         if at_the_door and quota.source == "from rejections":
             cost, spent = (call.cost, call.spent[1]) if quota is self.tokens else (1, call.spent[0])

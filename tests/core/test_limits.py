@@ -234,6 +234,22 @@ async def test_refusals_at_random_are_no_limit(share):
     assert server.span < (6 if share < 0.03 else 15)
 
 
+class Overloaded(Simulation):
+    """It says to a tenth of the calls that it is overloaded, after the time of an answer."""
+
+    async def post(self, path, body):
+        reply = await super().post(path, body)
+        return reply if self.dice.random() > 0.1 else (429, {}, b'{"error":{"message":"overloaded"}}')
+
+
+@virtual
+async def test_refusals_at_random_that_come_late_are_no_limit():
+    server = Overloaded(seed=4)
+    server.dice = random.Random(4)
+    await server.answer(texts(600, 4))
+    assert server.span < 6
+
+
 @virtual
 async def test_a_prompt_larger_than_the_limit_fails_and_holds_nobody_up():
     async with Run(Api(Simulation(tpm=60000).connect, base_url="http://test/v1"), clock=loop_time) as run:
