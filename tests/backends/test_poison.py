@@ -24,7 +24,7 @@ from tests.helpers import NAMES, ROOT, in_rows, longest_pause, reply, scripted
 OTHERS = "plot", "plot_page", "stand_in", "stand_in_answers", "stand_in_batches", "stand_in_http"  # hear no server
 FILES = [file for file in [*ROOT.glob("backends/*.py"), *ROOT.glob("extras/*.py")] if file.stem not in OTHERS]
 MODULES = "concurrent_prompts", *(f"concurrent_prompts.{file.parent.name}.{file.stem}" for file in sorted(FILES))
-FEW, SOME, MANY = 400, 4_000, 20_000  # characters: a linear pattern takes ten and five times as long for the next
+FEW, SOME, MANY = 800, 4_000, 20_000  # characters: a linear pattern takes five times as long for the next
 BITS = (
     *'<">\'\\/.,:;{}[]()= \n\t0a-_@&?%#|~+*!\x00é', '\\"', '"a', "<title>", "</title>", "<a", "1.", "1s", "1ms",
     "try again in ", "try again in 1s1", "Limit 1 ", "Limit: 9", "Requested: ", "model ", "model", "not found",
