@@ -415,7 +415,7 @@ def http_error(status: int, headers: Mapping[str, str], body: bytes | str | Any)
 
 @functools.cache
 def meanings(name: str, folder: str = "backends") -> Any:
-    """Return that file of a folder beside this one, None where it, or the folder, is not there as a whole."""
+    """Return that file of a folder beside this one, None if it or the folder is not there."""
     with contextlib.suppress(UsageError, ImportError):
         return sibling(folder, name)
 
