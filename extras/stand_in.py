@@ -287,6 +287,7 @@ class Server:
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.options, self.stats, self.url, self.clock = options, Stats(), "", clock
         self.links: set[Connection] = set()
+        self.closed = False
         self._listener: asyncio.Server | None = None
         self._limits: list[Limit] = limits_of(options, clock)
         self._outages, self._first = read_outages(options.outage), -math.inf
@@ -321,12 +322,13 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener:
             self._listener.close()
-        for _ in range(4):  # asyncio takes as many turns to make a link of a connection that was just accepted
-            await asyncio.sleep(0)
+        self.closed = True
         for link in self.links:
             link.abort()
-        while self.links:  # each is removed by a callback that is already scheduled
+        turns = 6  # asyncio takes some to make a link of a connection that was just accepted, which ends at once then
+        while self.links or turns:  # each is removed by a callback that is already scheduled
             await asyncio.sleep(0)
+            turns = max(0, turns - 1)
         self._queue.clear()  # requests whose clients have gone (--work-on)
         for job in list(self._working):
             self._stop_work(job)

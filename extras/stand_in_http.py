@@ -132,6 +132,7 @@ class Service(Protocol):
     stats: Any
     clock: Callable[[], float]
     links: set[Connection]
+    closed: bool
 
     def accept(self, job: Job, raw: bytes) -> None: ...
 
@@ -161,6 +162,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's class is not a subclass of Transport
         self.abort = transport.abort  # type: ignore[attr-defined]
         self._server.links.add(self)
+        if self._server.closed:
+            transport.abort()  # type: ignore[attr-defined]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.links.discard(self)
