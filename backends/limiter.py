@@ -233,10 +233,10 @@ class Window:
 
     def _try_more(self, place: float) -> None:
         """Try one more after `rounds` round trips; if it is answered, twice as many the next time."""
-        if place > self._limit + self._more / 2 and place > 1.25 * self._limit + 2:
+        if place > 1.25 * self._limit + 2:
             self.source = ""  # it was no limit of calls at once
         elif self.answers >= self.size * (self.rounds if not self._more else 1):
-            self._more = 2 * self._more if self._more > 1 else max(2, self._limit / 4) if self._more else 1
+            self._more = 2 * self._more or 1
             self.size, self.answers = min(self.ceiling, self.size + self._more), 0
 
     def reduce(self, size: float, rounds: float = 1.0) -> None:
@@ -283,7 +283,6 @@ class Limiter(core.Limiter):
     # Since when calls have found nobody, how many were sent by then, and since when they say something
     _failing_since, _failing_sent, _failing_from = math.inf, 0, -math.inf
     _doubt = _failed = _probed = _down_at = -math.inf  # until when one call a second goes out; when one did what
-    _probes = 0
 
     def __init__(
         self,
@@ -572,15 +571,13 @@ class Limiter(core.Limiter):
         if self.away_since is not None and call.started < self._down_at:
             return  # it was on its way
         if self.away_since is not None:
-            self._probes += 1
-            longest = core.PROBE if self.latest > -math.inf else 3 * core.PROBE
-            self._opens = now + min(longest, 0.25 * 1.5 ** min(self._probes, 9))
+            self._opens = now + core.PROBE * (1 if self.latest > -math.inf else 3)
         elif several and 2 * failed > sent and not failure.slow:
             self.mark_down(failure, now)
 
     def mark_down(self, failure: core.PromptError, now: float) -> None:
         """Enter outage mode: one probe a second until the server is back."""
-        self.away_since, self._doubt, self._probes = self._failing_since, math.inf, 0
+        self.away_since, self._doubt = self._failing_since, math.inf
         self._down_at, self._opens = now, now + 0.25
         self.window.size, self.window.source = self._before
         if self.heard:

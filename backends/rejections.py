@@ -84,7 +84,6 @@ class Rejected(limiter.Quota):
         if self._log:
             self._log.pop()
         self._level = level + (cost if started > self._last[0] else 0.0)
-        self._burst -= cost if started < self._start[0] else 0.0
         marks = self._start, self._last
         self._start, self._last = ((when, spent - cost * (started <= when)) for when, spent in marks)
 
@@ -134,7 +133,6 @@ class Rejected(limiter.Quota):
         feeling = self.source == "from rejections" and not (self.led or self.exploring or self.period)
         if feeling and started > self._last[0]:
             self._accepted += 1
-            self.barren = 0 if self._fades else self.barren
             more = 1e-5 if self.name == "requests" else 6e-4  # a token limit is known less exactly: calls differ
             faster = 1 + more * (1 + (self._accepted / 250) ** 2) if self._sure else 1 + self._growth
             self.rate = min(self.rate * faster, 1e6)
@@ -348,7 +346,7 @@ class Limiter(limiter.Limiter):
                 return None
             self._trusted -= 1
         elif call.started <= self._rejection:  # one of those that went out together
-            if self.window.source == "from rejections" and self._strikes == 0 and call.place > self.window.highest:
+            if self.window.source == "from rejections" and call.place > self.window.highest:
                 self.window.reduce(self.in_flight, self.window.rounds)
             return None
         return call
@@ -398,13 +396,11 @@ class Limiter(limiter.Limiter):
         self._unconfirmed, self._confirmed, self._strikes = None, 0, 0
         if self.window.source == "from rejections":
             self.window.source = ""
-        if self.requests.source == "from rejections":
-            self.requests.forget()
 
     def _strike(self, quota: Any, again: bool, now: float, wait: float) -> None:
         """Take a rejection for the rate's, if it is the second one in a row."""
         self._strikes = self._strikes + 1 if again else 1
-        if self._strikes == 1 and not (again or wait or quota.enough) and self.window.answers > 2:
+        if self._strikes == 1 and not (again or wait or quota.enough):
             self._gap, self._spread_end, self._opens = 0.05, now + 1, now + 0.05
         elif quota.source:
             self.window.reduce(min(self.window.size, self.in_flight + 1) * 2 / 3)  # that limit is known: another one

@@ -39,7 +39,6 @@ class Patience:
         self.latest = -math.inf  # the start of the latest call that was answered
         self._silent = self._back = -math.inf  # when the server was silent last, and when it answered after that
         self._passed = False  # whether it had answered calls that began after all that were in flight then
-        self._quick = -math.inf  # the start of the latest one that did not take long
         self._next, self._interval = -math.inf, self.LEAST  # the next try of a silent server
 
     def limit(self, losses: int | None) -> float:
@@ -51,14 +50,10 @@ class Patience:
     def answered(self, call: core.Call) -> None:
         """Learn from an answer."""
         self.answers += 1
-        started = call.started
-        if call.latency <= self.slowest:
-            if started > self._quick:
-                self._quick = started
-        elif started > self._silent:
+        if call.latency > self.slowest and call.started > self._silent:
             self.slowest = call.latency
-        if started > self.latest:
-            self.latest = started
+        if call.started > self.latest:
+            self.latest = call.started
         if self._silent > self._back:
             self._back, self._interval = call.started + call.latency, self.LEAST
 
@@ -101,8 +96,7 @@ class Patience:
         late = [call for call in itertools.takewhile(lambda call: now - call.started > least, calls) if now > due(call)]
         grace = now <= self._back + self.LEAST and not self._passed  # in which what began before may still be answered
         soon = self._silent if grace else -math.inf
-        anew = self._silent if self._quick >= self._silent else -math.inf
-        found = [call for call in late if (self.latest > due(call) or call.started < anew) and call.started >= soon]
+        found = [call for call in late if self.latest > due(call) and call.started >= soon]
         silenced = [call for call in found if call.started < self._silent]
         if late and not found and not grace and calls[-1].started <= now - least:
             found = late if stopping else late[:1]
