@@ -554,8 +554,7 @@ class Limiter(core.Limiter):
         self.heard |= failure.heard
         if not self._failing:
             self._failing_since, self._failing_sent = now, self.sent
-            late = self._latency and call.latency > self._latency / 4
-            self._failing_from = -math.inf if late else call.started  # what was sent before that says nothing
+            self._failing_from = call.started  # what was sent before that says nothing
             self._before = self.window.size, self.window.source
         self._failing[call.prompt] += 1
         self._failed = now

@@ -329,16 +329,14 @@ class Limiter(limiter.Limiter):
     def _confirmed_by(self, call: core.Call, quota: Any, now: float, may_be_chance: bool) -> core.Call | None:
         """Return the rejected call to learn from: itself, the one that it confirms, or None where it says nothing.
 
-        Some proxies reject at random: the first rejection counts once one of a few more calls is rejected, too.
+        Some proxies reject at random: the first rejection counts once one of a few more calls is rejected, too. Where
+        that was so several times in a row (a gate), the next ones are believed.
         """
         unconfirmed, first, last = self._unconfirmed, *self._probe_calls
         if unconfirmed and first <= call.number <= last:
             self._unconfirmed = None
             self._confirmed += 1
             self._trusted = 2 * (self._confirmed - 1)
-            return unconfirmed
-        if unconfirmed and not self._latency and call.number < 5:  # several of the very first
-            self._unconfirmed = None
             return unconfirmed
         if call.started > self._rejection and may_be_chance and self._doubted(quota):
             if not self._trusted:
@@ -398,7 +396,10 @@ class Limiter(limiter.Limiter):
             self.window.source = ""
 
     def _strike(self, quota: Any, again: bool, now: float, wait: float) -> None:
-        """Take a rejection for the rate's, if it is the second one in a row."""
+        """Take a rejection for the rate's, if it is the second one in a row.
+
+        Or the first, if as many calls were let in since the last that they tell the rate (a gate that is far away).
+        """
         self._strikes = self._strikes + 1 if again else 1
         if self._strikes == 1 and not (again or wait or quota.enough):
             self._gap, self._spread_end, self._opens = 0.05, now + 1, now + 0.05
