@@ -1,6 +1,7 @@
 """The cases of tests/server_cases.py in simulated time: what a run reaches that is told nothing of the server."""
 
 import dataclasses
+import random
 
 import pytest
 
@@ -28,6 +29,7 @@ LONG_WINDOWS = [  # minutes that began before the run, as many gateways count
 
 async def measured(case, seed):
     """Run the case; return the span / ideal, the calls a prompt and the share refused."""
+    random.seed(seed)  # the limiter draws, too
     server = Simulation(**LATENCY | case.server, seed=seed)
     flags = dict(zip(case.flags[::2], case.flags[1::2], strict=True))
     options = {name.strip("-"): float(value) for name, value in flags.items()}
