@@ -1683,6 +1683,54 @@ def replacing(target: pathlib.Path, mode: int | None = None) -> Iterator[IO[byte
             draft.unlink()
 
 
+# What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
+NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
+
+
+@contextlib.asynccontextmanager
+async def journaled(run: Run, sink: Any, prompts: Iterable[Prompt] | None, source: str) -> AsyncIterator[None]:
+    """Open a run whose results go into the sink: refused if those there are others', in the input's order at the end.
+
+    `prompts` are those of the whole input, None if they cannot be looked at beforehand.
+    """
+    run.journal, run.path = sink, sink.path
+    with sink:
+        if prompts is not None:
+            sink.check(map(run.api.prepare, prompts), source)
+        async with sink.tended(run), run:
+            yield
+        try:
+            if run.stopped is None:
+                sink.finish(whole=run.whole)
+        except OSError as failure:  # what cannot be written stops the run
+            run.stop(disk_error(sink.path, failure))
+
+
+def keep(run: Run, sink: Any, results: list[Result]) -> int:
+    """Write the results; return how many answers could not be.
+
+    Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
+    """
+    if not (done := [result for result in results if result.done]):
+        return 0
+    try:
+        sink.append(*done)
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        if len(done) > 1:  # some of them may fit
+            return sum(keep(run, sink, [result]) for result in done)
+        run.stop(disk_error(sink.path, failure))
+        done[0].done = False
+        return int(done[0].error is None)
+    return 0
+
+
+def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
+    """Return the error that stops a run whose results cannot be written."""
+    return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
+
+
 # ---- Sequential run ------------------------------------------------------------------------------------------
 
 
@@ -1938,54 +1986,6 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as missing:
         print(f"{PROGRAM}: {missing}", file=sys.stderr)
         return 2
-
-
-# What a file of these names is expected to hold; others are JSON Lines, whatever they are called.
-NOT_WRITTEN = (".json", ".txt", ".md", ".html", ".xml", ".yaml", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
-
-
-@contextlib.asynccontextmanager
-async def journaled(run: Run, sink: Any, prompts: Iterable[Prompt] | None, source: str) -> AsyncIterator[None]:
-    """Open a run whose results go into the sink: refused if those there are others', in the input's order at the end.
-
-    `prompts` are those of the whole input, None if they cannot be looked at beforehand.
-    """
-    run.journal, run.path = sink, sink.path
-    with sink:
-        if prompts is not None:
-            sink.check(map(run.api.prepare, prompts), source)
-        async with sink.tended(run), run:
-            yield
-        try:
-            if run.stopped is None:
-                sink.finish(whole=run.whole)
-        except OSError as failure:  # what cannot be written stops the run
-            run.stop(disk_error(sink.path, failure))
-
-
-def keep(run: Run, sink: Any, results: list[Result]) -> int:
-    """Write the results; return how many answers could not be.
-
-    Where the disk will not take one the run is stopped: what cannot be kept should not be paid for.
-    """
-    if not (done := [result for result in results if result.done]):
-        return 0
-    try:
-        sink.append(*done)
-    except BrokenPipeError:
-        raise
-    except OSError as failure:
-        if len(done) > 1:  # some of them may fit
-            return sum(keep(run, sink, [result]) for result in done)
-        run.stop(disk_error(sink.path, failure))
-        done[0].done = False
-        return int(done[0].error is None)
-    return 0
-
-
-def disk_error(path: str | pathlib.Path | None, failure: OSError) -> PromptError:
-    """Return the error that stops a run whose results cannot be written."""
-    return PromptError("disk", f"cannot write {path or 'the output'}: {failure.strerror or failure}", "stop")
 
 
 if __name__ == "__main__":
