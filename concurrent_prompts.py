@@ -290,7 +290,7 @@ encode_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_n
 # The value as JSON in UTF-8; TypeError, ValueError, RecursionError: it cannot be
 dump: Callable[[Any], bytes] = lambda value: encode_json(value).encode()  # noqa: E731
 load: Callable[[bytes | str], Any] = json.loads  # the other way; ValueError, RecursionError
-with contextlib.suppress(ImportError):  # replies and results, several times as fast
+with contextlib.suppress(ImportError):  # several times as fast
     orjson = importlib.import_module("orjson")
     dump, load = orjson.dumps, orjson.loads
 
