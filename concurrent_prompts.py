@@ -431,7 +431,7 @@ def parse_json(body: bytes | str) -> Any:
 
 
 def as_prompt_error(failure: Exception) -> PromptError:
-    """Classify whatever a call raised; one that cannot even be looked at is a failure of its prompt."""
+    """Classify whatever a call raised; if it cannot even be looked at, its prompt has failed."""
     if isinstance(failure, PromptError):
         return failure
     try:
@@ -1288,10 +1288,11 @@ class Run:
             extras_folder().call_hook(self, listener, result)
 
     def stop(self, reason: PromptError, prompt: Prompt | None = None) -> None:
-        """Admit nothing more, wake what waits, and let the calls in flight finish; `prompt` is what met the reason."""
+        """Admit nothing more, wake what waits, let the calls in flight finish; `prompt` met the reason."""
         reason.prompt = prompt
         if self.stopped is None and self.calls and reason.kind != "interrupted":
-            log.warning("stopping (%s): %s in flight may finish", reason, plural(len(self.calls), "call"))
+            calls = plural(len(self.calls), "call")
+            log.warning("stopping (%s): %s in flight may finish", short(str(reason), 90), calls)
         self.stopped = self.stopped or reason
         while self._resting:
             self._resting.pop().cancel()

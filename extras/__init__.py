@@ -177,7 +177,7 @@ def discreet(run: "core.Run", failure: Any) -> Any:
 
 @contextlib.contextmanager
 def blaming(hook: Any) -> Iterator[None]:
-    """Turn what an extra raises before the first call into a this.core.UsageError, which ends the command."""
+    """Turn what an extra raises before the first call into a UsageError, which ends the command."""
     try:
         yield
     except this.core.UsageError:
