@@ -921,7 +921,7 @@ class Run:
 
     stopped: PromptError | None = None
     broken: Exception | None = None  # what the prompts' iterable has raised
-    start: Callable[[], None] | None = None  # starts one more worker, if there may be more
+    start: Callable[[], None] | None = None  # starts another worker
     passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
     journal: Any = None  # what keeps or prints the results
     path: pathlib.Path | None = None  # its file
