@@ -14,7 +14,7 @@ from concurrent_prompts import main
 
 ROOT = pathlib.Path(concurrent_prompts.__file__).parent
 OURS = concurrent_prompts.__file__, str(ROOT / "backends"), str(ROOT / "extras")
-MOST = {"stdlib": 85, "raw-aiohttp": 75, "openai-sdk": 82}
+MOST = {"stdlib": 79, "raw-aiohttp": 67, "openai-sdk": 75}
 WRAPPED = {"budget": ["--max-cost=1", "-p", "max_completion_tokens=9"], "schema": ["--schema=schema.json"]}
 MORE = {"budget": 72, "schema": 12}
 
