@@ -920,7 +920,7 @@ class Run:
     SWEEP = 0.1  # seconds between two looks at the calls in flight
 
     stopped: PromptError | None = None
-    broken: Exception | None = None  # what the prompts' iterable has raised
+    broken: BaseException | None = None  # what the iterable has raised
     start: Callable[[], None] | None = None  # starts another worker
     passed: Callable[[Prompt], Awaitable[bool]] | None = None  # whether a prompt has a result already
     journal: Any = None  # what keeps or prints the results
@@ -1027,7 +1027,7 @@ class Run:
                 prompt = next(rest, None)
             except (PromptError, UsageError) as failure:  # of an extra
                 return self.stop(failure if isinstance(failure, PromptError) else PromptError("extra", str(failure)))
-            except Exception as failure:  # of the user's iterable: what is in flight will be paid
+            except (Exception, asyncio.CancelledError) as failure:  # of the iterable
                 self.broken = failure
                 return
             if prompt is None:

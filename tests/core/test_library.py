@@ -495,6 +495,17 @@ async def test_what_ends_a_run_carries_the_results_so_far(way, end):
     assert [result.text for result in caught.value.results][:2] == ["B", "A"]
 
 
+@pytest.mark.parametrize("way", [run_sequential, run_concurrent])
+async def test_a_generator_that_raises_a_cancellation_ends_no_run_in_silence(way):
+    def prompts():
+        yield from "ab"
+        raise asyncio.CancelledError("mine")
+
+    with pytest.raises(asyncio.CancelledError, match="mine") as caught:
+        await way(prompts(), shout)
+    assert [result.text for result in caught.value.results] == ["A", "B"]
+
+
 @needs_extras
 @pytest.mark.skipif(os.name == "nt", reason="Windows' own Ctrl-C")
 @pytest.mark.parametrize("nested", [False, True])
