@@ -914,7 +914,7 @@ class Run:
     `answer` does the attempts of one prompt and always returns a Result. An error that would meet every prompt stops
     the run: what is in flight finishes, what waits gives up, nothing more is admitted. A server that goes away is
     waited for, which costs no prompt an attempt; `deadline` (seconds) bounds it all, the calls in flight too.
-    `extras` are the objects of extras/; `max_cost` (USD) and `price` are the short form of a Budget.
+    `extras` are the objects of extras/; `max_cost` (USD) and `price` the short form of a Budget.
     """
 
     SWEEP = 0.1  # seconds between two looks at the calls in flight
@@ -953,7 +953,7 @@ class Run:
         if max_cost is not None:
             self.extras.append(sibling("extras", "budget", "max_cost").Budget(max_cost, price))
         elif price is not None:
-            sibling("extras", "prices", "price").as_price(price)
+            self.extras.append(sibling("extras", "prices", "price").Prices(price))
         if self.extras and not extras_folder():
             sibling("extras", "wraps", "an extra")
         self.listeners, self.wrapped_by = hooked(self.extras, "on_result"), hooked(self.extras, "wrap")

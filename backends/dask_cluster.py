@@ -79,18 +79,8 @@ def install(
     core.log = logging.Logger("concurrent_prompts", logging.WARNING)
     loading = core.sibling("backends", "loading")
     backend = backend or loading.default_backend()
-    module, _, attribute = backend.partition(":")
     try:
-        if attribute:
-            live: Any = loading.import_named(module)
-        else:
-            if backend == "openai-sdk":
-                make_module(f"{package}.backends.httpcore_pool", sources)
-            if backend in ("raw-aiohttp", "openai-sdk"):
-                with contextlib.suppress(ModuleNotFoundError):  # openai-sdk does without aiohttp
-                    make_module(f"{package}.backends.aiohttp_pool", sources)
-            live = make_module(f"{package}.backends.{backend.replace('-', '_')}", sources)
-        connect = functools.reduce(getattr, (attribute or "connect").split("."), live)
+        connect = live_backend(backend, package, sources)
     except ModuleNotFoundError as missing:
         return loading.missing_backend(backend, missing.name or "")  # type: ignore[no-any-return]
     for worker in list(distributed.Worker._instances):
@@ -106,6 +96,20 @@ def install(
 
     engines[name] = Engine(name, core, begin)
     return ""
+
+
+def live_backend(name: str, package: str, sources: Mapping[str, str]) -> Any:
+    """Return the function that the backend is, ours made from its source. Raises ModuleNotFoundError."""
+    module, _, attribute = name.partition(":")
+    if attribute:
+        live: Any = sys.modules[f"{package}.backends.loading"].import_named(module)
+        return functools.reduce(getattr, attribute.split("."), live)
+    if name == "openai-sdk":
+        make_module(f"{package}.backends.httpcore_pool", sources)
+    if name in ("raw-aiohttp", "openai-sdk"):
+        with contextlib.suppress(ModuleNotFoundError):  # openai-sdk does without aiohttp
+            make_module(f"{package}.backends.aiohttp_pool", sources)
+    return make_module(f"{package}.backends.{name.replace('-', '_')}", sources).connect
 
 
 def make_module(name: str, sources: Mapping[str, str]) -> types.ModuleType:

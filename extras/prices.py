@@ -237,8 +237,8 @@ class Ledger:
 class Prices:
     """The costs of runs, at the user's price or those of the table."""
 
-    def __init__(self, told: Price | None = None, hidden: bool = False) -> None:
-        self.told, self._hidden = told, hidden
+    def __init__(self, told: Iterable[Any] | None = None, hidden: bool = False) -> None:
+        self.told, self._hidden = None if told is None else as_price(told), hidden
         self._ledgers: WeakKeyDictionary[core.Run, Ledger] = WeakKeyDictionary()
         self._ledger = Ledger()
 
@@ -262,7 +262,7 @@ class Prices:
     def parts(self, ran: core.Ran) -> Iterator[tuple[str, Price | None, float, str, bool]]:
         """Yield each bill's model, its price, the cost in USD, the service tier and whether long inputs cost more."""
         for (*models, tier, long), tokens in self.ledger(ran).left_of(ran.tally.bills):
-            name, price = known_price(self.told, *models, share=ran.api.price_share)
+            name, price = known_price(self.told, *models, share=getattr(ran.api, "price_share", 1.0))
             cost = cost_of(tokens, price.served(tier, long)) if price else 0.0
             yield name, price, cost, tier, bool(price and price.long and long)
 

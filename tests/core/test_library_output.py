@@ -329,6 +329,21 @@ async def test_the_progress_is_shown(way, monkeypatch, capsys, path):
     assert "1 done, " in capsys.readouterr().err
 
 
+def test_the_progress_shows_what_answers_cost_at_a_told_price(monkeypatch, capsys):
+    progress = pytest.importorskip("concurrent_prompts.extras.progress")
+    monkeypatch.setattr(progress.Progress, "EVERY", 0.0)
+
+    async def send(prompt):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return Reply(prompt, usage={"prompt_tokens": 1_000_000, "completion_tokens": 2_000_000})
+
+    run([*"abc"], send, progress=True, concurrency=1, price=(1, 2))
+    assert "3 of 3 done, 0 in flight, $15.00" in capsys.readouterr().err
+    run([*"abc"], send, progress=True, concurrency=1)
+    assert "$" not in capsys.readouterr().err
+
+
 def test_in_a_notebook_the_bar_is_that_of_tqdm_auto(monkeypatch):
     pytest.importorskip("concurrent_prompts.extras.progress")
     auto, shown = type(sys)("tqdm.auto"), []
