@@ -49,9 +49,7 @@ class Index:
         """Yield the numbers of a request's lines that belong to no prompt yet."""
         request = int(key[:16], 16)
         if len(self._order) < len(self.places):
-            numbers = [number for number in range(len(self.places)) if number not in self.errors]
-            numbers += sorted(self.errors, reverse=True)
-            self._order = array.array("L", sorted(numbers, key=self.requests.__getitem__))
+            self._sort()
         first = self._next.get(request) or bisect.bisect_left(self._order, request, key=self.requests.__getitem__)
         for at in range(first, len(self._order)):
             number = self._order[at]
@@ -61,6 +59,15 @@ class Index:
                 if at > first:
                     self._next[request] = at
                 yield number
+
+    def _sort(self) -> None:
+        answers = (number for number in range(len(self.places)) if number not in self.errors)
+        parts = [array.array("L") for _ in range(256)]  # sorted one by one: all keys at once are objects of 90 bytes
+        for number in itertools.chain(answers, sorted(self.errors, reverse=True)):
+            parts[self.requests[number] >> 56].append(number)
+        self._order = array.array("L")
+        for part in parts:
+            self._order.extend(sorted(part, key=self.requests.__getitem__))
 
     def claim(self, key: str) -> int | None:
         """Return the number of the line that a prompt with this fingerprint is given, None if there is none."""
